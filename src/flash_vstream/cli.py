@@ -1,0 +1,191 @@
+"""The command line: one verb a function, thin."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flash_vstream.errors import UserError
+
+app = typer.Typer(
+    name="flash-vstream",
+    help="Watch a video stream of any length in constant memory, and answer questions about it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+train_app = typer.Typer(help="Train a model: prepare data, stage 1, stage 2.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+Model = Annotated[str, typer.Option("--model", help="A name of the zoo, a model folder or a Hugging Face id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Fps = Annotated[float, typer.Option("--fps", help="Frames to look at in a second of stream time.")]
+
+
+def main() -> None:
+    """Run the command line; a user's error is one message on stderr and exit code 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except UserError as error:
+        print(f"flash-vstream: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # such as: flash-vstream ask … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from flash_vstream import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def ask(
+    video: Annotated[str, typer.Argument(help="A video file.")],
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="One question or several.")],
+    at: Annotated[list[str] | None, typer.Option("--at", help="Stream time to ask at, such as 35s or 1:05.")] = None,
+    fps: Fps = 1.0,
+    model: Model = "nano",
+    as_json: Json = False,
+) -> None:
+    """Watch a video file and answer questions about it, from the memory as of --at (default: its end)."""
+    from flash_vstream.asking import ask_file
+
+    ask_file(video, questions, at or [], fps, model, as_json)
+
+
+@app.command()
+def demo(as_json: Json = False) -> None:
+    """Watch a short real video (a street, a man in a car, a cartoon) and answer three questions about it."""
+    from flash_vstream.demo import run_demo
+
+    run_demo(as_json)
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models: what they are, whether they are here, sizes and licences."""
+    from flash_vstream.models.zoo import ZOO, assembled
+
+    rows = []
+    for model in ZOO.values():
+        folder = assembled(model.name)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+        rows.append({**vars(model), "present": folder.exists(), "bytes": size, "folder": str(folder)})
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("name", "what it is", "here", "size", "licence", "from")
+    for row in rows:
+        size = f"{row['bytes'] / 1e6 or row['megabytes']:,.0f} MB"
+        table.add_row(
+            row["name"], row["summary"], "yes" if row["present"] else "no", size, row["licence"], row["source"]
+        )
+    Console().print(table)
+
+
+@app.command()
+def pull(name: Annotated[str, typer.Argument(help="A name of the zoo.")], as_json: Json = False) -> None:
+    """Fetch and assemble a model ahead of time."""
+    from flash_vstream.models.zoo import pull as pull_model
+
+    with Console(stderr=True).status(f"fetching and assembling {name}"):
+        folder = pull_model(name)
+    print(json.dumps({"name": name, "folder": str(folder)}) if as_json else f"{name} is at {folder}")
+
+
+@app.command()
+def bench(
+    what: Annotated[str, typer.Argument(help="memory, nano or all.")] = "all",
+    frames: Annotated[int, typer.Option("--frames", help="Frames that the memory bench writes.")] = 100_000,
+) -> None:
+    """Measure speed and memory; the last line on stdout is JSON."""
+    from flash_vstream.bench import run_bench
+
+    run_bench(what, frames)
+
+
+@train_app.command("prepare")
+def train_prepare(
+    pictures: Annotated[Path, typer.Argument(help="Folder with captions.json, splits.json and pictures or tar files.")],
+    output: Annotated[Path, typer.Argument(help="Folder for captions and cached features.")],
+    model: Model = "nano-base",
+) -> None:
+    """Encode the views of captioned pictures once, for training and evaluation."""
+    from flash_vstream.train.prepare import prepare
+
+    prepare(pictures, output, model)
+
+
+@train_app.command("stage1")
+def train_stage1(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[Path, typer.Option("--data")],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Stage 1: teach projector and semantic attention (and nano's LoRA) to see, by captions."""
+    _train(1, config, data, output)
+
+
+@train_app.command("stage2")
+def train_stage2(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[Path, typer.Option("--data")],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Stage 2: teach the language model to answer, by questions about videos."""
+    _train(2, config, data, output)
+
+
+@train_app.command("captions")
+def train_captions(
+    data: Annotated[Path, typer.Option("--data", help="A prepared folder.")],
+    model: Model = "nano",
+    split: Annotated[str, typer.Option("--split")] = "test",
+    limit: Annotated[int | None, typer.Option("--limit", help="Score only this many pictures.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Caption single pictures of a prepared split and score them with BLEU-4."""
+    from flash_vstream.train.scoring import score_captions
+
+    result = score_captions(data, model, split, limit)
+    print(json.dumps(result) if as_json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+
+
+@train_app.command("export")
+def train_export(
+    result: Annotated[Path, typer.Argument(help="The result folder of a stage that trained a LoRA.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the adapter to ship.")],
+) -> None:
+    """Write a trained adapter in bfloat16 with its SHA-256, as nano ships it."""
+    from flash_vstream.train.export import export_adapter
+
+    print(json.dumps(export_adapter(result, output)))
+
+
+def _train(stage: int, config_path: Path, data: Path, output: Path) -> None:
+    from flash_vstream.train.config import StageConfig
+    from flash_vstream.train.media import media_encoder
+    from flash_vstream.train.stage import run_stage
+
+    config = StageConfig.load(config_path)
+    if config.stage != stage:
+        raise UserError(f"{config_path} is of stage {config.stage}; use: flash-vstream train stage{config.stage}")
+    from flash_vstream.models.zoo import resolve
+
+    folder = Path(resolve(config.model))
+    print(run_stage(config, folder, data, output, media_encoder(folder)))

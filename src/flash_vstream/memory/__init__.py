@@ -1,0 +1,18 @@
+"""The STAR memory: tensors only."""
+
+from flash_vstream.memory.attention import SemanticAttention, abstract_memory
+from flash_vstream.memory.config import StarConfig
+from flash_vstream.memory.pooling import pool_grid
+from flash_vstream.memory.star import StarMemory
+from flash_vstream.memory.view import PARTS, MemoryView, Slots
+
+__all__ = [
+    "PARTS",
+    "MemoryView",
+    "SemanticAttention",
+    "Slots",
+    "StarConfig",
+    "StarMemory",
+    "abstract_memory",
+    "pool_grid",
+]

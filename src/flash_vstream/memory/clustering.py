@@ -1,0 +1,85 @@
+"""Weighted k-means: the exact streaming merge, and Lloyd's iterations."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LLOYD_ITERATIONS = 10
+LLOYD_TOLERANCE = 1e-4
+
+
+def squared_distances(points: Tensor, point: Tensor) -> Tensor:
+    """Squared Euclidean distances ``[n]`` of ``points [n, d]`` to ``point [d]``.
+
+    Taken of the differences: the expanded form cancels where frames are near-duplicates, which is
+    just where a stream's decisions fall.
+    """
+    return (points - point).square_().sum(1)
+
+
+def merge_costs(distances: Tensor, weights: Tensor) -> Tensor:
+    """What merging each pair adds to the k-means objective: ``w_i w_j / (w_i + w_j) · d²_ij``.
+
+    ``distances [n, n]`` are squared, ``weights [n]`` positive; the diagonal comes out infinite.
+    """
+    total = weights[:, None] + weights[None, :]
+    costs = distances.double() * (weights[:, None] * weights[None, :] / total)
+    return costs.fill_diagonal_(float("inf"))
+
+
+def cheapest_pair(distances: Tensor, weights: Tensor) -> tuple[int, int]:
+    """The pair (i < j) that is cheapest to merge; the first such pair when several tie.
+
+    n weighted points into n - 1 clusters: any partition but one pair and singletons splits into
+    merges that cost at least as much, so this is the optimum of that k-means problem.
+    """
+    costs = merge_costs(distances, weights)
+    flat = int(torch.argmin(costs))
+    first, second = divmod(flat, costs.shape[0])
+    return min(first, second), max(first, second)
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Result of ``lloyd``: ``centroids [k, d]``, ``labels [n]`` and the clusters' ``weights [k]``."""
+
+    centroids: Tensor
+    labels: Tensor
+    weights: Tensor
+
+
+def lloyd(
+    points: Tensor,
+    weights: Tensor,
+    start: Tensor,
+    refill: Callable[[], int] | None = None,
+) -> Clusters:
+    """Weighted k-means by Lloyd's iterations from the rows ``start [k]`` of ``points [n, d]``.
+
+    Ten iterations at most, ended when the centroids move by less than 1e-4 in all, as in the
+    released code. ``weights [n]`` are the points' weights; the clusters' are their sums. A cluster
+    that loses all its points restarts at the row that ``refill`` draws or, without it, at the point
+    that is farthest from its centroid, which keeps the result deterministic. Centroids
+    are those of the iteration before the stop, to which the labels were taken (the release's rule).
+    """
+    k = start.numel()
+    centroids = points[start].clone()
+    labels = torch.zeros(len(points), dtype=torch.long, device=points.device)
+    totals = weights.new_zeros(k)
+    for _ in range(LLOYD_ITERATIONS):
+        distances = torch.stack([squared_distances(points, centroid) for centroid in centroids], 1)
+        labels = distances.argmin(1)
+        member = torch.nn.functional.one_hot(labels, k).to(weights.dtype) * weights[:, None]  # [n, k]
+        totals = member.sum(0)
+        moved = (member.to(points.dtype).T @ points) / totals.clamp_min(torch.finfo(points.dtype).tiny)[:, None].to(
+            points.dtype
+        )
+        farthest = distances.gather(1, labels[:, None])[:, 0].argsort(descending=True, stable=True).tolist()
+        for empty in (totals == 0).nonzero()[:, 0].tolist():
+            moved[empty] = points[refill() if refill is not None else farthest.pop(0)]
+        if torch.linalg.vector_norm(centroids - moved, dim=1).sum() < LLOYD_TOLERANCE:
+            break
+        centroids = moved
+    return Clusters(centroids, labels, totals)

@@ -1,0 +1,88 @@
+"""The sizes and variants of a STAR memory."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+Consolidation = Literal["merge", "lloyd"]
+Retrieval = Literal["exemplar", "buffer"]
+Compat = Literal["none", "release"]
+
+
+@dataclass(frozen=True)
+class StarConfig:
+    """Sizes of the four parts of a STAR memory (arXiv 2406.08085, section 3 and table 5).
+
+    A *size* P is the side of a slot's grid (P² tokens a slot), a *length* N the number of slots;
+    a part with length 0 is left out. The defaults are the paper's sizes (681 tokens) with the
+    exact, deterministic consolidation and unbounded reach of this project:
+
+    - ``consolidation``: ``"merge"`` merges the cheapest pair at every frame (exact streaming
+      weighted k-means); ``"lloyd"`` runs Lloyd's iterations over the clusters and the new frames.
+    - ``retrieval``: ``"exemplar"`` keeps the real frame nearest to each centroid;
+      ``"buffer"`` searches the newest ``buffer_length`` frames, as the paper does.
+    - ``compat="release"`` reproduces the authors' released code, its quirks included.
+
+    Raises ``ValueError`` for sizes that do not nest or are out of range.
+    """
+
+    spatial_size: int = 8
+    temporal_size: int = 4
+    abstract_size: int = 1
+    spatial_length: int = 1
+    temporal_length: int = 25
+    abstract_length: int = 25
+    retrieved_length: int = 3
+    buffer_length: int = 300
+    update_ratio: float = 0.2
+    consolidation: Consolidation = "merge"
+    retrieval: Retrieval = "exemplar"
+    compat: Compat = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("spatial_length", "temporal_length", "abstract_length", "retrieved_length"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if min(self.spatial_size, self.temporal_size, self.abstract_size, self.buffer_length) < 1:
+            raise ValueError("grid sizes and buffer_length must be 1 or more")
+        for name in ("temporal_size", "abstract_size"):
+            if self.spatial_size % getattr(self, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must divide spatial_size ({self.spatial_size}),"
+                    " since the coarser grids are pooled from the finer"
+                )
+        if not 0 <= self.update_ratio <= 1:
+            raise ValueError(f"update_ratio is {self.update_ratio}; it must lie between 0 and 1")
+        for name, options in (("consolidation", Consolidation), ("retrieval", Retrieval), ("compat", Compat)):
+            if getattr(self, name) not in get_args(options):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(get_args(options))}")
+        if self.retrieved_length and not self.temporal_length:
+            raise ValueError("retrieved_length needs a temporal memory to retrieve by; set temporal_length above 0")
+
+    @classmethod
+    def paper(cls) -> "StarConfig":
+        """The paper's form: Lloyd's iterations, weights from cluster sizes, and the FIFO buffer.
+
+        Writing a whole video at once clusters all of its frames (the paper's offline form).
+        """
+        return cls(consolidation="lloyd", retrieval="buffer")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "StarConfig":
+        """The config with the given fields; raises ``ValueError`` for a name it does not know."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"StarConfig has no field {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, ready for JSON."""
+        return asdict(self)
+
+    @property
+    def max_tokens(self) -> int:
+        """Visual tokens of a full memory (681 at the paper's sizes)."""
+        return (
+            self.abstract_length * self.abstract_size**2
+            + self.temporal_length * self.temporal_size**2
+            + (self.retrieved_length + self.spatial_length) * self.spatial_size**2
+        )

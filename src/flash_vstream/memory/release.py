@@ -1,0 +1,228 @@
+"""The authors' released code, its quirks included (``compat="release"``).
+
+For parity with published numbers and for comparison; nothing else should use it. Its quirks:
+retrieved frames are looked up by cluster rank and so never leave the first ``temporal_length``
+frames; streaming k-means forgets its weights at every step; the streaming abstract memory attends
+to one key and collapses to a moving average; the feature buffer grows by every frame for ever;
+k-means starts at random.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flash_vstream.memory.attention import SemanticAttention, abstract_memory
+from flash_vstream.memory.clustering import lloyd
+from flash_vstream.memory.config import StarConfig
+from flash_vstream.memory.pooling import pool_grid
+from flash_vstream.memory.view import MemoryView, Slots
+
+KEY_FRAMES = 3
+"""Retrieved frames; the release fixes their number."""
+
+
+class ReleaseMemory:
+    """The release's memory behind the interface of ``StarMemory``.
+
+    A write is one call of its ``embed_video_streaming``: the result depends on how a stream is cut
+    into writes. ``offline=True`` reads as its ``compress_temporal_features`` does over all the
+    frames written. ``permute(n)`` gives the random order from which k-means starts and ``draw(n)``
+    a random row for an empty cluster; they default to PyTorch's and are injected for parity.
+    """
+
+    def __init__(
+        self,
+        config: StarConfig,
+        channels: int,
+        attention: SemanticAttention | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        offline: bool = False,
+        permute: Callable[[int], Tensor] = torch.randperm,
+        draw: Callable[[int], int] | None = None,
+    ):
+        if attention is None:
+            raise ValueError("the release's memory needs its SemanticAttention")
+        self.config = config
+        self.attention = attention
+        self.offline = offline
+        self._permute = permute
+        self._draw = draw or (lambda n: int(torch.randint(n, ())))
+        empty = torch.zeros(0, config.spatial_size**2, channels, dtype=dtype, device=device)
+        self._buffer = empty
+        self._times = torch.zeros(0, dtype=torch.float64)
+        self._long = pool_grid(empty, config.temporal_size)
+        self._abstract = pool_grid(empty, config.abstract_size)
+        self._keys: list[int] = []
+        self._weights = torch.zeros(0)
+
+    @property
+    def frames(self) -> int:
+        """Frames written so far, all of them still in the buffer."""
+        return len(self._buffer)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held; grows with every frame."""
+        return sum(value.numel() * value.element_size() for value in self.state_dict().values())
+
+    @torch.no_grad()
+    def write(self, features: Tensor, times: Tensor | list[float]) -> None:
+        """Take frames ``[T, P², D]`` at ``times [T]`` as one call of the release."""
+        frames = pool_grid(features.to(self._buffer), self.config.spatial_size)
+        first = not self.frames
+        self._buffer = torch.cat([self._buffer, frames])
+        self._times = torch.cat([self._times, torch.as_tensor(times, dtype=torch.float64).reshape(-1)])
+        if self.offline:
+            return
+        long = torch.cat([self._long, pool_grid(frames, self.config.temporal_size)])
+        abstract = torch.cat([self._abstract, pool_grid(frames, self.config.abstract_size)])
+        if first:  # kept as it comes, however long, with nothing retrieved
+            self._long, self._abstract = long, abstract
+            self._weights = torch.ones(len(long))
+            return
+        self._long, self._weights, self._keys = self._compress(long)
+        self._abstract = abstract_memory(
+            abstract, self.config.abstract_length, self.attention, self.config.update_ratio
+        )
+
+    def _compress(self, long: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+        """Centroids, their weights, and the indices of the key frames, rank taken for number."""
+        length = self.config.temporal_length
+        centroids, weights = long, torch.ones(len(long), device=long.device)
+        if len(long) > length:
+            centroids, weights = kmeans_feature(long, length, self._permute, self._draw)
+        ranks = torch.argsort(weights, descending=True, stable=True)
+        wanted = long[ranks.to(long.device)][:KEY_FRAMES].flatten(1)
+        nearest = [int((long.flatten(1) - row).square().sum(1).argmin()) for row in wanted]
+        return centroids, weights, nearest
+
+    @torch.no_grad()
+    def read(self) -> MemoryView:
+        """The memory as the release would give it to its language model."""
+        if not self.frames:
+            raise ValueError("the memory is empty; write at least one frame before reading it")
+        long, abstract, weights, keys = self._long, self._abstract, self._weights, self._keys
+        if self.offline:
+            past = self._buffer[: len(self._buffer) - self.config.spatial_length]
+            long = pool_grid(past, self.config.temporal_size)
+            abstract = pool_grid(past, self.config.abstract_size)
+            weights, keys = torch.ones(len(long)), []
+            if len(past):
+                long, weights, keys = self._compress(long)
+                abstract = abstract_memory(
+                    abstract, self.config.abstract_length, self.attention, self.config.update_ratio
+                )
+        newest = slice(max(0, self.frames - self.config.spatial_length), None)
+        return MemoryView(
+            self._untimed(abstract, torch.ones(len(abstract))),
+            self._untimed(long, weights),
+            Slots.of_frames(self._buffer[keys], self._times[keys]),
+            Slots.of_frames(self._buffer[newest], self._times[newest]),
+            float(self._times[-1]),
+            self.frames,
+        )
+
+    def _untimed(self, features: Tensor, weights: Tensor) -> Slots:
+        """Slots whose times the release does not keep: each spans the whole stream."""
+        start, end = self._times[:1].expand(len(features)), self._times[-1:].expand(len(features))
+        return Slots(features.clone(), start, end, (start + end) / 2, start, weights.double().cpu())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor of the memory by name."""
+        keys = torch.tensor(self._keys, dtype=torch.int64)
+        named = {name[1:]: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return named | {"keys": keys}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore a state; raises ``ValueError`` when names differ."""
+        if self.state_dict().keys() != state.keys():
+            raise ValueError("not a state of a release memory")
+        for name, value in state.items():
+            setattr(self, f"_{name}", value.tolist() if name == "keys" else value.clone())
+
+
+def kmeans_feature(
+    features: Tensor,
+    length: int,
+    permute: Callable[[int], Tensor],
+    draw: Callable[[int], int],
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The release's ``weighted_kmeans_feature``: ``[T, P², D]`` to ``[length, P², D]`` and weights.
+
+    Videos of up to ``length`` frames come back as they are.
+    """
+    if weights is None:
+        weights = torch.ones(len(features), dtype=features.dtype, device=features.device)
+    if len(features) <= length:
+        return features, weights
+    points = features.flatten(1)
+    start = permute(len(points))[:length].to(points.device)
+    clusters = lloyd(points, weights, start, refill=lambda: draw(len(points)))
+    return clusters.centroids.reshape(length, *features.shape[1:]), clusters.weights
+
+
+def pairwise_feature(features: Tensor, length: int, merge: bool, coin: Callable[[], int]) -> Tensor:
+    """The release's ``k_merge_feature`` and ``k_drop_feature``: reduce the most similar pair.
+
+    Over all pairs, one new frame at a time, by cosine similarity. Merging puts the mean in the
+    later place; dropping takes the earlier frame when ``coin()`` is 1 and the later one otherwise.
+    """
+    kept = features[:length]
+    for frame in features[length:]:
+        kept = torch.cat([kept, frame[None]])
+        unit = torch.nn.functional.normalize(kept.flatten(1), dim=1)
+        # Above the diagonal alone: rounding must not decide which of a pair is the earlier.
+        similar = (unit @ unit.T).masked_fill(torch.ones(len(kept), len(kept)).tril().bool(), -100.0)
+        left, right = divmod(int(similar.argmax()), len(kept))
+        gone = left if merge or coin() else right
+        kept = _reduced(kept, gone, right if merge else None, left)
+    return kept
+
+
+def adjacent_feature(
+    features: Tensor, length: int, merge: bool, coin: Callable[[], int], similarities: Tensor | None = None
+) -> Tensor:
+    """The release's ``merge_feature`` and ``drop_feature``: as above, over neighbours only.
+
+    Here dropping takes the later frame when ``coin()`` is 1. ``similarities`` gives those of
+    neighbours among the first frames where they are known.
+    """
+    kept = features[:length]
+    known = (_neighbours(kept) if similarities is None else similarities[: length - 1]).clone()
+    for i in range(length, len(features)):
+        kept = torch.cat([kept, features[i : i + 1]])
+        known = torch.cat([known, _neighbours(kept[-2:])])
+        left = int(known.argmax())
+        gone = left if merge else left + int(coin())
+        kept = _reduced(kept, gone, left + 1 if merge else None, left)
+        known = torch.cat([known[:left], known[left + 1 :]])
+        for pair in (left - 1, left) if merge else (gone - 1,):
+            if 0 <= pair < len(known):
+                known[pair] = _neighbours(kept[pair : pair + 2])[0]
+    return kept
+
+
+def _neighbours(features: Tensor) -> Tensor:
+    """Cosine similarity of each frame and the next, ``[T - 1]``."""
+    flat = features.flatten(1)
+    return torch.nn.functional.cosine_similarity(flat[:-1], flat[1:], dim=1)
+
+
+def _reduced(kept: Tensor, gone: int, mean_at: int | None, left: int) -> Tensor:
+    """``kept`` without row ``gone``; with ``mean_at``, that row is its mean with row ``left`` first."""
+    if mean_at is not None:
+        kept = kept.clone()
+        kept[mean_at] = (kept[left] + kept[mean_at]) / 2
+    return torch.cat([kept[:gone], kept[gone + 1 :]])
+
+
+REDUCERS: dict[str, Callable[..., Tensor]] = {
+    "merge": lambda f, n, coin, s=None: adjacent_feature(f, n, True, coin, s),
+    "drop": lambda f, n, coin, s=None: adjacent_feature(f, n, False, coin, s),
+    "kmerge": lambda f, n, coin, s=None: pairwise_feature(f, n, True, coin),
+    "kdrop": lambda f, n, coin, s=None: pairwise_feature(f, n, False, coin),
+}
+"""The release's other ``video_sample_type``s, by name."""

@@ -1,0 +1,44 @@
+"""Which real frames come back at full resolution: the heaviest clusters, and the FIFO buffer."""
+
+import torch
+from torch import Tensor
+
+
+def heaviest(weights: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` largest ``weights [n]`` in ascending order; the older wins a tie."""
+    return torch.argsort(weights, descending=True, stable=True)[:count].sort().values
+
+
+def nearest_frames(frames: Tensor, centroids: Tensor) -> Tensor:
+    """For each of ``centroids [k, P², D]``, the index of the nearest of ``frames [n, P², D]``.
+
+    Euclidean distance over the whole feature map; the older frame wins a tie.
+    """
+    points = frames.flatten(1).float()
+    return torch.stack([(points - centroid).square().sum(1).argmin() for centroid in centroids.flatten(1).float()])
+
+
+class FrameBuffer:
+    """The paper's FIFO feature buffer: the newest ``length`` frames, in a ring that never moves."""
+
+    def __init__(self, length: int, tokens: int, channels: int, dtype: torch.dtype, device: torch.device | str):
+        self._frames = torch.zeros(length, tokens, channels, dtype=dtype, device=device)
+        self._times = torch.zeros(length, dtype=torch.float64)
+        self._pushed = torch.zeros((), dtype=torch.int64)
+
+    def push(self, frame: Tensor, time: float) -> None:
+        """Add a frame ``[P², D]`` at ``time``; the oldest goes when the buffer is full."""
+        row = int(self._pushed) % len(self._frames)
+        self._frames[row] = frame
+        self._times[row] = time
+        self._pushed += 1
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The frames ``[n, P², D]`` and their times ``[n]``, oldest first."""
+        pushed, length = int(self._pushed), len(self._frames)
+        order = torch.arange(max(0, pushed - length), pushed) % length
+        return self._frames[order], self._times[order]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The buffer's tensors by name."""
+        return {"frames": self._frames, "times": self._times, "pushed": self._pushed}

@@ -1,0 +1,209 @@
+"""The STAR memory: a stream of any length in constant space.
+
+Knows tensors and times. Knows nothing of models, video files or processes.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flash_vstream.memory.attention import SemanticAttention
+from flash_vstream.memory.config import StarConfig
+from flash_vstream.memory.pooling import grid_side, pool_grid
+from flash_vstream.memory.retrieval import FrameBuffer, heaviest, nearest_frames
+from flash_vstream.memory.temporal import TemporalMemory
+from flash_vstream.memory.view import MemoryView, Slots
+
+
+class StarMemory:
+    """Spatial, temporal, abstract and retrieved memory of one stream.
+
+    >>> memory = StarMemory(StarConfig(), channels=1024, attention=SemanticAttention(1024, 32))
+    >>> memory.write(features, times)        # [T, P², D] float, [T] seconds
+    >>> view = memory.read()                 # slots, times and weights; later writes do not show
+
+    All space is taken at construction; a write does the same work for the first frame and the ten
+    millionth. Writing never tracks gradients (training differentiates ``abstract_memory`` instead).
+    Features are kept in ``dtype``, running means in float32 whatever the dtype, since in half
+    precision a mean over many frames stops moving.
+    """
+
+    def __init__(
+        self,
+        config: StarConfig,
+        channels: int,
+        attention: SemanticAttention | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        if config.compat != "none":
+            raise ValueError("StarMemory is this project's memory; use ReleaseMemory for compat='release'")
+        if config.abstract_length and attention is None:
+            raise ValueError("an abstract memory needs its SemanticAttention; pass one or set abstract_length=0")
+        self.config = config
+        self.channels = channels
+        self.attention = attention
+        space: dict[str, Any] = {"dtype": dtype, "device": device}
+        self._spatial = torch.zeros(config.spatial_length, config.spatial_size**2, channels, **space)
+        self._spatial_times = torch.zeros(config.spatial_length, dtype=torch.float64)
+        self._temporal = TemporalMemory(config, channels, **space) if config.temporal_length else None
+        buffered = config.retrieval == "buffer" and config.retrieved_length
+        self._buffer = (
+            FrameBuffer(config.buffer_length, config.spatial_size**2, channels, **space) if buffered else None
+        )
+        # Rows: the slots, then up to as many frames that wait to be absorbed as one chunk.
+        length, tokens = config.abstract_length, config.abstract_size**2
+        self._abstract = torch.zeros(length, tokens, channels, dtype=torch.float32, device=device)
+        self._abstract_times = torch.zeros(4, length, dtype=torch.float64)  # start, end, mean, weight
+        self._pending = torch.zeros(length, tokens, channels, dtype=torch.float32, device=device)
+        self._pending_times = torch.zeros(length, dtype=torch.float64)
+        self._frames = torch.zeros((), dtype=torch.int64)
+        self._time = torch.full((), math.nan, dtype=torch.float64)
+
+    @property
+    def frames(self) -> int:
+        """Frames written so far."""
+        return int(self._frames)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the memory holds; the same from the first frame to the last."""
+        return sum(value.numel() * value.element_size() for value in self.state_dict().values())
+
+    @torch.no_grad()
+    def write(self, features: Tensor, times: Tensor | list[float]) -> None:
+        """Write frames: ``features [T, P², D]`` on a grid that pools to P_spa, ``times [T]`` seconds.
+
+        Times must not decrease, within a write or from one to the next. With
+        ``consolidation="merge"`` the memory is the same however a stream is cut into writes.
+        Raises ``ValueError`` for a wrong shape, values that are not finite, or times that go back.
+        """
+        features, times = self._checked(features, times)
+        dtype = self._spatial.dtype
+        frames = [pool_grid(frame[None].to(self._spatial.device), self.config.spatial_size)[0] for frame in features]
+        for frame, time in zip(frames, times.tolist(), strict=True):
+            if self.config.spatial_length:
+                self._spatial = torch.cat([self._spatial[1:], frame[None].to(dtype)])
+                self._spatial_times = torch.cat([self._spatial_times[1:], torch.tensor([time], dtype=torch.float64)])
+            if self._buffer is not None:
+                self._buffer.push(frame.to(dtype), time)
+            if self.config.abstract_length:
+                self._absorb(frame, time)
+            if self._temporal is not None and self.config.consolidation == "merge":
+                self._temporal.merge_in(frame, time, int(self._frames))
+            self._frames += 1
+            self._time.fill_(time)
+        if self._temporal is not None and self.config.consolidation == "lloyd":
+            self._temporal.consolidate(torch.stack(frames), times, int(self._frames) - len(frames))
+
+    def _checked(self, features: Tensor, times: Tensor | list[float]) -> tuple[Tensor, Tensor]:
+        times = torch.as_tensor(times, dtype=torch.float64).reshape(-1).cpu()
+        if features.ndim != 3 or features.shape[-1] != self.channels or len(times) != len(features) or not len(times):
+            raise ValueError(
+                f"write takes features [T, P², {self.channels}] and T times, T at least 1; got"
+                f" {list(features.shape)} and {len(times)} times"
+            )
+        if grid_side(features) % self.config.spatial_size:
+            raise ValueError(
+                f"a {grid_side(features)}x{grid_side(features)} feature map does not pool to the spatial memory's"
+                f" {self.config.spatial_size}x{self.config.spatial_size}"
+            )
+        if not (torch.isfinite(features).all() and torch.isfinite(times).all()):
+            raise ValueError("features and times must be finite")
+        before = times[:1] if math.isnan(self._time) else self._time[None]
+        if (torch.diff(torch.cat([before, times])) < 0).any():
+            raise ValueError(f"stream time goes back: {times.tolist()[:4]}… after {float(before):g} s")
+        return features, times
+
+    def _absorb(self, frame: Tensor, time: float) -> None:
+        """Let the abstract memory take a frame: fill, then update by chunks of its own length."""
+        length = self.config.abstract_length
+        pooled = pool_grid(frame[None], self.config.abstract_size)[0].float()
+        at = int(self._frames)
+        if at < length:
+            self._abstract[at] = pooled
+            self._abstract_times[:, at] = torch.tensor([time, time, time, 1.0])
+            return
+        row = at % length
+        self._pending[row] = pooled
+        self._pending_times[row] = time
+        if row == length - 1:
+            self._abstract, self._abstract_times = self._updated(length)
+
+    def _updated(self, pending: int) -> tuple[Tensor, Tensor]:
+        """The abstract memory and its times after absorbing the first ``pending`` waiting frames."""
+        assert self.attention is not None
+        length, ratio = self.config.abstract_length, self.config.update_ratio
+        memory, weights = self.attention(self._abstract.flatten(0, 1), self._pending[:pending].flatten(0, 1), ratio)
+        start, end, mean, weight = self._abstract_times
+        # Token-to-token attention, summed to slot-to-frame: times mix as the features do.
+        per_frame = weights.double().reshape(length, -1, pending, self.config.abstract_size**2).sum(3).mean(1).cpu()
+        times = self._pending_times[:pending]
+        mixed = mean * (1 - ratio) + ratio * (per_frame @ times)
+        stats = torch.stack([start, times[-1].expand_as(end), mixed, weight + pending])
+        return memory.reshape(self._abstract.shape), stats
+
+    @torch.no_grad()
+    def read(self) -> MemoryView:
+        """The memory as it is now. Raises ``ValueError`` before the first frame."""
+        frames, config = self.frames, self.config
+        if not frames:
+            raise ValueError("the memory is empty; write at least one frame before reading it")
+        dtype = self._spatial.dtype
+        newest = min(frames, config.spatial_length)
+        kept = slice(config.spatial_length - newest, None)
+        spatial = Slots.of_frames(self._spatial[kept].clone(), self._spatial_times[kept].clone())
+        retrieved = Slots.of_frames(self._spatial[:0].clone(), self._spatial_times[:0].clone())
+        temporal = Slots.of_frames(
+            torch.zeros(0, config.temporal_size**2, self.channels, dtype=dtype), self._spatial_times[:0].clone()
+        )
+        if self._temporal is not None:
+            temporal, exemplars = self._temporal.read()
+            if config.retrieved_length:
+                chosen = heaviest(temporal.weight, config.retrieved_length)
+                retrieved = self._retrieved(temporal, exemplars, chosen)
+        return MemoryView(self._read_abstract(), temporal, retrieved, spatial, float(self._time), frames)
+
+    def _retrieved(self, temporal: Slots, exemplars: Tensor, chosen: Tensor) -> Slots:
+        if self._buffer is None:
+            return Slots.of_frames(exemplars[chosen], temporal.exemplar[chosen])
+        frames, times = self._buffer.read()
+        nearest = nearest_frames(pool_grid(frames, self.config.temporal_size), temporal.features[chosen])
+        return Slots.of_frames(frames[nearest], times[nearest])
+
+    def _read_abstract(self) -> Slots:
+        length, frames = self.config.abstract_length, self.frames
+        memory, stats = self._abstract, self._abstract_times
+        if frames > length and length and frames % length:
+            memory, stats = self._updated(frames % length)
+        filled = min(frames, length)
+        start, end, mean, weight = stats[:, :filled].clone()
+        features = memory[:filled].to(self._spatial.dtype, copy=True)
+        return Slots(features, start, end, mean, start.clone(), weight)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor of the memory by name, ready for safetensors."""
+        state = {name[1:]: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        if self._temporal is not None:
+            state |= {f"temporal.{name}": value for name, value in self._temporal.state_dict().items()}
+        if self._buffer is not None:
+            state |= {f"buffer.{name}": value for name, value in self._buffer.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore a state bit for bit; raises ``ValueError`` when names, shapes or dtypes differ."""
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            raise ValueError(
+                f"not a state of this memory: it differs in {', '.join(sorted(own.keys() ^ state.keys()))}"
+            )
+        for name, value in state.items():
+            if own[name].shape != value.shape or own[name].dtype != value.dtype:
+                raise ValueError(
+                    f"{name} is {list(value.shape)} {value.dtype}, but this memory has"
+                    f" {list(own[name].shape)} {own[name].dtype}; was it saved with another StarConfig?"
+                )
+        for name, value in state.items():
+            own[name].copy_(value)

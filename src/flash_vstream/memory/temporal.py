@@ -1,0 +1,145 @@
+"""The temporal memory: centroids of a weighted k-means over all the frames so far."""
+
+import torch
+from torch import Tensor
+
+from flash_vstream.memory.clustering import cheapest_pair, lloyd, squared_distances
+from flash_vstream.memory.config import StarConfig
+from flash_vstream.memory.pooling import pool_grid
+from flash_vstream.memory.view import Slots
+
+_START, _END, _MEAN, _EXEMPLAR, _WEIGHT = range(5)
+
+
+class TemporalMemory:
+    """N_tem weighted centroids, each with its times and the real frame nearest to it.
+
+    Rows lie where they fall, so that a merge moves one row only; ``read`` puts them in time order,
+    by their first frame.
+    """
+
+    def __init__(self, config: StarConfig, channels: int, dtype: torch.dtype, device: torch.device | str):
+        self._length = config.temporal_length
+        self._side = config.temporal_size
+        self._keep_exemplars = config.retrieval == "exemplar" and config.retrieved_length > 0
+        rows = self._length + 1  # one more, for the frame that comes in
+        self._centroids = torch.zeros(rows, self._side**2 * channels, device=device)
+        kept = rows if self._keep_exemplars else 0
+        self._exemplars = torch.zeros(kept, config.spatial_size**2, channels, dtype=dtype, device=device)
+        self._stats = torch.zeros(5, rows, dtype=torch.float64)
+        self._first = torch.zeros(rows, dtype=torch.int64)
+        self._distances = torch.zeros(rows, rows)
+        self._filled = torch.zeros((), dtype=torch.int64)
+        # The row that the next frame is written to: the first free one, then the one a merge frees.
+        self._free = torch.zeros((), dtype=torch.int64)
+
+    def merge_in(self, frame: Tensor, time: float, index: int) -> None:
+        """Take the frame ``[P_spa², D]`` numbered ``index``, then merge the cheapest pair if full."""
+        row = int(self._free)
+        self._centroids[row] = pool_grid(frame[None], self._side).flatten().float()
+        if self._keep_exemplars:
+            self._exemplars[row] = frame.to(self._exemplars.dtype)
+        self._stats[:, row] = torch.tensor([time, time, time, time, 1.0], dtype=torch.float64)
+        self._first[row] = index
+        filled = int(self._filled) + 1
+        self._measure(row, filled)
+        if filled <= self._length:
+            self._filled += 1
+            self._free.fill_(filled)
+            return
+        first, second = cheapest_pair(self._distances, self._stats[_WEIGHT])
+        self._merge(first, second)
+        self._measure(first, filled)
+        self._free.fill_(second)
+
+    def _measure(self, row: int, filled: int) -> None:
+        """Refresh the squared distances between ``row`` and every row in use."""
+        distances = squared_distances(self._centroids[:filled], self._centroids[row]).cpu()
+        self._distances[row, :filled] = distances
+        self._distances[:filled, row] = distances
+
+    def _merge(self, into: int, other: int) -> None:
+        """Let row ``into`` stand for the frames of both rows."""
+        pair = torch.tensor([into, other])
+        stats = self._stats[:, pair]
+        weights = stats[_WEIGHT]
+        share = float(weights[1] / weights.sum())
+        self._centroids[into] += (self._centroids[other] - self._centroids[into]) * share
+        exemplar = int(weights[1] > weights[0])  # without features to compare, the heavier's
+        if self._keep_exemplars:
+            pooled = pool_grid(self._exemplars[pair], self._side).flatten(1).float()
+            exemplar = int(squared_distances(pooled, self._centroids[into]).argmin())
+            if exemplar:
+                self._exemplars[into] = self._exemplars[other]
+        self._stats[_START, into] = stats[_START].min()
+        self._stats[_END, into] = stats[_END].max()
+        self._stats[_MEAN, into] = stats[_MEAN, 0] + (stats[_MEAN, 1] - stats[_MEAN, 0]) * share
+        self._stats[_EXEMPLAR, into] = stats[_EXEMPLAR, exemplar]
+        self._stats[_WEIGHT, into] = weights.sum()
+        self._first[into] = self._first[pair].min()
+
+    def consolidate(self, frames: Tensor, times: Tensor, index: int) -> None:
+        """Lloyd's iterations over the clusters and new ``frames [T, P_spa², D]``, numbered from ``index``.
+
+        Starts from points spread evenly over time where the paper starts at random, so that equal
+        frames give equal memories.
+        """
+        old = slice(int(self._filled))
+        rows = self._order()
+        points = torch.cat([self._centroids[rows], pool_grid(frames, self._side).flatten(1).float()])
+        single = times.expand(4, -1)
+        stats = torch.cat([self._stats[:, rows], torch.cat([single, torch.ones(1, len(times))])], 1)
+        first = torch.cat([self._first[rows], torch.arange(index, index + len(times))])
+        exemplars = frames.to(self._exemplars.dtype)
+        if self._keep_exemplars:
+            exemplars = torch.cat([self._exemplars[rows], exemplars])
+        if len(points) > self._length:
+            start = torch.linspace(0, len(points) - 1, self._length).round().long()
+            clusters = lloyd(points, stats[_WEIGHT], start)
+            used = clusters.weights.nonzero()[:, 0]
+            members = [(clusters.labels.cpu() == label).nonzero()[:, 0] for label in used.tolist()]
+            points_of = pool_grid(exemplars, self._side).flatten(1).float() if self._keep_exemplars else points
+            nearest = torch.stack(
+                [
+                    m[squared_distances(points_of[m], clusters.centroids[u]).argmin()]
+                    for u, m in zip(used, members, strict=True)
+                ]
+            )
+            stats = torch.stack(
+                [_joined(stats[:, m], stats[_EXEMPLAR, n]) for m, n in zip(members, nearest, strict=True)], 1
+            )
+            first = torch.stack([first[m].min() for m in members])
+            points, exemplars = clusters.centroids[used], exemplars[nearest] if self._keep_exemplars else exemplars
+        filled = len(points)
+        old = slice(filled)
+        self._centroids[old], self._stats[:, old], self._first[old] = points, stats, first
+        if self._keep_exemplars:
+            self._exemplars[old] = exemplars
+        self._filled.fill_(filled)
+        self._free.fill_(filled)
+
+    def _order(self) -> Tensor:
+        """Rows in use, in the order of their first frames."""
+        rows = torch.arange(self._length + 1)
+        full = int(self._filled) == self._length
+        rows = rows[rows != int(self._free)] if full else rows[: int(self._filled)]
+        return rows[self._first[rows].argsort()]
+
+    def read(self) -> tuple[Slots, Tensor]:
+        """The slots in time order and their exemplars ``[n, P_spa², D]`` (empty when not kept)."""
+        rows = self._order()
+        centroids = self._centroids[rows].to(self._exemplars.dtype)
+        start, end, mean, exemplar, weight = self._stats[:, rows]
+        slots = Slots(centroids.reshape(len(rows), self._side**2, -1), start, end, mean, exemplar, weight)
+        return slots, self._exemplars[rows] if self._keep_exemplars else self._exemplars[:0]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The memory's tensors by name."""
+        return {name[1:]: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+
+def _joined(stats: Tensor, exemplar: Tensor) -> Tensor:
+    """Times and weight of a cluster from those of its members ``[5, m]``."""
+    weight = stats[_WEIGHT].sum()
+    mean = (stats[_MEAN] * stats[_WEIGHT]).sum() / weight
+    return torch.stack([stats[_START].min(), stats[_END].max(), mean, exemplar, weight])

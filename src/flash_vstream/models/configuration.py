@@ -1,0 +1,71 @@
+"""Configuration of a Flash-VStream model: vision tower, STAR memory, projector, language model."""
+
+from typing import Any
+
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PretrainedConfig
+
+from flash_vstream.memory import StarConfig
+
+
+class FlashVStreamConfig(PretrainedConfig):
+    """Any Transformers vision tower and causal language model around a STAR memory.
+
+    - ``vision_config``, ``text_config``: configs (or dicts with a ``model_type``) of the parts.
+    - ``memory_config``: a ``StarConfig`` or its fields.
+    - ``attention_hidden_size``: width of the semantic attention's queries and keys.
+    - ``vision_feature_layer``: which hidden state is the feature map (-2 for the paper's CLIP), or
+      None for the tower's last. ``vision_has_class_token``: whether its first token is dropped.
+    - ``pooled_size``: side of the grid that the tower's map is pooled to at once (8 in the paper).
+    - ``video_token_id``: the id that stands in ``input_ids`` where a visual token goes; it need
+      not be in the vocabulary.
+    - ``time_stamps``: whether a prompt says the time of each slot in text. The paper has none;
+      without them order and moment can only be guessed from a slot's place.
+    - ``prompt_template``: a name in ``models.prompts.TEMPLATES``.
+    """
+
+    model_type = "flash_vstream"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+
+    def __init__(
+        self,
+        vision_config: PretrainedConfig | dict[str, Any] | None = None,
+        text_config: PretrainedConfig | dict[str, Any] | None = None,
+        memory_config: StarConfig | dict[str, Any] | None = None,
+        attention_hidden_size: int = 32,
+        vision_feature_layer: int | None = -2,
+        vision_has_class_token: bool = True,
+        pooled_size: int = 8,
+        video_token_id: int = -200,
+        time_stamps: bool = False,
+        prompt_template: str = "vicuna_v1",
+        **kwargs: Any,
+    ):
+        self.vision_config = _sub_config(vision_config, CLIPVisionConfig)
+        self.text_config = _sub_config(text_config, LlamaConfig)
+        if isinstance(memory_config, dict):
+            memory_config = StarConfig.from_dict(memory_config)
+        # A plain dict, since a config is written to JSON.
+        self.memory_config = (memory_config or StarConfig()).to_dict()
+        self.attention_hidden_size = attention_hidden_size
+        self.vision_feature_layer = vision_feature_layer
+        self.vision_has_class_token = vision_has_class_token
+        self.pooled_size = pooled_size
+        self.video_token_id = video_token_id
+        self.time_stamps = time_stamps
+        self.prompt_template = prompt_template
+        kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
+        super().__init__(**kwargs)
+
+    @property
+    def star(self) -> StarConfig:
+        """The memory's sizes and variants."""
+        return StarConfig.from_dict(self.memory_config)
+
+
+def _sub_config(value: PretrainedConfig | dict[str, Any] | None, default: type[PretrainedConfig]) -> PretrainedConfig:
+    if value is None:
+        return default()
+    if isinstance(value, dict):
+        value = dict(value)
+        return AutoConfig.for_model(value.pop("model_type"), **value)
+    return value

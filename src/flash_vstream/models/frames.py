@@ -1,0 +1,58 @@
+"""From RGB frames to the pixels that a vision tower takes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BaseImageProcessor, BatchFeature
+
+
+class FrameProcessor(BaseImageProcessor):
+    """Resize the short side, crop the centre, scale and normalise; RGB throughout.
+
+    ``size`` is the side of the square in pixels; a value v of 0 to 255 becomes
+    ``(v / 255 - mean) / std``. Frames that are that square already are only normalised, so video
+    can be scaled while it is decoded. Agrees with Transformers' CLIP image processor.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        size: int = 224,
+        image_mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
+        image_std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.size = size
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+
+    def square(self, frame: np.ndarray | Image.Image) -> np.ndarray:
+        """The centre square of a frame ``[H, W, 3]`` or picture, ``[size, size, 3]`` uint8."""
+        picture = frame if isinstance(frame, Image.Image) else Image.fromarray(frame)
+        picture = picture.convert("RGB")
+        width, height = picture.size
+        if (width, height) == (self.size, self.size):
+            return np.asarray(picture)
+        short, side = min(width, height), self.size
+        width, height = int(side * width / short), int(side * height / short)
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = (width - side) // 2, (height - side) // 2
+        return np.asarray(picture.crop((left, top, left + side, top + side)))
+
+    def pixels(self, frames: np.ndarray | Tensor) -> Tensor:
+        """Pixels ``[B, 3, size, size]`` float32 of square frames ``[B, size, size, 3]`` uint8."""
+        scale = 1 / (255 * torch.tensor(self.image_std))
+        shift = torch.tensor(self.image_mean) / torch.tensor(self.image_std)
+        values = torch.as_tensor(frames).float() * scale - shift
+        return values.permute(0, 3, 1, 2)
+
+    def preprocess(self, images: Any, **_: Any) -> BatchFeature:
+        """``pixel_values [B, 3, size, size]`` of one frame or several of any size."""
+        batch = [images] if isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3 else list(images)
+        return BatchFeature({"pixel_values": self.pixels(np.stack([self.square(frame) for frame in batch]))})

@@ -1,0 +1,189 @@
+"""Flash-VStream as a Transformers model.
+
+Knows tensors: pixels to features, features to memory tokens, tokens to logits. Text and its layout
+are the processor's; files, threads and processes are other rooms'.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from flash_vstream.memory import SemanticAttention, StarMemory, abstract_memory, pool_grid
+from flash_vstream.memory.release import ReleaseMemory
+from flash_vstream.models.configuration import FlashVStreamConfig
+
+
+class Projector(nn.Sequential):
+    """The two-layer MLP from feature channels to the language model's width (``mlp2x_gelu``)."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, width))
+
+
+class FlashVStreamPreTrainedModel(PreTrainedModel):
+    """What Transformers needs to know of the family."""
+
+    config_class = FlashVStreamConfig
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+
+class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, GenerationMixin):
+    """Vision tower, semantic attention, projector and causal language model.
+
+    A prompt holds ``config.video_token_id`` once for every visual token; ``memory_features`` says
+    what stands there. ``new_memory`` makes the memory of a stream, ``encode`` what it is fed with.
+    """
+
+    _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
+    _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+
+    def __init__(self, config: FlashVStreamConfig):
+        super().__init__(config)
+        channels = config.vision_config.hidden_size
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.semantic_attention = SemanticAttention(channels, config.attention_hidden_size)
+        self.projector = Projector(channels, config.text_config.hidden_size)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Feature maps ``[B, pooled_size², D]`` of pixels ``[B, 3, H, W]``, without gradients."""
+        with torch.no_grad():
+            return pool_grid(self.encode_patches(pixel_values), self.config.pooled_size)
+
+    def encode_patches(self, pixel_values: Tensor) -> Tensor:
+        """The tower's patch features ``[B, P², D]`` before any pooling (``encode_images`` there)."""
+        layer = self.config.vision_feature_layer
+        pixel_values = pixel_values.to(self.vision_tower.device, self.vision_tower.dtype)
+        if layer is None:
+            features = self.vision_tower(pixel_values=pixel_values).last_hidden_state
+        else:
+            features = self.vision_tower(pixel_values=pixel_values, output_hidden_states=True).hidden_states[layer]
+        return features[:, 1:] if self.config.vision_has_class_token else features
+
+    def new_memory(self, dtype: torch.dtype | None = None) -> StarMemory | ReleaseMemory:
+        """An empty memory of the configured sizes for one stream, on the model's device."""
+        kind = ReleaseMemory if self.config.star.compat == "release" else StarMemory
+        return kind(
+            self.config.star,
+            self.config.vision_config.hidden_size,
+            self.semantic_attention,
+            dtype or self.dtype,
+            self._projector_weight.device,
+        )
+
+    @property
+    def _projector_weight(self) -> Tensor:
+        return next(self.projector.parameters())
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        memory_features: Sequence[Tensor] | None = None,
+        abstract_frames: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Embeddings ``[B, L, width]`` of ``input_ids`` with the visual tokens in their places.
+
+        ``memory_features``: for each sample its visual tokens ``[n, D]`` in reading order (an empty
+        tensor for none). ``abstract_frames`` is for training: for each sample the frames
+        ``[T, P_abs², D]`` whose abstract memory is computed here, with gradients, and put first.
+        Raises ``ValueError`` when the prompt has another number of places than there are tokens.
+        """
+        places = input_ids == self.config.video_token_id
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
+        tokens = self._memory_tokens(memory_features, abstract_frames)
+        if int(places.sum()) != len(tokens):
+            raise ValueError(
+                f"the prompt has {int(places.sum())} places for visual tokens, but {len(tokens)} were given"
+            )
+        if len(tokens) == 0:
+            return embeds
+        projected = self.projector(tokens).to(embeds)
+        return embeds.masked_scatter(places[..., None], projected)
+
+    def _memory_tokens(
+        self, memory_features: Sequence[Tensor] | None, abstract_frames: Sequence[Tensor] | None
+    ) -> Tensor:
+        channels = self.config.vision_config.hidden_size
+        tokens = [self._projector_weight.new_zeros(0, channels)]
+        star = self.config.star
+        for i, features in enumerate(memory_features or ()):
+            if abstract_frames is not None and len(abstract_frames[i]):
+                frames = abstract_frames[i].to(tokens[0])
+                memory = abstract_memory(frames, star.abstract_length, self.semantic_attention, star.update_ratio)
+                tokens.append(memory.flatten(0, 1))
+            tokens.append(features.to(tokens[0].device))
+        return torch.cat([part.to(tokens[0].dtype) for part in tokens])
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        memory_features: Sequence[Tensor] | None = None,
+        abstract_frames: Sequence[Tensor] | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits and, with ``labels [B, L]`` (-100 where nothing is asked), the mean loss.
+
+        Further keywords (``logits_to_keep`` and the like) go to the language model as they are.
+        In training mode logits are computed only where there is a label, and are not returned:
+        over a whole vocabulary they would be most of a small model's memory.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("give input_ids or inputs_embeds")
+            inputs_embeds = self.embed(input_ids, memory_features, abstract_frames)
+        kwargs |= {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+        }
+        if self.training and labels is not None:
+            return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs))
+        return self.language_model(inputs_embeds=inputs_embeds, labels=labels, **kwargs)
+
+    def _labelled_loss(
+        self, embeds: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **kwargs: Any
+    ) -> Tensor:
+        """Cross entropy over the labelled places only."""
+        decoder = self.language_model.get_decoder()
+        hidden = decoder(inputs_embeds=embeds, **{"use_cache": False, **kwargs}).last_hidden_state[:, :-1]
+        targets = labels[:, 1:]
+        asked = targets != -100
+        logits = self.get_output_embeddings()(hidden[asked]).float()
+        total = nn.functional.cross_entropy(logits, targets[asked], reduction="sum")
+        return total / (asked.sum() if num_items_in_batch is None else num_items_in_batch)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        memory_features: Sequence[Tensor] | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+        # The visual tokens are in the cache after the first step.
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            inputs["memory_features"] = memory_features
+        return inputs

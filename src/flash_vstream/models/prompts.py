@@ -1,0 +1,114 @@
+"""Prompt templates, and where the memory stands in a prompt.
+
+``render`` gives the text of a conversation; ``VIDEO`` in it marks the place of the memory, which
+``layout`` turns into pieces: text, and runs of visual tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flash_vstream.memory import MemoryView
+
+VIDEO = "<image>"
+"""The mark of the memory's place; the released code and LLaVA data write it so for videos too."""
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """How a model was taught to see a conversation.
+
+    ``question`` and ``answer`` are format strings; ``first_question`` replaces ``question`` for
+    the first turn. ``video`` stands between the memory and the question it is asked of. ``stop``
+    ends an answer.
+    """
+
+    name: str
+    first_question: str
+    question: str
+    answer: str
+    video: str
+    stop: str
+
+    def render(self, turns: Sequence[tuple[str, str | None]], with_video: bool = True) -> str:
+        """The text of question and answer ``turns``; an answer of None asks for one.
+
+        The video is put before the first question unless that has its mark already.
+        """
+        text = ""
+        for i, (question, answer) in enumerate(turns):
+            if i == 0 and with_video and VIDEO not in question:
+                question = VIDEO + self.video + question
+            text += (self.question if i else self.first_question).format(question)
+            if answer is not None:
+                text += self.answer.format(answer)
+        return text
+
+
+_V0_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the human's questions."
+)
+_V1_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the user's questions."
+)
+_LLAMA_2_SYSTEM = (
+    "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe."
+    "  Your answers should not include any harmful, unethical, racist, sexist, toxic, dangerous, or illegal content."
+    " Please ensure that your responses are socially unbiased and positive in nature.\n\nIf a question does not make"
+    " any sense, or is not factually coherent, explain why instead of answering something not correct. If you don't"
+    " know the answer to a question, please don't share false information."
+)
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        PromptTemplate(
+            "vicuna_v1", _V1_SYSTEM + " USER: {} ASSISTANT:", "USER: {} ASSISTANT:", " {}</s>", "\n", "</s>"
+        ),
+        PromptTemplate("v0", _V0_SYSTEM + "###Human: {}###Assistant:", "Human: {}###Assistant:", " {}###", "\n", "###"),
+        PromptTemplate(
+            "llama_2",
+            f"[INST] <<SYS>>\n{_LLAMA_2_SYSTEM}\n<</SYS>>\n\n{{}} [/INST]",
+            "<s>[INST] {} [/INST]",
+            " {} </s>",
+            "\n",
+            "</s>",
+        ),
+        PromptTemplate(
+            "chatml",
+            "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+            "{}<|im_end|>\n",
+            "\n",
+            "<|im_end|>",
+        ),
+    )
+}
+"""The released code's templates (``vicuna_v1`` is what its models were trained with) and ChatML.
+
+ChatML goes without a system message, which would cost a small model a tenth of its prompt.
+"""
+
+
+def stamp(seconds: float) -> str:
+    """A time as the model reads and writes it: whole seconds of stream time, ``"35s"``."""
+    return f"{int(seconds)}s"
+
+
+def layout(view: MemoryView, time_stamps: bool) -> list[str | int]:
+    """The memory as pieces of a prompt: texts, and numbers of visual tokens in reading order.
+
+    With ``time_stamps``, each temporal and retrieved slot comes after the time of its first or
+    only frame, and the newest frames after ``now`` and theirs. Abstract slots mix the whole
+    stream and carry none.
+    """
+    pieces: list[str | int] = []
+    for name, slots in view.parts():
+        size = slots.features.shape[1]
+        if not time_stamps or name == "abstract":
+            pieces.append(len(slots) * size)
+            continue
+        for start in slots.start.tolist():
+            pieces += [("now " if name == "spatial" else "") + stamp(start), size]
+    return pieces

@@ -1,0 +1,127 @@
+"""The front door for Python: watch something, ask about it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flash_vstream.memory import MemoryView
+from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor, zoo
+from flash_vstream.models.answering import MAX_NEW_TOKENS, Answer, Answerer, Prefix
+from flash_vstream.video import Frame, read_frames
+
+Picture = np.ndarray | Image.Image
+
+
+class Stream:
+    """The state of one stream: its memory and nothing else of it.
+
+    Made by ``FlashVStream.new_stream`` or ``FlashVStream.watch``. Weights are the model's, so any
+    number of streams share them.
+    """
+
+    def __init__(self, model: "FlashVStream"):
+        self._model = model
+        self.memory = model.network.new_memory(torch.float32 if model.network.device.type == "cpu" else None)
+
+    def write(self, frames: Sequence[Picture] | np.ndarray, times: Sequence[float]) -> None:
+        """See ``frames`` (RGB, ``[H, W, 3]`` uint8 or PIL pictures) at ``times`` (seconds, not falling)."""
+        self.memory.write(self._model.encode(frames), list(times))
+
+    def snapshot(self) -> MemoryView:
+        """The memory as it is now; nothing seen later shows in it."""
+        return self.memory.read()
+
+    @property
+    def frames(self) -> int:
+        """Frames seen so far."""
+        return self.memory.frames
+
+    @property
+    def time(self) -> float | None:
+        """Stream time of the newest frame in seconds, None before the first."""
+        return self.memory.read().time if self.memory.frames else None
+
+
+class FlashVStream:
+    """A model that watches streams and answers questions about them.
+
+    >>> model = FlashVStream.from_pretrained("nano")
+    >>> stream = model.watch("clip.mp4")
+    >>> for text in model.ask(stream, "What is happening now?"):
+    ...     print(text, end="", flush=True)
+    """
+
+    def __init__(self, network: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
+        self.network = network
+        self.processor = processor
+        self.answerer = Answerer(network, processor)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str = "nano", device: str | None = None, dtype: torch.dtype | None = None
+    ) -> "FlashVStream":
+        """The model of a zoo name (``nano``, ``flash-vstream-7b``), a model folder or a hub id.
+
+        Defaults to a GPU if there is one, and to the dtype that the device is fast in. Raises
+        ``UserError`` when there is no such model.
+        """
+        return cls(*zoo.load(name, device, dtype))
+
+    def encode(self, frames: Sequence[Picture] | np.ndarray) -> torch.Tensor:
+        """Feature maps ``[T, P², D]`` of RGB frames of any size."""
+        square = np.stack([self.processor.image_processor.square(frame) for frame in frames])
+        with torch.inference_mode():
+            return self.network.encode(self.processor.image_processor.pixels(square))
+
+    def new_stream(self) -> Stream:
+        """A stream that has seen nothing yet."""
+        return Stream(self)
+
+    def watch(
+        self,
+        source: str | Path | Iterable[Frame],
+        fps: float = 1.0,
+        until: float | None = None,
+        stream: Stream | None = None,
+        on_frame: Callable[[Stream, Frame], None] | None = None,
+    ) -> Stream:
+        """Watch a video file, as fast as it can be read, and return the stream.
+
+        Looks at ``fps`` frames a second of stream time, up to stream time ``until``. ``on_frame``
+        is called after each. With ``stream``, goes on with one that was begun (frames before its
+        newest are passed over). ``source`` can also be any iterable of ``Frame``.
+        Raises ``UserError`` for a video that cannot be read.
+        """
+        stream = stream or self.new_stream()
+        frames = source
+        if isinstance(source, str | Path):
+            frames = read_frames(source, fps, self.processor.image_processor.size, until)
+        seen = stream.time
+        for frame in frames:
+            assert isinstance(frame, Frame)
+            if seen is not None and frame.time <= seen:
+                continue
+            stream.write([frame.image], [frame.time])
+            if on_frame is not None:
+                on_frame(stream, frame)
+        return stream
+
+    def ask(
+        self,
+        asked: Stream | MemoryView | Prefix | None,
+        question: str,
+        history: Sequence[tuple[str, str]] = (),
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Answer:
+        """Ask about a stream as it is now, a snapshot, or nothing (plain chat).
+
+        The answer is generated while it is iterated over; afterwards it tells its text, the stream
+        time it speaks of, its evidence and its timings. ``history`` holds earlier questions and
+        answers of the conversation. Raises ``ValueError`` for an empty question or a stream that
+        has seen nothing.
+        """
+        view = asked.snapshot() if isinstance(asked, Stream) else asked
+        return self.answerer.ask(view, question, history, max_new_tokens)

@@ -1,0 +1,27 @@
+"""Stream times as people write and read them."""
+
+import re
+
+from flash_vstream.errors import UserError
+
+
+def parse_time(text: str) -> float:
+    """Seconds of ``"35"``, ``"35s"``, ``"2m"``, ``"1:05"`` or ``"1:02:03.5"``; ``UserError`` otherwise."""
+    text = text.strip()
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text):
+        return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]
+    if re.fullmatch(r"(\d+:)?[0-5]?\d:[0-5]\d(\.\d+)?", text):
+        seconds = 0.0
+        for part in text.split(":"):
+            seconds = seconds * 60 + float(part)
+        return seconds
+    raise UserError(f"{text!r} is not a time; write it as 35s, 2m or 1:05")
+
+
+def format_time(seconds: float) -> str:
+    """``"35 s"`` below a minute, ``"1:05"`` or ``"1:02:03"`` above."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

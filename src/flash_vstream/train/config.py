@@ -1,0 +1,76 @@
+"""The YAML file of a training stage."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flash_vstream.errors import UserError
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A low-rank adapter on every linear layer of the language model."""
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tune:
+    """What a stage trains; the rest is frozen. ``language_model`` is full fine-tuning."""
+
+    projector: bool = True
+    semantic_attention: bool = True
+    language_model: bool = False
+    lora: Lora | None = None
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training. See ``configs/`` for files that are used.
+
+    ``model`` is ``nano-base``, a zoo name or a model folder; ``adapter`` an adapter folder to go
+    on from. ``data`` lists sources (``train/sources.py`` says their kinds). A batch is
+    ``batch_size`` streams, ``accumulate`` of which make a step. ``dtype`` is ``auto`` (bfloat16
+    where the processor multiplies it fast, else float32), ``float32`` or ``bfloat16``.
+    """
+
+    stage: int
+    model: str
+    data: tuple[dict[str, Any], ...]
+    steps: int
+    batch_size: int
+    learning_rate: float
+    tune: Tune = field(default_factory=Tune)
+    adapter: str | None = None
+    accumulate: int = 1
+    warmup: float = 0.03
+    weight_decay: float = 0.0
+    seed: int = 0
+    save_every: int = 50
+    dtype: str = "auto"
+
+    @classmethod
+    def load(cls, path: Path) -> "StageConfig":
+        """Read a stage's YAML; raises ``UserError`` naming what is wrong with it."""
+        try:
+            values = yaml.safe_load(path.read_text())
+        except OSError as error:
+            raise UserError(f"cannot read the training config {path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not YAML: {error}") from None
+        if not isinstance(values, dict):
+            raise UserError(f"{path} must be a mapping of settings, such as configs/nano-stage1.yaml")
+        try:
+            tune = dict(values.pop("tune", {}))
+            lora = tune.pop("lora", None)
+            data = tuple(values.pop("data"))
+            return cls(**values, data=data, tune=Tune(**tune, lora=Lora(**lora) if lora else None))
+        except KeyError as error:
+            raise UserError(f"{path} lacks the setting {error}") from None
+        except TypeError as error:
+            known = ", ".join(field.name for field in fields(cls))
+            raise UserError(f"{path}: {error}; the settings are {known}") from None

@@ -1,0 +1,118 @@
+"""Many questions on one stream in one training sequence.
+
+A sequence is a tree of segments. The memory's prefix is the root; every question hangs from it (or
+from the answer before, in a dialogue), and every answer from its question. A token sees its own
+segment up to itself and the segments above it, and takes the position it would have if they alone
+came before it. So each answer is trained exactly as it is asked for at run time, while the prefix,
+which is most of the work, is computed once for all of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flash_vstream.memory import MemoryView
+from flash_vstream.models.processing import FlashVStreamProcessor
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answers; several answers are alternatives, each trained alone."""
+
+    question: str
+    answers: tuple[str, ...]
+
+
+@dataclass
+class Packed:
+    """One training sequence: ``ids``, ``labels``, ``positions`` of length L and the tree."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    segments: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], parent: int, train_from: int | None = None) -> int:
+        """Append a segment below ``parent`` (-1 for the root); labels begin at ``train_from``."""
+        start = self.ends[parent] if parent >= 0 else 0
+        number = len(self.parents)
+        self.ids += ids
+        self.labels += [IGNORE if train_from is None or i < train_from else token for i, token in enumerate(ids)]
+        self.positions += range(start, start + len(ids))
+        self.segments += [number] * len(ids)
+        self.parents.append(parent)
+        self.ends.append(start + len(ids))
+        return number
+
+    def mask(self) -> Tensor:
+        """Which token sees which, ``[L, L]`` bool."""
+        count = len(self.parents)
+        sees = torch.zeros(count, count, dtype=torch.bool)
+        for segment, parent in enumerate(self.parents):
+            if parent >= 0:
+                sees[segment] = sees[parent]
+            sees[segment, segment] = True
+        of = torch.tensor(self.segments)
+        return sees[of[:, None], of[None, :]].tril()
+
+
+def pack(
+    processor: FlashVStreamProcessor,
+    view: MemoryView | None,
+    turns: Sequence[Turn],
+    independent: bool = True,
+) -> Packed:
+    """The training sequence of ``turns`` asked of ``view`` (None for plain chat).
+
+    ``independent`` turns are each asked of the stream alone; otherwise they are one dialogue, each
+    after the first answer of the one before.
+    """
+    template = processor.template
+    opening, _, _ = template.first_question.partition("{}")
+    packed = Packed()
+    if view is not None:
+        root = packed.add(processor.prefix_ids(view), -1)
+    else:
+        root = packed.add(processor.tokenize(opening), -1)
+    above = root
+    for i, turn in enumerate(turns):
+        form = template.first_question[len(opening) :] if independent or i == 0 else template.question
+        question = processor.tokenize(form.format(turn.question), first=False)
+        # The last token of the prompt begins every answer: it is the one that predicts its first.
+        asked = packed.add(question[:-1], root if independent else above)
+        for j, answer in enumerate(turn.answers):
+            ids = question[-1:] + processor.tokenize(template.answer.format(answer).rstrip("\n"), first=False)
+            end = packed.add(ids, asked, train_from=1)
+            above = end if j == 0 else above
+    return packed
+
+
+def collate(sequences: Sequence[Packed], pad: int, multiple: int = 8) -> dict[str, Tensor]:
+    """Batch of packed sequences, padded to a ``multiple``, which matrix products like.
+
+    ``attention_mask`` is additive, ``[B, 1, L, L]`` float32; padding sees itself alone, which
+    keeps its softmax finite.
+    """
+    longest = max(len(sequence.ids) for sequence in sequences)
+    width = -(-longest // multiple) * multiple
+    shape = (len(sequences), width)
+    batch = {
+        "input_ids": torch.full(shape, pad),
+        "labels": torch.full(shape, IGNORE),
+        "position_ids": torch.zeros(shape, dtype=torch.long),
+    }
+    sees = torch.eye(width, dtype=torch.bool).repeat(len(sequences), 1, 1)
+    for i, sequence in enumerate(sequences):
+        length = len(sequence.ids)
+        batch["input_ids"][i, :length] = torch.tensor(sequence.ids)
+        batch["labels"][i, :length] = torch.tensor(sequence.labels)
+        batch["position_ids"][i, :length] = torch.tensor(sequence.positions)
+        sees[i, :length, :length] = sequence.mask()
+    mask = torch.zeros(sees.shape).masked_fill_(~sees, torch.finfo(torch.float32).min)
+    return {**batch, "attention_mask": mask[:, None]}

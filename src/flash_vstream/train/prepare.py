@@ -1,0 +1,59 @@
+"""``train prepare``: views of captioned pictures, encoded once."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.progress import track
+from safetensors.torch import save_file
+
+from flash_vstream.errors import UserError
+from flash_vstream.stream import FlashVStream
+from flash_vstream.train.views import picture_views
+
+
+def pictures_in(folder: Path, keys: set[str]) -> Iterator[tuple[str, Image.Image]]:
+    """The named pictures, loose in ``folder`` or in tar files there."""
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.name in keys and (file := archive.extractfile(member)) is not None:
+                    yield member.name, Image.open(io.BytesIO(file.read()))
+    for key in sorted(keys):
+        if (folder / key).is_file():
+            yield key, Image.open(folder / key)
+
+
+def prepare(pictures: Path, output: Path, model_name: str) -> None:
+    """Write ``captions.json`` and one ``{split}.safetensors`` of views' features into ``output``.
+
+    ``pictures`` holds ``captions.json`` (key to captions) and ``splits.json`` (split to keys).
+    A split that is there already is left as it is, so a run that was stopped goes on. Raises
+    ``UserError`` when files are missing.
+    """
+    try:
+        captions = json.loads((pictures / "captions.json").read_text())
+        splits = json.loads((pictures / "splits.json").read_text())
+    except OSError as error:
+        raise UserError(
+            f"{pictures} lacks {Path(error.filename).name}; it needs captions.json and splits.json"
+        ) from None
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "captions.json").write_text(json.dumps(captions))
+    model = FlashVStream.from_pretrained(model_name)
+    for split, keys in splits.items():
+        target = output / f"{split}.safetensors"
+        if target.exists():
+            continue
+        found = {}
+        for key, picture in track(pictures_in(pictures, set(keys)), f"encoding {split}", total=len(keys)):
+            found[key] = model.encode(picture_views(picture, key)).to(torch.float16).contiguous()
+        if len(found) < len(keys):
+            raise UserError(f"{pictures} lacks {len(keys) - len(found)} of the {len(keys)} pictures of {split}")
+        scratch = target.with_suffix(".part")
+        save_file(found, scratch)
+        scratch.replace(target)

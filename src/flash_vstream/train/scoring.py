@@ -1,0 +1,51 @@
+"""How well a model captions single pictures: stage 1's score."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+
+from flash_vstream.errors import UserError
+from flash_vstream.stream import FlashVStream
+from flash_vstream.train.captions import PictureSet
+
+QUESTION = "What is happening now?"
+
+
+def bleu4(predictions: list[str], references: list[list[str]]) -> float:
+    """Corpus BLEU-4 of 0 to 1 in lower case and without punctuation, as captions are scored.
+
+    Tokenization is sacrebleu's 13a with exponential smoothing off.
+    """
+    try:
+        from sacrebleu.metrics import BLEU
+    except ImportError:
+        raise UserError("scoring needs sacrebleu; install flash-vstream[train]") from None
+
+    def plain(text: str) -> str:
+        return "".join(c if c.isalnum() or c.isspace() else " " for c in text.lower())
+
+    most = max(len(group) for group in references)
+    streams = [[plain(group[i]) if i < len(group) else None for group in references] for i in range(most)]
+    return BLEU(smooth_method="none").corpus_score([plain(text) for text in predictions], streams).score / 100
+
+
+def score_captions(data: Path, model_name: str, split: str, limit: int | None) -> dict[str, Any]:
+    """Ask what is happening of every picture of a split, as a stream of one frame."""
+    pictures = PictureSet.load(data, split)
+    model = FlashVStream.from_pretrained(model_name)
+    keys = sorted(pictures.captions)[:limit]
+    predictions = []
+    for key in track(keys, "captioning"):
+        memory = model.network.new_memory(torch.float32)
+        memory.write(pictures.features(key)[:1].float(), [0.0])
+        predictions.append(model.ask(memory.read(), QUESTION, max_new_tokens=40).finished().text)
+    references = [pictures.captions[key] for key in keys]
+    return {
+        "bleu4": round(bleu4(predictions, references), 4),
+        "pictures": len(keys),
+        "split": split,
+        "model": model_name,
+        "examples": dict(list(zip(keys, predictions, strict=True))[:8]),
+    }

@@ -1,0 +1,71 @@
+"""Shared pieces: golden tensors, the tiny published checkpoint, a character tokenizer."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from flash_vstream.models import zoo
+from flash_vstream.models.convert import convert_checkpoint
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+def char_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
+    """The golden files' tokenizer: BOS 1, EOS 2, a character c is 3 + ord(c) % 500."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {
+        chr(c): 3 + c % 500 for c in range(9, 500) if chr(c).isprintable()
+    }
+    vocabulary["\n"] = 3 + 10
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="session")
+def goldens() -> dict[str, torch.Tensor]:
+    """Tensors recorded from the released code."""
+    return load_file(GOLDENS / "goldens.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_notes() -> dict:
+    """What was recorded beside the tensors: draws, prompts, losses."""
+    return json.loads((GOLDENS / "goldens.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Path:
+    """A tiny checkpoint in the authors' layout, with a tokenizer."""
+    folder = tmp_path_factory.mktemp("published") / "vstream-tiny"
+    shutil.copytree(GOLDENS / "tiny", folder)
+    char_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(published, tmp_path_factory) -> Path:
+    """The tiny checkpoint converted to a model folder of this project."""
+    folder = tmp_path_factory.mktemp("tiny")
+    convert_checkpoint(str(published), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """Model and processor of the tiny checkpoint, on the CPU in float32."""
+    return zoo.load(str(tiny_folder), "cpu", torch.float32)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads():
+    torch.set_num_threads(2)
