@@ -3,16 +3,18 @@
 import json
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.answering import Answer
-from flash_vstream.stream import FlashVStream, Stream
 from flash_vstream.timecode import format_time, parse_time
 from flash_vstream.video import Frame, probe, read_frames
+
+if TYPE_CHECKING:  # the models take seconds to import, and a mistyped path should not wait for them
+    from flash_vstream.models.answering import Answer
+    from flash_vstream.stream import FlashVStream, Stream
 
 SHOWN_EVIDENCE = 4
 
@@ -29,14 +31,17 @@ def ask_file(video: str, questions: Sequence[str], at: Sequence[str], fps: float
         raise UserError(f"--at {times[-1]:g}s lies after the end of {video} ({info.duration:.1f} s)")
     loaded = load_model(model)
     frames = read_frames(video, fps, loaded.processor.image_processor.size, times[-1] if times else None)
-    asked = [(moment, list(questions)) for moment in times or [None]]
+    moments: list[float | None] = [*times] or [None]
+    asked = [(moment, list(questions)) for moment in moments]
     report = Session(loaded, as_json).run(frames, asked, times[-1] if times else info.duration)
     if as_json:
         print(json.dumps({"video": video, "model": model, "fps": fps, **report}))
 
 
-def load_model(name: str) -> FlashVStream:
+def load_model(name: str) -> "FlashVStream":
     """A model by name, with a note on stderr while it is fetched and loaded."""
+    from flash_vstream.stream import FlashVStream
+
     with Console(stderr=True).status(f"loading {name}"):
         return FlashVStream.from_pretrained(name)
 
@@ -44,7 +49,7 @@ def load_model(name: str) -> FlashVStream:
 class Session:
     """One pass over a video with questions at given moments, told on a terminal or as a report."""
 
-    def __init__(self, model: FlashVStream, as_json: bool):
+    def __init__(self, model: "FlashVStream", as_json: bool):
         self.model = model
         self.as_json = as_json
         self.out = Console(highlight=False)
@@ -90,7 +95,7 @@ class Session:
             answers += self._answer(stream, questions)
         return {"frames": stream.frames, "watch_seconds": watched, "answers": answers}
 
-    def _answer(self, stream: Stream, questions: Sequence[str]) -> list[dict[str, Any]]:
+    def _answer(self, stream: "Stream", questions: Sequence[str]) -> list[dict[str, Any]]:
         view = stream.snapshot()
         prefix = self.model.answerer.read(view)  # once for all the questions at this moment
         size = {"slots": sum(len(part) for _, part in view.parts()), "tokens": len(view.tokens())}
@@ -107,7 +112,7 @@ class Session:
             answers.append({"question": question, "answer": told.pop("text"), **told, "memory": size})
         return answers
 
-    def _tell(self, answer: Answer) -> None:
+    def _tell(self, answer: "Answer") -> None:
         moment = format_time(answer.stream_time or 0.0)
         self.out.print(f"[bold]{moment}[/bold]  ", end="")
         self.out.print(answer.question, markup=False, style="cyan")
@@ -121,7 +126,7 @@ class Session:
         self.out.print(f"  [dim]looked at {describe_evidence(answer)}  ({speed})[/dim]\n", soft_wrap=True)
 
 
-def describe_evidence(answer: Answer) -> str:
+def describe_evidence(answer: "Answer") -> str:
     """The slots that an answer looked at most, in words: ``"0 s-4 s (temporal, 31%), …"``."""
     ranked = sorted(answer.evidence, key=lambda slot: -(slot.share or 0.0))[:SHOWN_EVIDENCE]
     told = []

@@ -81,20 +81,15 @@ def models(as_json: Json = False) -> None:
     """List the models: what they are, whether they are here, sizes and licences."""
     from flash_vstream.models.zoo import ZOO, assembled
 
-    rows = []
-    for model in ZOO.values():
-        folder = assembled(model.name)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
-        rows.append({**vars(model), "present": folder.exists(), "bytes": size, "folder": str(folder)})
+    folders = {name: assembled(name) for name in ZOO}
     if as_json:
+        rows = [{**vars(m), "present": folders[m.name].exists(), "folder": str(folders[m.name])} for m in ZOO.values()]
         print(json.dumps(rows, indent=2))
         return
     table = Table("name", "what it is", "here", "size", "licence", "from")
-    for row in rows:
-        size = f"{row['bytes'] / 1e6 or row['megabytes']:,.0f} MB"
-        table.add_row(
-            row["name"], row["summary"], "yes" if row["present"] else "no", size, row["licence"], row["source"]
-        )
+    for model in ZOO.values():
+        here = "yes" if folders[model.name].exists() else "no"
+        table.add_row(model.name, model.summary, here, f"{model.megabytes:,} MB", model.licence, model.source)
     Console().print(table)
 
 

@@ -51,3 +51,7 @@ def run_demo(as_json: bool) -> None:
     report = Session(model, as_json).run(frames, asked, None)
     if as_json:
         print(json.dumps({"model": "nano", "fps": FPS, **report}))
+
+
+if __name__ == "__main__":  # fetch the clips ahead of time
+    print(*fetch(list(CLIPS)), sep="\n")

@@ -10,13 +10,15 @@ LLOYD_ITERATIONS = 10
 LLOYD_TOLERANCE = 1e-4
 
 
-def squared_distances(points: Tensor, point: Tensor) -> Tensor:
+def squared_distances(points: Tensor, point: Tensor, scratch: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances ``[n]`` of ``points [n, d]`` to ``point [d]``.
 
     Taken of the differences: the expanded form cancels where frames are near-duplicates, which is
-    just where a stream's decisions fall.
+    just where a stream's decisions fall. ``scratch``, of the points' shape, is written to.
     """
-    return (points - point).square_().sum(1)
+    differences = torch.sub(points, point, out=scratch) if scratch is not None else points - point
+    distances: Tensor = torch.linalg.vector_norm(differences, dim=1)
+    return distances.square_()
 
 
 def merge_costs(distances: Tensor, weights: Tensor) -> Tensor:

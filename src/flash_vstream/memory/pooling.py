@@ -3,6 +3,7 @@
 import math
 
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 
 def grid_side(features: Tensor) -> int:
@@ -27,5 +28,5 @@ def pool_grid(features: Tensor, side: int) -> Tensor:
             f"a grid of {source}x{source} cannot be pooled to {side}x{side}: {side} does not divide {source}"
         )
     frames, _, channels = features.shape
-    step = source // side
-    return features.reshape(frames, side, step, side, step, channels).mean((2, 4)).flatten(1, 2)
+    grid = features.reshape(frames, source, source, channels).permute(0, 3, 1, 2)
+    return avg_pool2d(grid, source // side).permute(0, 2, 3, 1).reshape(frames, side * side, channels)

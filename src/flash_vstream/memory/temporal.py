@@ -8,6 +8,7 @@ from flash_vstream.memory.config import StarConfig
 from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.view import Slots
 
+_STATE = ("centroids", "exemplars", "stats", "first", "distances", "filled", "free")
 _START, _END, _MEAN, _EXEMPLAR, _WEIGHT = range(5)
 
 
@@ -24,6 +25,7 @@ class TemporalMemory:
         self._keep_exemplars = config.retrieval == "exemplar" and config.retrieved_length > 0
         rows = self._length + 1  # one more, for the frame that comes in
         self._centroids = torch.zeros(rows, self._side**2 * channels, device=device)
+        self._differences = torch.empty_like(self._centroids)  # scratch, to allocate nothing a frame
         kept = rows if self._keep_exemplars else 0
         self._exemplars = torch.zeros(kept, config.spatial_size**2, channels, dtype=dtype, device=device)
         self._stats = torch.zeros(5, rows, dtype=torch.float64)
@@ -54,7 +56,8 @@ class TemporalMemory:
 
     def _measure(self, row: int, filled: int) -> None:
         """Refresh the squared distances between ``row`` and every row in use."""
-        distances = squared_distances(self._centroids[:filled], self._centroids[row]).cpu()
+        used = slice(filled)
+        distances = squared_distances(self._centroids[used], self._centroids[row], self._differences[used]).cpu()
         self._distances[row, :filled] = distances
         self._distances[:filled, row] = distances
 
@@ -135,7 +138,7 @@ class TemporalMemory:
 
     def state_dict(self) -> dict[str, Tensor]:
         """The memory's tensors by name."""
-        return {name[1:]: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {name: getattr(self, f"_{name}") for name in _STATE}
 
 
 def _joined(stats: Tensor, exemplar: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, CLIPVisionConfig, LlamaConfig
+from transformers import AutoModel, AutoTokenizer, LlamaConfig, PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
 from flash_vstream.errors import UserError
@@ -87,7 +87,7 @@ def _vision_tower(folder: Path, name: str) -> PreTrainedModel:
     return tower.vision_model_only() if hasattr(tower, "vision_model_only") else tower
 
 
-def _config(values: dict[str, Any], vision: CLIPVisionConfig) -> FlashVStreamConfig:
+def _config(values: dict[str, Any], vision: PretrainedConfig) -> FlashVStreamConfig:
     memory = StarConfig(
         spatial_size=values.get("compress_size", 8),
         temporal_size=values.get("compress_long_memory_size", 4),

@@ -83,7 +83,9 @@ class _ConvNorm(nn.Module):
     def _folded(self) -> tuple[Tensor, Tensor]:
         """The convolution's weight and bias with the batch norm folded in (a third faster)."""
         norm = self.norm
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        assert norm.running_var is not None
+        assert norm.running_mean is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight = (self.conv.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
         return weight, norm.bias - norm.running_mean * scale
 

@@ -175,15 +175,10 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         total = nn.functional.cross_entropy(logits, targets[asked], reduction="sum")
         return total / (asked.sum() if num_items_in_batch is None else num_items_in_batch)
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        memory_features: Sequence[Tensor] | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        memory_features = kwargs.pop("memory_features", None)
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         # The visual tokens are in the cache after the first step.
-        if is_first_iteration or not kwargs.get("use_cache", True):
+        if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
             inputs["memory_features"] = memory_features
         return inputs

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -100,6 +101,7 @@ def processor(language: Path) -> FlashVStreamProcessor:
     return FlashVStreamProcessor(frames, tokenizer, prompt_template="chatml", time_stamps=True)
 
 
-def adapter_card(adapter: Path = ADAPTER) -> dict[str, object]:
+def adapter_card(adapter: Path = ADAPTER) -> dict[str, Any]:
     """What is recorded of the shipped adapter: SHA-256, training steps, scores."""
-    return json.loads((adapter / "card.json").read_text())
+    card: dict[str, Any] = json.loads((adapter / "card.json").read_text())
+    return card

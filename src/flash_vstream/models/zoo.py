@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoProcessor
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
 from flash_vstream.models.convert import convert_checkpoint, is_published_layout
+from flash_vstream.models.decoding import quicken
 from flash_vstream.models.wheels import cache_dir
 
 HUB_7B = "IVGSZ/Flash-VStream-7b"
@@ -138,9 +139,12 @@ def load(
     if not isinstance(config, FlashVStreamConfig):
         raise UserError(f"{name} is a {config.model_type} model, not a Flash-VStream one")
     dtype = dtype or best_dtype(device)
-    model = FlashVStreamForConditionalGeneration.from_pretrained(place, dtype=dtype)
+    model: Any = FlashVStreamForConditionalGeneration.from_pretrained(place, dtype=dtype)
     processor: Any = AutoProcessor.from_pretrained(place)
-    return model.to(device).eval(), processor
+    model = model.to(device).eval()
+    if device == "cpu" and dtype == torch.float32:
+        quicken(model.language_model)
+    return model, processor
 
 
 def _converted(source: str) -> Path:

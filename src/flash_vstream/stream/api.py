@@ -96,12 +96,10 @@ class FlashVStream:
         Raises ``UserError`` for a video that cannot be read.
         """
         stream = stream or self.new_stream()
-        frames = source
-        if isinstance(source, str | Path):
-            frames = read_frames(source, fps, self.processor.image_processor.size, until)
+        size = self.processor.image_processor.size
+        frames = read_frames(source, fps, size, until) if isinstance(source, str | Path) else source
         seen = stream.time
         for frame in frames:
-            assert isinstance(frame, Frame)
             if seen is not None and frame.time <= seen:
                 continue
             stream.write([frame.image], [frame.time])

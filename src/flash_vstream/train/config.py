@@ -14,7 +14,7 @@ class Lora:
     """A low-rank adapter on every linear layer of the language model."""
 
     rank: int
-    alpha: float
+    alpha: int
     dropout: float = 0.0
 
 

@@ -27,7 +27,7 @@ def bleu4(predictions: list[str], references: list[list[str]]) -> float:
         return "".join(c if c.isalnum() or c.isspace() else " " for c in text.lower())
 
     most = max(len(group) for group in references)
-    streams = [[plain(group[i]) if i < len(group) else None for group in references] for i in range(most)]
+    streams: Any = [[plain(group[i]) if i < len(group) else None for group in references] for i in range(most)]
     return BLEU(smooth_method="none").corpus_score([plain(text) for text in predictions], streams).score / 100
 
 

@@ -51,7 +51,9 @@ def styles_of(entries: list[dict[str, Any]]) -> list[tuple[float, StreamStyle]]:
     """Stream styles with their shares, from a config's ``styles``."""
     styles = []
     for entry in entries:
-        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()
+        }
         styles.append((float(settings.pop("share", 1.0)), StreamStyle(**settings)))
     return styles
 

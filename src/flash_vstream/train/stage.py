@@ -115,6 +115,7 @@ def _arguments(config: StageConfig, output: Path) -> TrainingArguments:
         report_to=["tensorboard"],
         train_sampling_strategy="sequential",
         dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
 
 

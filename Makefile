@@ -1,0 +1,30 @@
+# Two commands: `make demo` and `make test`. Both make .venv if need be.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint
+
+demo: $(VENV)/installed
+	$(BIN)/flash-vstream demo
+
+# nano and the demo's clips are fetched first, as part of installing: the tests need no network.
+test: $(VENV)/installed-dev
+	$(BIN)/flash-vstream pull nano
+	$(BIN)/python -m flash_vstream.demo
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent src/flash_vstream/memory
+	$(BIN)/python -m pytest --cov=flash_vstream --cov-report=term-missing:skip-covered
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@ $(VENV)/installed

@@ -1,0 +1,5 @@
+"""``python -m flash_vstream`` is the command line."""
+
+from flash_vstream.cli import main
+
+main()

