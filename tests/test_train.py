@@ -16,15 +16,17 @@ from safetensors.torch import load_file, save_file
 
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration
+from flash_vstream.stream import FlashVStream
 from flash_vstream.train.captions import PictureSet, sentence
 from flash_vstream.train.config import StageConfig
-from flash_vstream.train.data import Collator, LlavaSamples, Sample, StreamSamples, play
+from flash_vstream.train.data import Collator, LlavaSamples, Mixture, Sample, StreamSamples, play
+from flash_vstream.train.events import Events
 from flash_vstream.train.export import export_adapter
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.packing import Turn, collate, pack
 from flash_vstream.train.prepare import prepare
-from flash_vstream.train.questions import caption_turns
-from flash_vstream.train.scoring import bleu4
+from flash_vstream.train.questions import caption_questions
+from flash_vstream.train.scoring import QUESTION, bleu4, caption_features
 from flash_vstream.train.stage import last_checkpoint, run_stage
 from flash_vstream.train.streams import StreamStyle, plan_stream
 from flash_vstream.train.views import VIEWS, picture_views
@@ -142,7 +144,7 @@ def test_prepared_pictures_play_as_streams(pictures):
     features, times = play(plan, loaded)
     assert features.shape == (6, 64, 32)
     assert times.tolist() == [0, 1, 2, 3, 4, 5]
-    turns = caption_turns(plan, loaded.captions, random.Random(0), 1)
+    turns = caption_questions(plan, Events(loaded.captions), random.Random(0))
     assert turns[0].answers == tuple(loaded.captions[plan.scenes[-1].key])
     assert len(turns) == 3
 
@@ -158,15 +160,31 @@ def test_preparing_again_changes_nothing_and_gaps_are_named(pictures, tmp_path, 
         prepare(source, tmp_path / "out", str(tiny_folder))
 
 
+def _captions_of(pictures, plan, rng):
+    return [question.turn for question in caption_questions(plan, Events(pictures.captions), rng)]
+
+
 def test_samples_of_a_batch_share_a_style(pictures):
     styles = [(1.0, StreamStyle(scenes=(1, 1), frames=(1, 1))), (1.0, StreamStyle(scenes=(4, 4), frames=(1, 1)))]
     loaded = PictureSet.load(pictures, "train")
-    samples = StreamSamples(
-        loaded, styles, lambda plan, rng: caption_turns(plan, loaded.captions, rng), 40, "s", batch=4
-    )
+    samples = StreamSamples(loaded, styles, lambda plan, rng: _captions_of(loaded, plan, rng), 40, "s", batch=4)
     sizes = [len(samples[i].times) for i in range(40)]
     assert all(len(set(sizes[i : i + 4])) == 1 for i in range(0, 40, 4))
     assert set(sizes) == {1, 4}
+
+
+def test_a_mixture_keeps_shares_and_reads_all(pictures):
+    loaded = PictureSet.load(pictures, "train")
+    drawn = StreamSamples(loaded, [(1.0, StreamStyle((1, 1), (1, 1)))], lambda plan, rng: [], 4000, "s", batch=4)
+    read = [Sample(None, torch.zeros(0), (Turn(str(i), ("x",)),)) for i in range(10)]
+    mixture = Mixture([drawn, read], [3.0, 1.0], 4000, 4, seed=0)
+    samples = [mixture[i] for i in range(4000)]
+    from_read = [sample.turns[0].question for sample in samples if sample.features is None]
+    assert 0.2 < len(from_read) / 4000 < 0.3
+    assert sorted(from_read[:10]) == sorted(map(str, range(10)))
+    assert from_read[:10] != from_read[10:20]
+    kinds = [sample.features is None for sample in samples]
+    assert all(len(set(kinds[i : i + 4])) == 1 for i in range(0, 4000, 4))
 
 
 def test_sentence():
@@ -179,6 +197,16 @@ def test_bleu_is_sacrebleus():
     # By hand for one pair: 4-gram 1/2, 3-gram 2/3, 2-gram 3/4, 1-gram 4/5; equal lengths.
     value = bleu4(["a dog runs over there"], [["a dog runs over grass"]])
     assert value == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
+
+
+def test_captioning_in_a_batch_equals_asking_one_by_one(pictures, tiny):
+    model, loaded = FlashVStream(*tiny), PictureSet.load(pictures, "train")
+    features = [loaded.features(key)[:1] for key in sorted(loaded.captions)]
+    together = caption_features(model, features)
+    for frame, text in zip(features, together, strict=True):
+        memory = model.network.new_memory()
+        memory.write(frame.float(), [0.0])
+        assert model.ask(memory.read(), QUESTION, max_new_tokens=40).finished().text == text
 
 
 # --- LLaVA data
@@ -263,6 +291,8 @@ def test_a_lora_stage_can_be_exported(llava, tiny_folder, tmp_path):
     assert any("lora_A" in name for name in weights)
     assert str(tmp_path) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
     assert json.loads((tmp_path / "adapter" / "card.json").read_text()) == card
+    merged = FlashVStream.from_pretrained(str(tmp_path / "run" / "model"))
+    assert merged.ask(None, "hello", max_new_tokens=3).finished().tokens <= 3
 
 
 def test_a_killed_run_goes_on_to_the_same_end(llava, tiny_folder, tmp_path):

@@ -124,6 +124,50 @@ class LlavaSamples(Dataset[Sample]):
         return None, torch.zeros(0, dtype=torch.float64)
 
 
+class Mixture(Dataset[Sample]):
+    """Several sources as one, to be read in order: each run of ``batch`` samples is of one source.
+
+    Sources are drawn by ``shares``. A source that is read rather than drawn is gone through in an
+    order of its own, shuffled anew each time round.
+    """
+
+    def __init__(self, parts: Sequence[Any], shares: Sequence[float], length: int, batch: int, seed: int):
+        self.parts = parts
+        self.length = length
+        self.batch = batch
+        self.seed = seed
+        rng = random.Random(f"{seed}/mixture")
+        self._chosen = rng.choices(range(len(parts)), shares, k=-(-length // batch))
+        # How many batches of its source came before each batch.
+        counts = [0] * len(parts)
+        self._before = []
+        self._shuffled: dict[int, tuple[int, list[int]]] = {}
+        for part in self._chosen:
+            self._before.append(counts[part])
+            counts[part] += 1
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        batch, within = divmod(index, self.batch)
+        part = self.parts[self._chosen[batch]]
+        if isinstance(part, StreamSamples):
+            return part[index]
+        turn, place = divmod(self._before[batch] * self.batch + within, len(part))
+        return part[self._order(self._chosen[batch], turn)[place]]
+
+    def _order(self, part: int, turn: int) -> list[int]:
+        """The order in which a source is gone through for the ``turn``-th time."""
+        if self._shuffled.get(part, (None, []))[0] != turn:
+            rows = list(range(len(self.parts[part])))
+            random.Random(f"{self.seed}/{part}/{turn}").shuffle(rows)
+            self._shuffled[part] = (turn, rows)
+        return self._shuffled[part][1]
+
+
 class Collator:
     """Samples to a batch for the model: memories written, questions packed, everything padded.
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
 from flash_vstream.errors import UserError
 from flash_vstream.train.captions import PictureSet
-from flash_vstream.train.data import LlavaSamples, Sample, StreamSamples
+from flash_vstream.train.data import LlavaSamples, Mixture, Sample, StreamSamples
+from flash_vstream.train.events import Events
 from flash_vstream.train.packing import Turn
-from flash_vstream.train.questions import caption_turns
+from flash_vstream.train.questions import ASKERS, caption_questions, stream_questions
 from flash_vstream.train.streams import StreamPlan, StreamStyle
 
 Encode = Callable[[Path], tuple[Tensor, Tensor]]
@@ -22,29 +23,32 @@ Encode = Callable[[Path], tuple[Tensor, Tensor]]
 def build_dataset(
     entries: tuple[dict[str, Any], ...], folder: Path, encode: Encode, samples: int, batch: int, seed: int
 ) -> Dataset[Sample]:
-    """The datasets of a config's ``data``, one after the other.
+    """The mixture of a config's ``data``, as long as the ``samples`` that the run will see.
 
     Kinds: ``captions`` (stage 1 on a prepared picture set: ``split``, ``styles``,
-    ``past_answers``) and ``llava`` (``file``, ``independent``). Sources that are drawn rather than
-    read share ``samples``, the number that the run will see, by their ``share`` (default 1).
+    ``past_answers``), ``questions`` (stage 2 on one: ``split``, ``styles``, ``mix`` of kinds with
+    weights, ``questions`` a stream) and ``llava`` (``file``, ``independent``). ``share`` (default
+    1) is a source's part of the batches.
     """
-    drawn = sum(entry.get("share", 1.0) for entry in entries if entry.get("kind") != "llava")
+    shares: list[float] = []
     parts: list[Dataset[Sample]] = []
     for i, entry in enumerate(entries):
         settings = dict(entry)
         kind = settings.pop("kind", None)
-        length = round(samples * settings.pop("share", 1.0) / drawn) if drawn else 0
+        shares.append(float(settings.pop("share", 1.0)))
         try:
             if kind == "captions":
-                parts.append(_captions(folder, length, batch, f"{seed}/{i}", **settings))
+                parts.append(_captions(folder, samples, batch, f"{seed}/{i}", **settings))
+            elif kind == "questions":
+                parts.append(_questions(folder, samples, batch, f"{seed}/{i}", **settings))
             elif kind == "llava":
                 file = folder / settings.pop("file")
                 parts.append(LlavaSamples(file, folder, encode, **settings))
             else:
-                raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions or llava")
+                raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions or llava")
         except (TypeError, KeyError) as error:
             raise UserError(f"data source {i + 1} ({kind}): {error}") from None
-    return ConcatDataset(parts)
+    return Mixture(parts, shares, samples, batch, seed)
 
 
 def styles_of(entries: list[dict[str, Any]]) -> list[tuple[float, StreamStyle]]:
@@ -62,10 +66,33 @@ def _captions(
     folder: Path, length: int, batch: int, seed: str, split: str, styles: list[dict[str, Any]], past_answers: int = 2
 ) -> StreamSamples:
     pictures = PictureSet.load(folder, split)
-    return StreamSamples(
-        pictures, styles_of(styles), partial(_ask_captions, pictures, past_answers), length, seed, batch
-    )
+    ask = partial(_ask_captions, Events(pictures.captions), past_answers)
+    return StreamSamples(pictures, styles_of(styles), ask, length, seed, batch)
 
 
-def _ask_captions(pictures: PictureSet, past_answers: int, plan: StreamPlan, rng: random.Random) -> list[Turn]:
-    return caption_turns(plan, pictures.captions, rng, past_answers)
+def _ask_captions(events: Events, past_answers: int, plan: StreamPlan, rng: random.Random) -> list[Turn]:
+    return [question.turn for question in caption_questions(plan, events, rng, past_answers)]
+
+
+def _questions(
+    folder: Path,
+    length: int,
+    batch: int,
+    seed: str,
+    split: str,
+    styles: list[dict[str, Any]],
+    mix: dict[str, float],
+    questions: int,
+) -> StreamSamples:
+    unknown = set(mix) - set(ASKERS)
+    if unknown:
+        raise UserError(f"no question kind is called {min(unknown)!r}; choose from {', '.join(ASKERS)}")
+    pictures = PictureSet.load(folder, split)
+    ask = partial(_ask_questions, Events(pictures.captions), mix, questions)
+    return StreamSamples(pictures, styles_of(styles), ask, length, seed, batch)
+
+
+def _ask_questions(
+    events: Events, mix: dict[str, float], count: int, plan: StreamPlan, rng: random.Random
+) -> list[Turn]:
+    return [question.turn for question in stream_questions(plan, events, rng, mix, count)]

@@ -62,7 +62,9 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path, encode: Encode | None = None) -> Path:
-    """Train a stage and return the folder of its result, a model or an adapter.
+    """Train a stage and return ``output/result``: a model folder or, with LoRA, an adapter.
+
+    With LoRA ``output/model`` is the model with the adapter merged in, ready to ask.
 
     Goes on from the newest checkpoint in ``output`` if there is one, so the same command restarts
     a run that was killed. TensorBoard logs lie in ``output/logs``.
@@ -89,6 +91,10 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     result = output / "result"
     trainer.save_model(str(result))
     processor.save_pretrained(result)
+    if config.tune.lora is not None:
+        merged: Any = network
+        merged.merge_and_unload().save_pretrained(output / "model")
+        processor.save_pretrained(output / "model")
     return result
 
 

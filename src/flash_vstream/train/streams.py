@@ -44,9 +44,8 @@ class StreamPlan:
     def until(self, time: float) -> "StreamPlan":
         """What was seen up to ``time``: later frames and scenes are gone, the last scene is cut."""
         shots = tuple(shot for shot in self.shots if shot.time <= time)
-        scenes = tuple(
-            Scene(scene.key, scene.start, min(scene.end, time)) for scene in self.scenes if scene.start <= time
-        )
+        seen = [scene for scene in self.scenes if scene.start <= time]
+        scenes = tuple(Scene(scene.key, scene.start, min(scene.end, shots[-1].time)) for scene in seen)
         return StreamPlan(scenes, shots)
 
 
