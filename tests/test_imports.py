@@ -15,6 +15,7 @@ ALLOWED = {
     "models": {"memory"},
     "stream": {"memory", "models", "video"},
     "train": {"memory", "models", "stream", "video"},
+    "evaluate": {"memory", "models", "stream", "train", "video"},
 }
 SHARED = {"errors", "timecode"}
 FRONT = {"cli", "asking", "demo", "bench"}

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 train_app = typer.Typer(help="Train a model: prepare data, stage 1, stage 2.", no_args_is_help=True)
+eval_app = typer.Typer(help="Measure what a model knows about streams.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+app.add_typer(eval_app, name="eval")
 
 Model = Annotated[str, typer.Option("--model", help="A name of the zoo, a model folder or a Hugging Face id.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -30,6 +33,7 @@ Fps = Annotated[float, typer.Option("--fps", help="Frames to look at in a second
 def main() -> None:
     """Run the command line; a user's error is one message on stderr and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()
     except UserError as error:
@@ -98,8 +102,8 @@ def pull(name: Annotated[str, typer.Argument(help="A name of the zoo.")], as_jso
     """Fetch and assemble a model ahead of time."""
     from flash_vstream.models.zoo import pull as pull_model
 
-    with Console(stderr=True).status(f"fetching and assembling {name}"):
-        folder = pull_model(name)
+    with Console(stderr=True).status(f"looking for {name}") as status:
+        folder = pull_model(name, status.update)
     print(json.dumps({"name": name, "folder": str(folder)}) if as_json else f"{name} is at {folder}")
 
 
@@ -170,6 +174,28 @@ def train_export(
     from flash_vstream.train.export import export_adapter
 
     print(json.dumps(export_adapter(result, output)))
+
+
+@eval_app.command("skills")
+def eval_skills(
+    data: Annotated[Path, typer.Option("--data", help="A folder made by train prepare.")],
+    model: Model = "nano",
+    reader: Annotated[list[str] | None, typer.Option("--reader", help="star, recent:4, … (several allowed)")] = None,
+    scenes: Annotated[tuple[int, int], typer.Option("--scenes", help="Fewest and most scenes of a stream.")] = (1, 16),
+    streams: Annotated[int, typer.Option("--streams", min=1)] = 100,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Questions on each stream.")] = 10,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Ask about streams composed of unseen pictures: occurrence, order, time, descriptions, and baselines."""
+    from flash_vstream.evaluate.skills import print_skills, run_skills
+
+    if not 1 <= scenes[0] <= scenes[1]:
+        raise UserError(f"--scenes {scenes[0]} {scenes[1]} must be the fewest, at least 1, and then the most")
+    report = run_skills(
+        data, model, reader or ["star", "recent:4", "uniform:8", "blind"], scenes, streams, questions, seed
+    )
+    print(json.dumps(report)) if as_json else print_skills(report)
 
 
 def _train(stage: int, config_path: Path, data: Path, output: Path) -> None:

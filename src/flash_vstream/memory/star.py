@@ -171,7 +171,7 @@ class StarMemory:
             return Slots.of_frames(exemplars[chosen], temporal.exemplar[chosen])
         frames, times = self._buffer.read()
         nearest = nearest_frames(pool_grid(frames, self.config.temporal_size), temporal.features[chosen])
-        return Slots.of_frames(frames[nearest], times[nearest])
+        return Slots.of_frames(frames[nearest], times[nearest.cpu()])
 
     def _read_abstract(self) -> Slots:
         length, frames = self.config.abstract_length, self.frames

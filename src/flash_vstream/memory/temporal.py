@@ -98,8 +98,8 @@ class TemporalMemory:
             exemplars = torch.cat([self._exemplars[rows], exemplars])
         if len(points) > self._length:
             start = torch.linspace(0, len(points) - 1, self._length).round().long()
-            clusters = lloyd(points, stats[_WEIGHT], start)
-            used = clusters.weights.nonzero()[:, 0]
+            clusters = lloyd(points, stats[_WEIGHT].to(points), start)
+            used = clusters.weights.cpu().nonzero()[:, 0]
             members = [(clusters.labels.cpu() == label).nonzero()[:, 0] for label in used.tolist()]
             points_of = pool_grid(exemplars, self._side).flatten(1).float() if self._keep_exemplars else points
             nearest = torch.stack(

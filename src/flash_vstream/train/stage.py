@@ -76,6 +76,8 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     model.language_model.set_attn_implementation("eager")
     samples = config.steps * config.batch_size * config.accumulate
     dataset = build_dataset(config.data, data, encode or _no_media, samples, config.batch_size, config.seed)
+    if config.adapter and not Path(config.adapter).is_dir():
+        raise UserError(f"there is no adapter at {config.adapter}; run the stage before, or mend the config")
     network = tuned(model, config.tune, Path(config.adapter) if config.adapter else None)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the config's tune section trains nothing; set projector, language_model or lora")

@@ -1,0 +1,117 @@
+"""nano's skills on composed streams of pictures that it was not trained on.
+
+Streams and questions are seeded; each question is checked against what its stream was made of, so
+no judge is needed. ``now`` is scored by BLEU-4, everything else by accuracy.
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from flash_vstream.evaluate.checking import is_correct
+from flash_vstream.evaluate.readers import make_reader
+from flash_vstream.stream import FlashVStream
+from flash_vstream.train.captions import PictureSet
+from flash_vstream.train.data import play
+from flash_vstream.train.events import Events
+from flash_vstream.train.questions import ASKERS, Question, stream_questions
+from flash_vstream.train.scoring import bleu4
+from flash_vstream.train.streams import StreamPlan, StreamStyle, plan_stream
+
+FAR = 4
+"""A question is about the far past when its span ended before the newest ``FAR`` frames."""
+
+MIX = {kind: 1.0 for kind in ASKERS if kind != "story"} | {"occurrence": 3.0, "validation": 1.5, "when": 1.5}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, what was answered, whether that is right, and whether it is about the far past."""
+
+    question: Question
+    answer: str
+    correct: bool
+    far: bool
+
+
+def skill_streams(
+    pictures: PictureSet, scenes: tuple[int, int], streams: int, seed: int, frames: tuple[int, int] = (2, 6)
+) -> list[StreamPlan]:
+    """Seeded plans over the pictures."""
+    style = StreamStyle(scenes=scenes, frames=frames)
+    keys = sorted(pictures.captions)
+    return [plan_stream(keys, style, random.Random(f"skills/{seed}/{i}")) for i in range(streams)]
+
+
+def ask_streams(
+    model: FlashVStream, pictures: PictureSet, plans: Sequence[StreamPlan], reader_name: str, questions: int, seed: int
+) -> list[Asked]:
+    """Every plan's questions, answered from what the reader keeps of it."""
+    reader = make_reader(reader_name, model.network)
+    events = Events(pictures.captions)
+    asked = []
+    for i, plan in enumerate(track(plans, reader_name, console=Console(stderr=True))):
+        rng = random.Random(f"questions/{seed}/{i}")
+        prefix = model.answerer.read(reader(*play(plan, pictures)))
+        for question in stream_questions(plan, events, rng, MIX, questions):
+            answer = model.ask(prefix, question.text, max_new_tokens=48).finished().text
+            correct = is_correct(question, answer, plan, pictures.captions)
+            newest = plan.shots[max(0, len(plan.shots) - FAR)].time
+            asked.append(Asked(question, answer, correct, question.span[1] < newest))
+    return asked
+
+
+def summary(asked: Sequence[Asked], captions: dict[str, list[str]]) -> dict[str, Any]:
+    """Accuracy for each kind, overall and about the far past; BLEU-4 of ``now``; the count."""
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for item in asked:
+        if item.question.kind != "now":
+            by_kind[item.question.kind].append(item.correct)
+            if item.far:
+                by_kind["far past"].append(item.correct)
+    now = [item for item in asked if item.question.kind == "now"]
+    scores: dict[str, Any] = {kind: sum(right) / len(right) for kind, right in sorted(by_kind.items())}
+    if now:
+        scores["now BLEU-4"] = bleu4([item.answer for item in now], [captions[item.question.truth] for item in now])
+    yes = Counter(item.answer.lower().startswith("yes") for item in asked if item.question.truth in ("yes", "no"))
+    scores["share of yes"] = yes[True] / max(1, yes.total())
+    return scores | {"questions": len(asked)}
+
+
+def run_skills(
+    data: Path,
+    model_name: str,
+    readers: Sequence[str],
+    scenes: tuple[int, int],
+    streams: int,
+    questions: int,
+    seed: int,
+    split: str = "test",
+) -> dict[str, Any]:
+    """The table of skills: a column for each reader, the same questions for all."""
+    pictures = PictureSet.load(data, split)
+    model = FlashVStream.from_pretrained(model_name)
+    plans = skill_streams(pictures, scenes, streams, seed)
+    results = {}
+    for name in readers:
+        asked = ask_streams(model, pictures, plans, name, questions, seed)
+        results[name] = summary(asked, pictures.captions)
+    return {"model": model_name, "scenes": list(scenes), "streams": streams, "seed": seed, "readers": results}
+
+
+def print_skills(report: dict[str, Any]) -> None:
+    """The report as a table."""
+    readers = report["readers"]
+    table = Table("skill", *readers)
+    kinds = list(dict.fromkeys(kind for scores in readers.values() for kind in scores))
+    for kind in kinds:
+        cells = [scores.get(kind) for scores in readers.values()]
+        table.add_row(kind, *(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    Console().print(table)

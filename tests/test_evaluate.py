@@ -1,0 +1,93 @@
+"""Readers and the checking of answers about composed streams."""
+
+import random
+
+import pytest
+import torch
+
+from flash_vstream.errors import UserError
+from flash_vstream.evaluate.checking import described_picture, is_correct, said_time, said_yes_or_no
+from flash_vstream.evaluate.readers import make_reader
+from flash_vstream.evaluate.skills import Asked, summary
+from flash_vstream.train.questions import ASKERS, Question
+from flash_vstream.train.streams import StreamStyle, plan_stream
+from test_questions import CAPTIONS, EVENTS
+
+
+@pytest.fixture
+def features(goldens):
+    return goldens["offline.features"][:40], torch.arange(40).double()
+
+
+@pytest.mark.parametrize(
+    ("name", "times"), [("recent:4", [36, 37, 38, 39]), ("uniform:4", [0, 13, 26, 39]), ("uniform:1", [0])]
+)
+def test_frame_readers_keep_the_frames_they_name(tiny, features, name, times):
+    view = make_reader(name, tiny[0])(*features)
+    assert view.temporal.start.tolist() == times
+    assert view.frames == len(times)
+
+
+def test_readers_without_a_part(tiny, features):
+    whole = make_reader("star", tiny[0])(*features)
+    for part in ("abstract", "temporal", "retrieved", "spatial"):
+        view = make_reader(f"star-{part}", tiny[0])(*features)
+        assert len(getattr(view, part)) == 0
+        assert len(view.tokens()) == len(whole.tokens()) - getattr(whole, part).features.flatten(0, 1).shape[0]
+    assert make_reader("blind", tiny[0])(*features) is None
+
+
+@pytest.mark.parametrize("name", ["sta", "recent", "recent:0", "recent:x", "star-nothing", "uniform:-1"])
+def test_unknown_readers_are_refused(tiny, name):
+    with pytest.raises(UserError, match="no reader"):
+        make_reader(name, tiny[0])
+
+
+def test_right_answers_are_right_and_wrong_ones_are_not():
+    for kind in ASKERS:
+        if kind in ("story", "now"):
+            continue
+        for seed in range(60):
+            rng = random.Random(seed)
+            plan = plan_stream(EVENTS.keys, StreamStyle(scenes=(4, 6), frames=(2, 3)), rng)
+            question = ASKERS[kind](plan, EVENTS, rng)
+            assert question is not None
+            assert is_correct(question, question.answers[0], plan, CAPTIONS), (question, plan)
+            assert not is_correct(question, "", plan, CAPTIONS) or question.kind == "when-never"
+            wrong = {"yes": "No.", "no": "Yes, at 3s."}.get(question.truth, "At 99s: A whale sings.")
+            assert not is_correct(question, wrong, plan, CAPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"), [("Yes.", "yes"), (" no, never", "no"), ("Nobody", None), ("Well, yes", None), ("", None)]
+)
+def test_yes_and_no_are_read_off_the_first_word(answer, said):
+    assert said_yes_or_no(answer) == said
+
+
+def test_times_and_pictures_are_read():
+    assert said_time("At 35s.") == 35
+    assert said_time("It was 4 s in.") == 4
+    assert said_time("At noon.") is None
+    assert described_picture("a dog is running", ["dog-runs.jpg", "man-eats.jpg"], CAPTIONS) == "dog-runs.jpg"
+    assert described_picture("zzz", ["dog-runs.jpg", "man-eats.jpg"], CAPTIONS) is None
+
+
+def test_the_summary_counts_by_hand():
+    def asked(kind, truth, answer, correct, far):
+        return Asked(Question(kind, "?", ("x",), truth, (0, 1)), answer, correct, far)
+
+    scores = summary(
+        [
+            asked("occurrence", "yes", "Yes.", True, True),
+            asked("occurrence", "no", "Yes.", False, False),
+            asked("when", "dog-runs.jpg", "At 1s.", True, True),
+            asked("now", "dog-runs.jpg", "A dog runs outside.", True, False),
+        ],
+        CAPTIONS,
+    )
+    assert scores["occurrence"] == 0.5
+    assert scores["far past"] == 1.0
+    assert scores["now BLEU-4"] == pytest.approx(1.0)
+    assert scores["share of yes"] == 1.0
+    assert scores["questions"] == 4

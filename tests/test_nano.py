@@ -1,0 +1,105 @@
+"""The shipped model on real video. ``make test`` fetches its parts before the tests run."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flash_vstream import FlashVStream
+from flash_vstream.demo import CLIPS
+from flash_vstream.models import nano, zoo
+from flash_vstream.models.wheels import cached, file_sha256
+from flash_vstream.train.export import WEIGHTS
+from test_cli import run
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def model() -> FlashVStream:
+    if not zoo.assembled("nano").exists() or not all(cached(clip).exists() for clip in CLIPS):
+        pytest.fail("nano or the demo's clips are not here; run the tests by: make test")
+    return FlashVStream.from_pretrained("nano", device="cpu")
+
+
+@pytest.fixture
+def clip(tmp_path, monkeypatch) -> Path:
+    """A real street as clip.mp4 in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copy(cached(CLIPS[0]), tmp_path / "clip.mp4"))
+
+
+def test_the_adapter_is_the_one_on_its_card():
+    card = nano.adapter_card()
+    weights = nano.ADAPTER / WEIGHTS
+    assert file_sha256(weights) == card["sha256"]
+    assert weights.stat().st_size == card["bytes"] <= 40e6
+
+
+def test_a_full_memory_makes_a_prompt_of_about_200_tokens(model, clip):
+    stream = model.watch(clip, fps=5)
+    view = stream.snapshot()
+    assert len(view.tokens()) == nano.MEMORY.max_tokens == 120
+    answer = model.ask(stream, "What is happening now?", max_new_tokens=1).finished()
+    assert 150 <= answer.prompt_tokens <= 230
+
+
+def test_it_describes_a_real_street(model, clip):
+    stream = model.watch(clip, until=6)
+    text = model.ask(stream, "What is happening now?").finished().text.lower()
+    assert re.search(r"bicycle|bike|street|road|rid(es|ing)|walk|cross", text), text
+    assert text.endswith(".")
+    assert model.ask(stream, "What is happening now?").finished().text.lower() == text
+
+
+def test_answers_do_not_depend_on_how_they_are_asked(model, clip):
+    view = model.watch(clip, until=4).snapshot()
+    cold = model.ask(view, "What is happening now?").finished().text
+    assert model.ask(model.answerer.read(view), "What is happening now?").finished().text == cold
+
+
+def test_the_demo_answers_three_questions_at_two_moments(model):
+    done = run("demo", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    moments = [answer["stream_time"] for answer in report["answers"]]
+    assert len(moments) == 3
+    assert len(set(moments)) == 2
+    assert all(answer["answer"] for answer in report["answers"])
+    assert run("demo").stdout.count("looked at") == 3
+
+
+# --- the README
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_readmes_python_runs(model, clip):
+    (snippet,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "first token after" in done.stdout
+    assert done.stdout.count("looked at") == 3
+
+
+def test_the_readmes_commands_run(model, clip):
+    commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("flash-vstream ")]
+    assert len(commands) >= 4
+    for command in commands:
+        script = command.replace("flash-vstream", f"{sys.executable} -m flash_vstream", 1)
+        done = subprocess.run(script, shell=True, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout.strip()
+
+
+def test_the_readmes_make_commands_exist():
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert targets == ["demo", "test"]
+    assert all(f"\n{target}:" in makefile for target in targets)
