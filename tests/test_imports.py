@@ -18,7 +18,7 @@ ALLOWED = {
     "evaluate": {"memory", "models", "stream", "train", "video"},
 }
 SHARED = {"errors", "timecode"}
-FRONT = {"cli", "asking", "demo", "bench"}
+FRONT = {"cli", "asking", "demo", "bench", "watching"}
 
 
 def imported_rooms(path: Path) -> set[str]:

@@ -40,12 +40,10 @@ def ask_file(video: str, questions: Sequence[str], at: Sequence[str], fps: float
 
 def load_model(name: str) -> "FlashVStream":
     """A model by name, with a note on stderr while it is fetched and loaded."""
-    from transformers.utils import logging
-
-    from flash_vstream.models.zoo import prepared
+    from flash_vstream.models.zoo import prepared, quiet
     from flash_vstream.stream import FlashVStream
 
-    logging.disable_progress_bar()  # the spinner speaks for all
+    quiet()  # the spinner speaks for all
     with Console(stderr=True).status(f"loading {name}") as status:
         prepared(name, status.update)
         return FlashVStream.from_pretrained(name)

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +31,6 @@ Fps = Annotated[float, typer.Option("--fps", help="Frames to look at in a second
 
 def main() -> None:
     """Run the command line; a user's error is one message on stderr and exit code 2."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     try:
         app()
     except UserError as error:
@@ -70,6 +67,21 @@ def ask(
     from flash_vstream.asking import ask_file
 
     ask_file(video, questions, at or [], fps, model, as_json)
+
+
+@app.command()
+def watch(
+    source: Annotated[str, typer.Argument(help="A file, rtsp://…, http(s)://…, /dev/video0, a folder, or -.")],
+    fps: Fps = 1.0,
+    model: Model = "nano",
+    loop: Annotated[bool, typer.Option("--loop", help="Begin a file again at its end.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Read a file as fast as possible, not at its own pace.")] = False,
+    transport: Annotated[str, typer.Option("--transport", help="RTSP over tcp or udp.")] = "tcp",
+) -> None:
+    """Watch a live source and answer questions as they are typed, while frames go on being read."""
+    from flash_vstream.watching import watch as watch_live
+
+    watch_live(source, fps, model, loop, fast, transport)
 
 
 @app.command()

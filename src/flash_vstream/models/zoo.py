@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from transformers import AutoConfig, AutoProcessor
+from transformers.utils import logging
 
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
@@ -120,6 +122,13 @@ def _assembled_once(folder: Path, assemble: Callable[[Path], None]) -> Path:
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def quiet() -> None:
+    """Keep Transformers' bars and warnings off a terminal where a program of ours does the talking."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def resolve(name: str) -> str:

@@ -96,13 +96,18 @@ def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.
     except (FFmpegError, ValueError, OSError) as error:
         raise UserError(f"{name} is not a video that FFmpeg can open ({_reason(error)})") from None
     with container:
-        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-        if not streams:
-            what = "only sound" if container.streams.audio else "no video"
-            raise UserError(f"{name} holds {what}; a video stream is needed")
-        if streams[0].codec_context is None:
-            raise UserError(f"{name} holds video in a format that this FFmpeg cannot decode")
-        yield container, streams[0]
+        yield container, video_stream(container, name)
+
+
+def video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """The container's first moving picture; raises ``UserError`` when there is none to decode."""
+    streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+    if not streams:
+        what = "only sound" if container.streams.audio else "no video"
+        raise UserError(f"{name} holds {what}; a video stream is needed")
+    if streams[0].codec_context is None:
+        raise UserError(f"{name} holds video in a format that this FFmpeg cannot decode")
+    return streams[0]
 
 
 def _reason(error: Exception) -> str:
@@ -114,7 +119,7 @@ def _timed(container: av.container.InputContainer, stream: av.VideoStream) -> It
     step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
     first: Fraction | float | None = None
     last = -step
-    for frame in _decoded(container, stream):
+    for frame in decoded(container, stream):
         time = last + step
         if frame.pts is not None and frame.time_base is not None:
             stamped = frame.pts * frame.time_base
@@ -125,7 +130,7 @@ def _timed(container: av.container.InputContainer, stream: av.VideoStream) -> It
         yield time, frame
 
 
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Frames that decode; what does not is passed over, up to a bound."""
     broken = 0
     packets = container.demux(stream)

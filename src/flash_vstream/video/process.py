@@ -1,0 +1,226 @@
+"""A source in a process of its own, so that FFmpeg may hang or crash without taking anybody along.
+
+The child writes frames into a ring in shared memory and a byte into a pipe for each; the parent
+reads the newest and counts what it skipped. There is no lock that a killed child could keep.
+"""
+
+import multiprocessing
+import os
+import random
+import select
+import tempfile
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+import numpy as np
+
+from flash_vstream.errors import UserError
+from flash_vstream.video.reader import Frame
+from flash_vstream.video.sources import Source, watch_source
+
+SLOTS = 4
+END = "end"
+RESTART_SECONDS = (0.2, 5.0)
+"""The first and the longest wait before a source is opened again; each wait doubles, with jitter."""
+
+
+def shared_folder() -> str | None:
+    """A folder in memory, where there is one, for files that processes share."""
+    return "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+
+class FrameRing:
+    """The newest frames of one source in a file that two processes map; one writes, one reads."""
+
+    def __init__(self, path: str, size: int, create: bool = False):
+        slot = np.dtype([("sequence", "<i8"), ("time", "<f8"), ("image", "u1", (size, size, 3))])
+        whole = np.memmap(
+            path, np.dtype([("taken", "<i8"), ("slots", slot, (SLOTS,))]), "w+" if create else "r+", shape=1
+        )
+        self._taken, self._slots = whole["taken"], whole["slots"][0]
+
+    def write(self, number: int, frame: Frame) -> None:
+        """Put the frame numbered ``number`` (from 1) over the oldest."""
+        slot = self._slots[number % SLOTS]
+        slot["sequence"] = -number  # being written
+        slot["time"] = frame.time
+        slot["image"] = frame.image
+        slot["sequence"] = number
+
+    @property
+    def taken(self) -> int:
+        """The number of the newest frame that the reader of the ring has taken."""
+        return int(self._taken[0])
+
+    @taken.setter
+    def taken(self, number: int) -> None:
+        self._taken[0] = number
+
+    def newest(self, after: int) -> tuple[int, Frame] | None:
+        """The newest whole frame with a number above ``after``, and its number."""
+        numbers = self._slots["sequence"].copy()
+        at = int(numbers.argmax())
+        number = int(numbers[at])
+        if number <= after:
+            return None
+        slot = self._slots[at]
+        frame = Frame(float(slot["time"]), np.array(slot["image"]))
+        return (number, frame) if int(slot["sequence"]) == number else None
+
+
+@dataclass
+class SourceStatus:
+    """How a source is doing: frames that came, frames passed over for newer ones, restarts."""
+
+    came: int = 0
+    skipped: int = 0
+    restarts: int = 0
+    state: str = "starting"
+    error: str | None = None
+
+
+class SourceReader:
+    """Reads a source in a child process and keeps it going.
+
+    ``newest`` gives the newest frame since the last call. A child that dies, or that has sent
+    nothing for ``silence`` seconds, is ended and started again, after a wait that grows while it
+    keeps failing; stream time goes on across the gap by the clock. A finite source that ends is done.
+    What is shared with the child lies in ``folder``, best one in memory (``shared_folder``).
+    """
+
+    def __init__(self, source: Source, folder: str, silence: float = 12.0):
+        self.source = source
+        self.status = SourceStatus()
+        self._silence = silence
+        handle, self._path = tempfile.mkstemp(prefix="ring-", dir=folder)
+        os.close(handle)
+        self._ring = FrameRing(self._path, source.size, create=True)
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+        self._number = 0  # of the newest frame taken, in this child's counting
+        self._offset = 0.0  # added to the child's times
+        self._last_time: float | None = None
+        self._last_clock = 0.0
+        self._heard = 0.0
+        self._word: str | None = None  # the child's last, once it has said it
+        self._failures = 0
+        self._start_at = 0.0
+
+    def fileno(self) -> int | None:
+        """A descriptor that is readable when frames wait, None while no child runs."""
+        return self._pipe.fileno() if self._pipe is not None else None
+
+    def newest(self) -> Frame | None:
+        """The newest frame that came since the last call, its time going on over restarts."""
+        if self.status.state in ("ended", "failed"):
+            return None
+        now = time.monotonic()
+        if self._process is None:
+            if now >= self._start_at:
+                self._start(now)
+            return None
+        self._listen(now)
+        found = self._ring.newest(self._number)
+        if found is not None:
+            return self._take(*found, now)
+        if self._word is not None:
+            self._over(now, None if self._word == END else self._word)
+        elif not self._process.is_alive():
+            self._over(now, "the reader stopped")
+        elif now - self._heard > self._silence:
+            self._over(now, f"nothing came for {self._silence:.0f} s")
+        return None
+
+    def _start(self, now: float) -> None:
+        if self._last_time is not None:  # the gap is part of the stream's time
+            self._offset = self._last_time + (now - self._last_clock)
+        self._ring = FrameRing(self._path, self.source.size, create=True)
+        self._number, self._heard, self._word = 0, now, None
+        context = multiprocessing.get_context("spawn")
+        self._pipe, child = context.Pipe(duplex=False)
+        self._process = context.Process(target=_read, args=(self.source, self._path, child), daemon=True)
+        self._process.start()
+        child.close()
+
+    def _listen(self, now: float) -> None:
+        """Take what the child has said: a frame came, the source ended, or why it cannot be read."""
+        assert self._pipe is not None
+        try:
+            while self._pipe.poll():
+                self._heard = now
+                self._word = self._pipe.recv() or self._word
+        except (EOFError, OSError):
+            self._word = self._word or "the reader stopped"
+
+    def _take(self, number: int, frame: Frame, now: float) -> Frame:
+        self.status.came += number - self._number
+        self.status.skipped += number - self._number - 1
+        self.status.state, self.status.error = "live", None
+        self._failures, self._number = 0, number
+        self._ring.taken = number
+        moment = frame.time + self._offset
+        if self._last_time is not None:
+            moment = max(moment, self._last_time)
+        self._last_time, self._last_clock = moment, now
+        return Frame(moment, frame.image)
+
+    def _over(self, now: float, error: str | None) -> None:
+        """The child is done for: the source has ended, or another child is started in a while."""
+        self._end_child()
+        if error is None:
+            self.status.state = "ended"
+            return
+        self.status.error = error
+        if self.source.is_finite and self._number == 0 and self._last_time is None:
+            self.status.state = "failed"  # a file that cannot be read will not mend itself
+            return
+        self.status.state = "reconnecting"
+        self.status.restarts += 1
+        first, longest = RESTART_SECONDS
+        wait = min(longest, first * 2**self._failures) * random.uniform(0.7, 1.0)
+        self._failures += 1
+        self._start_at = now + wait
+
+    def _end_child(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def close(self) -> None:
+        """End the child and give back what is shared."""
+        self._end_child()
+        os.unlink(self._path)
+
+
+def wait_for_any(readers: list[SourceReader], seconds: float) -> None:
+    """Sleep until a reader has frames, at most ``seconds``."""
+    descriptors = [number for reader in readers if (number := reader.fileno()) is not None]
+    if descriptors:
+        select.select(descriptors, [], [], seconds)
+    else:
+        time.sleep(seconds)
+
+
+def _read(source: Source, path: str, pipe: Connection) -> None:
+    """The child: frames into the ring, a word into the pipe for each."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent to handle
+    ring = FrameRing(path, source.size)
+    try:
+        number = 0
+        for number, frame in enumerate(watch_source(source), 1):
+            while source.pace == "fast" and number - ring.taken > 1:
+                time.sleep(0.0005)  # nothing is skipped of what waits for its reader
+            ring.write(number, frame)
+            pipe.send(None)
+        pipe.send(END if source.is_finite or number else "the source is empty")
+    except UserError as error:
+        pipe.send(str(error))
+    except (OSError, ValueError) as error:  # FFmpeg's errors are OSErrors and ValueErrors
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        pipe.send(f"{source.shown} broke off ({reason})")

@@ -1,0 +1,129 @@
+"""``watch``: a live source, a status line and a prompt; frames go on while answers are told."""
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from rich.console import Console
+
+from flash_vstream.asking import describe_evidence, load_model
+from flash_vstream.errors import UserError
+from flash_vstream.timecode import format_time
+from flash_vstream.video.sources import Source
+
+if TYPE_CHECKING:
+    from flash_vstream.stream.live import LiveStreams
+
+STREAM = "watch"
+FIRST_FRAME_SECONDS = 30.0
+
+
+def watch(source_name: str, fps: float, model_name: str, loop: bool, fast: bool, transport: str) -> None:
+    """Watch ``source_name`` and answer questions from the prompt (or from standard input's lines)."""
+    with tempfile.TemporaryDirectory() as folder:
+        piped = source_name == "-"
+        path = _pump_stdin(Path(folder)) if piped else source_name
+        source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport)
+        from flash_vstream.stream.live import LiveStreams
+
+        model = load_model(model_name)
+        source = Source(path, fps, model.processor.image_processor.size, source.pace, source.loop, source.transport)
+        with LiveStreams(model, model_name) as live:
+            live.add(STREAM, source)
+            _wait_for_frame(live)
+            console = Console(highlight=False)
+            for question in _questions(live, source, piped):
+                _answer(live, model, question, console)
+
+
+def _pump_stdin(folder: Path) -> str:
+    """A named pipe that standard input flows into, for a reader in another process."""
+    path = folder / "stdin"
+    os.mkfifo(path)
+
+    def pump() -> None:
+        with open(path, "wb") as pipe:
+            try:
+                while chunk := os.read(sys.stdin.fileno(), 65536):
+                    pipe.write(chunk)
+                    pipe.flush()
+            except BrokenPipeError:
+                pass  # the reader is gone
+
+    threading.Thread(target=pump, daemon=True).start()
+    return str(path)
+
+
+def _wait_for_frame(live: "LiveStreams") -> None:
+    deadline = time.monotonic() + FIRST_FRAME_SECONDS
+    with Console(stderr=True).status("waiting for the first frame"):
+        while live.snapshot(STREAM) is None:
+            status = live.status(STREAM)
+            if status.state == "failed":
+                raise UserError(status.error or f"{status.source} cannot be watched")
+            if time.monotonic() > deadline:
+                why = status.error or "nothing came"
+                raise UserError(f"no frame of {status.source} within {FIRST_FRAME_SECONDS:.0f} s ({why})")
+            time.sleep(0.05)
+
+
+def status_line(live: "LiveStreams", source: Source) -> str:
+    """The stream in one line: where it is, how fast, how far behind, how much it holds."""
+    status, view = live.status(STREAM), live.snapshot(STREAM)
+    parts = [status.source, status.state, format_time(status.time or 0.0), f"{source.fps:g} frames/s wanted"]
+    parts.append(f"{status.kept} kept, {status.skipped} skipped")
+    if status.state == "live" and status.lag is not None:
+        parts.append(f"lag {status.lag:.1f} s")
+    if view is not None:
+        parts.append(f"{sum(len(slots) for _, slots in view.parts())} memory slots")
+    if status.restarts:
+        parts.append(f"{status.restarts} restarts")
+    return " · ".join(parts)
+
+
+def _questions(live: "LiveStreams", source: Source, piped: bool) -> Iterator[str]:
+    """Questions as they are typed; ends with Ctrl-D or Ctrl-C."""
+    if piped:
+        try:
+            with open("/dev/tty") as terminal:
+                yield from _lines(terminal)
+        except OSError:
+            raise UserError("with - as the source, questions are typed at a terminal, and there is none") from None
+        return
+    if not sys.stdin.isatty():
+        yield from _lines(sys.stdin)
+        return
+    from prompt_toolkit import PromptSession
+
+    session: PromptSession[str] = PromptSession(
+        "ask> ", bottom_toolbar=lambda: status_line(live, source), refresh_interval=0.5
+    )
+    while True:
+        try:
+            question = session.prompt().strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if question:
+            yield question
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    yield from (line.strip() for line in file if line.strip())
+
+
+def _answer(live: "LiveStreams", model: object, question: str, console: Console) -> None:
+    from flash_vstream.stream import FlashVStream
+
+    assert isinstance(model, FlashVStream)
+    view = live.snapshot(STREAM)
+    assert view is not None  # the first frame has come
+    answer = model.ask(view, question)
+    console.print(f"[bold]{format_time(view.time)}[/bold]  ", end="")
+    for piece in answer:
+        console.print(piece, end="", markup=False, soft_wrap=True)
+    console.print(f"\n  [dim]looked at {describe_evidence(answer)}[/dim]", soft_wrap=True)
