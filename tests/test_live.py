@@ -163,6 +163,25 @@ def test_a_source_that_sends_nothing_is_opened_again(tmp_path):
     reader.close()
 
 
+def test_a_live_source_that_ends_is_opened_again(tmp_path):
+    """A pipe that is read as live, whose writer goes away and comes back."""
+    video = write_video(tmp_path / "clip.mkv", frames=10, codec="ffv1").read_bytes()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        threading.Thread(target=pipe.write_bytes, args=(video,), daemon=True).start()
+
+    reader = SourceReader(Source(str(pipe), fps=50, size=16, loop=True), str(tmp_path))
+    write()
+    first = until(reader.newest)
+    until(lambda: (reader.newest(), reader.status.restarts)[1] == 1)
+    assert "ended" in reader.status.error
+    write()
+    assert until(reader.newest).time > first.time
+    reader.close()
+
+
 def test_a_file_that_cannot_be_read_fails_for_good(tmp_path):
     (tmp_path / "text.mp4").write_text("no video" * 100)
     reader = SourceReader(Source(str(tmp_path / "text.mp4"), size=16), str(tmp_path))

@@ -100,13 +100,13 @@ class Session:
 
     def _answer(self, stream: "Stream", questions: Sequence[str]) -> list[dict[str, Any]]:
         view = stream.snapshot()
-        prefix = self.model.answerer.read(view)  # once for all the questions at this moment
+        # Several questions share one reading; a single one pays for its own, as its timing then says.
+        asked = self.model.answerer.read(view) if len(questions) > 1 else view
         size = {"slots": sum(len(part) for _, part in view.parts()), "tokens": len(view.tokens())}
         size["bytes"] = stream.memory.nbytes
         answers = []
         for question in questions:
-            # A single question pays for its own reading, so that its timing is an honest one.
-            answer = self.model.ask(prefix if len(questions) > 1 else view, question)
+            answer = self.model.ask(asked, question)
             if self.as_json:
                 answer.finished()
             else:

@@ -87,39 +87,41 @@ class TemporalMemory:
         Starts from points spread evenly over time where the paper starts at random, so that equal
         frames give equal memories.
         """
-        old = slice(int(self._filled))
         rows = self._order()
         points = torch.cat([self._centroids[rows], pool_grid(frames, self._side).flatten(1).float()])
-        single = times.expand(4, -1)
-        stats = torch.cat([self._stats[:, rows], torch.cat([single, torch.ones(1, len(times))])], 1)
+        single = torch.cat([times.expand(4, -1), torch.ones(1, len(times))])
+        stats = torch.cat([self._stats[:, rows], single], 1)
         first = torch.cat([self._first[rows], torch.arange(index, index + len(times))])
-        exemplars = frames.to(self._exemplars.dtype)
+        exemplars = frames[:0].to(self._exemplars.dtype)
         if self._keep_exemplars:
-            exemplars = torch.cat([self._exemplars[rows], exemplars])
+            exemplars = torch.cat([self._exemplars[rows], frames.to(self._exemplars.dtype)])
         if len(points) > self._length:
-            start = torch.linspace(0, len(points) - 1, self._length).round().long()
-            clusters = lloyd(points, stats[_WEIGHT].to(points), start)
-            used = clusters.weights.cpu().nonzero()[:, 0]
-            members = [(clusters.labels.cpu() == label).nonzero()[:, 0] for label in used.tolist()]
-            points_of = pool_grid(exemplars, self._side).flatten(1).float() if self._keep_exemplars else points
-            nearest = torch.stack(
-                [
-                    m[squared_distances(points_of[m], clusters.centroids[u]).argmin()]
-                    for u, m in zip(used, members, strict=True)
-                ]
-            )
-            stats = torch.stack(
-                [_joined(stats[:, m], stats[_EXEMPLAR, n]) for m, n in zip(members, nearest, strict=True)], 1
-            )
-            first = torch.stack([first[m].min() for m in members])
-            points, exemplars = clusters.centroids[used], exemplars[nearest] if self._keep_exemplars else exemplars
+            points, stats, first, exemplars = self._clustered(points, stats, first, exemplars)
         filled = len(points)
-        old = slice(filled)
-        self._centroids[old], self._stats[:, old], self._first[old] = points, stats, first
+        self._centroids[:filled], self._stats[:, :filled], self._first[:filled] = points, stats, first
         if self._keep_exemplars:
-            self._exemplars[old] = exemplars
+            self._exemplars[:filled] = exemplars
         self._filled.fill_(filled)
         self._free.fill_(filled)
+
+    def _clustered(
+        self, points: Tensor, stats: Tensor, first: Tensor, exemplars: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Centroids, stats, first frames and exemplars of the clusters of weighted ``points``."""
+        start = torch.linspace(0, len(points) - 1, self._length).round().long()
+        clusters = lloyd(points, stats[_WEIGHT].to(points), start)
+        used = clusters.weights.cpu().nonzero()[:, 0]
+        labels = clusters.labels.cpu()
+        candidates = pool_grid(exemplars, self._side).flatten(1).float() if self._keep_exemplars else points
+        joined, begun, chosen = [], [], []
+        for label in used.tolist():
+            members = (labels == label).nonzero()[:, 0]
+            nearest = members[squared_distances(candidates[members], clusters.centroids[label]).argmin().cpu()]
+            joined.append(_joined(stats[:, members], stats[_EXEMPLAR, nearest]))
+            begun.append(first[members].min())
+            chosen.append(nearest)
+        kept = exemplars[torch.stack(chosen)] if self._keep_exemplars else exemplars
+        return clusters.centroids[used], torch.stack(joined, 1), torch.stack(begun), kept
 
     def _order(self) -> Tensor:
         """Rows in use, in the order of their first frames."""

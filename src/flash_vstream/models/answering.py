@@ -161,11 +161,14 @@ class Answerer:
         answer.prompt_tokens = len(prefix.ids) + len(ids)
         attention = torch.zeros(len(prefix.ids))
         made: list[int] = []
+        steps = 0  # after the first token
         while True:
             token = self._step(ids, cache, attention if made else None)
             if not made:
                 first = time.perf_counter()
                 answer.first_token_seconds = first - begun
+            else:
+                steps += 1
             if token in self._stops:
                 break
             made.append(token)
@@ -180,7 +183,7 @@ class Answerer:
                 break
             ids = [token]
         taken = time.perf_counter() - first
-        answer.tokens_per_second = len(made) / taken if taken > 0 and made else None
+        answer.tokens_per_second = steps / taken if steps else None
         answer.evidence = self._evidence(prefix, attention)
 
     @torch.inference_mode()

@@ -1,5 +1,6 @@
 """Live streams from the side of those who ask: the frame handler is kept alive, memories are read."""
 
+import atexit
 import multiprocessing
 import tempfile
 import threading
@@ -69,6 +70,7 @@ class LiveStreams:
         self._stopping = threading.Event()
         self.handler_restarts = -1
         self._start_handler()
+        atexit.register(self.close)  # or the interpreter would wait for the frame handler for ever
         self._guard = threading.Thread(target=self._watch_over, name="guard", daemon=True)
         self._guard.start()
 
@@ -178,7 +180,10 @@ class LiveStreams:
 
     def close(self) -> None:
         """Stop watching; the frame handler and the readers end."""
+        if self._stopping.is_set():
+            return
         self._stopping.set()
+        atexit.unregister(self.close)
         self._guard.join(timeout=5)
         try:
             assert self._pipe is not None

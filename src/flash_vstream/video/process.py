@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
+from av.error import FFmpegError
 
 from flash_vstream.errors import UserError
 from flash_vstream.video.reader import Frame
@@ -212,15 +213,14 @@ def _read(source: Source, path: str, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent to handle
     ring = FrameRing(path, source.size)
     try:
-        number = 0
         for number, frame in enumerate(watch_source(source), 1):
             while source.pace == "fast" and number - ring.taken > 1:
                 time.sleep(0.0005)  # nothing is skipped of what waits for its reader
             ring.write(number, frame)
             pipe.send(None)
-        pipe.send(END if source.is_finite or number else "the source is empty")
+        pipe.send(END if source.is_finite else f"{source.shown} ended")
     except UserError as error:
         pipe.send(str(error))
-    except (OSError, ValueError) as error:  # FFmpeg's errors are OSErrors and ValueErrors
+    except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         pipe.send(f"{source.shown} broke off ({reason})")
