@@ -92,6 +92,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     result = output / "result"
     trainer.save_model(str(result))
+    trainer.save_state()
     processor.save_pretrained(result)
     if config.tune.lora is not None:
         merged: Any = network
