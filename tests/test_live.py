@@ -201,11 +201,11 @@ def small_memory() -> StarMemory:
 
 def test_a_board_carries_a_memory_whole(tmp_path):
     memory = small_memory()
-    board = StateBoard(str(tmp_path / "board"), memory.state_dict())
+    board = StateBoard.create(str(tmp_path / "board"), memory.state_dict())
     assert board.read() is None
     memory.write(torch.randn(9, 4, 8), torch.arange(9))
     board.publish(memory.state_dict(), {"state": "live"})
-    state, notes = StateBoard(str(tmp_path / "board"), small_memory().state_dict()).read()
+    state, notes = StateBoard(str(tmp_path / "board")).read()
     restored = small_memory()
     restored.load_state_dict(state)
     assert notes == {"state": "live"}
@@ -220,7 +220,7 @@ def test_a_board_carries_a_memory_whole(tmp_path):
 
 
 def _hammer(path: str, seconds: float) -> None:
-    board = StateBoard(path, {"a": torch.zeros(50_000), "b": torch.zeros(50_000)})
+    board = StateBoard(path)
     deadline, i = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
         i += 1
@@ -229,7 +229,7 @@ def _hammer(path: str, seconds: float) -> None:
 
 def test_a_board_is_never_read_half_written(tmp_path):
     path = str(tmp_path / "board")
-    board = StateBoard(path, {"a": torch.zeros(50_000), "b": torch.zeros(50_000)})
+    board = StateBoard.create(path, {"a": torch.zeros(50_000), "b": torch.zeros(50_000)})
     writer = multiprocessing.get_context("spawn").Process(target=_hammer, args=(path, 1.5))
     writer.start()
     seen = set()
@@ -246,8 +246,8 @@ def test_a_board_is_never_read_half_written(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def live(tiny, tiny_folder):
-    with LiveStreams(FlashVStream(*tiny), str(tiny_folder)) as streams:
+def live(tiny_folder):
+    with LiveStreams(str(tiny_folder)) as streams:
         yield streams
 
 
@@ -259,11 +259,11 @@ def looped(tmp_path_factory) -> Source:
 
 def test_frames_are_watched_while_questions_are_asked(live, looped, tiny):
     live.add("door", looped)
-    view = until(lambda: live.snapshot("door"))
     model = FlashVStream(*tiny)
+    view = until(lambda: live.snapshot("door", model))
     answer = model.ask(view, "what?", max_new_tokens=8).finished()
     assert answer.stream_time == view.time
-    later = until(lambda: (now := live.snapshot("door")).frames > view.frames + 3 and now)
+    later = until(lambda: (now := live.snapshot("door", model)).frames > view.frames + 3 and now)
     assert later.temporal.weight.sum() == later.frames
     status = live.status("door")
     assert status.state == "live"
@@ -272,16 +272,17 @@ def test_frames_are_watched_while_questions_are_asked(live, looped, tiny):
     live.remove("door")
     assert live.names() == []
     with pytest.raises(UserError, match="no stream is called 'door'"):
-        live.snapshot("door")
+        live.status("door")
 
 
-def test_a_killed_frame_handler_is_back_with_its_memory(live, looped):
+def test_a_killed_frame_handler_is_back_with_its_memory(live, looped, tiny):
+    model = FlashVStream(*tiny)
     live.add("street", looped)
-    before = until(lambda: (view := live.snapshot("street")) is not None and view.frames > 15 and view)
-    restarts = live.handler_restarts
-    os.kill(live.handler_pid, signal.SIGKILL)
-    until(lambda: live.handler_restarts > restarts)
-    after = until(lambda: (view := live.snapshot("street")).frames > before.frames + 5 and view)
+    before = until(lambda: (view := live.snapshot("street", model)) is not None and view.frames > 15 and view)
+    restarts = live.handler.restarts
+    os.kill(live.handler.pid, signal.SIGKILL)
+    until(lambda: live.handler.restarts > restarts)
+    after = until(lambda: (view := live.snapshot("street", model)).frames > before.frames + 5 and view)
     assert after.temporal.weight.sum() == after.frames
     assert after.temporal.start.min() == before.temporal.start.min() == 0
     assert after.time > before.time
@@ -293,7 +294,7 @@ def test_streams_have_names_of_their_own(live, looped):
     with pytest.raises(UserError, match="already"):
         live.add("one", looped)
     live.add("two", looped)
-    until(lambda: live.snapshot("one") and live.snapshot("two"))
+    until(lambda: live.status("one").time is not None and live.status("two").time is not None)
     live.remove("one")
     live.remove("two")
 

@@ -17,6 +17,7 @@ from flash_vstream.timecode import format_time
 from flash_vstream.video.sources import Source
 
 if TYPE_CHECKING:
+    from flash_vstream.stream import FlashVStream
     from flash_vstream.stream.live import LiveStreams
 
 STREAM = "watch"
@@ -33,7 +34,7 @@ def watch(source_name: str, fps: float, model_name: str, loop: bool, fast: bool,
 
         model = load_model(model_name)
         source = Source(path, fps, model.processor.image_processor.size, source.pace, source.loop, source.transport)
-        with LiveStreams(model, model_name) as live:
+        with LiveStreams(model_name) as live:
             live.add(STREAM, source)
             _wait_for_frame(live)
             console = Console(highlight=False)
@@ -62,7 +63,7 @@ def _pump_stdin(folder: Path) -> str:
 def _wait_for_frame(live: "LiveStreams") -> None:
     deadline = time.monotonic() + FIRST_FRAME_SECONDS
     with Console(stderr=True).status("waiting for the first frame"):
-        while live.snapshot(STREAM) is None:
+        while live.status(STREAM).time is None:
             status = live.status(STREAM)
             if status.state == "failed":
                 raise UserError(status.error or f"{status.source} cannot be watched")
@@ -74,13 +75,15 @@ def _wait_for_frame(live: "LiveStreams") -> None:
 
 def status_line(live: "LiveStreams", source: Source) -> str:
     """The stream in one line: where it is, how fast, how far behind, how much it holds."""
-    status, view = live.status(STREAM), live.snapshot(STREAM)
+    from flash_vstream.stream.published import slots_on
+
+    status, board = live.status(STREAM), live.board(STREAM)
     parts = [status.source, status.state, format_time(status.time or 0.0), f"{source.fps:g} frames/s wanted"]
     parts.append(f"{status.kept} kept, {status.skipped} skipped")
     if status.state == "live" and status.lag is not None:
         parts.append(f"lag {status.lag:.1f} s")
-    if view is not None:
-        parts.append(f"{sum(len(slots) for _, slots in view.parts())} memory slots")
+    if board is not None:
+        parts.append(f"{len(slots_on(board))} memory slots")
     if status.restarts:
         parts.append(f"{status.restarts} restarts")
     return " · ".join(parts)
@@ -116,11 +119,8 @@ def _lines(file: TextIO) -> Iterator[str]:
     yield from (line.strip() for line in file if line.strip())
 
 
-def _answer(live: "LiveStreams", model: object, question: str, console: Console) -> None:
-    from flash_vstream.stream import FlashVStream
-
-    assert isinstance(model, FlashVStream)
-    view = live.snapshot(STREAM)
+def _answer(live: "LiveStreams", model: "FlashVStream", question: str, console: Console) -> None:
+    view = live.snapshot(STREAM, model)
     assert view is not None  # the first frame has come
     answer = model.ask(view, question)
     console.print(f"[bold]{format_time(view.time)}[/bold]  ", end="")

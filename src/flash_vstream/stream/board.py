@@ -1,4 +1,4 @@
-"""The state of one stream's memory in shared memory: how handlers see it, and how it outlives them.
+"""What a stream has come to, in shared memory: how handlers see it, and how it outlives them.
 
 A memory is constant, so its whole state has a place of fixed size. The frame handler publishes it
 after every write; a question handler reads it whenever it likes; a frame handler that was restarted
@@ -8,7 +8,7 @@ being rewritten reads again.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,30 +16,53 @@ import torch
 from torch import Tensor
 
 _NOTES_BYTES = 4096
+_LAYOUT_BYTES = 16384
 _HEADER = np.dtype([("latest", "<i8"), ("sequence", "<i8", (2,))])
+_LAYOUT_AT = 64
 
 
 class StateBoard:
-    """Two places for a state of the given shapes and a few notes (JSON), in a file that is mapped.
+    """Two places for named tensors of fixed shapes and a few notes (JSON), in a file that is mapped.
 
-    ``template`` is a ``state_dict`` of the memory; every process that maps the file must give one
-    of the same names, shapes and dtypes.
+    The file begins with its own layout, so whoever opens it needs to know nothing else.
     """
 
-    def __init__(self, path: str, template: Mapping[str, Tensor]):
-        self._fields: dict[str, tuple[int, Tensor]] = {}
-        at = 0
-        for name, value in sorted(template.items()):
-            self._fields[name] = (at, torch.empty_like(value, device="cpu"))
-            at += -(-value.numel() * value.element_size() // 64) * 64
-        self._place = at + _NOTES_BYTES
-        size = 64 + 2 * self._place
-        if not os.path.exists(path) or os.path.getsize(path) != size:
-            with open(path, "wb") as file:
-                file.truncate(size)
-        self._map = np.memmap(path, np.uint8, "r+", shape=(size,))
-        self._header = self._map[: _HEADER.itemsize].view(_HEADER)
+    def __init__(self, path: str):
+        """Open the board at ``path``; raises ``FileNotFoundError`` when there is none."""
         self.path = path
+        self._map = np.memmap(path, np.uint8, "r+")
+        self._header = self._map[: _HEADER.itemsize].view(_HEADER)
+        layout = bytes(self._map[_LAYOUT_AT:_LAYOUT_BYTES]).partition(b"\0")[0]
+        self._fields: dict[str, tuple[int, list[int], torch.dtype]] = {}
+        at = 0
+        for name, shape, kind in json.loads(layout):
+            dtype = getattr(torch, kind)
+            self._fields[name] = (at, shape, dtype)
+            at += -(-int(np.prod(shape)) * dtype.itemsize // 64) * 64
+        self._place = at + _NOTES_BYTES
+
+    @classmethod
+    def create(cls, path: str, template: Mapping[str, Tensor]) -> "StateBoard":
+        """The board at ``path`` for tensors like those of ``template``, with what it holds.
+
+        A board that is there with another layout is replaced by an empty one. It appears whole.
+        """
+        layout = json.dumps(
+            [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in template.items()]
+        ).encode()
+        if len(layout) >= _LAYOUT_BYTES - _LAYOUT_AT:
+            raise ValueError(f"a board's layout takes {len(layout)} bytes; {_LAYOUT_BYTES - _LAYOUT_AT - 1} at most fit")
+        if os.path.exists(path):
+            board = cls(path)
+            if bytes(board._map[_LAYOUT_AT : _LAYOUT_AT + len(layout) + 1]) == layout + b"\0":
+                return board
+        sizes = [-(-value.numel() * value.element_size() // 64) * 64 for value in template.values()]
+        with open(f"{path}.part", "wb") as file:
+            file.truncate(_LAYOUT_BYTES + 2 * (sum(sizes) + _NOTES_BYTES))
+            file.seek(_LAYOUT_AT)
+            file.write(layout)
+        os.replace(f"{path}.part", path)
+        return cls(path)
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +71,7 @@ class StateBoard:
 
     @property
     def version(self) -> int:
-        """How often a state was published; 0 before the first."""
+        """How often something was published; 0 before the first."""
         return int(self._header["latest"][0])
 
     def publish(self, state: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
@@ -59,29 +82,29 @@ class StateBoard:
         if len(text) >= _NOTES_BYTES:
             raise ValueError(f"the notes are {len(text)} bytes; {_NOTES_BYTES - 1} at most fit")
         self._header["sequence"][0, version % 2] = -version  # being written
-        for name, (at, _) in self._fields.items():
+        for name, (at, _, _) in self._fields.items():
             raw = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             place[at : at + raw.size] = raw
         place[-_NOTES_BYTES:][: len(text) + 1] = np.frombuffer(text + b"\0", np.uint8)
         self._header["sequence"][0, version % 2] = version
         self._header["latest"][0] = version
 
-    def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest state and notes, copied whole; None before the first."""
+    def read(self, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The newest tensors (all, or those of ``names``) and notes, copied; None before the first."""
         while version := self.version:
-            copy = self._at(version).copy()
+            place = self._at(version)
+            wanted = self._fields if names is None else [name for name in self._fields if name in names]
+            state = {name: self._copied(place, name) for name in wanted}
+            notes = bytes(place[-_NOTES_BYTES:])
             if int(self._header["sequence"][0, version % 2]) == version:
-                return self._unpacked(copy)
+                return state, json.loads(notes.partition(b"\0")[0])
         return None
 
     def _at(self, version: int) -> np.ndarray:
-        begin = 64 + (version % 2) * self._place
+        begin = _LAYOUT_BYTES + (version % 2) * self._place
         return self._map[begin : begin + self._place]
 
-    def _unpacked(self, place: np.ndarray) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        state = {}
-        for name, (at, like) in self._fields.items():
-            raw = torch.from_numpy(place[at : at + like.numel() * like.element_size()])
-            state[name] = raw.clone().view(like.dtype).reshape(like.shape)
-        notes = json.loads(bytes(place[-_NOTES_BYTES:]).partition(b"\0")[0])
-        return state, notes
+    def _copied(self, place: np.ndarray, name: str) -> Tensor:
+        at, shape, dtype = self._fields[name]
+        raw = np.array(place[at : at + int(np.prod(shape)) * dtype.itemsize])
+        return torch.from_numpy(raw).view(dtype).reshape(shape)

@@ -1,14 +1,15 @@
 """The frame handler: a process that reads sources, encodes frames and writes memories.
 
-It never waits for a question. It shares each stream's memory through a ``StateBoard`` and takes
-orders through a pipe, so whoever asks the questions can live anywhere that reads the same board.
+It never waits for a question. It shares what each stream has come to through a ``StateBoard`` and
+takes orders through a pipe, so whoever asks the questions can live anywhere that reads the boards.
 """
 
 import os
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,21 +17,34 @@ import torch
 from flash_vstream.errors import UserError
 from flash_vstream.memory import StarMemory
 from flash_vstream.stream.board import StateBoard
-from flash_vstream.video.process import SourceReader, wait_for_any
+from flash_vstream.stream.published import (
+    Pictures,
+    load_saved,
+    memory_state,
+    most_slots,
+    slot_table,
+    template,
+)
+from flash_vstream.video.process import RESUME_AFTER, PushReader, SourceReader, wait_for_any
 from flash_vstream.video.sources import Source
 
-IDLE_SECONDS = 0.05
+IDLE_SECONDS = 0.02
 NOTES_SECONDS = 0.5
 """How often a stream's status is published while no frame comes."""
 
 
 @dataclass(frozen=True)
 class Add:
-    """Watch ``source`` as the stream ``name``, publishing to the board at ``board``."""
+    """Watch ``source`` as the stream ``name``, publishing to the board at ``board``.
+
+    ``saved`` is a file that an earlier board was saved to. A pushed source has its ring at ``ring``.
+    """
 
     name: str
     source: Source
     board: str
+    saved: str | None = None
+    ring: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,31 +55,72 @@ class Remove:
 
 
 class _Watched:
-    """One stream in the frame handler: its reader, its memory, its board."""
+    """One stream in the frame handler: its reader, its memory, its pictures, its board."""
 
     def __init__(self, order: Add, memory: StarMemory):
-        self.reader = SourceReader(order.source, os.path.dirname(order.board))
         self.memory = memory
-        self.board = StateBoard(order.board, memory.state_dict())
-        self.offset = 0.0
-        self.kept = 0
+        self.pictures = Pictures(most_slots(memory))
+        self.board = StateBoard.create(order.board, template(memory))
+        self.notes: dict[str, Any] = {"kept": 0, "clock": None, "position": 0.0, "gaps": [], "encode_seconds": None}
+        self.slots = slot_table_of(memory)
         self.published = 0.0
-        self.clock = 0.0
-        known = self.board.read()
-        if known is not None:  # a handler before this one got so far
-            state, notes = known
-            memory.load_state_dict(state)
-            self.kept = notes["kept"]
-            if memory.frames:
-                gap = max(0.0, time.time() - notes["clock"]) if notes["clock"] else 0.0
-                self.offset = memory.read().time + gap
+        self.offset = 0.0
+        source, origin = self._resume(order)
+        self.reader = (
+            PushReader(order.ring, source.size, origin)
+            if order.ring is not None
+            else SourceReader(source, os.path.dirname(order.board))
+        )
 
-    def publish(self, encode_seconds: float | None = None) -> None:
-        now = time.time()
-        notes: dict[str, Any] = {**asdict(self.reader.status), "kept": self.kept, "clock": self.clock}
-        notes["encode_seconds"] = encode_seconds
-        self.board.publish(self.memory.state_dict(), notes)
-        self.published = now
+    def _resume(self, order: Add) -> tuple[Source, float | None]:
+        """Go on from what is on the board, or from what was saved of an earlier one."""
+        known = self.board.read()
+        if known is None and order.saved is not None and Path(order.saved).exists():
+            known = load_saved(Path(order.saved))
+        if known is None:
+            return order.source, None
+        state, notes = known
+        self.memory.load_state_dict(memory_state(state))
+        self.pictures.load_state_dict(state)
+        self.notes |= {name: notes[name] for name in self.notes if name in notes}
+        self.slots = state["slots"]
+        if not self.memory.frames:
+            return order.source, None
+        newest = self.memory.read().time
+        if order.source.resumes:
+            self.offset = newest - self.notes["position"]
+            return replace(order.source, begin=self.notes["position"] + RESUME_AFTER), None
+        gap = max(0.0, time.time() - self.notes["clock"])
+        self.notes["gaps"] = [*self.notes["gaps"][-19:], [newest, newest + gap]]
+        if order.ring is not None:
+            return order.source, self.notes["clock"] - newest
+        self.offset = newest + gap
+        return order.source, None
+
+    def write(self, feature: torch.Tensor, image: Any, moment: float, encode_seconds: float) -> None:
+        """Write a frame and publish what the stream has come to."""
+        begun = time.perf_counter()
+        moment += self.offset
+        self.memory.write(feature[None], [moment])
+        view = self.memory.read()
+        self.slots = slot_table(view, most_slots(self.memory))
+        wanted = {time for _, slots in view.parts() for time in slots.exemplar.tolist()}
+        self.pictures.see(moment, image, wanted)
+        self.notes |= {"kept": self.notes["kept"] + 1, "clock": time.time(), "position": self.reader.position}
+        self.notes |= {"encode_seconds": encode_seconds, "write_seconds": time.perf_counter() - begun}
+        self.publish()
+
+    def publish(self) -> None:
+        """Put the stream on its board."""
+        state = {f"memory.{name}": value for name, value in self.memory.state_dict().items()}
+        state |= {"slots": self.slots, **self.pictures.state_dict()}
+        self.board.publish(state, {**asdict(self.reader.status), **self.notes})
+        self.published = time.time()
+
+
+def slot_table_of(memory: StarMemory) -> torch.Tensor:
+    """The table of an empty memory's slots."""
+    return torch.full((most_slots(memory), 6), -1.0, dtype=torch.float64)
 
 
 def run_frame_handler(model: str, orders: Connection) -> None:
@@ -79,6 +134,9 @@ def run_frame_handler(model: str, orders: Connection) -> None:
         eyes = FlashVStream.from_pretrained(model)
     except UserError as error:
         orders.send(str(error))
+        return
+    if not isinstance(eyes.new_stream().memory, StarMemory):
+        orders.send("live streams need a memory of constant size; compat='release' has none")
         return
     eyes.network.language_model = torch.nn.Identity()  # it is for the question handler to speak
     streams: dict[str, _Watched] = {}
@@ -121,8 +179,5 @@ def _look(streams: dict[str, _Watched], eyes: Any) -> bool:
     features = eyes.encode([frame.image for _, frame in fresh])
     taken = (time.perf_counter() - begun) / len(fresh)
     for (watched, frame), feature in zip(fresh, features, strict=True):
-        watched.memory.write(feature[None], [frame.time + watched.offset])
-        watched.kept += 1
-        watched.clock = now
-        watched.publish(taken)
+        watched.write(feature, frame.image, frame.time, taken)
     return True

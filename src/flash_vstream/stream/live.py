@@ -1,24 +1,21 @@
-"""Live streams from the side of those who ask: the frame handler is kept alive, memories are read."""
+"""Live streams from the side of those who ask: the frame handler is kept alive, boards are read."""
 
-import atexit
-import multiprocessing
 import tempfile
-import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import MemoryView, StarMemory
+from flash_vstream.memory import MemoryView
 from flash_vstream.stream.api import FlashVStream
 from flash_vstream.stream.board import StateBoard
 from flash_vstream.stream.frame_handler import Add, Remove, run_frame_handler
-from flash_vstream.video.process import shared_folder
+from flash_vstream.stream.published import MEMORY, memory_state
+from flash_vstream.stream.supervision import Supervised
+from flash_vstream.video.process import FrameRing, shared_folder
 from flash_vstream.video.sources import Source
-
-START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -27,52 +24,50 @@ class StreamStatus:
 
     ``state`` is starting, live, reconnecting, ended or failed, with ``error`` where it says why.
     ``came`` frames came at the wanted rate, ``kept`` were written, ``skipped`` passed over for
-    newer ones. ``lag`` is the wall-clock age in seconds of the newest frame in memory.
+    newer ones. ``lag`` is the wall-clock age in seconds of the newest frame in memory. ``gaps`` are
+    the stretches of stream time in which nobody watched, newest last.
     """
 
     name: str
     source: str
     state: str
-    error: str | None
-    time: float | None
-    came: int
-    kept: int
-    skipped: int
-    restarts: int
-    lag: float | None
-    encode_seconds: float | None
+    error: str | None = None
+    time: float | None = None
+    came: int = 0
+    kept: int = 0
+    skipped: int = 0
+    restarts: int = 0
+    lag: float | None = None
+    encode_seconds: float | None = None
+    write_seconds: float | None = None
+    gaps: tuple[tuple[float, float], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
 
 
 class LiveStreams:
-    """Streams that are watched in a process of their own while questions are asked in this one.
+    """Any number of live streams, watched by one frame handler in a process of its own.
 
-    >>> with LiveStreams(model, "nano") as live:
-    ...     live.add("door", Source("rtsp://camera/1", fps=2))
-    ...     answer = model.ask(live.snapshot("door"), "Who is at the door?")
+    >>> with LiveStreams("nano") as live:
+    ...     live.add("door", Source("rtsp://camera/1"))
+    ...     view = live.snapshot("door", model)
 
-    A frame handler that dies is started again within a second and goes on with the memories as
-    they were.
+    Reading never waits for watching. A frame handler that dies is started again and every stream
+    goes on with the memory it had. Raises ``UserError`` for a model that cannot be loaded.
     """
 
-    def __init__(self, model: FlashVStream, model_name: str):
-        memory = model.new_stream().memory
-        if not isinstance(memory, StarMemory):
-            raise UserError("live streams need a memory of constant size; compat='release' has none")
-        self._model = model
-        self._model_name = model_name
-        self._template = {name: value.clone() for name, value in memory.state_dict().items()}
+    def __init__(self, model_name: str):
         self._folder = tempfile.TemporaryDirectory(prefix="flash-vstream-", dir=shared_folder())
         self._orders: dict[str, Add] = {}
         self._boards: dict[str, StateBoard] = {}
-        self._lock = threading.RLock()
-        self._pipe: Connection | None = None
-        self._process: Any = None
-        self._stopping = threading.Event()
-        self.handler_restarts = -1
-        self._start_handler()
-        atexit.register(self.close)  # or the interpreter would wait for the frame handler for ever
-        self._guard = threading.Thread(target=self._watch_over, name="guard", daemon=True)
-        self._guard.start()
+        self._made = 0
+        try:
+            self.handler = Supervised(run_frame_handler, model_name, "frame handler", self._tell_all)
+        except BaseException:
+            self._folder.cleanup()
+            raise
 
     def __enter__(self) -> "LiveStreams":
         return self
@@ -80,118 +75,102 @@ class LiveStreams:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def handler_pid(self) -> int:
-        """The frame handler's process id."""
-        return int(self._process.pid)
+    def _tell_all(self, pipe: Connection) -> None:
+        for order in self._orders.values():
+            pipe.send(order)
 
-    def _start_handler(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        with self._lock:
-            self._pipe, child = context.Pipe()
-            # Not a daemon: it has children of its own, the readers.
-            self._process = context.Process(target=run_frame_handler, args=(self._model_name, child), daemon=False)
-            self._process.start()
-            child.close()
-            self.handler_restarts += 1
-            if not self._pipe.poll(START_SECONDS):
-                self._process.kill()
-                raise UserError(f"the frame handler did not start within {START_SECONDS:.0f} s")
-            try:
-                said = self._pipe.recv()
-            except EOFError:
-                said = "the frame handler died while it started"
-            if said != "ready":
-                raise UserError(said)
-            for order in self._orders.values():
-                self._pipe.send(order)
+    def add(self, name: str, source: Source, saved: Path | None = None) -> None:
+        """Begin to watch ``source`` as ``name``, going on from ``saved`` (of ``save_board``) if it is there.
 
-    def _watch_over(self) -> None:
-        """Restart the frame handler when it dies."""
-        while not self._stopping.wait(0.2):
-            if not self._process.is_alive():
-                try:
-                    self._start_handler()
-                except (UserError, OSError):
-                    self._stopping.wait(1.0)  # and try again
-
-    def add(self, name: str, source: Source) -> None:
-        """Begin to watch ``source`` as ``name``; raises ``UserError`` when the name is taken."""
-        with self._lock:
+        Raises ``UserError`` when the name is taken.
+        """
+        with self.handler.lock:
             if name in self._orders:
-                raise UserError(f"there is a stream called {name!r} already")
-            path = str(Path(self._folder.name) / f"board-{len(self._boards)}-{time.monotonic_ns()}")
-            self._boards[name] = StateBoard(path, self._template)
-            self._orders[name] = Add(name, source, path)
-            assert self._pipe is not None
-            self._pipe.send(self._orders[name])
+                raise UserError(f"there is a stream called {name!r} already; choose another name, or remove it first")
+            self._made += 1
+            path = str(Path(self._folder.name) / f"board-{self._made}")
+            ring = f"{path}.ring" if source.is_push else None
+            if ring is not None:
+                FrameRing(ring, source.size, create=True)
+            order = Add(name, source, path, str(saved) if saved is not None else None, ring)
+            self._orders[name] = order
+            try:
+                self.handler.pipe.send(order)
+            except OSError:
+                pass  # it has just died, and the next one is told of every stream
 
     def remove(self, name: str) -> None:
         """Stop watching ``name`` and forget it; raises ``UserError`` when there is no such stream."""
-        with self._lock:
-            board = self._board(name)
-            del self._orders[name], self._boards[name]
-            assert self._pipe is not None
-            self._pipe.send(Remove(name))
-            if self._pipe.poll(10):
-                self._pipe.recv()
-            Path(board.path).unlink(missing_ok=True)
+        with self.handler.lock:
+            order = self.order(name)
+            del self._orders[name]
+            self._boards.pop(name, None)
+            try:
+                self.handler.pipe.send(Remove(name))
+                if self.handler.pipe.poll(10):
+                    self.handler.pipe.recv()
+            except (EOFError, OSError):
+                pass  # dead, and the next one will not be told of this stream
+            for path in (order.board, order.ring):
+                if path is not None:
+                    Path(path).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """The streams that are watched."""
         return list(self._orders)
 
-    def snapshot(self, name: str) -> MemoryView | None:
+    def order(self, name: str) -> Add:
+        """What was asked for with ``add``; raises ``UserError`` when there is no such stream."""
+        if name not in self._orders:
+            raise UserError(f"no stream is called {name!r}; there are {', '.join(self._orders) or 'none'}")
+        return self._orders[name]
+
+    def board(self, name: str) -> StateBoard | None:
+        """The stream's board, None until the frame handler has made it."""
+        order = self.order(name)
+        if name not in self._boards and Path(order.board).exists():
+            self._boards[name] = StateBoard(order.board)
+        return self._boards.get(name)
+
+    def snapshot(self, name: str, model: FlashVStream) -> MemoryView | None:
         """The stream's memory as of its newest frame, None before the first."""
-        known = self._board(name).read()
-        if known is None:
-            return None
-        memory = self._model.new_stream().memory
-        memory.load_state_dict(known[0])
-        return memory.read() if memory.frames else None
+        board = self.board(name)
+        return view_on(board, model) if board is not None else None
 
     def status(self, name: str) -> StreamStatus:
         """How the stream is doing."""
-        board = self._board(name)
-        known = board.read()
-        source = self._orders[name].source.shown
+        board, source = self.board(name), self.order(name).source
+        known = board.read((MEMORY + "time", MEMORY + "frames")) if board is not None else None
         if known is None:
-            return StreamStatus(name, source, "starting", None, None, 0, 0, 0, 0, None, None)
+            return StreamStatus(name, source.shown, "starting")
         state, notes = known
-        moment = float(state["time"]) if int(state["frames"]) else None
         return StreamStatus(
             name=name,
-            source=source,
+            source=source.shown,
             state=notes["state"],
             error=notes["error"],
-            time=moment,
+            time=float(state[MEMORY + "time"]) if int(state[MEMORY + "frames"]) else None,
             came=notes["came"],
             kept=notes["kept"],
             skipped=notes["skipped"],
             restarts=notes["restarts"],
             lag=time.time() - notes["clock"] if notes["clock"] else None,
             encode_seconds=notes["encode_seconds"],
+            write_seconds=notes.get("write_seconds"),
+            gaps=tuple((begin, end) for begin, end in notes["gaps"]),
         )
-
-    def _board(self, name: str) -> StateBoard:
-        if name not in self._boards:
-            raise UserError(f"no stream is called {name!r}; there are {', '.join(self._boards) or 'none'}")
-        return self._boards[name]
 
     def close(self) -> None:
         """Stop watching; the frame handler and the readers end."""
-        if self._stopping.is_set():
-            return
-        self._stopping.set()
-        atexit.unregister(self.close)
-        self._guard.join(timeout=5)
-        try:
-            assert self._pipe is not None
-            self._pipe.send(None)
-        except OSError:
-            pass
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self.handler.close()
         self._folder.cleanup()
+
+
+def view_on(board: StateBoard, model: FlashVStream) -> MemoryView | None:
+    """The newest memory on a board, None before its first frame."""
+    known = board.read()
+    if known is None:
+        return None
+    memory = model.new_stream().memory
+    memory.load_state_dict(memory_state(known[0]))
+    return memory.read() if memory.frames else None

@@ -10,7 +10,8 @@ import random
 import select
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -22,6 +23,8 @@ from flash_vstream.video.sources import Source, watch_source
 
 SLOTS = 4
 END = "end"
+RESUME_AFTER = 1e-3
+"""Seconds after the newest frame of a file at which it is taken up again."""
 RESTART_SECONDS = (0.2, 5.0)
 """The first and the longest wait before a source is opened again; each wait doubles, with jitter."""
 
@@ -86,7 +89,8 @@ class SourceReader:
 
     ``newest`` gives the newest frame since the last call. A child that dies, or that has sent
     nothing for ``silence`` seconds, is ended and started again, after a wait that grows while it
-    keeps failing; stream time goes on across the gap by the clock. A finite source that ends is done.
+    keeps failing; a file is taken up where it was left, and for the rest stream time goes on across
+    the gap by the clock. A finite source that ends is done.
     What is shared with the child lies in ``folder``, best one in memory (``shared_folder``).
     """
 
@@ -101,6 +105,7 @@ class SourceReader:
         self._pipe: Connection | None = None
         self._number = 0  # of the newest frame taken, in this child's counting
         self._offset = 0.0  # added to the child's times
+        self.position = source.begin  # in the source's own time, of the newest frame taken
         self._last_time: float | None = None
         self._last_clock = 0.0
         self._heard = 0.0
@@ -134,13 +139,16 @@ class SourceReader:
         return None
 
     def _start(self, now: float) -> None:
-        if self._last_time is not None:  # the gap is part of the stream's time
+        source = self.source
+        if self._last_time is not None and source.resumes:
+            source = replace(source, begin=self.position + RESUME_AFTER)
+        elif self._last_time is not None:  # the gap is part of the stream's time
             self._offset = self._last_time + (now - self._last_clock)
         self._ring = FrameRing(self._path, self.source.size, create=True)
         self._number, self._heard, self._word = 0, now, None
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe(duplex=False)
-        self._process = context.Process(target=_read, args=(self.source, self._path, child), daemon=True)
+        self._process = context.Process(target=_read, args=(source, self._path, child), daemon=True)
         self._process.start()
         child.close()
 
@@ -160,6 +168,7 @@ class SourceReader:
         self.status.state, self.status.error = "live", None
         self._failures, self._number = 0, number
         self._ring.taken = number
+        self.position = frame.time
         moment = frame.time + self._offset
         if self._last_time is not None:
             moment = max(moment, self._last_time)
@@ -197,7 +206,44 @@ class SourceReader:
         os.unlink(self._path)
 
 
-def wait_for_any(readers: list[SourceReader], seconds: float) -> None:
+class PushReader:
+    """The frames that another process puts into a ring as it gets them (a WebSocket, say).
+
+    Their times in the ring are wall-clock seconds; stream time begins at the first, or counts from
+    ``origin`` where the stream was begun earlier.
+    """
+
+    def __init__(self, path: str, size: int, origin: float | None = None):
+        self.status = SourceStatus()
+        self.position = 0.0
+        self._ring = FrameRing(path, size)
+        self._number = self._ring.taken
+        self._origin = origin
+
+    def fileno(self) -> int | None:
+        """Nothing to wait on: a ring is looked at."""
+        return None
+
+    def newest(self) -> Frame | None:
+        """The newest frame that was pushed since the last call."""
+        found = self._ring.newest(self._number)
+        if found is None:
+            return None
+        number, frame = found
+        self.status.came += number - self._number
+        self.status.skipped += number - self._number - 1
+        self.status.state = "live"
+        self._number = self._ring.taken = number
+        if self._origin is None:
+            self._origin = frame.time
+        self.position = max(self.position, frame.time - self._origin)
+        return Frame(self.position, frame.image)
+
+    def close(self) -> None:
+        """The ring is its maker's."""
+
+
+def wait_for_any(readers: Sequence[SourceReader | PushReader], seconds: float) -> None:
     """Sleep until a reader has frames, at most ``seconds``."""
     descriptors = [number for reader in readers if (number := reader.fileno()) is not None]
     if descriptors:

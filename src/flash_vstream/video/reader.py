@@ -51,14 +51,18 @@ def probe(path: str | Path) -> VideoInfo:
 
 
 def read_frames(
-    path: str | Path, fps: float | None = 1.0, size: int | None = None, until: float | None = None
+    path: str | Path,
+    fps: float | None = 1.0,
+    size: int | None = None,
+    until: float | None = None,
+    begin: float = 0.0,
 ) -> Iterator[Frame]:
     """Frames of the file in order of time, at most ``fps`` of them a second (None: all).
 
     With ``size``, each is scaled and its centre cropped to ``size`` by ``size`` in one pass over
     the decoded picture. Rotation that the file asks for is applied. Times are the file's own, from
     0 at the first frame; where they are missing or run backwards, the nominal frame rate goes on.
-    Stops after stream time ``until``. A file that breaks off ends there, with what was read.
+    Begins at stream time ``begin`` and stops after ``until``. A file that breaks off ends there, with what was read.
     Raises ``UserError`` when the file cannot be opened or not one frame of it decodes.
     """
     if fps is not None and not fps > 0:
@@ -75,7 +79,8 @@ def read_frames(
                     continue
                 due = max(due + 1 / fps, time + 0.5 / fps)
             count += 1
-            yield Frame(time, rgb(frame, size))
+            if time >= begin - 1e-6:
+                yield Frame(time, rgb(frame, size))
         if not count:
             raise UserError(f"no frame of {path} could be decoded; it may be damaged or in an unknown format")
 

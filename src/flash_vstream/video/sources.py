@@ -1,7 +1,8 @@
 """Live sources: whatever can be watched becomes frames as time goes by.
 
 A source is named as a person would name it: a file, ``rtsp://…``, ``http(s)://…`` (files, MJPEG,
-HLS, MPEG-TS), ``udp://…``, ``/dev/video0``, a folder of pictures, or a named pipe.
+HLS, MPEG-TS), ``udp://…``, ``/dev/video0``, a folder of pictures, a named pipe, or ``push`` for
+frames that somebody else puts into a ring.
 """
 
 import os
@@ -21,6 +22,9 @@ from flash_vstream.video.reader import Frame, decoded, read_frames, rgb, video_s
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 NETWORK = {"rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt"}
+PUSH = "push"
+PROTOCOLS = "rtsp,rtsps,rtmp,rtp,srtp,http,https,httpproxy,tls,tcp,udp,srt,crypto,data"
+"""What a network source may lead FFmpeg to: a playlist from elsewhere must not open local files."""
 SILENCE_SECONDS = 10.0
 """How long FFmpeg may wait for a network source before it gives up."""
 
@@ -32,7 +36,7 @@ class Source:
     ``fps`` frames a second of stream time are looked at, each scaled and cropped to ``size``
     pixels square. ``pace`` is for files: ``"real"`` plays at the file's own speed, ``"fast"`` as
     fast as it can be read. ``loop`` begins a file or folder again at its end, stream time going on.
-    ``transport`` is RTSP's, ``"tcp"`` or ``"udp"``.
+    ``transport`` is RTSP's, ``"tcp"`` or ``"udp"``. ``begin`` is where in a file to begin, in seconds.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Source:
     pace: str = "real"
     loop: bool = False
     transport: str = "tcp"
+    begin: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 120:
@@ -49,7 +54,7 @@ class Source:
             raise UserError(f"the pace is {self.pace!r}; choose real or fast")
         if self.transport not in ("tcp", "udp"):
             raise UserError(f"the RTSP transport is {self.transport!r}; choose tcp or udp")
-        if not self.is_network and not os.path.exists(self.name):
+        if not (self.is_network or self.is_push or os.path.exists(self.name)):
             raise UserError(f"there is nothing to watch at {self.shown}; check the path or the address")
 
     @property
@@ -58,9 +63,14 @@ class Source:
         return urlsplit(self.name).scheme.lower() in NETWORK
 
     @property
+    def is_push(self) -> bool:
+        """Whether frames are put into the stream's ring by somebody else."""
+        return self.name == PUSH
+
+    @property
     def is_pipe(self) -> bool:
         """Whether the source is a named pipe."""
-        return not self.is_network and stat.S_ISFIFO(os.stat(self.name).st_mode)
+        return not (self.is_network or self.is_push) and stat.S_ISFIFO(os.stat(self.name).st_mode)
 
     @property
     def is_device(self) -> bool:
@@ -70,7 +80,12 @@ class Source:
     @property
     def is_finite(self) -> bool:
         """Whether the source has an end of its own: a file, a folder or a pipe."""
-        return not (self.loop or self.is_network or self.is_device)
+        return not (self.loop or self.is_network or self.is_device or self.is_push)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it can be taken up again where it was left: a file or folder with an end."""
+        return self.is_finite and not self.is_pipe
 
     @property
     def shown(self) -> str:
@@ -98,27 +113,30 @@ def watch_source(source: Source) -> Iterator[Frame]:
     if source.is_network or source.is_device or source.is_pipe:
         yield from _live(source)
         return
-    started, begin = time.monotonic(), 0.0
+    started, offset = time.monotonic() - source.begin, 0.0
+    begin = source.begin
     while True:
-        last = begin
-        for frame in (
-            _pictures(source) if os.path.isdir(source.name) else read_frames(source.name, source.fps, source.size)
-        ):
-            last = begin + frame.time
+        last = offset
+        folder = os.path.isdir(source.name)
+        frames = _pictures(source, begin) if folder else read_frames(source.name, source.fps, source.size, None, begin)
+        for frame in frames:
+            last = offset + frame.time
             if source.pace == "real":
                 time.sleep(max(0.0, last - (time.monotonic() - started)))
             yield Frame(last, frame.image)
         if not source.loop:
             return
-        begin = last + 1 / source.fps
+        offset, begin = last + 1 / source.fps, 0.0
 
 
-def _pictures(source: Source) -> Iterator[Frame]:
-    """A folder's pictures by name, one at each tick of the frame rate."""
+def _pictures(source: Source, begin: float) -> Iterator[Frame]:
+    """A folder's pictures by name, one at each tick of the frame rate, from ``begin`` on."""
     paths = sorted(path for path in Path(source.name).iterdir() if path.suffix.lower() in PICTURES)
     if not paths:
         raise UserError(f"{source.name} holds no pictures ({', '.join(sorted(PICTURES))})")
     for i, path in enumerate(paths):
+        if i / source.fps < begin - 1e-6:
+            continue
         try:
             picture = Image.open(path).convert("RGB")
         except (OSError, UnidentifiedImageError):
@@ -129,7 +147,7 @@ def _pictures(source: Source) -> Iterator[Frame]:
 def _live(source: Source) -> Iterator[Frame]:
     """Frames of a camera, a network stream or a pipe, timed by their arrival."""
     patience = str(int(SILENCE_SECONDS * 1e6))
-    options = {"rw_timeout": patience, "fflags": "nobuffer"} if source.is_network else {}
+    options = {"rw_timeout": patience, "protocol_whitelist": PROTOCOLS} if source.is_network else {}
     if source.name.lower().startswith("rtsp"):
         options |= {"rtsp_transport": source.transport, "timeout": patience}
     with av.open(source.name, format="v4l2" if source.is_device else None, options=options) as container:

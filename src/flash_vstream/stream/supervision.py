@@ -1,0 +1,103 @@
+"""A handler's process and the pipe to it, started again whenever it dies."""
+
+import atexit
+import contextlib
+import multiprocessing
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+from flash_vstream.errors import UserError
+
+START_SECONDS = 120.0
+LOOK_SECONDS = 0.1
+
+
+class Supervised:
+    """Runs ``main(argument, pipe)`` in a process of its own and keeps it alive.
+
+    The process says ``"ready"`` once it is, or else why it cannot be. ``on_start`` is called with
+    each new pipe before anything else is sent. ``send`` waits while a new process starts.
+    """
+
+    def __init__(
+        self,
+        main: Callable[[str, Connection], None],
+        argument: str,
+        name: str,
+        on_start: Callable[[Connection], None],
+        on_death: Callable[[], None] = lambda: None,
+    ):
+        self._main, self._argument, self._name = main, argument, name
+        self._on_start, self._on_death = on_start, on_death
+        self.lock = threading.RLock()
+        self.pipe: Connection
+        self._process: Any = None
+        self._stopping = threading.Event()
+        self.restarts = -1
+        self._start()
+        atexit.register(self.close)  # or the interpreter would wait for the process for ever
+        self._guard = threading.Thread(target=self._watch_over, name=f"guard of the {name}", daemon=True)
+        self._guard.start()
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return int(self._process.pid)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return bool(self._process.is_alive())
+
+    def send(self, message: Any) -> None:
+        """Send a message; raises ``OSError`` when the process has just died."""
+        with self.lock:
+            self.pipe.send(message)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        with self.lock:
+            self.pipe, child = context.Pipe()
+            # Not a daemon: a handler may have children of its own.
+            self._process = context.Process(
+                target=self._main, args=(self._argument, child), name=self._name, daemon=False
+            )
+            self._process.start()
+            child.close()
+            self.restarts += 1
+            if not self.pipe.poll(START_SECONDS):
+                self._process.kill()
+                raise UserError(f"the {self._name} did not start within {START_SECONDS:.0f} s")
+            try:
+                said = self.pipe.recv()
+            except (EOFError, OSError):
+                said = f"the {self._name} died while it started"
+            if said != "ready":
+                self._process.join(timeout=5)
+                raise UserError(said)
+            self._on_start(self.pipe)
+
+    def _watch_over(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            if not self.alive:
+                self._on_death()
+                try:
+                    self._start()
+                except (UserError, OSError):
+                    self._stopping.wait(1.0)  # and try again
+
+    def close(self) -> None:
+        """End the process."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        atexit.unregister(self.close)
+        self._guard.join(timeout=5)
+        with contextlib.suppress(OSError):
+            self.pipe.send(None)
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
