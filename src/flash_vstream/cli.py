@@ -85,6 +85,38 @@ def watch(
 
 
 @app.command()
+def serve(
+    stream: Annotated[
+        list[str] | None, typer.Option("--stream", help="NAME=SOURCE to watch from the start (several allowed).")
+    ] = None,
+    model: Model = "nano",
+    host: Annotated[str, typer.Option("--host", help="Beyond loopback FLASH_VSTREAM_TOKEN must be set.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    fps: Fps = 1.0,
+    state: Annotated[Path | None, typer.Option("--state", help="Folder to keep memories and answers in.")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(help="Web origin whose pages may call.")] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(help="Private host that sources may name.")] = None,
+    allow_folder: Annotated[list[Path] | None, typer.Option(help="Folder whose files sources may name.")] = None,
+    log_requests: Annotated[bool, typer.Option("--log-requests", help="A line of JSON on stderr for each.")] = False,
+) -> None:
+    """Serve the HTTP API and the web page."""
+    from flash_vstream.serving import serve as run
+
+    run(
+        host,
+        port,
+        model,
+        stream or [],
+        fps,
+        state,
+        allow_origin or [],
+        allow_host or [],
+        allow_folder or [],
+        log_requests,
+    )
+
+
+@app.command()
 def demo(as_json: Json = False) -> None:
     """Watch a short real video (a street, a man in a car, a cartoon) and answer three questions about it."""
     from flash_vstream.demo import run_demo

@@ -33,7 +33,6 @@ def watch(source_name: str, fps: float, model_name: str, loop: bool, fast: bool,
         from flash_vstream.stream.live import LiveStreams
 
         model = load_model(model_name)
-        source = Source(path, fps, model.processor.image_processor.size, source.pace, source.loop, source.transport)
         with LiveStreams(model_name) as live:
             live.add(STREAM, source)
             _wait_for_frame(live)

@@ -183,7 +183,8 @@ def _converted(source: str) -> Path:
 
 
 def best_dtype(device: str) -> torch.dtype:
-    """bfloat16 where ``device`` multiplies it fast (GPUs, CPUs with AMX), float32 elsewhere."""
+    """bfloat16 where ``device`` multiplies it fast (GPUs, CPUs with AMX or AVX512-BF16), float32 elsewhere."""
     if device != "cpu":
         return torch.bfloat16
-    return torch.bfloat16 if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)() else torch.float32
+    fast = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return torch.bfloat16 if any(getattr(torch.cpu, name, bool)() for name in fast) else torch.float32

@@ -51,7 +51,9 @@ class StateBoard:
             [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in template.items()]
         ).encode()
         if len(layout) >= _LAYOUT_BYTES - _LAYOUT_AT:
-            raise ValueError(f"a board's layout takes {len(layout)} bytes; {_LAYOUT_BYTES - _LAYOUT_AT - 1} at most fit")
+            raise ValueError(
+                f"a board's layout takes {len(layout)} bytes; {_LAYOUT_BYTES - _LAYOUT_AT - 1} at most fit"
+            )
         if os.path.exists(path):
             board = cls(path)
             if bytes(board._map[_LAYOUT_AT : _LAYOUT_AT + len(layout) + 1]) == layout + b"\0":

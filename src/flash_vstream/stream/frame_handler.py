@@ -124,7 +124,10 @@ def slot_table_of(memory: StarMemory) -> torch.Tensor:
 
 
 def run_frame_handler(model: str, orders: Connection) -> None:
-    """The process's main function: say ``"ready"``, then watch until the pipe closes."""
+    """The process's main function: say ``("ready", info)``, then watch until the pipe closes.
+
+    ``info`` tells the side in pixels that frames must have.
+    """
     from flash_vstream.models.zoo import quiet
     from flash_vstream.stream.api import FlashVStream
 
@@ -140,7 +143,7 @@ def run_frame_handler(model: str, orders: Connection) -> None:
         return
     eyes.network.language_model = torch.nn.Identity()  # it is for the question handler to speak
     streams: dict[str, _Watched] = {}
-    orders.send("ready")
+    orders.send(("ready", {"size": eyes.processor.image_processor.size}))
     try:
         while _obey(orders, streams, eyes):
             if not _look(streams, eyes):

@@ -1,8 +1,9 @@
 """Live streams from the side of those who ask: the frame handler is kept alive, boards are read."""
 
+import contextlib
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -82,22 +83,21 @@ class LiveStreams:
     def add(self, name: str, source: Source, saved: Path | None = None) -> None:
         """Begin to watch ``source`` as ``name``, going on from ``saved`` (of ``save_board``) if it is there.
 
-        Raises ``UserError`` when the name is taken.
+        Its frames get the size that the model takes. Raises ``UserError`` when the name is taken.
         """
         with self.handler.lock:
             if name in self._orders:
                 raise UserError(f"there is a stream called {name!r} already; choose another name, or remove it first")
             self._made += 1
             path = str(Path(self._folder.name) / f"board-{self._made}")
+            source = replace(source, size=self.handler.info["size"])
             ring = f"{path}.ring" if source.is_push else None
             if ring is not None:
                 FrameRing(ring, source.size, create=True)
             order = Add(name, source, path, str(saved) if saved is not None else None, ring)
             self._orders[name] = order
-            try:
+            with contextlib.suppress(OSError):  # it has just died, and the next one is told of every stream
                 self.handler.pipe.send(order)
-            except OSError:
-                pass  # it has just died, and the next one is told of every stream
 
     def remove(self, name: str) -> None:
         """Stop watching ``name`` and forget it; raises ``UserError`` when there is no such stream."""

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -146,7 +146,7 @@ def _picture_evidence(evidence: list[dict[str, Any]], board: StateBoard) -> None
 
 
 def run_question_handler(model: str, orders: Connection) -> None:
-    """The process's main function: say ``"ready"``, then answer until the pipe closes."""
+    """The process's main function: say ``("ready", info)``, then answer until the pipe closes."""
     from flash_vstream.models.zoo import quiet
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -157,7 +157,7 @@ def run_question_handler(model: str, orders: Connection) -> None:
         orders.send(str(error))
         return
     mind.model.network.vision_tower = torch.nn.Identity()  # it is for the frame handler to see
-    orders.send("ready")
+    orders.send(("ready", {}))
     try:
         while True:
             while orders.poll(0 if mind.active or mind.waiting else IDLE_SECONDS):
@@ -187,9 +187,7 @@ class QuestionDesk:
         self._number = 0
         self._lock = threading.Lock()
         self._listener: threading.Thread | None = None
-        self.handler = Supervised(
-            run_question_handler, model_name, "question handler", self._listen_to, self._fail_all
-        )
+        self.handler = Supervised(run_question_handler, model_name, "question handler", self._listen_to, self._fail_all)
 
     def ask(
         self,
@@ -197,7 +195,7 @@ class QuestionDesk:
         question: str,
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = MAX_NEW_TOKENS,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Events of an answer as they come; the last is done or error. Closing it cancels the question."""
         asked = time.monotonic()
         with self._lock:

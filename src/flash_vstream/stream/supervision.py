@@ -17,7 +17,7 @@ LOOK_SECONDS = 0.1
 class Supervised:
     """Runs ``main(argument, pipe)`` in a process of its own and keeps it alive.
 
-    The process says ``"ready"`` once it is, or else why it cannot be. ``on_start`` is called with
+    The process says ``("ready", info)`` once it is, or else why it cannot be. ``on_start`` is called with
     each new pipe before anything else is sent. ``send`` waits while a new process starts.
     """
 
@@ -33,6 +33,7 @@ class Supervised:
         self._on_start, self._on_death = on_start, on_death
         self.lock = threading.RLock()
         self.pipe: Connection
+        self.info: dict[str, Any] = {}
         self._process: Any = None
         self._stopping = threading.Event()
         self.restarts = -1
@@ -74,9 +75,10 @@ class Supervised:
                 said = self.pipe.recv()
             except (EOFError, OSError):
                 said = f"the {self._name} died while it started"
-            if said != "ready":
+            if isinstance(said, str):
                 self._process.join(timeout=5)
                 raise UserError(said)
+            self.info = said[1]
             self._on_start(self.pipe)
 
     def _watch_over(self) -> None:

@@ -35,7 +35,8 @@ class StageConfig:
     ``model`` is ``nano-base``, a zoo name or a model folder; ``adapter`` an adapter folder to go
     on from. ``data`` lists sources (``train/sources.py`` says their kinds). A batch is
     ``batch_size`` streams, ``accumulate`` of which make a step. ``dtype`` is ``auto`` (bfloat16
-    where the processor multiplies it fast, else float32), ``float32`` or ``bfloat16``.
+    where the processor multiplies it fast, else float32), ``float32`` or ``bfloat16``. ``compile``
+    compiles the language model's layers (needs a C++ compiler; on CPUs a step takes three quarters).
     """
 
     stage: int
@@ -52,6 +53,7 @@ class StageConfig:
     seed: int = 0
     save_every: int = 50
     dtype: str = "auto"
+    compile: bool = False
 
     @classmethod
     def load(cls, path: Path) -> "StageConfig":

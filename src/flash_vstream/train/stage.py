@@ -81,10 +81,16 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     network = tuned(model, config.tune, Path(config.adapter) if config.adapter else None)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the config's tune section trains nothing; set projector, language_model or lora")
+    arguments = _arguments(config, output)
+    if arguments.bf16 and config.tune.lora is not None:
+        _halve_frozen(network)
+    if config.compile:
+        for layer in model.language_model.get_decoder().layers:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "logs")
     trainer = Trainer(
         model=network,
-        args=_arguments(config, output),
+        args=arguments,
         train_dataset=dataset,
         data_collator=Collator(processor, model.config.star),
     )
@@ -95,10 +101,25 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     trainer.save_state()
     processor.save_pretrained(result)
     if config.tune.lora is not None:
-        merged: Any = network
-        merged.merge_and_unload().save_pretrained(output / "model")
+        _merge(model_folder, result, output / "model")
         processor.save_pretrained(output / "model")
     return result
+
+
+def _halve_frozen(network: torch.nn.Module) -> None:
+    """Keep frozen weights in bfloat16, so that autocast need not convert them at every step."""
+    for parameter in network.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+
+
+def _merge(model_folder: Path, adapter: Path, output: Path) -> None:
+    """The model with the adapter in its weights, from the base's own float32."""
+    from peft import PeftModel
+
+    model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
+    merged: Any = PeftModel.from_pretrained(model, str(adapter))
+    merged.merge_and_unload().save_pretrained(output)
 
 
 def _arguments(config: StageConfig, output: Path) -> TrainingArguments:
@@ -113,6 +134,7 @@ def _arguments(config: StageConfig, output: Path) -> TrainingArguments:
         warmup_steps=config.warmup,
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
+        use_cpu=device == "cpu",
         bf16=best_dtype(device) == torch.bfloat16 if config.dtype == "auto" else config.dtype == "bfloat16",
         seed=config.seed,
         data_seed=config.seed,

@@ -1,0 +1,229 @@
+"""The application: REST for streams and questions, and the web page."""
+
+import base64
+import contextlib
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import FastAPI, Path, Query, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from PIL import Image, ImageOps
+from starlette.exceptions import HTTPException
+
+from flash_vstream import __version__
+from flash_vstream.errors import UserError
+from flash_vstream.serve import schemas
+from flash_vstream.serve.access import Refused
+from flash_vstream.serve.chat import add_chat
+from flash_vstream.serve.gate import Gate, error_body
+from flash_vstream.serve.service import Service
+from flash_vstream.stream.published import frames_seen, picture_on, slots_on, thumbnails_on
+from flash_vstream.stream.question_handler import Event
+from flash_vstream.video import Frame
+from flash_vstream.video.sources import Source
+
+THREADS = 128
+"""Each answer that is streamed takes a thread while it lasts."""
+_FAILS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schemas.ErrorBody, "description": what}
+    for status, what in (
+        (400, "Not understood"),
+        (401, "A token is needed"),
+        (403, "Not allowed"),
+        (404, "No such stream"),
+        (409, "Not possible in this state"),
+        (413, "Too large"),
+        (422, "Not valid"),
+        (429, "Too many"),
+    )
+}
+Name = Annotated[str, Path(max_length=64, description="The stream's name.")]
+
+
+def make_app(service: Service) -> FastAPI:
+    """The ASGI application on ``service``, which it closes when it ends."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+        yield
+        await anyio.to_thread.run_sync(service.close)
+
+    app = FastAPI(title="flash-vstream", version=__version__, lifespan=lifespan, responses=_FAILS, docs_url=None)
+    app.add_middleware(Gate, access=service.access, most_bytes=service.limits.upload_bytes)
+    _add_errors(app)
+    _add_state(app, service)
+    _add_streams(app, service)
+    _add_questions(app, service)
+    _add_push(app, service)
+    add_chat(app, service)
+    page = files("flash_vstream.serve") / "page"
+    app.mount("/page", StaticFiles(directory=str(page)), name="page")
+
+    @app.get("/", include_in_schema=False)
+    def index() -> Response:
+        return Response((page / "index.html").read_bytes(), media_type="text/html")
+
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    def refused(_: Request, error: Exception) -> JSONResponse:
+        status = error.status if isinstance(error, Refused) else 422
+        return JSONResponse(error_body(status, str(error)), status)
+
+    def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return JSONResponse(error_body(422, f"{where}: {first['msg']}"), 422)
+
+    def http_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(UserError, refused)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http_error)
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["server"])
+    def health() -> dict[str, Any]:
+        """Whether both handlers run; the status is ``restarting`` while one is being started again."""
+        handlers = {"frame": service.live.handler.alive, "question": service.desk.handler.alive}
+        status = "ok" if all(handlers.values()) else "restarting"
+        return {"status": status, "handlers": handlers, "uptime_seconds": time.time() - service.started}
+
+    @app.get("/metrics", tags=["server"], response_class=Response)
+    def metrics() -> Response:
+        """Counters, lag and timings in Prometheus' text format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _info(service: Service, name: str) -> dict[str, Any]:
+    return service.status(name).to_dict()
+
+
+def _add_streams(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/streams", tags=["streams"], response_model=list[schemas.StreamInfo])
+    def list_streams() -> list[dict[str, Any]]:
+        """Every stream that is watched."""
+        return [_info(service, name) for name in service.stream_names()]
+
+    @app.post("/v1/streams", tags=["streams"], status_code=201, response_model=schemas.StreamInfo)
+    def create_stream(new: schemas.NewStream) -> dict[str, Any]:
+        """Begin to watch a source."""
+        source = Source(new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport)
+        service.add_stream(new.name, source)
+        return _info(service, new.name)
+
+    @app.get("/v1/streams/{name}", tags=["streams"], response_model=schemas.StreamInfo)
+    def inspect_stream(name: Name) -> dict[str, Any]:
+        """How a stream is doing."""
+        return _info(service, name)
+
+    @app.delete("/v1/streams/{name}", tags=["streams"], status_code=204)
+    def delete_stream(name: Name) -> None:
+        """Stop watching; memory and history are forgotten."""
+        service.remove_stream(name)
+
+    @app.get("/v1/streams/{name}/memory", tags=["streams"], response_model=schemas.Memory)
+    def memory(name: Name) -> dict[str, Any]:
+        """The memory's slots, oldest part first, with the times and pictures of their frames."""
+        board = service.board(name)
+        pictures = {moment: data_url(jpeg) for moment, jpeg in thumbnails_on(board).items()}
+        slots = [{**slot.to_dict(), "thumbnail": pictures.get(slot.exemplar)} for slot in slots_on(board)]
+        return {"time": service.status(name).time, "frames": frames_seen(board), "slots": slots}
+
+    @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
+    def picture(name: Name) -> Response:
+        """The newest frame that was seen, as JPEG, centre-cropped as the model sees it."""
+        return Response(picture_on(service.board(name)), media_type="image/jpeg", headers={"cache-control": "no-store"})
+
+
+def data_url(jpeg: bytes) -> str:
+    """A JPEG as a data URL."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def _add_questions(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/streams/{name}/questions", tags=["questions"], response_model=schemas.AnswerBody)
+    def ask(name: Name, asked: schemas.NewQuestion) -> Any:
+        """Ask about the stream as it is now; with ``stream`` the events are text, then done or error."""
+        events = service.ask(name, asked.question, max_tokens=asked.max_tokens)
+        if asked.stream:
+            return StreamingResponse(server_sent(events), media_type="text/event-stream")
+        return service.whole_answer(events)
+
+    @app.get("/v1/streams/{name}/history", tags=["questions"], response_model=list[schemas.HistoryEntry])
+    def history(
+        name: Name,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        before: Annotated[int | None, Query(ge=1, le=2**62, description="Questions older than this id.")] = None,
+    ) -> list[dict[str, Any]]:
+        """Questions with what came of them, oldest first."""
+        service.check_stream(name)
+        return service.store.history(name, limit, before)
+
+
+def server_sent(events: Iterator[Event]) -> Iterator[str]:
+    """Events of an answer as server-sent events."""
+    for event in events:
+        value = event.value if event.kind == "done" else {"text" if event.kind == "text" else "message": event.value}
+        yield f"event: {event.kind}\ndata: {json.dumps(value)}\n\n"
+
+
+def _add_push(app: FastAPI, service: Service) -> None:
+    @app.websocket("/v1/streams/{name}/frames")
+    async def push(socket: WebSocket, name: str) -> None:
+        """Take frames (JPEG, PNG or WebP, one a message) for a stream whose source is ``push``.
+
+        Each is answered by ``{"frame": number}``, so that a sender can keep to what is taken.
+        """
+        try:
+            ring = service.ring(name)
+        except (Refused, UserError) as error:
+            await socket.close(1008, str(error)[:120])
+            return
+        await socket.accept()
+        side = service.live.order(name).source.size
+        number = ring.taken + 1
+        with contextlib.suppress(WebSocketDisconnect):  # gone while it was answered
+            while name in service.live.names():
+                message = await socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                data = message.get("bytes") or b""
+                try:
+                    image = await anyio.to_thread.run_sync(picture_of, data, side, service.limits.frame_bytes)
+                except Refused as error:
+                    await socket.send_json({"error": str(error)})
+                    continue
+                number = max(number, ring.taken) + 1
+                ring.write(number, Frame(time.time(), image))
+                await socket.send_json({"frame": number})
+            await socket.close(1001, "the stream was deleted")
+
+
+def picture_of(data: bytes, side: int, most: int) -> Any:
+    """The centre square of an encoded picture, ``[side, side, 3]`` uint8; raises ``Refused``."""
+    import numpy as np
+
+    if len(data) > most:
+        raise Refused(413, f"the frame is {len(data):,} bytes; {most:,} at most are taken")
+    try:
+        picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+        if picture.width * picture.height > 40e6:
+            raise Refused(413, "the frame has more than 40 million pixels")
+        return np.asarray(ImageOps.fit(picture.convert("RGB"), (side, side)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise Refused(422, "the frame is not a JPEG, PNG or WebP picture") from None

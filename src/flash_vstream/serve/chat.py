@@ -1,0 +1,190 @@
+"""``POST /v1/chat/completions`` in OpenAI's shape, so that its clients work unchanged.
+
+A video is a content part of type ``video_url`` (or ``image_url`` for a picture): ``stream:NAME`` for a
+live stream as it is now, a ``data:`` URL for a clip that is sent along, or an http(s) URL of one.
+"""
+
+import base64
+import binascii
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+from flash_vstream.serve import schemas
+from flash_vstream.serve.access import Access, Refused
+from flash_vstream.serve.service import Service
+from flash_vstream.stream.question_handler import Event
+
+FETCH_SECONDS = 30.0
+
+
+def add_chat(app: FastAPI, service: Service) -> None:
+    """The endpoints that OpenAI's clients call."""
+
+    @app.get("/v1/models", tags=["chat"])
+    def models() -> dict[str, Any]:
+        """The one model that this server runs."""
+        created = int(service.started)
+        model = {"id": service.model_name, "object": "model", "created": created, "owned_by": "flash-vstream"}
+        return {"object": "list", "data": [model]}
+
+    @app.post("/v1/chat/completions", tags=["chat"])
+    def chat(request: schemas.ChatRequest) -> Any:
+        """Chat about a stream, a clip, or nothing; greedy whatever the sampling settings say."""
+        if request.n not in (None, 1):
+            raise Refused(400, "n must be 1; decoding is greedy, and every answer would be the same")
+        if request.model != service.model_name:
+            raise Refused(404, f"the model here is {service.model_name!r}, not {request.model[:80]!r}")
+        question, history, video = _conversation(request.messages)
+        stream = _stream_of(service, video, request.fps) if video is not None else None
+        most = request.max_completion_tokens or request.max_tokens or 96
+        events = service.ask(stream, question, history, most)
+        if request.stream:
+            usage = bool((request.stream_options or {}).get("include_usage"))
+            return StreamingResponse(_chunks(service, events, usage), media_type="text/event-stream")
+        return _completion(service, service.whole_answer(events))
+
+
+def _conversation(messages: list[schemas.ChatMessage]) -> tuple[str, list[tuple[str, str]], str | None]:
+    """The last question, the turns before it, and the newest video that was named."""
+    turns: list[tuple[str, str]] = []
+    question, video = "", None
+    if messages[-1].role != "user":
+        raise Refused(400, "the last message must be the user's")
+    for message in messages:
+        text, named = _content(message.content)
+        video = named or video
+        if message.role == "user":
+            question = f"{question}\n{text}".strip() if question else text
+        elif message.role == "assistant" and question:
+            turns.append((question, text))
+            question = ""
+    if len(question) > schemas.MOST_QUESTION:
+        raise Refused(
+            422, f"the question has {len(question):,} characters; {schemas.MOST_QUESTION:,} at most are taken"
+        )
+    return question, turns[-8:], video
+
+
+def _content(content: str | list[dict[str, Any]] | None) -> tuple[str, str | None]:
+    if content is None or isinstance(content, str):
+        return content or "", None
+    texts, video = [], None
+    for part in content:
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind in ("video_url", "image_url"):
+            named = part.get(kind)
+            url = named.get("url") if isinstance(named, dict) else named
+            if not isinstance(url, str):
+                raise Refused(400, f'a part of type {kind} needs {{"{kind}": {{"url": "…"}}}}')
+            video = url
+        else:
+            raise Refused(
+                400, f"a part of type {str(kind)[:40]!r} is not understood; send text, video_url or image_url"
+            )
+    return "\n".join(texts), video
+
+
+def _stream_of(service: Service, video: str, fps: float) -> str:
+    """The stream that a URL names; clips are watched first."""
+    if video.startswith("stream:"):
+        name = video.removeprefix("stream:")
+        service.check_stream(name)
+        return name
+    if video.startswith("data:"):
+        _, comma, data = video.partition(",")
+        try:
+            clip = base64.b64decode(data, validate=True) if comma else b""
+        except (binascii.Error, ValueError):
+            raise Refused(400, "the data: URL is not base64") from None
+    elif video.startswith(("http://", "https://")):
+        clip = fetch_clip(video, service.access, service.limits.upload_bytes)
+    else:
+        raise Refused(400, "a video is named by stream:NAME, a data: URL, or an http(s) URL")
+    if not clip:
+        raise Refused(400, "the clip is empty")
+    return service.clip(clip, fps)
+
+
+class _Checked(urllib.request.HTTPRedirectHandler):
+    """Redirects go only where a source may be."""
+
+    def __init__(self, access: Access):
+        self._access = access
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith(("http://", "https://")):
+            raise Refused(422, "the clip's address leads away from http(s)")
+        self._access.check_source(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def fetch_clip(url: str, access: Access, most: int) -> bytes:
+    """The bytes behind a URL; raises ``Refused`` where it is closed, silent or too large."""
+    access.check_source(url)
+    try:
+        opener = urllib.request.build_opener(_Checked(access))
+        with opener.open(url, timeout=FETCH_SECONDS) as response:
+            data: bytes = response.read(most + 1)
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise Refused(422, f"the clip could not be fetched ({str(reason)[:120]})") from None
+    if len(data) > most:
+        raise Refused(413, f"the clip is longer than {most:,} bytes, the most that is taken")
+    return data
+
+
+def _extras(answer: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAI's shape has no place for: the stream time, evidence, timings."""
+    names = ("stream_time", "evidence", "first_token_seconds", "tokens_per_second", "warm")
+    return {name: answer[name] for name in names}
+
+
+def _usage(answer: dict[str, Any]) -> dict[str, int]:
+    prompt, made = answer["prompt_tokens"], answer["tokens"]
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+
+
+def _completion(service: Service, answer: dict[str, Any]) -> dict[str, Any]:
+    message = {"role": "assistant", "content": answer["text"], "refusal": None}
+    return {
+        "id": f"chatcmpl-{answer['id']}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": service.model_name,
+        "choices": [{"index": 0, "message": message, "finish_reason": answer["finish_reason"], "logprobs": None}],
+        "usage": _usage(answer),
+        "flash_vstream": _extras(answer),
+    }
+
+
+def _chunks(service: Service, events: Iterator[Event], usage: bool) -> Iterator[str]:
+    """The answer as OpenAI's server-sent chunks; an error is one event that its clients raise."""
+    created = int(time.time())
+
+    def chunk(choices: list[dict[str, Any]], **more: Any) -> str:
+        told = {"id": f"chatcmpl-{created}", "object": "chat.completion.chunk", "created": created}
+        return f"data: {json.dumps({**told, 'model': service.model_name, 'choices': choices, **more})}\n\n"
+
+    def choice(delta: dict[str, Any], end: str | None = None) -> list[dict[str, Any]]:
+        return [{"index": 0, "delta": delta, "finish_reason": end}]
+
+    yield chunk(choice({"role": "assistant", "content": ""}))
+    for event in events:
+        if event.kind == "text":
+            yield chunk(choice({"content": event.value}))
+        elif event.kind == "error":
+            yield f"data: {json.dumps({'error': {'message': event.value, 'type': 'server_error'}})}\n\n"
+        else:
+            yield chunk(choice({}, event.value["finish_reason"]), flash_vstream=_extras(event.value))
+            if usage:
+                yield chunk([], usage=_usage(event.value))
+    yield "data: [DONE]\n\n"

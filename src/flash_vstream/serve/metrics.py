@@ -1,0 +1,85 @@
+"""What ``/metrics`` tells, in Prometheus' text format."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from flash_vstream.serve.service import Service
+
+_SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10)
+_RATES = (5, 10, 15, 20, 30, 40, 60, 100)
+
+
+class Metrics:
+    """Counters of questions, and the streams' own numbers read off when they are asked for."""
+
+    def __init__(self, service: "Service"):
+        self._registry = CollectorRegistry()
+        self._questions = Counter(
+            "flash_vstream_questions", "Questions by outcome", ["outcome"], registry=self._registry
+        )
+        self._first = Histogram(
+            "flash_vstream_first_token_seconds",
+            "From a question to the first token of its answer",
+            ["prefix"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._speed = Histogram(
+            "flash_vstream_tokens_per_second", "After the first token", buckets=_RATES, registry=self._registry
+        )
+        self._registry.register(_Streams(service))
+
+    def answered(self, details: dict[str, Any], error: str | None) -> None:
+        """Count a question that has come to its end."""
+        self._questions.labels("failed" if error else "answered").inc()
+        if error is None:
+            self._first.labels("warm" if details["warm"] else "fresh").observe(details["first_token_seconds"])
+            if details["tokens_per_second"]:
+                self._speed.observe(details["tokens_per_second"])
+
+    def text(self) -> bytes:
+        """The exposition."""
+        return generate_latest(self._registry)
+
+
+class _Streams(Collector):
+    def __init__(self, service: "Service"):
+        self._service = service
+
+    def collect(self) -> Iterator[Metric]:
+        statuses = [self._service.live.status(name) for name in self._service.stream_names()]
+        counters = {
+            "frames_in": ("Frames that came at the wanted rate", "came"),
+            "frames_kept": ("Frames written to the memory", "kept"),
+            "frames_skipped": ("Frames passed over for newer ones", "skipped"),
+            "source_restarts": ("How often the source was opened again", "restarts"),
+        }
+        for name, (what, field) in counters.items():
+            yield _family(CounterMetricFamily, name, what, ((s.name, getattr(s, field)) for s in statuses))
+        gauges = {
+            "lag_seconds": ("Age of the newest frame in memory", "lag"),
+            "stream_seconds": ("Stream time of the newest frame", "time"),
+            "encode_seconds": ("Time that a frame took to encode", "encode_seconds"),
+            "write_seconds": ("Time that a frame took to write", "write_seconds"),
+        }
+        for name, (what, field) in gauges.items():
+            known = ((s.name, getattr(s, field)) for s in statuses if getattr(s, field) is not None)
+            yield _family(GaugeMetricFamily, name, what, known)
+        handlers = CounterMetricFamily("flash_vstream_handler_restarts", "Handlers started anew", labels=["handler"])
+        handlers.add_metric(["frame"], self._service.live.handler.restarts)
+        handlers.add_metric(["question"], self._service.desk.handler.restarts)
+        yield handlers
+
+
+def _family(kind: Any, name: str, what: str, rows: Iterable[tuple[str, float]]) -> Metric:
+    family = kind(f"flash_vstream_{name}", what, labels=["stream"])
+    for stream, value in rows:
+        family.add_metric([stream], value)
+    metric: Metric = family
+    return metric

@@ -1,0 +1,128 @@
+"""What goes over HTTP, as the OpenAPI document describes it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+MOST_QUESTION = 4000
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MOST_QUESTION, pattern=r"\S")]
+
+
+class ErrorDetail(BaseModel):
+    """Why a request was turned away."""
+
+    message: str
+    type: str
+    code: int
+
+
+class ErrorBody(BaseModel):
+    """The shape of every error."""
+
+    error: ErrorDetail
+
+
+class NewStream(BaseModel):
+    """A stream to watch. ``source`` is a file, a URL, a camera, a folder, or ``push`` for frames sent to it."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Annotated[str, StringConstraints(pattern=NAME)]
+    source: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+    fps: float = Field(1.0, gt=0, le=120, description="Frames to look at in a second of stream time.")
+    loop: bool = Field(False, description="Begin a file again at its end.")
+    pace: Literal["real", "fast"] = Field("real", description="A file's own pace, or as fast as it can be read.")
+    transport: Literal["tcp", "udp"] = Field("tcp", description="RTSP's transport.")
+
+
+class StreamInfo(BaseModel):
+    """How a stream is doing; times are seconds of stream time, ``lag`` of wall-clock time."""
+
+    name: str
+    source: str
+    state: Literal["starting", "live", "reconnecting", "ended", "failed"]
+    error: str | None
+    time: float | None
+    came: int
+    kept: int
+    skipped: int
+    restarts: int
+    lag: float | None
+    encode_seconds: float | None
+    write_seconds: float | None
+    gaps: list[tuple[float, float]]
+
+
+class NewQuestion(BaseModel):
+    """A question about a stream as it is now."""
+
+    model_config = ConfigDict(extra="forbid")
+    question: Text
+    max_tokens: int = Field(96, ge=1, le=512)
+    stream: bool = Field(False, description="Send the answer as server-sent events while it is generated.")
+
+
+class Slot(BaseModel):
+    """A slot of the memory: times of its frames, how many they are, and one of them as a picture."""
+
+    part: Literal["abstract", "temporal", "retrieved", "spatial"]
+    start: float
+    end: float
+    mean: float
+    exemplar: float
+    weight: float
+    thumbnail: str | None = Field(description="The exemplar's frame as a data URL.")
+
+
+class Memory(BaseModel):
+    """What a stream's memory holds at ``time``."""
+
+    time: float
+    frames: int
+    slots: list[Slot]
+
+
+class AnswerBody(BaseModel):
+    """An answer, the stream time that it speaks of, and what it looked at."""
+
+    model_config = ConfigDict(extra="allow")
+    id: int
+    question: str
+    text: str
+    stream_time: float | None
+    evidence: list[dict[str, Any]]
+    first_token_seconds: float
+    tokens_per_second: float | None
+    warm: bool
+
+
+class HistoryEntry(BaseModel):
+    """A question that was asked, and what came of it."""
+
+    id: int
+    asked: float
+    question: str
+    answer: str | None
+    stream_time: float | None
+    error: str | None
+    details: dict[str, Any]
+
+
+class ChatMessage(BaseModel):
+    """A message in OpenAI's shape; ``content`` is text, or parts of which one may be a video."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[dict[str, Any]] | None = None
+
+
+class ChatRequest(BaseModel):
+    """``POST /v1/chat/completions``; settings of sampling are taken and change nothing, decoding is greedy."""
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1, max_length=100)
+    stream: bool | None = False
+    stream_options: dict[str, Any] | None = None
+    max_tokens: int | None = Field(None, ge=1, le=512)
+    max_completion_tokens: int | None = Field(None, ge=1, le=512)
+    n: int | None = 1
+    fps: float = Field(1.0, gt=0, le=30, description="Frames to look at in a second of a clip.")
