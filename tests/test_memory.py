@@ -299,3 +299,13 @@ def test_hundred_thousand_frames_in_constant_space():
     view = memory.read()
     assert view.temporal.weight.sum() == 100_000 == view.frames
     assert len(view.tokens()) == config.max_tokens
+
+
+def test_times_keep_the_precision_of_float64():
+    """Slots are matched to their frames by time, so a time must come back as it was written."""
+    config = StarConfig(spatial_size=2, temporal_size=1, temporal_length=4, abstract_length=3, retrieved_length=1)
+    memory = StarMemory(config, 8, SemanticAttention(8, 4))
+    times = [100_000 + 0.1 * i for i in range(20)]
+    memory.write(torch.randn(20, 4, 8), times)
+    for _, slots in memory.read().parts():
+        assert set(slots.exemplar.tolist()) <= set(times)

@@ -124,7 +124,7 @@ class StarMemory:
         at = int(self._frames)
         if at < length:
             self._abstract[at] = pooled
-            self._abstract_times[:, at] = torch.tensor([time, time, time, 1.0])
+            self._abstract_times[:, at] = torch.tensor([time, time, time, 1.0], dtype=torch.float64)
             return
         row = at % length
         self._pending[row] = pooled

@@ -61,7 +61,8 @@ class _Watched:
         self.memory = memory
         self.pictures = Pictures(most_slots(memory))
         self.board = StateBoard.create(order.board, template(memory))
-        self.notes: dict[str, Any] = {"kept": 0, "clock": None, "position": 0.0, "gaps": [], "encode_seconds": None}
+        self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": []}
+        self.notes |= {"clock": None, "position": 0.0, "encode_seconds": None}
         self.slots = slot_table_of(memory)
         self.published = 0.0
         self.offset = 0.0
@@ -71,6 +72,7 @@ class _Watched:
             if order.ring is not None
             else SourceReader(source, os.path.dirname(order.board))
         )
+        self.reader.status.came, self.reader.status.skipped = self.notes["came"], self.notes["skipped"]
 
     def _resume(self, order: Add) -> tuple[Source, float | None]:
         """Go on from what is on the board, or from what was saved of an earlier one."""
@@ -114,7 +116,7 @@ class _Watched:
         """Put the stream on its board."""
         state = {f"memory.{name}": value for name, value in self.memory.state_dict().items()}
         state |= {"slots": self.slots, **self.pictures.state_dict()}
-        self.board.publish(state, {**asdict(self.reader.status), **self.notes})
+        self.board.publish(state, {**self.notes, **asdict(self.reader.status)})
         self.published = time.time()
 
 
