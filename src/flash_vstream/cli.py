@@ -20,7 +20,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 train_app = typer.Typer(help="Train a model: prepare data, stage 1, stage 2.", no_args_is_help=True)
-eval_app = typer.Typer(help="Measure what a model knows about streams.", no_args_is_help=True)
+eval_app = typer.Typer(help="Run benchmarks and measure what a model knows about streams.")
+# The modules behind these names import torch, which --help should not wait for.
+BENCHMARK_NAMES = (
+    *("vs-ego", "vs-movie", "rvs-ego", "rvs-movie", "vstream-qa-mini", "activitynet-qa", "nextqa", "msvd-qa"),
+    *("msrvtt-qa", "egoschema", "mlvu", "lvbench", "mvbench", "videomme", "ovobench", "streamingbench"),
+)
 app.add_typer(train_app, name="train")
 app.add_typer(eval_app, name="eval")
 
@@ -220,6 +225,70 @@ def train_export(
     print(json.dumps(export_adapter(result, output)))
 
 
+Judge = Annotated[str, typer.Option("--judge", help="offline, or an OpenAI-compatible endpoint's URL.")]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="The model to ask at the judge's URL.")]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder with the annotations and media.")]
+
+
+def _add_benchmark(name: str) -> None:
+    @eval_app.command(name, help="Run this benchmark." if name != "vstream-qa-mini" else "Run it; needs no data.")
+    def run(
+        data: Data = None,
+        model: Model = "nano",
+        reader: Annotated[
+            list[str] | None, typer.Option("--reader", help="star, recent:N, uniform:N, blind, …")
+        ] = None,
+        protocol: Annotated[str | None, typer.Option("--protocol", help="causal, clip or whole.")] = None,
+        fps: Annotated[float | None, typer.Option("--fps", help="Frames to look at in a second.")] = None,
+        judge: Judge = "offline",
+        judge_model: JudgeModel = None,
+        shard: Annotated[str | None, typer.Option("--shard", help="i/n: this part of the videos.")] = None,
+        limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many questions at most.")] = None,
+        output: Annotated[Path | None, typer.Option("--output", help="Where predictions go (JSONL).")] = None,
+        as_json: Json = False,
+    ) -> None:
+        from flash_vstream.evaluating import evaluate
+
+        readers = reader or ["star"]
+        evaluate(name, data, model, readers, protocol, fps, judge, judge_model, shard, limit, output, as_json)
+
+
+for _name in BENCHMARK_NAMES:
+    _add_benchmark(_name)
+
+
+@eval_app.command("list")
+def eval_list(as_json: Json = False) -> None:
+    """Explain every benchmark: what to download, layout, size, licence, metric, published results."""
+    from flash_vstream.evaluating import list_benchmarks
+
+    list_benchmarks(as_json)
+
+
+@eval_app.command("floors")
+def eval_floors(
+    name: Annotated[str, typer.Argument(metavar="BENCHMARK")], data: Data = None, as_json: Json = False
+) -> None:
+    """Score answers that look at nothing: constants, the majority, a uniform guess."""
+    from flash_vstream.evaluating import tell_floors
+
+    tell_floors(name, data, as_json)
+
+
+@eval_app.command("compare")
+def eval_compare(
+    first: Annotated[Path, typer.Argument(metavar="A.jsonl")],
+    second: Annotated[Path, typer.Argument(metavar="B.jsonl")],
+    judge: Judge = "offline",
+    judge_model: JudgeModel = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two runs on the same questions: paired bootstrap, and which questions flipped."""
+    from flash_vstream.evaluating import compare_files
+
+    compare_files(first, second, judge, judge_model, as_json)
+
+
 @eval_app.command("skills")
 def eval_skills(
     data: Annotated[Path, typer.Option("--data", help="A folder made by train prepare.")],
@@ -240,6 +309,18 @@ def eval_skills(
         data, model, reader or ["star", "recent:4", "uniform:8", "blind"], scenes, streams, questions, seed
     )
     print(json.dumps(report)) if as_json else print_skills(report)
+
+
+@eval_app.callback(invoke_without_command=True)
+def _eval(
+    context: typer.Context,
+    explain: Annotated[bool, typer.Option("--list", help="Explain every benchmark.")] = False,
+    as_json: Json = False,
+) -> None:
+    if explain:
+        eval_list(as_json)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def _train(stage: int, config_path: Path, data: Path, output: Path) -> None:

@@ -3,59 +3,98 @@
 The readers beside ``star`` are the baselines that say whether the memory is worth anything.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import PARTS, MemoryView
+from flash_vstream.memory import PARTS, MemoryView, StarConfig, StarMemory
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 
-Reader = Callable[[Tensor, Tensor], MemoryView | None]
-"""From features ``[T, P², D]`` and times ``[T]`` to what is asked; None is no video at all."""
-
-READERS = "star, star-PART (without a part: abstract, temporal, retrieved, spatial), recent:N, uniform:N, blind"
+READERS = "star, star-PART (without a part: abstract, temporal, retrieved, spatial), recent:N, uniform:N, all, blind"
 
 
-def make_reader(name: str, network: FlashVStreamForConditionalGeneration) -> Reader:
-    """The reader called ``name``; raises ``UserError`` for one that does not exist.
+class Reader:
+    """Watches one stream and says at any moment what a question would be asked of.
 
-    ``star`` writes every frame to the memory. ``recent:N`` and ``uniform:N`` write the newest N
-    frames, or N spread evenly over the stream with its last, to a fresh memory of the same sizes.
+    ``star`` writes every frame to the memory; ``recent:N`` and ``uniform:N`` write the newest N
+    frames, or N spread evenly over the stream with its last, to a fresh memory of the same sizes;
+    ``all`` is every frame at full resolution, for as long as that fits; ``blind`` is no video.
+    Raises ``UserError`` for a name that is none of these.
     """
-    kind, _, argument = name.partition(":")
-    if name == "blind":
-        return lambda features, times: None
-    if name == "star":
-        return lambda features, times: _written(network, features, times)
-    if kind in ("recent", "uniform") and argument.isdigit() and int(argument) > 0:
-        count = int(argument)
-        choose = _newest if kind == "recent" else _spread
-        return lambda features, times: _written(
-            network, *(rows[choose(len(times), count)] for rows in (features, times))
-        )
-    part = name.removeprefix("star-")
-    if part in PARTS and part != name:
-        return lambda features, times: without(_written(network, features, times), part)
-    raise UserError(f"no reader is called {name!r}; choose from {READERS}")
+
+    def __init__(self, name: str, network: FlashVStreamForConditionalGeneration, star: StarConfig | None = None):
+        self.name = name
+        self._network = network
+        self._star = star or network.config.star
+        self._kind, _, argument = name.partition(":")
+        self._without = name.removeprefix("star-") if name.startswith("star-") else None
+        self._count = int(argument) if argument.isdigit() else 0
+        counted = self._kind in ("recent", "uniform") and self._count > 0
+        if not (name in ("star", "blind", "all") or counted or self._without in PARTS):
+            raise UserError(f"no reader is called {name!r}; choose from {READERS}")
+        self.frames = 0
+        self._kept: list[tuple[float, Tensor]] = []
+        self._memory = self._new_memory()
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the reader looks at no video at all."""
+        return self._kind == "blind"
+
+    def _new_memory(self) -> StarMemory:
+        channels = self._network.config.vision_config.hidden_size
+        return StarMemory(self._star, channels, self._network.semantic_attention)
+
+    def write(self, time: float, feature: Tensor) -> None:
+        """See a frame ``[P², D]`` at ``time`` seconds."""
+        self.frames += 1
+        if self._kind == "star" or self._without:
+            self._memory.write(feature[None].float(), [time])
+        elif not self.is_blind:
+            self._kept.append((time, feature.half()))
+            if self._kind == "recent":
+                del self._kept[: -self._count]
+
+    def view(self) -> MemoryView | None:
+        """What a question is asked of; None is no video. Raises ``ValueError`` before the first frame."""
+        if self.is_blind:
+            return None
+        if self._kind == "star":
+            return self._memory.read()
+        if self._without:
+            return without(self._memory.read(), self._without)
+        if not self._kept:
+            raise ValueError("no frame has been seen")
+        kept = self._kept
+        if self._kind == "uniform":
+            rows = torch.linspace(0, len(kept) - 1, min(self._count, len(kept))).round().long().tolist()
+            kept = [kept[row] for row in rows]
+        times = [time for time, _ in kept]
+        features = torch.stack([feature for _, feature in kept]).float()
+        if self._kind == "all":
+            return every_frame(features, times, self._star)
+        memory = self._new_memory()
+        memory.write(features, times)
+        return memory.read()
+
+
+def every_frame(features: Tensor, times: list[float], star: StarConfig) -> MemoryView:
+    """Every frame as a slot of full resolution and no other memory: what a bounded memory replaces."""
+    whole = StarConfig(
+        spatial_size=star.spatial_size,
+        temporal_size=star.spatial_size,
+        abstract_length=0,
+        temporal_length=0,
+        retrieved_length=0,
+        spatial_length=len(times),
+    )
+    memory = StarMemory(whole, features.shape[-1])
+    memory.write(features, times)
+    return memory.read()
 
 
 def without(view: MemoryView, part: str) -> MemoryView:
     """The view with one part empty."""
     return replace(view, **{part: getattr(view, part)[torch.arange(0)]})
-
-
-def _written(network: FlashVStreamForConditionalGeneration, features: Tensor, times: Tensor) -> MemoryView:
-    memory = network.new_memory(torch.float32)
-    memory.write(features, times)
-    return memory.read()
-
-
-def _newest(frames: int, count: int) -> Tensor:
-    return torch.arange(max(0, frames - count), frames)
-
-
-def _spread(frames: int, count: int) -> Tensor:
-    return torch.linspace(0, frames - 1, min(count, frames)).round().long()

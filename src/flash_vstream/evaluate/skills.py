@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from flash_vstream.evaluate.checking import is_correct
-from flash_vstream.evaluate.readers import make_reader
+from flash_vstream.evaluate.readers import Reader
 from flash_vstream.stream import FlashVStream
 from flash_vstream.train.captions import PictureSet
 from flash_vstream.train.data import play
@@ -54,12 +54,14 @@ def ask_streams(
     model: FlashVStream, pictures: PictureSet, plans: Sequence[StreamPlan], reader_name: str, questions: int, seed: int
 ) -> list[Asked]:
     """Every plan's questions, answered from what the reader keeps of it."""
-    reader = make_reader(reader_name, model.network)
     events = Events(pictures.captions)
     asked = []
     for i, plan in enumerate(track(plans, reader_name, console=Console(stderr=True))):
         rng = random.Random(f"questions/{seed}/{i}")
-        prefix = model.answerer.read(reader(*play(plan, pictures)))
+        reader = Reader(reader_name, model.network)
+        for feature, moment in zip(*play(plan, pictures), strict=True):
+            reader.write(float(moment), feature)
+        prefix = model.answerer.read(reader.view())
         for question in stream_questions(plan, events, rng, MIX, questions):
             answer = model.ask(prefix, question.text, max_new_tokens=48).finished().text
             correct = is_correct(question, answer, plan, pictures.captions)

@@ -122,6 +122,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     @app.post("/v1/streams", tags=["streams"], status_code=201, response_model=schemas.StreamInfo)
     def create_stream(new: schemas.NewStream) -> dict[str, Any]:
         """Begin to watch a source."""
+        service.access.check_source(new.source)  # before anything is said of what is there
         source = Source(new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport)
         service.add_stream(new.name, source)
         return _info(service, new.name)

@@ -1,0 +1,153 @@
+"""Judges of open answers: offline rules, or any OpenAI-compatible endpoint.
+
+A judge gives a verdict and a score of 0 to 5. Scores of different judges do not compare, and only
+those of the judge that a paper used compare with the paper's.
+"""
+
+import hashlib
+import json
+import re
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from flash_vstream.errors import UserError
+
+_ARTICLES = {"a", "an", "the"}
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)}
+INSTRUCTION = (
+    "You compare a predicted answer to a question about a video with the correct answer. Judge the meaning, not the"
+    " wording: synonyms and paraphrases are right, and the prediction need not say more than the question asks for."
+    ' Reply with one JSON object and nothing else: {"correct": true or false, "score": a whole number from 0 (wrong)'
+    " to 5 (the same meaning)}."
+)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge said: right or wrong, 0 to 5, and the reply it was read from.
+
+    ``parsed`` is False for a reply that could not be read; it counts as wrong, and is counted.
+    """
+
+    correct: bool
+    score: float
+    reply: str = ""
+    parsed: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+class Judge(Protocol):
+    """Judges one prediction at a time."""
+
+    name: str
+
+    def judge(self, question: str, answer: str, prediction: str) -> Judgement:
+        """Whether ``prediction`` means what ``answer`` means."""
+
+
+def normalized(text: str) -> list[str]:
+    """Words in lower case, without articles and punctuation; numbers up to ten as digits."""
+    words = re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
+    return [_NUMBERS.get(word, word) for word in words if word not in _ARTICLES]
+
+
+def token_f1(prediction: str, answer: str) -> float:
+    """F1 of the normalized words that two texts share, 0 to 1 (as SQuAD scores answers)."""
+    said, right = Counter(normalized(prediction)), Counter(normalized(answer))
+    shared = (said & right).total()
+    if not shared:
+        return float(said == right)
+    return 2 * shared / (said.total() + right.total())
+
+
+def yes_or_no(text: str) -> str | None:
+    """``"yes"`` or ``"no"`` where a text opens with it, None otherwise."""
+    match = re.match(r"\W*(yes|no|yeah|nope)\b", text.lower())
+    return {"yeah": "yes", "nope": "no"}.get(match[1], match[1]) if match else None
+
+
+class OfflineJudge:
+    """Rules that run anywhere. Not comparable with published numbers, which language models judged.
+
+    A yes/no question is right when the prediction opens with the right word. Others are right when
+    the normalized texts are the same, when a short answer stands in the prediction whole, or when
+    the F1 of their words is at least one half; the score is five times that F1.
+    """
+
+    name = "offline-rules-1"
+
+    def judge(self, question: str, answer: str, prediction: str) -> Judgement:
+        truth = yes_or_no(answer)
+        if truth is not None and len(normalized(answer)) <= 3:
+            right = yes_or_no(prediction) == truth
+            return Judgement(right, 5.0 if right else 0.0)
+        said, wanted = normalized(prediction), normalized(answer)
+        f1 = token_f1(prediction, answer)
+        inside = 0 < len(wanted) <= 3 and f" {' '.join(wanted)} " in f" {' '.join(said)} "
+        return Judgement(said == wanted or inside or f1 >= 0.5, 5.0 if inside else round(5 * f1, 2))
+
+
+class EndpointJudge:
+    """A language model behind an OpenAI-compatible endpoint, at temperature 0.
+
+    Its name holds the model and a hash of the instruction, so that scores of different judges are
+    not mixed. Raises ``UserError`` when the endpoint does not answer after ``tries``.
+    """
+
+    def __init__(self, url: str, model: str, key: str | None = None, tries: int = 3, seconds: float = 120.0):
+        self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/v1") else "/v1")
+        self.model, self.key, self.tries, self.seconds = model, key, tries, seconds
+        self.name = f"{model}-{hashlib.sha256(INSTRUCTION.encode()).hexdigest()[:8]}"
+
+    def judge(self, question: str, answer: str, prediction: str) -> Judgement:
+        asked = f"Question: {question}\nCorrect answer: {answer}\nPredicted answer: {prediction}"
+        return read_judgement(self.complete(INSTRUCTION, asked)[0])
+
+    def complete(self, system: str, user: str, most: int = 256) -> tuple[str, dict[str, int]]:
+        """The model's reply to an instruction and a text, and the tokens that it cost."""
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": most}
+        headers = {"content-type": "application/json"}
+        if self.key:
+            headers["authorization"] = f"Bearer {self.key}"
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        for attempt in range(self.tries):
+            try:
+                with urllib.request.urlopen(request, timeout=self.seconds) as response:
+                    told = json.load(response)
+                return str(told["choices"][0]["message"]["content"] or ""), dict(told.get("usage") or {})
+            except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
+                why = _reason(error)
+                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429:
+                    break
+                time.sleep(min(8.0, 0.5 * 2**attempt))
+        raise UserError(f"the model at {self.url} did not answer ({why}); check --judge, the model's name and the key")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
+    return str(getattr(error, "reason", None) or error)[:200]
+
+
+def read_judgement(reply: str) -> Judgement:
+    """A judge's reply as a verdict; prose around the object and Python's spelling are borne with."""
+    match = re.search(r"\{[^{}]*\}", reply)
+    if match:
+        text = re.sub(r"\bTrue\b", "true", re.sub(r"\bFalse\b", "false", match[0].replace("'", '"')))
+        try:
+            told = json.loads(text)
+            verdict = told.get("correct", told.get("pred"))
+            correct = verdict if isinstance(verdict, bool) else {"yes": True, "no": False}[str(verdict).lower().strip()]
+            return Judgement(correct, min(5.0, max(0.0, float(told["score"]))), reply)
+        except (ValueError, KeyError, TypeError):
+            pass  # not a verdict: told below
+    return Judgement(False, 0.0, reply, parsed=False)

@@ -1,0 +1,63 @@
+"""A benchmark's media: finding them, and turning them into features with times."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from flash_vstream.errors import UserError
+from flash_vstream.stream import FlashVStream
+from flash_vstream.video import Frame, read_frames
+from flash_vstream.video.sources import Source, watch_source
+
+ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".safetensors")
+BATCH = 8
+
+
+def find_medium(data: Path, folders: Sequence[str], video: str) -> Path | None:
+    """The file (or folder of pictures) of a video under ``data``, None when it is not there."""
+    for folder in folders:
+        for ending in ENDINGS:
+            path = data / folder / f"{video}{ending}"
+            if path.is_file():
+                return path
+        if (data / folder / video).is_dir():
+            return data / folder / video
+    return None
+
+
+def features_of(model: FlashVStream, path: Path, fps: float, until: float | None) -> Iterator[tuple[float, Tensor]]:
+    """Times and feature maps ``[P², D]`` of a medium in order, up to ``until`` seconds.
+
+    A ``.safetensors`` file holds ``feature [T, P², D]`` at one frame a second, as the papers'
+    authors store them. Raises ``UserError`` when the medium cannot be read.
+    """
+    if path.suffix == ".safetensors":
+        yield from _stored(path, until)
+        return
+    size = model.processor.image_processor.size
+    frames: Iterator[Frame]
+    if path.is_dir():
+        frames = watch_source(Source(str(path), fps, size, pace="fast"))
+    else:
+        frames = read_frames(path, fps, size, until)
+    while batch := list(islice(frames, BATCH)):
+        for frame, feature in zip(batch, model.encode([frame.image for frame in batch]).float(), strict=True):
+            if until is not None and frame.time > until + 1e-6:
+                return
+            yield frame.time, feature
+
+
+def _stored(path: Path, until: float | None) -> Iterator[tuple[float, Tensor]]:
+    try:
+        with safe_open(path, "pt") as file:
+            features = file.get_tensor("feature")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} does not hold stored features ({error})") from None
+    for second, feature in enumerate(features.to(torch.float32)):
+        if until is not None and second > until:
+            return
+        yield float(second), feature

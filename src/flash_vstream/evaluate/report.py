@@ -1,0 +1,196 @@
+"""From predictions to numbers: judged, counted, told with intervals and with what went wrong."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from flash_vstream.errors import UserError
+from flash_vstream.evaluate.choices import letter_bias
+from flash_vstream.evaluate.items import Benchmark
+from flash_vstream.evaluate.judges import Judge, OfflineJudge
+from flash_vstream.evaluate.statistics import bootstrap_interval, paired_difference
+
+Rows = Sequence[dict[str, Any]]
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+    """The lines of a predictions file; raises ``UserError`` when it is none."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not a predictions file ({error})") from None
+    if not rows or any("prediction" not in row for row in rows):
+        raise UserError(f"{path} is not a predictions file; it has no predictions")
+    return rows
+
+
+def judged(rows: Rows, judge: Judge, store: Path | None = None) -> list[dict[str, Any]]:
+    """Rows with ``correct`` and, for open questions, the ``judgement``; a failed answer is wrong.
+
+    Judgements are kept in ``store`` (JSONL) as they come, so that a run that was stopped goes on.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    if store is not None and store.exists():
+        for line in store.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # cut short by a kill
+            if entry["judge"] == judge.name:
+                known[entry["id"]] = entry
+    told = []
+    slow = not isinstance(judge, OfflineJudge)
+    for row in track(rows, f"judging by {judge.name}", console=Console(stderr=True), disable=not slow, transient=True):
+        if row["choices"]:
+            told.append({**row, "correct": row.get("chosen") == row["correct"] and row["error"] is None})
+            continue
+        if row["error"] is not None:
+            told.append({**row, "correct": False, "judgement": None})
+            continue
+        entry = known.get(row["id"])
+        if entry is None or entry["prediction"] != row["prediction"]:
+            said = judge.judge(row["question"], row["answer"], row["prediction"])
+            entry = {"id": row["id"], "judge": judge.name, "prediction": row["prediction"], **said.to_dict()}
+            if store is not None and slow:
+                with store.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+        told.append({**row, "correct": entry["correct"], "judgement": entry})
+    return told
+
+
+def summary(rows: Rows, judge: Judge, benchmark: Benchmark) -> dict[str, Any]:
+    """The report of judged rows, as plain values."""
+    correct = [float(row["correct"]) for row in rows]
+    videos = [row["video"] for row in rows]
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        kinds[row["kind"]].append(i)
+    failed: dict[str, int] = defaultdict(int)
+    for row in rows:
+        if row["error"] is not None:
+            failed[row["error"]] += 1
+    report: dict[str, Any] = {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "run": rows[0]["run"],
+        "questions": len(rows),
+        "videos": len(set(videos)),
+        "failed": sum(failed.values()),
+        "failures": dict(sorted(failed.items(), key=lambda item: -item[1])[:20]),
+        "accuracy": sum(correct) / len(correct),
+        "interval": bootstrap_interval(correct, videos),
+        "kinds": {kind: _part([rows[i] for i in where]) for kind, where in sorted(kinds.items())},
+        "published": dict(benchmark.published),
+    }
+    open_rows = [row for row in rows if not row["choices"]]
+    if open_rows:
+        report["judge"] = judge.name
+        report["score"] = _score(open_rows)
+        report["unparsed"] = sum(1 for row in open_rows if row["judgement"] and not row["judgement"]["parsed"])
+    chosen = [row for row in rows if row["choices"]]
+    if chosen:
+        report["abstained"] = sum(1 for row in chosen if row["error"] is None and row["chosen"] is None)
+        report["letters"] = letter_bias([row["chosen"] for row in chosen], [_truth(row) for row in chosen])
+    return report
+
+
+def _truth(row: dict[str, Any]) -> int:
+    return int(row["choices"].index(row["answer"]))
+
+
+def _part(rows: Rows) -> dict[str, Any]:
+    correct = [float(row["correct"]) for row in rows]
+    part = {"questions": len(rows), "accuracy": sum(correct) / len(rows)}
+    part["interval"] = bootstrap_interval(correct, [row["video"] for row in rows])
+    if not rows[0]["choices"]:
+        part["score"] = _score(rows)
+    return part
+
+
+def _score(rows: Rows) -> float:
+    return sum(row["judgement"]["score"] if row["judgement"] else 0.0 for row in rows) / len(rows)
+
+
+def headline(report: dict[str, Any]) -> str:
+    """What the numbers are of, in a line; failures are part of it."""
+    run = report["run"]
+    text = (
+        f"{report['title']} · {run['model']} · reader {run['reader']} · protocol {run['protocol']} · {run['fps']:g} fps"
+    )
+    if report["failed"]:
+        text += f" · INCOMPLETE: {report['failed']} of {report['questions']} questions failed and count as wrong"
+    return text
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """The report as a table, with what a reader of it must know beneath."""
+    console = Console(highlight=False)
+    console.print(headline(report), style="bold", soft_wrap=True)
+    table = Table("kind", "questions", "accuracy", "95% interval", *(["score"] if "score" in report else []))
+    parts = {**report["kinds"], "all": report} if len(report["kinds"]) > 1 else {"all": report}
+    for kind, part in parts.items():
+        low, high = part["interval"]
+        cells = [kind, str(part["questions"]), f"{part['accuracy']:.1%}", f"{low:.1%} - {high:.1%}"]
+        table.add_row(*cells, *([f"{part['score']:.2f}"] if "score" in part else []))
+    console.print(table)
+    if "judge" in report:
+        console.print(f"judge: {report['judge']}, {report['unparsed']} unreadable replies", soft_wrap=True)
+        if report["judge"] == OfflineJudge.name:
+            console.print("The offline judge's numbers do not compare with published ones.", style="yellow")
+    if "letters" in report:
+        told = ", ".join(f"{x}: {v['chosen']:.0%} chosen, {v['right']:.0%} right" for x, v in report["letters"].items())
+        console.print(f"abstentions: {report['abstained']}; {told}", soft_wrap=True)
+    for name, value in report["published"].items():
+        console.print(f"published: {name}: {value}", style="dim", soft_wrap=True)
+    for error, count in report["failures"].items():
+        console.print(f"{count} x {error}", style="red", soft_wrap=True, markup=False)
+
+
+def compare(first: Rows, second: Rows) -> dict[str, Any]:
+    """Two runs on the same questions: the paired difference, and which questions flipped.
+
+    Rows are judged ones. Raises ``UserError`` when they share no question.
+    """
+    by_id = {row["id"]: row for row in second}
+    pairs = [(row, by_id[row["id"]]) for row in first if row["id"] in by_id]
+    if not pairs:
+        raise UserError("the two files share no question; are they of the same benchmark?")
+    a, b = ([float(row["correct"]) for row in side] for side in zip(*pairs, strict=True))
+    difference, interval, p = paired_difference(a, b, [row["video"] for row, _ in pairs])
+    gained = [y["id"] for x, y in pairs if y["correct"] and not x["correct"]]
+    lost = [y["id"] for x, y in pairs if x["correct"] and not y["correct"]]
+    return {
+        "questions": len(pairs),
+        "only_in_first": len(first) - len(pairs),
+        "only_in_second": len(second) - len(pairs),
+        "accuracy": [sum(a) / len(a), sum(b) / len(b)],
+        "difference": difference,
+        "interval": interval,
+        "p_value": p,
+        "gained": gained,
+        "lost": lost,
+    }
+
+
+def print_comparison(result: dict[str, Any], names: tuple[str, str]) -> None:
+    """A comparison in words."""
+    console = Console(highlight=False)
+    first, second = result["accuracy"]
+    low, high = result["interval"]
+    console.print(f"{names[0]}: {first:.1%}   {names[1]}: {second:.1%}   on {result['questions']} shared questions")
+    console.print(
+        f"difference {result['difference']:+.1%} (95% {low:+.1%} to {high:+.1%}, p = {result['p_value']:.3f})"
+    )
+    for what in ("gained", "lost"):
+        shown = ", ".join(result[what][:20]) + (" …" if len(result[what]) > 20 else "")
+        console.print(f"{what} {len(result[what])}: {shown}", soft_wrap=True, markup=False)
+    if result["only_in_first"] or result["only_in_second"]:
+        console.print(f"not shared: {result['only_in_first']} and {result['only_in_second']} questions", style="yellow")

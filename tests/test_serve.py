@@ -1,0 +1,398 @@
+"""The HTTP API, driven from outside: real processes, real files, OpenAI's own client."""
+
+import base64
+import http.server
+import io
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import openai
+import pytest
+from PIL import Image
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from flash_vstream.errors import UserError
+from flash_vstream.serve.access import Access, Refused
+from flash_vstream.serve.app import picture_of
+from serving import serving
+from test_cli import run
+from test_video import write_video
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory) -> Path:
+    return write_video(tmp_path_factory.mktemp("served") / "clip.mp4", frames=20)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder, video):
+    with serving(str(tiny_folder), "--stream", f"door={video}", "--fps", "5") as running:
+        running.wait_for("/v1/streams/door", lambda status, body: body["time"] is not None)
+        yield running
+
+
+def events_of(data: bytes) -> list[tuple[str, dict]]:
+    found = []
+    for block in data.decode().strip().split("\n\n"):
+        kind, _, value = block.partition("\ndata: ")
+        found.append((kind.removeprefix("event: "), json.loads(value)))
+    return found
+
+
+# --- streams
+
+
+def test_streams_come_and_go(server, video):
+    told = server.watch("hall", video, loop=True, fps=5)
+    assert told["state"] == "live"
+    assert [stream["name"] for stream in server.call("GET", "/v1/streams")[1]] == ["door", "hall"]
+    later = server.wait_for("/v1/streams/hall", lambda _, body: body["kept"] > told["kept"] + 3)
+    assert later["lag"] < 5
+    assert server.call("POST", "/v1/streams", {"name": "hall", "source": str(video)})[0] == 409
+    assert server.call("DELETE", "/v1/streams/hall")[0] == 204
+    assert server.call("GET", "/v1/streams/hall")[0] == 404
+
+
+def test_the_memory_is_told_with_pictures(server):
+    server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
+    memory = server.call("GET", "/v1/streams/door/memory")[1]
+    temporal = [slot for slot in memory["slots"] if slot["part"] == "temporal"]
+    assert sum(slot["weight"] for slot in temporal) == memory["frames"] >= 2
+    for slot in memory["slots"]:
+        assert slot["start"] <= slot["mean"] <= slot["end"] <= memory["time"]
+        picture = Image.open(io.BytesIO(base64.b64decode(slot["thumbnail"].partition(",")[2])))
+        assert max(picture.size) == 128
+    jpeg = server.call("GET", "/v1/streams/door/picture")[1]
+    assert Image.open(io.BytesIO(jpeg)).size == (224, 224)
+
+
+def test_questions_are_answered_and_kept(server):
+    path = "/v1/streams/door/questions"
+    server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
+    status, whole = server.call("POST", path, {"question": "what?", "max_tokens": 8})
+    assert status == 200
+    assert whole["stream_time"] == server.call("GET", "/v1/streams/door")[1]["time"]
+    assert {slot["part"] for slot in whole["evidence"]} == {"abstract", "temporal", "retrieved", "spatial"}
+    assert any(slot.get("thumbnail", "").startswith("data:image/jpeg") for slot in whole["evidence"])
+    events = events_of(server.call("POST", path, {"question": "what?", "max_tokens": 8, "stream": True})[1])
+    assert [kind for kind, _ in events[-2:]] == ["text", "done"]
+    assert "".join(value["text"] for kind, value in events if kind == "text") == events[-1][1]["text"] == whole["text"]
+    assert events[-1][1]["warm"]  # nothing has moved since it was read for the question before
+    history = server.call("GET", "/v1/streams/door/history?limit=2")[1]
+    assert [entry["answer"] for entry in history] == [whole["text"]] * 2
+    older = server.call("GET", f"/v1/streams/door/history?before={history[-1]['id']}")[1]
+    assert older[-1]["id"] == history[0]["id"]
+
+
+def test_twenty_questions_at_once_are_all_answered(server):
+    server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
+    ask = partial(server.call, "POST", "/v1/streams/door/questions")
+    with ThreadPoolExecutor(20) as pool:
+        told = list(pool.map(ask, [{"question": f"what is {i}?", "max_tokens": 6} for i in range(20)]))
+    assert [status for status, _ in told] == [200] * 20
+    assert [body["question"] for _, body in told] == [f"what is {i}?" for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/v1/streams", {"name": "x", "source": "/none/such.mp4"}, 422),
+        ("POST", "/v1/streams", {"name": "../x", "source": "push"}, 422),
+        ("POST", "/v1/streams", {"name": "x", "source": "push", "fps": 0}, 422),
+        ("POST", "/v1/streams", {"name": "x", "source": "push", "extra": 1}, 422),
+        ("POST", "/v1/streams", b"{", 422),
+        ("GET", "/v1/streams/none/memory", None, 404),
+        ("GET", "/v1/streams/none/picture", None, 404),
+        ("DELETE", "/v1/streams/none", None, 404),
+        ("POST", "/v1/streams/none/questions", {"question": "what?"}, 404),
+        ("POST", "/v1/streams/door/questions", {"question": "  "}, 422),
+        ("POST", "/v1/streams/door/questions", {"question": "x" * 5000}, 422),
+        ("POST", "/v1/streams/door/questions", {"question": "what?", "max_tokens": 0}, 422),
+        ("GET", "/v1/streams/door/history?limit=0", None, 422),
+        ("PUT", "/v1/streams", None, 405),
+        ("GET", "/nowhere", None, 404),
+        ("POST", "/v1/chat/completions", {"model": "other", "messages": [{"role": "user", "content": "hi"}]}, 404),
+    ],
+)
+def test_mistakes_get_one_clear_error(server, method, path, body, status):
+    got, told = server.call(method, path, body)
+    assert got == status, told
+    assert told["error"]["message"]
+    assert told["error"]["code"] == status
+
+
+def test_a_stream_without_a_frame_says_so(server):
+    server.call("POST", "/v1/streams", {"name": "quiet", "source": "push"})
+    status, told = server.call("POST", "/v1/streams/quiet/questions", {"question": "what?"})
+    assert (status, "not shown a frame" in told["error"]["message"]) == (409, True)
+    server.call("DELETE", "/v1/streams/quiet")
+
+
+def test_a_file_that_is_no_video_fails_and_says_why(server, tmp_path):
+    (tmp_path / "text.mp4").write_text("no video" * 100)
+    server.call("POST", "/v1/streams", {"name": "text", "source": str(tmp_path / "text.mp4")})
+    told = server.wait_for("/v1/streams/text", lambda _, body: body["state"] == "failed")
+    assert "not a video" in told["error"]
+    server.call("DELETE", "/v1/streams/text")
+
+
+# --- pushed frames
+
+
+def encoded(colour: tuple[int, int, int], kind: str = "JPEG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40), colour).save(file, kind)
+    return file.getvalue()
+
+
+def test_frames_are_pushed_over_a_websocket(server):
+    server.call("POST", "/v1/streams", {"name": "pushed", "source": "push"})
+    with connect(server.url.replace("http", "ws") + "/v1/streams/pushed/frames") as sender:
+        for i in range(4):
+            sender.send(encoded((60 * i, 0, 0), "PNG" if i % 2 else "JPEG"))
+            assert "frame" in json.loads(sender.recv(timeout=10))
+            server.wait_for("/v1/streams/pushed", lambda _, body, i=i: body["kept"] == i + 1)
+        sender.send(b"no picture")
+        assert "not a JPEG" in json.loads(sender.recv(timeout=10))["error"]
+        sender.send("text")
+        assert "error" in json.loads(sender.recv(timeout=10))
+        status, told = server.call("POST", "/v1/streams/pushed/questions", {"question": "what?", "max_tokens": 4})
+        assert status == 200
+        assert 0 < told["stream_time"] < 60
+        server.call("DELETE", "/v1/streams/pushed")
+        with pytest.raises(ConnectionClosed):  # noqa: PT012 - which of the sends meets the end is chance
+            for _ in range(3):
+                sender.send(encoded((0, 0, 0)))
+                sender.recv(timeout=10)
+
+
+def test_only_pushed_streams_take_frames(server):
+    for name in ("door", "none"):
+        with pytest.raises(InvalidStatus), connect(server.url.replace("http", "ws") + f"/v1/streams/{name}/frames"):
+            pass
+
+
+def test_pictures_are_bounded():
+    with pytest.raises(Refused, match="at most"):
+        picture_of(b"x" * 101, 16, 100)
+    assert picture_of(encoded((9, 9, 9)), 16, 10_000).shape == (16, 16, 3)
+
+
+# --- OpenAI's client
+
+
+@pytest.fixture
+def client(server, tiny_folder) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=0)
+
+
+def about(url: str, text: str = "what?") -> list[dict]:
+    return [
+        {"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": text}]}
+    ]
+
+
+def test_openais_client_asks_a_stream(server, client, tiny_folder):
+    assert [model.id for model in client.models.list()] == [str(tiny_folder)]
+    whole = client.chat.completions.create(model=str(tiny_folder), messages=about("stream:door"), max_tokens=6)
+    assert whole.choices[0].finish_reason in ("stop", "length")
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+    assert whole.flash_vstream["evidence"]
+    chunks = list(
+        client.chat.completions.create(
+            model=str(tiny_folder),
+            messages=about("stream:door"),
+            max_tokens=6,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+
+
+def test_openais_client_sends_a_clip_and_goes_on_talking(server, client, tiny_folder, video):
+    clip = "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
+    first = client.chat.completions.create(
+        model=str(tiny_folder), messages=about(clip), max_tokens=6, extra_body={"fps": 5}
+    )
+    assert first.flash_vstream["stream_time"] == pytest.approx(1.8, abs=0.2)
+    turns = [*about(clip), {"role": "assistant", "content": "this"}, {"role": "user", "content": "and then?"}]
+    begun = time.monotonic()
+    again = client.chat.completions.create(model=str(tiny_folder), messages=turns, max_tokens=6, extra_body={"fps": 5})
+    assert again.usage.prompt_tokens > first.usage.prompt_tokens
+    assert time.monotonic() - begun < 10
+    assert [stream["name"] for stream in server.call("GET", "/v1/streams")[1]] == ["door"]
+
+
+def test_openais_client_names_a_clip_by_url(client, tiny_folder, video):
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(video.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+        threading.Thread(target=files.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{files.server_port}/{video.name}"
+        told = client.chat.completions.create(model=str(tiny_folder), messages=about(url), max_tokens=4)
+        assert told.flash_vstream["stream_time"] > 0
+        with pytest.raises(openai.UnprocessableEntityError, match="could not be fetched"):
+            client.chat.completions.create(model=str(tiny_folder), messages=about(url + ".none"), max_tokens=4)
+        files.shutdown()
+
+
+def test_plain_chat_needs_no_video(client, tiny_folder):
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
+    told = client.chat.completions.create(model=str(tiny_folder), messages=messages, max_tokens=4, temperature=0.2)
+    assert told.flash_vstream["stream_time"] is None
+
+
+@pytest.mark.parametrize(
+    ("messages", "error"),
+    [
+        (about("stream:none"), openai.NotFoundError),
+        (about("ftp://host/x"), openai.BadRequestError),
+        (about("data:video/mp4;base64,@@@"), openai.BadRequestError),
+        (about("data:video/mp4;base64," + base64.b64encode(b"no video").decode()), openai.UnprocessableEntityError),
+        ([{"role": "assistant", "content": "hi"}], openai.BadRequestError),
+        ([{"role": "user", "content": [{"type": "sound"}]}], openai.BadRequestError),
+    ],
+)
+def test_openais_client_raises_its_own_errors(client, tiny_folder, messages, error):
+    with pytest.raises(error):
+        client.chat.completions.create(model=str(tiny_folder), messages=messages, max_tokens=4)
+
+
+# --- what a keeper sees
+
+
+def test_health_metrics_and_the_document(server):
+    assert server.call("GET", "/healthz")[1]["status"] == "ok"
+    text = server.call("GET", "/metrics")[1].decode()
+    for name in ("frames_kept_total", "lag_seconds", "encode_seconds", "write_seconds"):
+        assert f'flash_vstream_{name}{{stream="door"}}' in text
+    assert "flash_vstream_first_token_seconds_bucket" in text
+    assert 'flash_vstream_handler_restarts_total{handler="frame"} 0.0' in text
+    paths = server.call("GET", "/openapi.json")[1]["paths"]
+    assert {"/v1/streams", "/v1/streams/{name}/questions", "/v1/chat/completions"} <= set(paths)
+
+
+def test_state_outlives_the_server(tiny_folder, video, tmp_path):
+    with serving(str(tiny_folder), "--state", str(tmp_path)) as first:
+        first.watch("door", video, loop=True, fps=5)
+        first.wait_for("/v1/streams/door", lambda _, body: body["kept"] >= 8)
+        answer = first.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_tokens": 4})[1]
+        before = first.call("GET", "/v1/streams/door")[1]
+    with serving(str(tiny_folder), "--state", str(tmp_path)) as second:
+        after = second.wait_for("/v1/streams/door", lambda _, body: body["kept"] > before["kept"])
+        assert after["time"] > before["time"]
+        (begin, end), *_ = after["gaps"]
+        assert before["time"] - 0.5 <= begin < end <= after["time"]
+        memory = second.call("GET", "/v1/streams/door/memory")[1]
+        assert min(slot["start"] for slot in memory["slots"]) == 0
+        assert second.call("GET", "/v1/streams/door/history")[1][0]["answer"] == answer["text"]
+
+
+# --- who may call, what may be watched
+
+
+def test_a_server_beyond_loopback_wants_a_token(tiny_folder, video):
+    refused = run("serve", "--model", str(tiny_folder), "--host", "0.0.0.0", "--port", "0")
+    assert refused.returncode == 2
+    assert "FLASH_VSTREAM_TOKEN" in refused.stderr
+    folder = str(video.parent)
+    options = ("--host", "0.0.0.0", "--allow-folder", folder, "--log-requests")
+    with serving(str(tiny_folder), *options, token="secret-token") as server:
+        wrong = {"authorization": "Bearer wrong"}
+        assert server.call("GET", "/v1/streams", headers=wrong)[0] == 401
+        assert server.call("GET", "/v1/streams", headers={"authorization": ""})[0] == 401
+        assert server.call("GET", "/healthz", headers=wrong)[0] == 200
+        assert server.call("GET", "/", headers=wrong)[0] == 200
+        server.watch("door", video)
+        for source in (
+            "/etc/passwd",
+            "/dev/video0",
+            "rtsp://127.0.0.1/1",
+            "http://169.254.169.254/x",
+            "rtsp://[::1]/1",
+        ):
+            status, told = server.call("POST", "/v1/streams", {"name": "x", "source": source})
+            assert status == 403, told
+        escape = f"{folder}/../../etc/passwd"
+        assert server.call("POST", "/v1/streams", {"name": "x", "source": escape})[0] == 403
+        server.call("POST", "/v1/streams", {"name": "cam", "source": "push"})
+        address = server.url.replace("http", "ws") + "/v1/streams/cam/frames"
+        with pytest.raises(InvalidStatus), connect(address):
+            pass
+        with connect(f"{address}?token=secret-token") as sender:
+            sender.send(encoded((1, 2, 3)))
+            assert "frame" in json.loads(sender.recv(timeout=10))
+        log = server.log.read_text()
+    assert '"event": "request"' in log
+    assert "secret-token" not in log
+
+
+def test_pages_of_elsewhere_and_rebound_names_are_turned_away(server):
+    assert server.call("GET", "/v1/streams", headers={"origin": "https://evil.example"})[0] == 403
+    assert server.call("GET", "/v1/streams", headers={"host": "evil.example"})[0] == 403
+    assert server.call("GET", "/v1/streams", headers={"origin": server.url})[0] == 200
+
+
+def test_bodies_are_bounded(server):
+    status, told = server.call("POST", "/v1/chat/completions", headers={"content-length": str(10**9)}, body=b"{}")
+    assert (status, told["error"]["type"]) == (413, "too_large")
+
+
+def test_rules_of_access():
+    open_to_all = Access("0.0.0.0", "token", hosts=frozenset({"cam.internal"}))
+    open_to_all.check_source("rtsp://cam.internal/1")
+    open_to_all.check_source("rtsp://8.8.8.8/1")
+    for source in ("rtsp://10.0.0.1/1", "http://192.168.1.1/x", "http://[::ffff:127.0.0.1]/x", "file.mp4"):
+        with pytest.raises(Refused):
+            open_to_all.check_source(source)
+    Access().check_source("/etc/hosts")  # on loopback a server is its user's own
+    with pytest.raises(UserError, match="token"):
+        Access("192.168.1.5")
+    with pytest.raises(Refused, match="bearer token"):
+        open_to_all.check_caller({"host": "x", "authorization": "Basic token"})
+
+
+def test_limits_on_streams(server):
+    made = []
+    for i in range(20):
+        status, told = server.call("POST", "/v1/streams", {"name": f"many-{i}", "source": "push"})
+        if status != 201:
+            break
+        made.append(f"many-{i}")
+    assert (status, told["error"]["type"]) == (429, "rate_limit")
+    for name in made:
+        assert server.call("DELETE", f"/v1/streams/{name}")[0] == 204
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--stream", "door"), "NAME=SOURCE"),
+        (("--stream", "a b=x.mp4"), "nothing to watch"),
+        (("--host", "no.such.host.example"), "needs a token"),
+        (("--allow-folder", "/none"), "not a folder"),
+        (("--model", "/none/such"), "no model"),
+        (("--state", "/proc/none"), "state folder"),
+    ],
+)
+def test_serve_says_what_is_wrong(tiny_folder, options, message):
+    model = () if "--model" in options else ("--model", str(tiny_folder))
+    done = run("serve", "--port", "0", *model, *options)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken_is_told(tiny_folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("serve", "--port", str(taken.getsockname()[1]), "--model", tiny_folder)
+    assert done.returncode == 2
+    assert "cannot listen" in done.stderr
