@@ -1,5 +1,6 @@
 """A real server in a process of its own, for the tests that speak HTTP to it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 class Server:
@@ -52,15 +55,12 @@ class Server:
 
     def children(self) -> dict[str, list[int]]:
         """Process ids of the handlers and readers below the server, by what they run."""
-        import psutil
-
-        found: dict[str, list[int]] = {"frame": [], "question": [], "reader": []}
-        for child in psutil.Process(self.process.pid).children():
-            if "spawn_main" not in " ".join(child.cmdline()):
-                continue
-            below = [p for p in child.children() if "spawn_main" in " ".join(p.cmdline())]
-            found["frame" if below else "question"].append(child.pid)
-            found["reader"] += [p.pid for p in below]
+        handlers = self.call("GET", "/healthz")[1]["handlers"]
+        found = {kind: [handler["pid"]] if handler["alive"] else [] for kind, handler in handlers.items()}
+        found["reader"] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(handlers["frame"]["pid"]).children()
+            found["reader"] = [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
         return found
 
 

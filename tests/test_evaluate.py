@@ -7,11 +7,18 @@ import torch
 
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.checking import described_picture, is_correct, said_time, said_yes_or_no
-from flash_vstream.evaluate.readers import make_reader
+from flash_vstream.evaluate.readers import Reader
 from flash_vstream.evaluate.skills import Asked, summary
 from flash_vstream.train.questions import ASKERS, Question
 from flash_vstream.train.streams import StreamStyle, plan_stream
 from test_questions import CAPTIONS, EVENTS
+
+
+def read(name, network, features, times):
+    reader = Reader(name, network)
+    for feature, moment in zip(features, times.tolist(), strict=True):
+        reader.write(moment, feature)
+    return reader.view()
 
 
 @pytest.fixture
@@ -23,24 +30,24 @@ def features(goldens):
     ("name", "times"), [("recent:4", [36, 37, 38, 39]), ("uniform:4", [0, 13, 26, 39]), ("uniform:1", [0])]
 )
 def test_frame_readers_keep_the_frames_they_name(tiny, features, name, times):
-    view = make_reader(name, tiny[0])(*features)
+    view = read(name, tiny[0], *features)
     assert view.temporal.start.tolist() == times
     assert view.frames == len(times)
 
 
 def test_readers_without_a_part(tiny, features):
-    whole = make_reader("star", tiny[0])(*features)
+    whole = read("star", tiny[0], *features)
     for part in ("abstract", "temporal", "retrieved", "spatial"):
-        view = make_reader(f"star-{part}", tiny[0])(*features)
+        view = read(f"star-{part}", tiny[0], *features)
         assert len(getattr(view, part)) == 0
         assert len(view.tokens()) == len(whole.tokens()) - getattr(whole, part).features.flatten(0, 1).shape[0]
-    assert make_reader("blind", tiny[0])(*features) is None
+    assert read("blind", tiny[0], *features) is None
 
 
 @pytest.mark.parametrize("name", ["sta", "recent", "recent:0", "recent:x", "star-nothing", "uniform:-1"])
 def test_unknown_readers_are_refused(tiny, name):
     with pytest.raises(UserError, match="no reader"):
-        make_reader(name, tiny[0])
+        Reader(name, tiny[0])
 
 
 def test_right_answers_are_right_and_wrong_ones_are_not():

@@ -19,14 +19,27 @@ WINDOW = 200
 """Frames whose median is one figure."""
 
 
-def run_bench(what: str, frames: int) -> None:
-    """Run the benches named by ``what`` (memory, nano, all); JSON on the last line of stdout."""
-    benches: dict[str, Callable[[], dict[str, Any]]] = {"memory": lambda: bench_memory(frames), "nano": bench_nano}
+def run_bench(what: str, frames: int, seconds: float) -> None:
+    """Run the benches named by ``what``; JSON on the last line of stdout.
+
+    ``all`` is memory and nano; live and soak take many minutes and are asked for by name.
+    """
+    from flash_vstream.bench_live import bench_live, bench_soak
+
+    benches: dict[str, Callable[[], dict[str, Any]]] = {
+        "memory": lambda: bench_memory(frames),
+        "nano": bench_nano,
+        "live": lambda: bench_live(seconds),
+        "soak": lambda: bench_soak(frames),
+    }
     if what not in (*benches, "all"):
-        raise UserError(f"no bench is called {what!r}; choose memory, nano or all")
+        raise UserError(f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency or all")
     if frames < 4 * WINDOW:
         raise UserError(f"--frames must be at least {4 * WINDOW} to compare early frames with late ones")
-    report = {name: bench() for name, bench in benches.items() if what in (name, "all")}
+    if seconds < 10:
+        raise UserError("--seconds must be at least 10 for two questions five seconds apart")
+    chosen = ("memory", "nano") if what == "all" else (what,)
+    report = {name: benches[name]() for name in chosen}
     console = Console(stderr=True)
     for name, result in report.items():
         console.print(f"[bold]{name}[/bold]")

@@ -26,7 +26,9 @@ BENCHMARK_NAMES = (
     *("vs-ego", "vs-movie", "rvs-ego", "rvs-movie", "vstream-qa-mini", "activitynet-qa", "nextqa", "msvd-qa"),
     *("msrvtt-qa", "egoschema", "mlvu", "lvbench", "mvbench", "videomme", "ovobench", "streamingbench"),
 )
+vstream_qa_app = typer.Typer(help="Make a benchmark like VStream-QA of videos of one's own.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+app.add_typer(vstream_qa_app, name="vstream-qa")
 app.add_typer(eval_app, name="eval")
 
 Model = Annotated[str, typer.Option("--model", help="A name of the zoo, a model folder or a Hugging Face id.")]
@@ -158,13 +160,43 @@ def pull(name: Annotated[str, typer.Argument(help="A name of the zoo.")], as_jso
 
 @app.command()
 def bench(
-    what: Annotated[str, typer.Argument(help="memory, nano or all.")] = "all",
-    frames: Annotated[int, typer.Option("--frames", help="Frames that the memory bench writes.")] = 100_000,
+    what: Annotated[str, typer.Argument(help="memory, nano, all (both), live, soak or efficiency.")] = "all",
+    frames: Annotated[
+        int, typer.Option("--frames", help="Frames that memory and soak write, efficiency's most.")
+    ] = 100_000,
+    seconds: Annotated[float, typer.Option("--seconds", help="How long live watches one stream.")] = 600.0,
+    model: Model = "nano",
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where efficiency puts its plot (PNG or SVG).")
+    ] = None,
 ) -> None:
     """Measure speed and memory; the last line on stdout is JSON."""
+    if what == "efficiency":
+        from flash_vstream.evaluate.efficiency import run_efficiency
+
+        run_efficiency(model, min(frames, 10_000), output)
+        return
     from flash_vstream.bench import run_bench
 
-    run_bench(what, frames)
+    run_bench(what, frames, seconds)
+
+
+@app.command()
+def ablate(
+    benchmark: Annotated[str, typer.Argument(help="A benchmark's name (see eval --list).")] = "vstream-qa-mini",
+    data: Annotated[Path | None, typer.Option("--data", help="Folder with the annotations and media.")] = None,
+    model: Model = "nano",
+    variant: Annotated[
+        list[str] | None, typer.Option("--variant", help="Only these variants (several allowed).")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many questions at most.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", help="Where the plot goes (PNG or SVG).")] = None,
+    as_json: Json = False,
+) -> None:
+    """The paper's ablations: each memory part off, other sizes, other consolidation and retrieval."""
+    from flash_vstream.ablating import ablate as run
+
+    run(benchmark, data, model, variant or [], limit, output, as_json)
 
 
 @train_app.command("prepare")
@@ -321,6 +353,42 @@ def _eval(
         eval_list(as_json)
     elif context.invoked_subcommand is None:
         print(context.get_help())
+
+
+@vstream_qa_app.command("build")
+def vstream_qa_build(
+    videos: Annotated[list[Path], typer.Argument(help="Video files.")],
+    llm: Annotated[str, typer.Option("--llm", help="URL of an OpenAI-compatible endpoint that takes pictures.")],
+    llm_model: Annotated[str, typer.Option("--llm-model", help="The model to ask there.")] = "nano",
+    output: Annotated[Path, typer.Option("--output", help="Folder of the records.")] = Path("vstream-qa"),
+    as_json: Json = False,
+) -> None:
+    """Segment, describe, summarise, ask, filter; goes on where it was stopped."""
+    from flash_vstream.building import build
+
+    build(videos, llm, llm_model, output, as_json)
+
+
+@vstream_qa_app.command("review")
+def vstream_qa_review(
+    folder: Annotated[Path, typer.Argument(help="Folder of the records.")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8001,
+) -> None:
+    """Serve a page on 127.0.0.1 on which to keep, edit or drop questions, with their clips."""
+    from flash_vstream.building import review
+
+    review(folder, port)
+
+
+@vstream_qa_app.command("export")
+def vstream_qa_export(
+    folder: Annotated[Path, typer.Argument(help="Folder of the records.")],
+    target: Annotated[Path, typer.Argument(help="JSON file for: eval rvs-ego --data FILE")],
+) -> None:
+    """Write what was not dropped in VStream-QA's packing."""
+    from flash_vstream.evaluate.building import export
+
+    print(f"{export(folder, target)} questions are in {target}")
 
 
 def _train(stage: int, config_path: Path, data: Path, output: Path) -> None:

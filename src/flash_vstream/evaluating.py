@@ -12,6 +12,7 @@ from rich.table import Table
 from flash_vstream.asking import load_model
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
+from flash_vstream.evaluate.endpoint import ChatEndpoint
 from flash_vstream.evaluate.items import Benchmark
 from flash_vstream.evaluate.judges import EndpointJudge, Judge, OfflineJudge
 from flash_vstream.evaluate.report import (
@@ -48,7 +49,7 @@ def find_judge(benchmark: Benchmark, judge: str, judge_model: str | None) -> Jud
         raise UserError(f"--judge {judge!r} must be offline, or the URL of an OpenAI-compatible endpoint")
     if not judge_model:
         raise UserError("--judge with a URL needs --judge-model, the model to ask there")
-    return EndpointJudge(judge, judge_model, os.environ.get("OPENAI_API_KEY"))
+    return EndpointJudge(ChatEndpoint(judge, judge_model, os.environ.get("OPENAI_API_KEY")))
 
 
 def data_folder(benchmark: Benchmark, data: Path | None) -> Path:

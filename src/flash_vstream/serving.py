@@ -36,7 +36,7 @@ def serve(
     for name, _ in named:
         if not re.fullmatch(NAME, name):
             raise UserError(f"{name!r} cannot name a stream; use letters, digits, '.', '_' and '-'")
-    listener = _listener(host, port)
+    listener = listen(host, port)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
     logger = logging.getLogger("flash_vstream")
@@ -66,7 +66,7 @@ def serve(
         service.close()
 
 
-def _listener(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """The socket to listen on, taken before anything slow is begun."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]

@@ -7,7 +7,8 @@ from flash_vstream.evaluate.items import LETTERS
 
 _OPENING = re.compile(r"^[\s\"'`*_\[({<]*([A-Ha-h])\s*(?:[])}>\"'`*_]|[.):,;](?!\w)|$|\n|\s-\s)")
 _NAMED = re.compile(
-    r"\b(?:answer|option|choice|choose|select|pick)(?:ed|s)?\b(?:\s+(?:is|was|would be|should be|option|choice|letter|the))*"
+    r"\b(?:answer|option|choice|choose|select|pick|letter|one)(?:ed|s)?\b"
+    r"(?:\s+(?:is|was|would be|should be|option|choice|letter|the))*"
     r"\s*[:=-]?\s*[\"'`*_\[({<]*([A-H])(?![A-Za-z'])",
     re.IGNORECASE,
 )

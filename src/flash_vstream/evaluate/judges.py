@@ -7,14 +7,11 @@ those of the judge that a paper used compare with the paper's.
 import hashlib
 import json
 import re
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from flash_vstream.errors import UserError
+from flash_vstream.evaluate.endpoint import ChatEndpoint
 
 _ARTICLES = {"a", "an", "the"}
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -99,43 +96,16 @@ class EndpointJudge:
     """A language model behind an OpenAI-compatible endpoint, at temperature 0.
 
     Its name holds the model and a hash of the instruction, so that scores of different judges are
-    not mixed. Raises ``UserError`` when the endpoint does not answer after ``tries``.
+    not mixed.
     """
 
-    def __init__(self, url: str, model: str, key: str | None = None, tries: int = 3, seconds: float = 120.0):
-        self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/v1") else "/v1")
-        self.model, self.key, self.tries, self.seconds = model, key, tries, seconds
-        self.name = f"{model}-{hashlib.sha256(INSTRUCTION.encode()).hexdigest()[:8]}"
+    def __init__(self, endpoint: ChatEndpoint):
+        self.endpoint = endpoint
+        self.name = f"{endpoint.model}-{hashlib.sha256(INSTRUCTION.encode()).hexdigest()[:8]}"
 
     def judge(self, question: str, answer: str, prediction: str) -> Judgement:
         asked = f"Question: {question}\nCorrect answer: {answer}\nPredicted answer: {prediction}"
-        return read_judgement(self.complete(INSTRUCTION, asked)[0])
-
-    def complete(self, system: str, user: str, most: int = 256) -> tuple[str, dict[str, int]]:
-        """The model's reply to an instruction and a text, and the tokens that it cost."""
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": most}
-        headers = {"content-type": "application/json"}
-        if self.key:
-            headers["authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        for attempt in range(self.tries):
-            try:
-                with urllib.request.urlopen(request, timeout=self.seconds) as response:
-                    told = json.load(response)
-                return str(told["choices"][0]["message"]["content"] or ""), dict(told.get("usage") or {})
-            except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-                why = _reason(error)
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429:
-                    break
-                time.sleep(min(8.0, 0.5 * 2**attempt))
-        raise UserError(f"the model at {self.url} did not answer ({why}); check --judge, the model's name and the key")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-    return str(getattr(error, "reason", None) or error)[:200]
+        return read_judgement(self.endpoint.complete(INSTRUCTION, asked)[0])
 
 
 def read_judgement(reply: str) -> Judgement:

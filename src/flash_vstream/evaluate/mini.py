@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -24,6 +23,7 @@ from flash_vstream.train.questions import Question, stream_questions
 from flash_vstream.train.streams import StreamPlan, StreamStyle, plan_stream
 from flash_vstream.train.views import picture_views
 from flash_vstream.video import read_frames
+from flash_vstream.video.writer import write_video
 
 STREAMS, MOMENTS, AT_A_MOMENT = 16, 5, 3
 FPS = 2.0
@@ -232,14 +232,8 @@ def _shown(plan: StreamPlan, frames: dict[str, list[np.ndarray]]) -> Iterator[np
 
 def write_stream(path: Path, plan: StreamPlan, frames: dict[str, list[np.ndarray]]) -> None:
     """Play a plan as a video file of ``FPS`` frames a second."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=int(FPS))
-        stream.width = stream.height = 256
-        stream.pix_fmt = "yuv420p"
-        stream.bit_rate = 1_500_000
-        for image in _shown(plan, frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+    with path.open("wb") as file:
+        write_video(file, _shown(plan, frames), int(FPS))
 
 
 class MiniJudge(OfflineJudge):

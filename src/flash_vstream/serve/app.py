@@ -99,8 +99,9 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["server"])
     def health() -> dict[str, Any]:
         """Whether both handlers run; the status is ``restarting`` while one is being started again."""
-        handlers = {"frame": service.live.handler.alive, "question": service.desk.handler.alive}
-        status = "ok" if all(handlers.values()) else "restarting"
+        both = {"frame": service.live.handler, "question": service.desk.handler}
+        handlers = {name: {"alive": h.alive, "pid": h.pid, "restarts": h.restarts} for name, h in both.items()}
+        status = "ok" if all(h.alive for h in both.values()) else "restarting"
         return {"status": status, "handlers": handlers, "uptime_seconds": time.time() - service.started}
 
     @app.get("/metrics", tags=["server"], response_class=Response)

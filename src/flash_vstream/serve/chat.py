@@ -1,11 +1,13 @@
 """``POST /v1/chat/completions`` in OpenAI's shape, so that its clients work unchanged.
 
-A video is a content part of type ``video_url`` (or ``image_url`` for a picture): ``stream:NAME`` for a
-live stream as it is now, a ``data:`` URL for a clip that is sent along, or an http(s) URL of one.
+A video is a content part of type ``video_url``: ``stream:NAME`` for a live stream as it is now, a
+``data:`` URL for a clip that is sent along, or an http(s) URL of one. Parts of type ``image_url`` are
+pictures; several in one message are frames, one a second.
 """
 
 import base64
 import binascii
+import io
 import json
 import time
 import urllib.error
@@ -13,13 +15,16 @@ import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
+from PIL import Image, ImageOps
 
 from flash_vstream.serve import schemas
 from flash_vstream.serve.access import Access, Refused
 from flash_vstream.serve.service import Service
 from flash_vstream.stream.question_handler import Event
+from flash_vstream.video.writer import write_video
 
 FETCH_SECONDS = 30.0
 
@@ -41,8 +46,8 @@ def add_chat(app: FastAPI, service: Service) -> None:
             raise Refused(400, "n must be 1; decoding is greedy, and every answer would be the same")
         if request.model != service.model_name:
             raise Refused(404, f"the model here is {service.model_name!r}, not {request.model[:80]!r}")
-        question, history, video = _conversation(request.messages)
-        stream = _stream_of(service, video, request.fps) if video is not None else None
+        question, history, media = _conversation(request.messages)
+        stream = _stream_of(service, media, request.fps) if media else None
         most = request.max_completion_tokens or request.max_tokens or 96
         events = service.ask(stream, question, history, most)
         if request.stream:
@@ -51,15 +56,15 @@ def add_chat(app: FastAPI, service: Service) -> None:
         return _completion(service, service.whole_answer(events))
 
 
-def _conversation(messages: list[schemas.ChatMessage]) -> tuple[str, list[tuple[str, str]], str | None]:
-    """The last question, the turns before it, and the newest video that was named."""
+def _conversation(messages: list[schemas.ChatMessage]) -> tuple[str, list[tuple[str, str]], list[str]]:
+    """The last question, the turns before it, and the media of the newest message that has any."""
     turns: list[tuple[str, str]] = []
-    question, video = "", None
+    question, media = "", []
     if messages[-1].role != "user":
         raise Refused(400, "the last message must be the user's")
     for message in messages:
         text, named = _content(message.content)
-        video = named or video
+        media = named or media
         if message.role == "user":
             question = f"{question}\n{text}".strip() if question else text
         elif message.role == "assistant" and question:
@@ -69,13 +74,15 @@ def _conversation(messages: list[schemas.ChatMessage]) -> tuple[str, list[tuple[
         raise Refused(
             422, f"the question has {len(question):,} characters; {schemas.MOST_QUESTION:,} at most are taken"
         )
-    return question, turns[-8:], video
+    return question, turns[-8:], media
 
 
-def _content(content: str | list[dict[str, Any]] | None) -> tuple[str, str | None]:
+def _content(content: str | list[dict[str, Any]] | None) -> tuple[str, list[str]]:
+    """A message's text, and the URLs of its last video or of its pictures."""
     if content is None or isinstance(content, str):
-        return content or "", None
-    texts, video = [], None
+        return content or "", []
+    texts: list[str] = []
+    media: list[str] = []
     for part in content:
         kind = part.get("type")
         if kind == "text" and isinstance(part.get("text"), str):
@@ -85,33 +92,49 @@ def _content(content: str | list[dict[str, Any]] | None) -> tuple[str, str | Non
             url = named.get("url") if isinstance(named, dict) else named
             if not isinstance(url, str):
                 raise Refused(400, f'a part of type {kind} needs {{"{kind}": {{"url": "…"}}}}')
-            video = url
+            media = [*media, url] if kind == "image_url" else [url]
         else:
             raise Refused(
                 400, f"a part of type {str(kind)[:40]!r} is not understood; send text, video_url or image_url"
             )
-    return "\n".join(texts), video
+    return "\n".join(texts), media
 
 
-def _stream_of(service: Service, video: str, fps: float) -> str:
-    """The stream that a URL names; clips are watched first."""
-    if video.startswith("stream:"):
-        name = video.removeprefix("stream:")
+def _stream_of(service: Service, media: list[str], fps: float) -> str:
+    """The stream that URLs name; clips are watched first, and pictures as one clip."""
+    if media[-1].startswith("stream:"):
+        name = media[-1].removeprefix("stream:")
         service.check_stream(name)
         return name
-    if video.startswith("data:"):
-        _, comma, data = video.partition(",")
+    if len(media) == 1:
+        return service.clip(_bytes_of(service, media[0]), fps)
+    file = io.BytesIO()
+    write_video(file, [_picture(_bytes_of(service, url)) for url in media[:64]], 1)
+    return service.clip(file.getvalue(), 1.0)
+
+
+def _picture(data: bytes) -> np.ndarray:
+    try:
+        return np.asarray(ImageOps.fit(Image.open(io.BytesIO(data)).convert("RGB"), (256, 256)))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise Refused(422, "one of several image_url parts is not a picture") from None
+
+
+def _bytes_of(service: Service, url: str) -> bytes:
+    """What a URL holds; raises ``Refused`` for one that cannot be read."""
+    if url.startswith("data:"):
+        _, comma, data = url.partition(",")
         try:
             clip = base64.b64decode(data, validate=True) if comma else b""
         except (binascii.Error, ValueError):
             raise Refused(400, "the data: URL is not base64") from None
-    elif video.startswith(("http://", "https://")):
-        clip = fetch_clip(video, service.access, service.limits.upload_bytes)
+    elif url.startswith(("http://", "https://")):
+        clip = fetch_clip(url, service.access, service.limits.upload_bytes)
     else:
         raise Refused(400, "a video is named by stream:NAME, a data: URL, or an http(s) URL")
     if not clip:
         raise Refused(400, "the clip is empty")
-    return service.clip(clip, fps)
+    return clip
 
 
 class _Checked(urllib.request.HTTPRedirectHandler):

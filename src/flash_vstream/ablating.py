@@ -1,0 +1,99 @@
+"""``ablate``: the paper's ablations on any benchmark, as one table and a plot."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flash_vstream.asking import load_model
+from flash_vstream.errors import UserError
+from flash_vstream.evaluate.efficiency import pyplot
+from flash_vstream.evaluate.report import judged, summary
+from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded
+from flash_vstream.evaluating import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
+from flash_vstream.memory import StarConfig
+
+
+def variants(star: StarConfig) -> dict[str, tuple[str, StarConfig]]:
+    """Reader and memory of each variant, around a model's own memory ``star``."""
+    half, double = max(2, star.temporal_length // 2), 2 * star.temporal_length
+    return {
+        "full": ("star", star),
+        "no spatial": ("star-spatial", star),
+        "no temporal": ("star-temporal", star),
+        "no abstract": ("star-abstract", star),
+        "no retrieved": ("star-retrieved", star),
+        f"temporal {half}": ("star", replace(star, temporal_length=half)),
+        f"temporal {double}": ("star", replace(star, temporal_length=double)),
+        "Lloyd's consolidation": ("star", replace(star, consolidation="lloyd")),
+        "buffer retrieval": ("star", replace(star, retrieval="buffer")),
+        "recent:4": ("recent:4", star),
+        "uniform:8": ("uniform:8", star),
+        "blind": ("blind", star),
+    }
+
+
+def ablate(
+    name: str,
+    data: Path | None,
+    model_name: str,
+    chosen: Sequence[str],
+    limit: int | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Run every variant on the same questions and tell them side by side; resumable like ``eval``."""
+    if output is not None and output.suffix not in (".png", ".svg"):
+        raise UserError(f"--output {output} must end in .png or .svg")
+    benchmark = find_benchmark(name)
+    folder = data_folder(benchmark, data)
+    items = sharded(load_items(benchmark, folder), None, limit)
+    judge = find_judge(benchmark, "offline", None)
+    model = load_model(model_name)
+    known = variants(model.network.config.star)
+    for variant in chosen:
+        if variant not in known:
+            raise UserError(f"no variant is called {variant!r}; choose from {', '.join(known)}")
+    reports: dict[str, dict[str, Any]] = {}
+    for variant in chosen or known:
+        reader, star = known[variant]
+        run = Run(name, model_name, reader, benchmark.protocol, DEFAULT_FPS.get(name, 1.0), star)
+        path = Path("runs/ablate") / f"{file_name(name, model_name, variant)}.jsonl"
+        rows = run_benchmark(run, benchmark, items, folder, model, path)
+        reports[variant] = summary(judged(rows, judge), judge, benchmark)
+    if output is not None:
+        plot(reports, output)
+    if as_json:
+        print(json.dumps(reports))
+    else:
+        tell(reports)
+
+
+def tell(reports: dict[str, dict[str, Any]]) -> None:
+    """Every variant's accuracy with its interval, and by kind."""
+    kinds = list(next(iter(reports.values()))["kinds"])
+    table = Table("variant", "all", "95% interval", *(kinds if len(kinds) > 1 else []))
+    for variant, report in reports.items():
+        cells = [f"{report['accuracy']:.1%}", "{:.1%} - {:.1%}".format(*report["interval"])]
+        by_kind = [f"{report['kinds'][kind]['accuracy']:.0%}" for kind in kinds] if len(kinds) > 1 else []
+        table.add_row(variant, *cells, *by_kind)
+    Console().print(table)
+
+
+def plot(reports: dict[str, dict[str, Any]], output: Path) -> None:
+    """Accuracies as bars with their intervals."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(8, 0.45 * len(reports) + 1))
+    names = list(reports)[::-1]
+    values = [reports[name]["accuracy"] for name in names]
+    low = [value - reports[name]["interval"][0] for name, value in zip(names, values, strict=True)]
+    high = [reports[name]["interval"][1] - value for name, value in zip(names, values, strict=True)]
+    axis.barh(names, values, xerr=[low, high], color="#3b5bdb", ecolor="#868e96", capsize=3)
+    axis.set(xlabel="accuracy", xlim=(0, 1))
+    figure.tight_layout()
+    figure.savefig(output, dpi=120)
+    plt.close(figure)

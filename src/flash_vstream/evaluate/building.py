@@ -1,0 +1,265 @@
+"""VStream-QA for one's own videos: the paper's construction, step by step (2406.08085, section 4).
+
+A video is cut into segments, each is described by a vision-language model, the descriptions are
+summarised, questions of the five kinds with their times are made of both, and filtered by rules and
+by a second pass of the model. What is left is for people to review. Every reply is written down
+before the next is asked for, so a run that was stopped goes on where it was.
+"""
+
+import base64
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flash_vstream.errors import UserError
+from flash_vstream.evaluate.endpoint import ChatEndpoint
+from flash_vstream.evaluate.judges import yes_or_no
+from flash_vstream.video import Frame, read_frames
+
+KINDS = (
+    "scene summary",
+    "action description",
+    "event occurrence",
+    "ordered event narrative",
+    "sequence validation",
+)
+SHORTEST, LONGEST = 5.0, 60.0
+CUT = 0.12
+"""Mean change of brightness, of 1, between frames a second apart that is taken for a cut."""
+PICTURES = 4
+_CAPTION = "Describe in two or three plain sentences what is seen and done in these pictures of one stretch of a video."
+_SUMMARY = "Summarise in at most five sentences what happens in a video, in order, from these notes with their times."
+_QUESTIONS = (
+    "From notes about a stretch of a video, write questions that somebody watching could ask at its end, with short"
+    f" answers that the notes support. Make one of each kind: {', '.join(KINDS)}. Occurrence and validation are"
+    " answered by yes or no, and about half of them by no. Do not mention notes, segments or times. Reply with a JSON"
+    ' list and nothing else: [{"kind": "…", "question": "…", "answer": "…"}].'
+)
+_CHECK = (
+    "You check questions about a video. From the notes alone, is the answer to the question right and complete? Reply"
+    " with yes or no."
+)
+Report = Callable[[str], object]
+
+
+def segments(frames: Iterator[Frame]) -> list[dict[str, Any]]:
+    """Stretches between cuts, none shorter than 5 s or longer than 60 s (but for the last), with pictures.
+
+    Each has ``start`` and ``end`` in seconds, and up to four JPEGs (base64) spread over it.
+    """
+    found: list[list[Frame]] = []
+    before: np.ndarray | None = None
+    for frame in frames:
+        small = np.asarray(Image.fromarray(frame.image).convert("L").resize((32, 32)), float) / 255
+        length = frame.time - found[-1][0].time if found else 0.0
+        changed = before is not None and float(np.abs(small - before).mean()) > CUT
+        if not found or length >= LONGEST or (changed and length >= SHORTEST):
+            found.append([])
+        found[-1].append(frame)
+        before = small
+    return [
+        {"start": part[0].time, "end": part[-1].time, "pictures": [_jpeg(frame) for frame in _spread(part)]}
+        for part in found
+    ]
+
+
+def _spread(frames: list[Frame]) -> list[Frame]:
+    rows = np.linspace(0, len(frames) - 1, min(PICTURES, len(frames))).round().astype(int)
+    return [frames[row] for row in rows]
+
+
+def _jpeg(frame: Frame) -> str:
+    file = io.BytesIO()
+    Image.fromarray(frame.image).save(file, "JPEG", quality=80)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+class Building:
+    """One video's record in the making: ``folder/NAME.json``."""
+
+    def __init__(self, video: Path, folder: Path, endpoint: ChatEndpoint):
+        self.path = folder / f"{video.stem}.json"
+        self.endpoint = endpoint
+        if self.path.exists():
+            self.record = read_record(self.path)
+            if self.record["video"] != str(video.resolve()):
+                raise UserError(f"{self.path} is of another video ({self.record['video']}); name another --output")
+        else:
+            found = segments(read_frames(video, 1.0, 384))
+            self.record = {"video": str(video.resolve()), "segments": found, "summary": None, "questions": []}
+            self.record |= {"cost": {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0}, "unreadable": 0}
+            self.save()
+
+    def save(self) -> None:
+        """Write the record down."""
+        write_record(self.path, self.record)
+
+    def _ask(self, system: str, user: str | list[dict[str, Any]], most: int) -> str:
+        text, usage = self.endpoint.complete(system, user, most)
+        cost = self.record["cost"]
+        cost["calls"] += 1
+        for name in ("prompt_tokens", "completion_tokens"):
+            cost[name] += usage.get(name, 0)
+        return text.strip()
+
+    def run(self, report: Report) -> None:
+        """Every step that is not done yet."""
+        self._caption(report)
+        if self.record["summary"] is None:
+            report("summarising")
+            self.record["summary"] = self._ask(_SUMMARY, self._notes(0, len(self.record["segments"])), 300)
+            self.save()
+        self._question(report)
+        filter_by_rules(self.record["questions"])
+        self.save()
+        self._check(report)
+
+    def _caption(self, report: Report) -> None:
+        for i, segment in enumerate(self.record["segments"]):
+            if "caption" in segment:
+                continue
+            report(f"describing segment {i + 1} of {len(self.record['segments'])}")
+            pictures = [f"data:image/jpeg;base64,{data}" for data in segment["pictures"]]
+            parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url}} for url in pictures]
+            segment["caption"] = self._ask(_CAPTION, [*parts, {"type": "text", "text": _CAPTION}], 160)
+            self.save()
+
+    def _notes(self, begin: int, end: int) -> str:
+        rows = self.record["segments"][begin:end]
+        return "\n".join(f"{row['start']:.0f}-{row['end']:.0f} s: {row['caption']}" for row in rows)
+
+    def _question(self, report: Report) -> None:
+        for i, segment in enumerate(self.record["segments"]):
+            if segment.get("asked"):
+                continue
+            report(f"questions about segment {i + 1} of {len(self.record['segments'])}")
+            notes = f"Summary: {self.record['summary']}\n{self._notes(max(0, i - 3), i + 1)}"
+            found = read_questions(self._ask(_QUESTIONS, notes, 500))
+            self.record["unreadable"] += found is None
+            for question in found or []:
+                # What came before the stretch is part of what order is asked about.
+                first = self.record["segments"][max(0, i - 3)] if question["kind"] in KINDS[3:] else segment
+                times = {"start_time": first["start"], "end_time": segment["end"], "segment": i}
+                self.record["questions"].append({**question, **times, "status": "new", "why": None})
+            segment["asked"] = True
+            self.save()
+
+    def _check(self, report: Report) -> None:
+        for i, question in enumerate(self.record["questions"]):
+            if question["status"] != "new" or "checked" in question:
+                continue
+            report(f"checking question {i + 1} of {len(self.record['questions'])}")
+            notes = self._notes(max(0, question["segment"] - 3), question["segment"] + 1)
+            asked = f"{notes}\nQuestion: {question['question']}\nAnswer: {question['answer']}"
+            question["checked"] = yes_or_no(self._ask(_CHECK, asked, 8)) == "yes"
+            if not question["checked"]:
+                question |= {"status": "dropped", "why": "the second pass did not find it in the notes"}
+            self.save()
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record that ``Building`` wrote; raises ``UserError`` when it is none."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        record["questions"], record["segments"], record["video"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a record of vstream-qa build") from None
+    return record
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record whole or not at all."""
+    scratch = path.with_suffix(".part")
+    scratch.write_text(json.dumps(record, indent=1))
+    scratch.replace(path)
+
+
+def records_in(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Every record of a folder; raises ``UserError`` when there is none."""
+    paths = sorted(path for path in folder.glob("*.json") if path.name != "rvs.json")
+    if not paths:
+        raise UserError(
+            f"{folder} holds no records; make some with: flash-vstream vstream-qa build VIDEO… --output {folder}"
+        )
+    return {path: read_record(path) for path in paths}
+
+
+def read_questions(reply: str) -> list[dict[str, str]] | None:
+    """Questions out of a reply, None when it is not a list of them; prose around the list is borne with."""
+    match = re.search(r"\[.*\]", reply, re.DOTALL)
+    try:
+        rows = json.loads(match[0]) if match else None
+    except ValueError:
+        return None
+    if not isinstance(rows, list):
+        return None
+    texts = ("kind", "question", "answer")
+    good = [row for row in rows if isinstance(row, dict) and all(isinstance(row.get(name), str) for name in texts)]
+    return [{name: row[name].strip() for name in texts} for row in good]
+
+
+_LEAKS = re.compile(
+    r"\b(?:notes?|segments?|captions?|summary|described|timestamps?|\d+\s*(?:s|sec|seconds))\b", re.IGNORECASE
+)
+
+
+def filter_by_rules(questions: list[dict[str, Any]]) -> None:
+    """Drop new questions that break a rule, saying which: kind, form, leaks, doubles, too many a yes."""
+    seen: set[str] = set()
+    balance: Counter[str] = Counter()
+    for question in questions:
+        if question["status"] != "new":
+            continue
+        why = _broken_rule(question, seen)
+        seen.add(_plain(question["question"]))
+        said = yes_or_no(question["answer"])
+        if why is None and said is not None and "checked" not in question:
+            if balance[said] > balance["no" if said == "yes" else "yes"] + 1:
+                why = f"too many answers are {said}"
+            else:
+                balance[said] += 1
+        if why is not None:
+            question |= {"status": "dropped", "why": why}
+
+
+def _broken_rule(question: dict[str, Any], seen: set[str]) -> str | None:
+    text, answer = question["question"], question["answer"]
+    if question["kind"] not in KINDS:
+        return "not one of the five kinds"
+    if not text.endswith("?") or not 3 <= len(text.split()) <= 40:
+        return "not a question of 3 to 40 words"
+    if not 1 <= len(answer.split()) <= 40:
+        return "the answer is empty or long"
+    if _LEAKS.search(text) or _LEAKS.search(answer):
+        return "it speaks of notes or times"
+    if _plain(text) in seen:
+        return "asked before"
+    if question["kind"] in (KINDS[2], KINDS[4]) and yes_or_no(answer) is None:
+        return "not answered by yes or no"
+    return None
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def export(folder: Path, target: Path) -> int:
+    """Write the questions that were not dropped in the packing that ``eval rvs-ego`` reads; their number."""
+    rows = []
+    for record in records_in(folder).values():
+        kept = [question for question in record["questions"] if question["status"] != "dropped"]
+        names = ("question", "answer", "start_time", "end_time")
+        turns = [{**{name: q[name] for name in names}, "answer_type": q["kind"]} for q in kept]
+        name = Path(record["video"]).stem
+        end = record["segments"][-1]["end"] if record["segments"] else 0.0
+        rows.append({"video_id": name, "video_path": record["video"], "duration": end, "conversations": turns})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(rows, indent=1))
+    return sum(len(row["conversations"]) for row in rows)

@@ -1,0 +1,24 @@
+"""A real RTSP server (GStreamer's), run by the system's Python: ``rtsp_server.py PORT [WIDTH HEIGHT]``."""
+
+import sys
+
+import gi
+
+gi.require_version("Gst", "1.0")
+gi.require_version("GstRtspServer", "1.0")
+from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
+
+port, width, height = sys.argv[1], *(sys.argv[2:] or ["320", "240"])
+Gst.init(None)
+server = GstRtspServer.RTSPServer()
+server.set_service(port)
+factory = GstRtspServer.RTSPMediaFactory()
+factory.set_launch(
+    "( videotestsrc is-live=true pattern=ball !"
+    f" video/x-raw,width={width},height={height},framerate=15/1 ! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
+)
+factory.set_shared(True)
+server.get_mount_points().add_factory("/camera", factory)
+server.attach(None)
+print("serving", flush=True)
+GLib.MainLoop().run()

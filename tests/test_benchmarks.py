@@ -1,0 +1,534 @@
+"""Benchmarks: files read, protocols kept, replies parsed, answers judged, numbers counted."""
+
+import http.server
+import itertools
+import json
+import random
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from flash_vstream import cli
+from flash_vstream.errors import UserError
+from flash_vstream.evaluate.benchmarks import BENCHMARKS
+from flash_vstream.evaluate.choices import letter_bias, parse_choice
+from flash_vstream.evaluate.efficiency import plot as plot_efficiency
+from flash_vstream.evaluate.endpoint import ChatEndpoint
+from flash_vstream.evaluate.floors import floors
+from flash_vstream.evaluate.items import Item, split_options
+from flash_vstream.evaluate.judges import EndpointJudge, OfflineJudge, read_judgement, token_f1
+from flash_vstream.evaluate.mini import CAPTIONS, KINDS, MiniJudge, build_mini
+from flash_vstream.evaluate.readers import Reader
+from flash_vstream.evaluate.report import compare, judged, summary
+from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded
+from flash_vstream.evaluate.statistics import bootstrap_interval, paired_difference
+from flash_vstream.stream import FlashVStream
+from test_cli import run
+from test_video import write_video
+
+RVS = [
+    {
+        "video_id": "kitchen",
+        "video_path": "/data/elsewhere/kitchen.mp4",
+        "duration": 6.0,
+        "conversations": [
+            {"question": "What is shown?", "answer": "A box.", "start_time": 0, "end_time": 2},
+            {"question": "Is it dark?", "answer": "Yes.", "start_time": 1, "end_time": 2},
+            {"question": "What now?", "answer": "Two boxes.", "start_time": 2, "end_time": 4},
+        ],
+    },
+    {
+        "video_id": "lost",
+        "video_path": "/data/elsewhere/lost.mp4",
+        "duration": 6.0,
+        "conversations": [{"question": "Where?", "answer": "Here.", "start_time": 0, "end_time": 2}],
+    },
+]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "rvs"
+    (folder / "videos").mkdir(parents=True)
+    write_video(folder / "videos" / "kitchen.mp4", frames=60)
+    (folder / "rvs_ego.json").write_text(json.dumps(RVS))
+    return folder
+
+
+def evaluated(model, data, tmp_path, reader="star", protocol="causal", name="rvs-ego"):
+    items = load_items(BENCHMARKS[name], data)
+    job = Run(name, "tiny", reader, protocol, 2.0)
+    path = tmp_path / f"{reader}-{protocol}.jsonl".replace(":", "-")
+    return run_benchmark(job, BENCHMARKS[name], items, data, FlashVStream(*model), path), path
+
+
+# --- files
+
+
+def test_every_benchmark_explains_itself():
+    assert set(cli.BENCHMARK_NAMES) == set(BENCHMARKS)
+    for benchmark in BENCHMARKS.values():
+        assert benchmark.metric in ("open", "choice")
+        assert benchmark.protocol in ("causal", "clip", "whole")
+        assert benchmark.files
+        assert benchmark.source
+        assert benchmark.size
+        assert benchmark.licence
+    done = run("eval", "--list")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in BENCHMARKS)
+
+
+def test_official_and_packed_vstream_qa_are_both_read(tmp_path):
+    official = [{"video_id": "000246", "id": 7, "question": "Who?", "answer": "C.", "answer_type": "Scene"}]
+    read = BENCHMARKS["vs-ego"].read
+    assert read(official) == [Item("7", "000246", "Who?", "C.", "Scene")]
+    packed = read(RVS)
+    assert [item.id for item in packed] == ["kitchen/0", "kitchen/1", "kitchen/2", "lost/0"]
+    assert packed[1] == Item("kitchen/1", "kitchen", "Is it dark?", "Yes.", "yes/no", (), None, 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "choices"),
+    [
+        (
+            "Select the best answer to it.\nQuestion: Who?\n(A) x\n(B) y\nOnly give the best option.",
+            "Who?",
+            ("x", "y\nO"),
+        ),
+        ("Who?\nOptions:\n(A) x\n(B) y\n", "Who?", ("x", "y")),
+        ("Which?\nA. one.\nB. two.", "Which?", ("one.", "two.")),
+        ("Is (B) right?\n(A) yes\n(B) no", "Is (B) right?", ("yes", "no")),
+    ],
+)
+def test_options_are_parted_from_their_question(text, question, choices):
+    found = split_options(text)
+    assert found[0] == question
+    assert [choice[:1] for choice in found[1]] == [choice[:1] for choice in choices]
+    assert all("\n" not in choice for choice in found[1])
+
+
+def test_streaming_choices_are_read():
+    row = {"video_id": 3, "video_path": "/x/y/sample_4.mp4", "task": "OCR"}
+    turn = {"question": "What?", "answer": "b", "choices": ["a", "b"], "end_time": 9.5}
+    (item,) = BENCHMARKS["ovobench"].read([{**row, "conversations": [turn]}])
+    assert (item.video, item.correct, item.end, item.kind) == ("sample_4", 1, 9.5, "OCR")
+    assert item.prompt == "What?\n(A) a\n(B) b\nAnswer with the letter of the right option."
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": 1}', '[{"video_id": 1}]', json.dumps([RVS[0], RVS[0]])])
+def test_odd_annotations_are_told(tmp_path, text):
+    (tmp_path / "rvs_ego.json").write_text(text)
+    with pytest.raises(UserError, match=r"rvs_ego\.json"):
+        load_items(BENCHMARKS["rvs-ego"], tmp_path)
+
+
+def test_shards_part_videos():
+    items = [Item(f"{video}/{i}", str(video), "?", "!") for video in range(7) for i in range(2)]
+    parts = [sharded(items, f"{i}/3", None) for i in (1, 2, 3)]
+    assert sorted(item.id for part in parts for item in part) == sorted(item.id for item in items)
+    assert all(not {a.video for a in x} & {b.video for b in y} for x, y in itertools.combinations(parts, 2))
+    assert len(sharded(items, None, 3)) == 3
+    for wrong in ("0/3", "4/3", "x", "1/", "/2"):
+        with pytest.raises(UserError, match="--shard"):
+            sharded(items, wrong, None)
+
+
+# --- protocols
+
+
+@pytest.mark.parametrize("reader", ["star", "recent:2", "uniform:3", "all"])
+def test_an_answer_is_the_same_whatever_comes_after(tiny, data, tmp_path, reader):
+    """Causality: the same beginning, three different ends, one answer."""
+    features = torch.randn(10, 64, 32, generator=torch.Generator().manual_seed(1))
+    told = []
+    for end in range(3):
+        changed = features.clone()
+        changed[5:] = torch.randn(5, 64, 32, generator=torch.Generator().manual_seed(100 + end))
+        (data / "videos" / "kitchen.mp4").unlink(missing_ok=True)
+        save_file({"feature": changed}, data / "videos" / "kitchen.safetensors")
+        rows, path = evaluated(tiny, data, tmp_path, reader)
+        told.append([(row["id"], row["prediction"], row["stream_time"], row["frames"]) for row in rows])
+        path.unlink()
+    assert told[0] == told[1] == told[2]
+    assert [row[2:] for row in told[0][:3]] == [(2.0, 3), (2.0, 3), (4.0, 5)]
+
+
+def test_protocols_show_what_they_say(tiny, data, tmp_path):
+    seen = {}
+    for protocol in ("causal", "clip", "whole"):
+        rows, _ = evaluated(tiny, data, tmp_path, "star", protocol)
+        seen[protocol] = [(row["frames"], row["stream_time"]) for row in rows[:3]]
+    assert seen["causal"] == [(5, 2.0), (5, 2.0), (9, 4.0)]
+    assert seen["clip"] == [(5, 2.0), (3, 2.0), (5, 4.0)]
+    assert seen["whole"] == [(12, 5.5)] * 3
+
+
+def test_missing_media_are_wrong_and_told(tiny, data, tmp_path):
+    (data / "videos" / "broken.mp4").write_text("no video" * 50)
+    rows = json.loads((data / "rvs_ego.json").read_text())
+    rows[0]["video_path"] = "broken.mp4"
+    (data / "rvs_ego.json").write_text(json.dumps(rows))
+    got, _ = evaluated(tiny, data, tmp_path)
+    report = summary(judged(got, OfflineJudge()), OfflineJudge(), BENCHMARKS["rvs-ego"])
+    assert (report["failed"], report["accuracy"], report["questions"]) == (4, 0.0, 4)
+    assert any("no medium called lost" in error for error in report["failures"])
+    assert any("not a video" in error for error in report["failures"])
+
+
+def test_the_blind_reader_needs_no_media(tiny, data, tmp_path):
+    rows, _ = evaluated(tiny, data, tmp_path, "blind")
+    assert all(row["error"] is None and row["prediction"] is not None for row in rows)
+
+
+def test_a_killed_run_goes_on(tiny, data, tmp_path):
+    rows, path = evaluated(tiny, data, tmp_path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])  # cut short in the midst of a line
+    again, _ = evaluated(tiny, data, tmp_path)
+    assert [row["prediction"] for row in again] == [row["prediction"] for row in rows]
+    assert len(path.read_text().splitlines()) == 4
+    with pytest.raises(UserError, match="another run"):
+        run_benchmark(
+            Run("rvs-ego", "x", "star", "causal", 2.0), BENCHMARKS["rvs-ego"], [], data, FlashVStream(*tiny), path
+        )
+
+
+def test_every_frame_is_a_slot_for_the_reader_all(tiny, goldens):
+    reader = Reader("all", tiny[0])
+    for i in range(30):
+        reader.write(float(i), goldens["offline.features"][i])
+    view = reader.view()
+    assert len(view.spatial) == 30
+    assert len(view.tokens()) == 30 * tiny[0].config.star.spatial_size ** 2
+
+
+# --- replies
+
+
+OPTIONS = ("a red car", "a blue car", "a bicycle", "none of these")
+UGLY = {
+    1: [
+        *("B", "b", "(B)", "B.", "B)", "b) a blue car", "[B]", "**B**", "`B`", "B: a blue car", " B \n", "(b)", "'B'"),
+        *(
+            "The answer is B",
+            "the answer is: (B).",
+            "Answer: B",
+            "answer=B",
+            "I choose B.",
+            "My choice is B",
+            "Option B",
+        ),
+        *(
+            "The correct option is (B) a blue car",
+            "I would pick option B because it is blue",
+            "A blue car",
+            "a blue car.",
+        ),
+        *("It is a blue car", "It's clearly A BLUE CAR!", "I think it shows a blue car, not others", "The best one: B"),
+        *("Final answer: **B**", "<B>", "{B}", "B, because of the colour", "B\nExplanation: the car is blue"),
+        *("I believe (B) fits", "Selected: B", "select B", "B - a blue car", "The answer would be B", "ANSWER IS B"),
+    ],
+    0: [*("A", "(A)", "A.", "a", "A) a red car", "The answer is A", "Option A", "A red car", "[A] a red car", "**A**")],
+    3: [*("D", "(D) none of these", "None of these", "d.", "answer: d", "I'd say none of these.", "The letter is D.")],
+    None: [
+        *("", " ", "I do not know", "maybe", "A car is seen", "A man rides", "E", "(E)", "F.", "A or B", "(A) and (B)"),
+        *("The answer is A or the answer is B", "a red car and a blue car", "both", "yes", "42", "Be careful", "Bears"),
+        *("A person walks by a tree", "!!!", "…", "an apple", "All of them", "Cars", "Did it"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("index", "reply"), [(index, reply) for index, replies in UGLY.items() for reply in replies])
+def test_ugly_replies(index, reply):
+    assert parse_choice(reply, OPTIONS) == index
+
+
+@pytest.mark.parametrize("letter", "ABCD")
+def test_hundreds_of_decorated_letters(letter):
+    forms = ["{}", "({})", "[{}]", "{}.", "{})", "{}:", "**{}**", "`{}`", '"{}"', "_{}_"]
+    befores = [
+        "",
+        "Answer: ",
+        "The answer is ",
+        "the answer is: ",
+        "Option ",
+        "I choose ",
+        "My answer is ",
+        "\n\n",
+        "Final answer: ",
+    ]
+    for form, before, after in itertools.product(forms, befores, ("", "\n", " ", "\n\n")):
+        reply = before + form.format(letter) + after
+        assert parse_choice(reply, ("w", "x", "y", "z")) == "ABCD".index(letter), reply
+
+
+def test_an_option_within_an_option_is_told_apart():
+    assert parse_choice("It is dark blue", ("blue", "dark blue")) == 1
+    assert parse_choice("blue", ("blue", "dark blue")) == 0
+
+
+def test_letter_bias_counts_abstentions_as_nothing_chosen():
+    assert letter_bias([0, 0, None, 1], [0, 1, 1, 1]) == {
+        "A": {"chosen": 0.5, "right": 0.25},
+        "B": {"chosen": 0.25, "right": 0.75},
+    }
+
+
+# --- judges
+
+
+@pytest.mark.parametrize(
+    ("answer", "prediction", "right"),
+    [
+        ("Yes.", "yes, there is one", True),
+        ("Yes.", "There is one", False),
+        ("No.", "No", True),
+        ("No.", "Yes", False),
+        ("A red car.", "the red car", True),
+        ("Three.", "There are 3 of them.", True),
+        ("Chopping vegetables.", "He is chopping vegetables on a board", True),
+        ("Chopping vegetables.", "Washing dishes", False),
+        ("In the garden behind the house", "behind the house", True),
+        ("It", "Italian food", False),
+    ],
+)
+def test_the_offline_judge_by_hand(answer, prediction, right):
+    assert OfflineJudge().judge("?", answer, prediction).correct is right
+
+
+def test_token_f1_by_hand():
+    assert token_f1("a red car", "the red bus") == pytest.approx(0.5)
+    assert token_f1("red red car", "red car") == pytest.approx(2 * 2 / 5)
+    assert token_f1("", "") == 1.0
+    assert token_f1("x", "") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reply", "correct", "score", "parsed"),
+    [
+        ('{"correct": true, "score": 4}', True, 4, True),
+        ("Sure! {'pred': 'no', 'score': 1} Bye", False, 1, True),
+        ('```json\n{"correct": False, "score": 0}\n```', False, 0, True),
+        ('{"correct": true, "score": 9}', True, 5, True),
+        ('{"correct": true}', False, 0, False),
+        ("It is right.", False, 0, False),
+        ('{"correct": "maybe", "score": 3}', False, 0, False),
+    ],
+)
+def test_judges_replies_are_read(reply, correct, score, parsed):
+    told = read_judgement(reply)
+    assert (told.correct, told.score, told.parsed, told.reply) == (correct, score, parsed, reply)
+
+
+@pytest.fixture
+def endpoint():
+    """An OpenAI-compatible endpoint that stumbles once and then judges by a rule."""
+    seen: list[dict] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            seen.append({**asked, "key": self.headers.get("authorization")})
+            if len(seen) == 1:
+                self.send_error(500)
+                return
+            said = (
+                '{"correct": true, "score": 5}' if "Predicted answer: A box" in asked["messages"][1]["content"] else "?"
+            )
+            body = json.dumps({"choices": [{"message": {"content": said}}], "usage": {"total_tokens": 3}}).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", seen
+        server.shutdown()
+
+
+def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint, tmp_path):
+    url, seen = endpoint
+    judge = EndpointJudge(ChatEndpoint(url, "judge-1", "key"))
+    items = [Item("1", "v", "What?", "A box."), Item("2", "v", "What?", "A dog.")]
+    said = ["A box", "A cat"]
+    rows = [
+        {**vars(item), "choices": [], "prediction": text, "error": None, "run": {}}
+        for item, text in zip(items, said, strict=True)
+    ]
+    told = judged(rows, judge, tmp_path / "judged.jsonl")
+    assert [row["correct"] for row in told] == [True, False]
+    assert [row["judgement"]["parsed"] for row in told] == [True, False]
+    assert all(call["temperature"] == 0 and call["key"] == "Bearer key" for call in seen)
+    assert len(seen) == 3  # one of them stumbled
+    assert judged(rows, judge, tmp_path / "judged.jsonl")[0]["judgement"]["reply"]
+    assert len(seen) == 3
+    with pytest.raises(UserError, match="did not answer"):
+        EndpointJudge(ChatEndpoint("http://127.0.0.1:9", "x", tries=1)).judge("?", "!", "!")
+
+
+# --- numbers
+
+
+def test_accuracy_agrees_with_scikit_learn(tiny):
+    from sklearn.metrics import accuracy_score
+
+    rng = random.Random(0)
+    options = ["w", "x", "y", "z"]
+    truths, replies = zip(*[(rng.randrange(4), rng.randrange(4)) for _ in range(200)], strict=True)
+    rows = [
+        {
+            **vars(Item(str(i), str(i // 5), "?", options[truth], "all", tuple(options), truth)),
+            "chosen": parse_choice("ABCD"[reply], options),
+            "error": None,
+            "run": {"reader": "star"},
+        }
+        for i, (truth, reply) in enumerate(zip(truths, replies, strict=True))
+    ]
+    report = summary(judged(rows, OfflineJudge()), OfflineJudge(), BENCHMARKS["mlvu"])
+    assert report["accuracy"] == pytest.approx(accuracy_score(truths, replies))
+    assert report["interval"][0] < report["accuracy"] < report["interval"][1]
+    assert report["abstained"] == 0
+
+
+def test_floors_by_hand():
+    items = [Item(str(i), str(i), "?", "x", "all", ("x", "y"), i % 3 % 2) for i in range(9)]
+    told = floors(BENCHMARKS["mlvu"], items)["floors"]
+    assert told["always A"]["accuracy"] == pytest.approx(6 / 9)
+    assert told["majority (A)"]["accuracy"] == pytest.approx(6 / 9)
+    assert told["uniform guess"]["accuracy"] == 0.5
+    opened = floors(BENCHMARKS["rvs-ego"], BENCHMARKS["rvs-ego"].read(RVS))["floors"]
+    assert opened["always 'Yes.'"]["accuracy"] == 0.25
+
+
+def test_videos_are_resampled_not_questions():
+    values = [1.0] * 50 + [0.0] * 50
+    wide = bootstrap_interval(values, ["a"] * 50 + ["b"] * 50)
+    narrow = bootstrap_interval(values, [str(i) for i in range(100)])
+    assert wide == (0.0, 1.0)
+    assert 0.35 < narrow[0] < 0.5 < narrow[1] < 0.65
+    assert bootstrap_interval(values, ["a"] * 100) == (0.5, 0.5)
+
+
+def test_comparisons_are_paired():
+    rng = np.random.default_rng(0)
+    first = (rng.random(300) < 0.5).astype(float)
+    second = first.copy()
+    second[:30] = 1.0
+    difference, (low, high), p = paired_difference(first, second, [str(i) for i in range(300)])
+    assert 0 < low < difference < high < 0.12
+    assert p < 0.01
+    rows = [{"id": str(i), "video": str(i), "correct": bool(value)} for i, value in enumerate(first)]
+    others = [{**row, "correct": bool(value)} for row, value in zip(rows, second, strict=True)]
+    told = compare(rows, others[:-1])
+    assert told["lost"] == []
+    assert len(told["gained"]) == int((second - first).sum())
+    assert (told["questions"], told["only_in_first"]) == (299, 1)
+    with pytest.raises(UserError, match="share no question"):
+        compare(rows, [{"id": "other", "video": "x", "correct": True}])
+
+
+# --- VStream-QA-mini
+
+
+def test_the_mini_benchmark_is_made_by_its_seed(tmp_path):
+    folder = build_mini(tmp_path / "mini")
+    records = json.loads((folder / "vstream_qa_mini.json").read_text())
+    items = load_items(BENCHMARKS["vstream-qa-mini"], folder)
+    assert len(records) == 16
+    assert len(items) == 240
+    assert {item.kind for item in items} == set(KINDS.values())
+    again = build_mini(tmp_path / "again")
+    assert json.loads((again / "vstream_qa_mini.json").read_text()) == records
+    yes = [item.answer.startswith("Yes") for item in items if item.answer.startswith(("Yes", "No"))]
+    assert 0.35 < sum(yes) / len(yes) < 0.65
+    for item in items:
+        assert MiniJudge().judge(item.question, item.answer, item.answer).correct, item
+        assert not MiniJudge().judge(item.question, item.answer, "Wood").correct
+
+
+def test_captions_of_the_mini_benchmark_name_one_scene_each():
+    every = [caption for captions in CAPTIONS.values() for caption in captions]
+    assert len(every) == len(set(every)) == 51
+
+
+# --- the command
+
+
+def test_eval_from_the_command_line(tiny_folder, data, tmp_path):
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    options = ("--data", data, "--model", tiny_folder, "--fps", "2")
+    done = run("eval", "rvs-ego", *options, "--output", one, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["questions"], report["failed"], report["run"]["protocol"]) == (4, 1, "causal")
+    told = run("eval", "rvs-ego", *options, "--output", one).stdout
+    assert "INCOMPLETE: 1 of 4 questions failed" in told
+    assert "do not compare with published" in told
+    run("eval", "rvs-ego", *options, "--reader", "recent:1", "--output", two)
+    compared = json.loads(run("eval", "compare", one, two, "--json").stdout)
+    assert compared["questions"] == 4
+    assert json.loads(run("eval", "floors", "rvs-ego", "--data", data, "--json").stdout)["questions"] == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("rvs-ego",), "--data is needed"),
+        (("rvs-ego", "--data", "/none"), "holds no annotations"),
+        (("rvs-ego", "--data", "{data}", "--reader", "some"), "no reader"),
+        (("rvs-ego", "--data", "{data}", "--protocol", "some"), "no protocol"),
+        (("rvs-ego", "--data", "{data}", "--judge", "gpt"), "--judge"),
+        (("rvs-ego", "--data", "{data}", "--judge", "http://x"), "--judge-model"),
+        (("compare", "/none/a", "/none/b"), "cannot read"),
+        (("floors", "none"), "no benchmark"),
+    ],
+)
+def test_eval_says_what_is_wrong(tiny_folder, data, tmp_path, arguments, message):
+    more = ("--model", tiny_folder, "--output", tmp_path / "out.jsonl") if arguments[0] == "rvs-ego" else ()
+    done = run("eval", *(str(argument).replace("{data}", str(data)) for argument in arguments), *more)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ablations_stand_side_by_side(tiny_folder, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plot = tmp_path / "plot.png"
+    chosen = (
+        "--variant",
+        "full",
+        "--variant",
+        "no spatial",
+        "--variant",
+        "Lloyd's consolidation",
+        "--variant",
+        "blind",
+    )
+    done = run("ablate", "rvs-ego", "--data", data, "--model", tiny_folder, *chosen, "--output", plot, "--json")
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads(done.stdout)) == ["full", "no spatial", "Lloyd's consolidation", "blind"]
+    assert plot.stat().st_size > 1000
+    assert run("ablate", "rvs-ego", "--data", data, "--model", tiny_folder, "--variant", "x").returncode == 2
+
+
+def test_efficiency_is_measured_and_plotted(tiny_folder, tmp_path):
+    plot = tmp_path / "plot.svg"
+    done = run("bench", "efficiency", "--model", tiny_folder, "--frames", "3", "--output", plot)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout.splitlines()[-1])["efficiency"]
+    assert [(row["reader"], row["frames"]) for row in rows] == [
+        (reader, count) for reader in ("star", "uniform:8", "all") for count in (1, 3)
+    ]
+    assert all(row["measured"] and row["first_token_seconds"] > 0 for row in rows)
+    assert plot.read_text().startswith("<?xml")
+    plot_efficiency([{**row, "measured": False} for row in rows], tmp_path / "none.png")
+    assert (tmp_path / "none.png").exists()

@@ -1,0 +1,199 @@
+"""vstream-qa build: every step against real endpoints, one that knows its trade and nano's kind."""
+
+import http.server
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import numpy as np
+import pytest
+
+from flash_vstream.evaluate.benchmarks import BENCHMARKS
+from flash_vstream.evaluate.building import KINDS, filter_by_rules, read_questions, segments
+from flash_vstream.evaluate.runner import load_items
+from flash_vstream.video import Frame
+from serving import serving
+from test_cli import run
+from test_video import write_video
+
+
+@pytest.fixture
+def video(tmp_path):
+    return write_video(tmp_path / "kitchen.mp4", frames=40, rate=2)
+
+
+def question(kind=KINDS[0], text="What is on the table?", answer="A box.", **more):
+    return {"kind": kind, "question": text, "answer": answer, "status": "new", "why": None, **more}
+
+
+class Teacher(http.server.BaseHTTPRequestHandler):
+    """A model that does what it is told; it gives up for good after ``patience`` replies."""
+
+    patience = 10**9
+    replies = 0
+
+    def do_POST(self) -> None:
+        cls = type(self)
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if cls.replies >= cls.patience:
+            self.send_error(400)
+            return
+        cls.replies += 1
+        system = asked["messages"][0]["content"]
+        said = "A table with a box."
+        if "JSON list" in system:
+            rows = [
+                {"kind": KINDS[0], "question": f"What is on the table number {cls.replies}?", "answer": "A box."},
+                {"kind": KINDS[2], "question": f"Did somebody open box {cls.replies}?", "answer": "No."},
+                {"kind": KINDS[3], "question": "What do the notes say?", "answer": "Nothing."},
+            ]
+            said = "Here you are: " + json.dumps(rows)
+        elif "yes or no" in system:
+            said = "Yes."
+        body = {"choices": [{"message": {"content": said}}], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+        data = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def teacher():
+    handler = type("Pupil", (Teacher,), {})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", handler
+        server.shutdown()
+
+
+def test_segments_end_at_cuts_and_are_neither_short_nor_long():
+    dark, light = np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)
+    frames = [Frame(float(i), light if 20 <= i < 23 or i >= 40 else dark) for i in range(150)]
+    found = segments(iter(frames))
+    assert [(part["start"], part["end"]) for part in found] == [(0, 19), (20, 39), (40, 99), (100, 149)]
+    assert all(1 <= len(part["pictures"]) <= 4 for part in found)
+
+
+@pytest.mark.parametrize(
+    ("reply", "count"),
+    [
+        ('[{"kind": "x", "question": "y?", "answer": "z"}]', 1),
+        ('Sure!\n```json\n[{"kind": "x", "question": "y?", "answer": "z"}, {"kind": 1}]\n```', 1),
+        ("[]", 0),
+        ("I cannot.", None),
+        ("[{]", None),
+        ('{"kind": "x"}', None),
+    ],
+)
+def test_replies_are_read(reply, count):
+    found = read_questions(reply)
+    assert (found if found is None else len(found)) == count
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (question(kind="trivia"), "five kinds"),
+        (question(text="Tell me."), "not a question"),
+        (question(answer=""), "empty"),
+        (question(text="What do the notes say here?"), "notes"),
+        (question(answer="At 12 s."), "times"),
+        (question(kind=KINDS[2], answer="A box."), "yes or no"),
+    ],
+)
+def test_rules_drop_what_breaks_them(bad, why):
+    rows = [question(), bad]
+    filter_by_rules(rows)
+    assert rows[0]["status"] == "new"
+    assert rows[1]["status"] == "dropped"
+    assert why in rows[1]["why"]
+
+
+def test_doubles_and_too_many_a_yes_are_dropped():
+    rows = [question(), question(text="what is on the table ?")]
+    rows += [question(KINDS[2], f"Is thing {i} there?", "Yes.") for i in range(4)]
+    filter_by_rules(rows)
+    assert [row["status"] for row in rows] == ["new", "dropped", "new", "new", "dropped", "dropped"]
+
+
+def test_a_benchmark_is_built_resumed_and_exported(video, teacher, tmp_path):
+    url, handler = teacher
+    output = tmp_path / "made"
+    handler.patience = 4  # the model goes away in the midst
+    command = ("vstream-qa", "build", video, "--llm", url, "--llm-model", "teacher", "--output", output, "--json")
+    stopped = run(*command)
+    assert stopped.returncode == 2
+    assert "did not answer" in stopped.stderr
+    handler.patience = 10**9
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)
+    assert told["cost"]["calls"] == handler.replies  # nothing was asked twice
+    assert told["cost"]["completion_tokens"] == 5 * handler.replies
+    assert told["questions"]["new"] >= 2
+    assert "it speaks of notes or times" in told["dropped"]
+    again = handler.replies
+    assert run(*command).returncode == 0
+    assert handler.replies == again
+    assert run("vstream-qa", "export", output, tmp_path / "rvs.json").returncode == 0
+    items = load_items(BENCHMARKS["rvs-ego"], tmp_path / "rvs.json")
+    assert len(items) == told["questions"]["new"]
+    assert all(item.video == "kitchen" and item.end is not None for item in items)
+
+
+def test_our_own_server_is_such_an_endpoint(tiny_folder, video, tmp_path):
+    """A model that knows nothing makes no questions, and that is told; nothing breaks."""
+    with serving(str(tiny_folder)) as server:
+        command = ("vstream-qa", "build", video, "--llm", server.url, "--llm-model", str(tiny_folder))
+        done = run(*command, "--output", tmp_path / "made", "--json")
+    assert done.returncode == 0, done.stderr
+    (told,) = json.loads(done.stdout)
+    assert told["cost"]["calls"] >= 3
+    assert told["cost"]["prompt_tokens"] > 0
+    assert told["unreadable_replies"] == told["segments"]
+
+
+def test_questions_are_reviewed_on_a_page(video, teacher, tmp_path):
+    output = tmp_path / "made"
+    run("vstream-qa", "build", video, "--llm", teacher[0], "--llm-model", "teacher", "--output", output)
+    command = [sys.executable, "-m", "flash_vstream", "vstream-qa", "review", str(output), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        url = json.loads(process.stdout.readline())["listening"]
+        page = urllib.request.urlopen(url, timeout=10).read().decode()
+        assert re.search(r"<title>VStream-QA review</title>", page)
+        body = json.dumps({"status": "kept", "question": "What lies there?", "answer": "A box."}).encode()
+        headers = {"content-type": "application/json"}
+        request = urllib.request.Request(url + "records/kitchen/0", body, headers)
+        assert json.load(urllib.request.urlopen(request, timeout=10))["status"] == "kept"
+        (record,) = json.load(urllib.request.urlopen(url + "records", timeout=10))
+        assert record["questions"][0]["question"] == "What lies there?"
+        clip = urllib.request.Request(url + "clips/kitchen", headers={"range": "bytes=0-99"})
+        assert urllib.request.urlopen(clip, timeout=10).status == 206
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("build", "/none.mp4", "--llm", "http://x"), "no video"),
+        (("build", "{video}", "--llm", "gpt"), "--llm"),
+        (("build", "{video}", "{video}", "--llm", "http://x"), "two videos"),
+        (("review", "/none"), "no records"),
+        (("export", "/none", "/tmp/x.json"), "no records"),
+    ],
+)
+def test_vstream_qa_says_what_is_wrong(video, arguments, message):
+    done = run("vstream-qa", *(argument.replace("{video}", str(video)) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
