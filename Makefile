@@ -8,10 +8,13 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/flash-vstream demo
 
-# nano and the demo's clips are fetched first, as part of installing: the tests need no network.
+# nano, the demo's clips and the mini benchmark's pictures are fetched first, as part of installing: the
+# tests need no network. A browser and an RTSP server are installed where that can be done (.ci/packages).
 test: $(VENV)/installed-dev
+	bash .ci/packages
 	$(BIN)/flash-vstream pull nano
 	$(BIN)/python -m flash_vstream.demo
+	$(BIN)/python -m flash_vstream.evaluate.mini
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

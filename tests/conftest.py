@@ -1,6 +1,7 @@
 """Shared pieces: golden tensors, the tiny published checkpoint, a character tokenizer."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def char_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
     )
+
+
+def missing(what: str) -> None:
+    """Skip a test for want of something that .ci/packages installs; on CI that is a failure."""
+    (pytest.fail if os.environ.get("FLASH_VSTREAM_TEST_ALL") else pytest.skip)(f"{what} is not here; see .ci/packages")
 
 
 @pytest.fixture(scope="session")

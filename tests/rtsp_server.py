@@ -15,7 +15,7 @@ server.set_service(port)
 factory = GstRtspServer.RTSPMediaFactory()
 factory.set_launch(
     "( videotestsrc is-live=true pattern=ball !"
-    f" video/x-raw,width={width},height={height},framerate=15/1 ! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
+    f" video/x-raw,format=I420,width={width},height={height},framerate=15/1 ! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
 )
 factory.set_shared(True)
 server.get_mount_points().add_factory("/camera", factory)

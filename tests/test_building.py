@@ -106,7 +106,7 @@ def test_replies_are_read(reply, count):
         (question(answer=""), "empty"),
         (question(text="What do the notes say here?"), "notes"),
         (question(answer="At 12 s."), "times"),
-        (question(kind=KINDS[2], answer="A box."), "yes or no"),
+        (question(KINDS[2], "Did somebody open it?", "A box."), "yes or no"),
     ],
 )
 def test_rules_drop_what_breaks_them(bad, why):

@@ -14,11 +14,23 @@ ALLOWED = {
     "video": set(),
     "models": {"memory"},
     "stream": {"memory", "models", "video"},
+    "serve": {"memory", "models", "stream", "video"},
     "train": {"memory", "models", "stream", "video"},
     "evaluate": {"memory", "models", "stream", "train", "video"},
 }
 SHARED = {"errors", "timecode"}
-FRONT = {"cli", "asking", "demo", "bench", "watching"}
+FRONT = {
+    "ablating",
+    "asking",
+    "bench",
+    "bench_live",
+    "building",
+    "cli",
+    "demo",
+    "evaluating",
+    "serving",
+    "watching",
+}
 
 
 def imported_rooms(path: Path) -> set[str]:

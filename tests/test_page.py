@@ -5,6 +5,7 @@ import shutil
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from conftest import missing
 from serving import serving
 from test_video import write_video
 
@@ -23,7 +24,7 @@ def server(tiny_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        pytest.fail("the page's tests need Chromium; on Debian: apt-get install chromium")
+        missing("Chromium")
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         running = playwright.chromium.launch(executable_path=CHROMIUM, args=options)

@@ -3,10 +3,10 @@
 import http.server
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +20,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
+from conftest import missing
 from flash_vstream.errors import UserError
 from flash_vstream.video import read_frames
 from flash_vstream.video.process import SourceReader
@@ -29,8 +30,9 @@ from test_live import until
 from test_video import write_video
 
 HERE = Path(__file__).parent
+SYSTEM_PYTHON = "/usr/bin/python3"
 KILLS = 20
-EXAMPLES = 110
+EXAMPLES = 170
 """Requests for each operation of the API."""
 
 
@@ -125,9 +127,10 @@ def free_port() -> int:
 
 @contextmanager
 def rtsp(port: int, *size: str) -> Iterator[str]:
-    if shutil.which("/usr/bin/python3") is None:
-        pytest.fail("the RTSP tests need the system's Python with gir1.2-gst-rtsp-server-1.0 (see .ci/run)")
-    command = ["/usr/bin/python3", str(HERE / "rtsp_server.py"), str(port), *size]
+    probe = "import gi; gi.require_version('GstRtspServer', '1.0')"
+    if subprocess.run(["/usr/bin/env", "-i", SYSTEM_PYTHON, "-c", probe], capture_output=True, check=False).returncode:
+        missing("GStreamer's RTSP server")
+    command = [SYSTEM_PYTHON, str(HERE / "rtsp_server.py"), str(port), *size]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -281,7 +284,7 @@ def test_a_thousand_mutated_files_neither_crash_nor_hang(tmp_path):
         (tmp_path / f"mutated-{i}").write_bytes(data)
     script = "import sys; from test_reliability import read_all; read_all(sys.argv[1])"
     done = subprocess.run(
-        [shutil.which("python") or "python", "-c", script, str(tmp_path)],
+        [sys.executable, "-c", script, str(tmp_path)],
         cwd=HERE,
         capture_output=True,
         text=True,

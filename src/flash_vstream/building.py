@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -26,7 +27,7 @@ def build(videos: Sequence[Path], url: str, model: str, output: Path, as_json: b
         probe(video)
     output.mkdir(parents=True, exist_ok=True)
     endpoint = ChatEndpoint(url, model, os.environ.get("OPENAI_API_KEY"))
-    told = []
+    told: list[dict[str, Any]] = []
     for video in videos:
         building = Building(video, output, endpoint)
         with Console(stderr=True).status(video.name) as status:

@@ -12,6 +12,7 @@ _NAMED = re.compile(
     r"\s*[:=-]?\s*[\"'`*_\[({<]*([A-H])(?![A-Za-z'])",
     re.IGNORECASE,
 )
+_SEVERAL = re.compile(r"(?<![A-Za-z])[A-H]\W{0,3}\s*(?:or|and|/|,|&)\s*\W{0,3}[A-H](?![A-Za-z'])")
 _BRACKETED = re.compile(r"[(\[{]\s*([A-H])\s*[)\]}]")
 _ALONE = re.compile(r"(?<![A-Za-z'])([B-H])(?![A-Za-z'])")
 
@@ -25,6 +26,8 @@ def parse_choice(reply: str, choices: Sequence[str]) -> int | None:
     """
     text = reply.strip()
     valid = LETTERS[: len(choices)]
+    if _SEVERAL.search(text):
+        return None
     if match := _OPENING.match(text):
         letter = match[1].upper()
         return valid.index(letter) if letter in valid else None

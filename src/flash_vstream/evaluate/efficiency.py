@@ -125,7 +125,9 @@ def plot(rows: list[dict[str, Any]], output: Path) -> None:
         for reader in dict.fromkeys(row["reader"] for row in rows):
             own = [row for row in rows if row["reader"] == reader and row["measured"]]
             axis.plot([row["frames"] for row in own], [value(row) for row in own], marker="o", label=reader)
-        axis.set(xscale="log", yscale="log", xlabel="frames seen", title=title)
+        axis.set(xscale="log", xlabel="frames seen", title=title)
+        if any(row["measured"] for row in rows):
+            axis.set_yscale("log")
         axis.grid(alpha=0.3)
     axes[0].legend()
     figure.tight_layout()

@@ -253,3 +253,7 @@ class MiniJudge(OfflineJudge):
         best = max(likeness.values())
         right = best > 0 and likeness[truth] == best and list(likeness.values()).count(best) == 1
         return Judgement(right, round(5 * likeness[truth], 2))
+
+
+if __name__ == "__main__":  # fetch the pictures and build it ahead of time
+    print(build_mini())

@@ -108,7 +108,7 @@ def _truth(row: dict[str, Any]) -> int:
 
 def _part(rows: Rows) -> dict[str, Any]:
     correct = [float(row["correct"]) for row in rows]
-    part = {"questions": len(rows), "accuracy": sum(correct) / len(rows)}
+    part: dict[str, Any] = {"questions": len(rows), "accuracy": sum(correct) / len(rows)}
     part["interval"] = bootstrap_interval(correct, [row["video"] for row in rows])
     if not rows[0]["choices"]:
         part["score"] = _score(rows)

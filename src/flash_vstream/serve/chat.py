@@ -59,7 +59,8 @@ def add_chat(app: FastAPI, service: Service) -> None:
 def _conversation(messages: list[schemas.ChatMessage]) -> tuple[str, list[tuple[str, str]], list[str]]:
     """The last question, the turns before it, and the media of the newest message that has any."""
     turns: list[tuple[str, str]] = []
-    question, media = "", []
+    question = ""
+    media: list[str] = []
     if messages[-1].role != "user":
         raise Refused(400, "the last message must be the user's")
     for message in messages:

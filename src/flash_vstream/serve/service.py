@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,7 @@ class Service:
     def __init__(self, model_name: str, access: Access, state: Path | None = None, limits: Limits | None = None):
         self.model_name, self.access, self.limits = model_name, access, limits or Limits()
         self.store = StateFolder(state)
-        self.live = LiveStreams(model_name)
-        self.desk = QuestionDesk(model_name)
+        self.live, self.desk = _both(model_name)
         self.metrics = Metrics(self)
         self.started = time.time()
         self._asking = threading.Semaphore(self.limits.questions_at_once)
@@ -231,6 +231,18 @@ class Service:
         self.live.close()
         self.store.close()
         self._scratch.cleanup()
+
+
+def _both(model_name: str) -> tuple[LiveStreams, QuestionDesk]:
+    """Both handlers, started at once; when one cannot be, neither is left running."""
+    with ThreadPoolExecutor(2) as pool:
+        live, desk = pool.submit(LiveStreams, model_name), pool.submit(QuestionDesk, model_name)
+    if (error := live.exception() or desk.exception()) is not None:
+        for started in (live, desk):
+            if started.exception() is None:
+                started.result().close()
+        raise error
+    return live.result(), desk.result()
 
 
 def command_line_stream(text: str, fps: float) -> tuple[str, Source]:

@@ -4,6 +4,7 @@ The child writes frames into a ring in shared memory and a byte into a pipe for 
 reads the newest and counts what it skipped. There is no lock that a killed child could keep.
 """
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -257,16 +258,23 @@ def _read(source: Source, path: str, pipe: Connection) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent to handle
-    ring = FrameRing(path, source.size)
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone, and nobody is left to tell
+        pipe.send(_read_all(source, FrameRing(path, source.size), pipe))
+
+
+def _read_all(source: Source, ring: FrameRing, pipe: Connection) -> str:
+    """Put every frame into the ring; the last word: that the source has ended, or why it broke off."""
     try:
         for number, frame in enumerate(watch_source(source), 1):
             while source.pace == "fast" and number - ring.taken > 1:
                 time.sleep(0.0005)  # nothing is skipped of what waits for its reader
             ring.write(number, frame)
             pipe.send(None)
-        pipe.send(END if source.is_finite else f"{source.shown} ended")
     except UserError as error:
-        pipe.send(str(error))
+        return str(error)
+    except BrokenPipeError:
+        raise
     except (FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
-        pipe.send(f"{source.shown} broke off ({reason})")
+        return f"{source.shown} broke off ({reason})"
+    return END if source.is_finite else f"{source.shown} ended"

@@ -13,7 +13,8 @@ def write_video(file: BinaryIO, frames: Iterable[np.ndarray], fps: int) -> None:
         stream = container.add_stream("mpeg4", rate=fps)
         stream.pix_fmt = "yuv420p"
         stream.bit_rate = 1_500_000
-        for image in frames:
-            stream.height, stream.width = image.shape[:2]
+        for i, image in enumerate(frames):
+            if i == 0:
+                stream.height, stream.width = image.shape[:2]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
