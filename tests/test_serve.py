@@ -296,6 +296,15 @@ def test_state_outlives_the_server(tiny_folder, video, tmp_path):
         assert second.call("GET", "/v1/streams/door/history")[1][0]["answer"] == answer["text"]
 
 
+def test_a_memory_that_cannot_be_read_is_set_aside(tiny_folder, video, tmp_path):
+    (tmp_path / "memories").mkdir()
+    (tmp_path / "memories" / "door.safetensors").write_bytes(b"of another model")
+    with serving(str(tiny_folder), "--state", str(tmp_path), "--stream", f"door={video}") as server:
+        server.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0)
+        assert server.call("GET", "/healthz")[1]["handlers"]["frame"]["restarts"] == 0
+    assert (tmp_path / "memories" / "door.set-aside").read_bytes() == b"of another model"
+
+
 # --- who may call, what may be watched
 
 

@@ -35,7 +35,7 @@ def build(videos: Sequence[Path], url: str, model: str, output: Path, as_json: b
         record = building.record
         states = Counter(question["status"] for question in record["questions"])
         why = Counter(question["why"] for question in record["questions"] if question["why"])
-        row = {
+        row: dict[str, Any] = {
             "video": str(video),
             "segments": len(record["segments"]),
             "questions": dict(states),

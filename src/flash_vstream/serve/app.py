@@ -110,15 +110,11 @@ def _add_state(app: FastAPI, service: Service) -> None:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _info(service: Service, name: str) -> dict[str, Any]:
-    return service.status(name).to_dict()
-
-
 def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/v1/streams", tags=["streams"], response_model=list[schemas.StreamInfo])
     def list_streams() -> list[dict[str, Any]]:
         """Every stream that is watched."""
-        return [_info(service, name) for name in service.stream_names()]
+        return [status.to_dict() for status in service.statuses()]
 
     @app.post("/v1/streams", tags=["streams"], status_code=201, response_model=schemas.StreamInfo)
     def create_stream(new: schemas.NewStream) -> dict[str, Any]:
@@ -126,12 +122,12 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         service.access.check_source(new.source)  # before anything is said of what is there
         source = Source(new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport)
         service.add_stream(new.name, source)
-        return _info(service, new.name)
+        return service.status(new.name).to_dict()
 
     @app.get("/v1/streams/{name}", tags=["streams"], response_model=schemas.StreamInfo)
     def inspect_stream(name: Name) -> dict[str, Any]:
         """How a stream is doing."""
-        return _info(service, name)
+        return service.status(name).to_dict()
 
     @app.delete("/v1/streams/{name}", tags=["streams"], status_code=204)
     def delete_stream(name: Name) -> None:

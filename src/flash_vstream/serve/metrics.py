@@ -53,7 +53,7 @@ class _Streams(Collector):
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        statuses = [self._service.live.status(name) for name in self._service.stream_names()]
+        statuses = self._service.statuses()
         counters = {
             "frames_in": ("Frames that came at the wanted rate", "came"),
             "frames_kept": ("Frames written to the memory", "kept"),

@@ -98,6 +98,14 @@ class Service:
         self.check_stream(name)
         return self.live.status(name)
 
+    def statuses(self) -> list[StreamStatus]:
+        """How every stream is doing; one that goes meanwhile is left out."""
+        found = []
+        for name in self.stream_names():
+            with contextlib.suppress(UserError):
+                found.append(self.live.status(name))
+        return found
+
     def board(self, name: str) -> StateBoard:
         """A stream's board; raises ``Refused`` (409) before its first frame."""
         self.check_stream(name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from flash_vstream.errors import UserError
 from flash_vstream.memory import StarMemory
@@ -78,7 +79,7 @@ class _Watched:
         """Go on from what is on the board, or from what was saved of an earlier one."""
         known = self.board.read()
         if known is None and order.saved is not None and Path(order.saved).exists():
-            known = load_saved(Path(order.saved))
+            known = self._load(Path(order.saved))
         if known is None:
             return order.source, None
         state, notes = known
@@ -98,6 +99,17 @@ class _Watched:
             return order.source, self.notes["clock"] - newest
         self.offset = newest + gap
         return order.source, None
+
+    def _load(self, saved: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+        """What was saved; a file that is damaged or of another model is set aside, never written over."""
+        try:
+            state, notes = load_saved(saved)
+            self.memory.load_state_dict(memory_state(state))
+            self.pictures.load_state_dict(state)
+        except (SafetensorError, ValueError, KeyError, RuntimeError, OSError, TypeError):
+            saved.replace(saved.with_suffix(".set-aside"))
+            return None
+        return state, notes
 
     def write(self, feature: torch.Tensor, image: Any, moment: float, encode_seconds: float) -> None:
         """Write a frame and publish what the stream has come to."""

@@ -81,7 +81,10 @@ class _Mind:
                 next(answering)
             except StopIteration:
                 del self.active[number]
-            except (UserError, ValueError, OSError) as error:
+            except FileNotFoundError:
+                del self.active[number]
+                self.pipe.send((number, "error", "the stream is not watched any more"))
+            except (UserError, ValueError) as error:
                 del self.active[number]
                 self.pipe.send((number, "error", str(error)))
         return bool(self.active)
