@@ -1,22 +1,38 @@
 """The command line as a user meets it, with the tiny model and real video files."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from flash_vstream import cli
 from flash_vstream.errors import UserError
 from flash_vstream.timecode import format_time, parse_time
 from test_video import write_video
 
 
 def run(*arguments: str | Path, cache: Path | None = None) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "COLUMNS": "200"} | ({"FLASH_VSTREAM_CACHE": str(cache)} if cache else {})
-    command = [sys.executable, "-m", "flash_vstream", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    """The command line in this process, as a process of its own would end: code, stdout, stderr."""
+    environment = {"COLUMNS": "200"} | ({"FLASH_VSTREAM_CACHE": str(cache)} if cache else {})
+    command = ["flash-vstream", *map(str, arguments)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(sys, "argv", command),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +110,13 @@ def test_models_lists_the_zoo(tmp_path):
     rows = json.loads(run("models", "--json", cache=tmp_path).stdout)
     assert {row["name"]: row["present"] for row in rows} == {"nano": False, "flash-vstream-7b": False}
     assert "Apache-2.0" in run("models", cache=tmp_path).stdout
+
+
+def test_the_command_is_a_process_of_its_own_too(video):
+    command = [sys.executable, "-m", "flash_vstream", "ask", str(video), " "]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("flash-vstream: a question is empty")
 
 
 def test_version_and_help():

@@ -55,7 +55,8 @@ def test_the_memory_is_shown_with_its_parts(page: Page):
     assert page.locator(".span i").count() >= 4
 
 
-def test_a_question_is_answered_and_its_evidence_lights_up(page: Page):
+def test_a_question_is_answered_and_its_evidence_lights_up(page: Page, server):
+    server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
     page.fill("#question", "what is this?")
     page.press("#question", "Enter")
     turn = page.locator("#log li").last

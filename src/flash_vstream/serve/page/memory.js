@@ -17,21 +17,30 @@ export function clock(seconds) {
 const rows = new Map(); // part -> its element, kept so that scrolling survives a refresh
 let lit = null;
 
-const same = (slot) => lit && slot.part === lit.part && slot.exemplar === lit.exemplar;
+// A slot that has been merged away since lives on in the scene that took it up.
+const holds = (data, slot) => data.part === "temporal" && Number(data.start) <= slot.exemplar && slot.exemplar <= Number(data.end);
+const same = (data, slot) => data.part === slot.part && Number(data.exemplar) === slot.exemplar;
+
+function relight() {
+  if (!lit) return;
+  const all = [...document.querySelectorAll(".slot, .span i")];
+  const exact = all.filter((element) => same(element.dataset, lit));
+  const chosen = new Set(exact.length ? exact : all.filter((element) => holds(element.dataset, lit)));
+  for (const element of all) element.classList.toggle("lit", chosen.has(element));
+}
 
 export function light(slot) {
   lit = slot;
-  for (const element of document.querySelectorAll(".slot, .span i")) {
-    element.classList.toggle("lit", element.dataset.part === slot.part && Number(element.dataset.exemplar) === slot.exemplar);
-  }
+  relight();
   document.querySelector(".slot.lit")?.scrollIntoView({ behavior: "smooth", block: "nearest", inline: "center" });
 }
+
+const about = ({ part, exemplar, start, end }) => ({ part, exemplar, start, end });
 
 function draw(slot, heaviest) {
   const card = document.createElement("div");
   card.className = "slot";
-  Object.assign(card.dataset, { part: slot.part, exemplar: slot.exemplar });
-  card.classList.toggle("lit", Boolean(same(slot)));
+  Object.assign(card.dataset, about(slot));
   const picture = document.createElement(slot.thumbnail ? "img" : "div");
   if (slot.thumbnail) {
     picture.src = slot.thumbnail;
@@ -69,8 +78,7 @@ export function showMemory(memory) {
     `${memory.frames.toLocaleString()} frames in ${count} slots, and it will never be more than full`;
   const bars = PARTS.flatMap((part, level) => memory.slots.filter((slot) => slot.part === part).map((slot) => {
     const bar = document.createElement("i");
-    Object.assign(bar.dataset, { part, exemplar: slot.exemplar });
-    bar.classList.toggle("lit", Boolean(same(slot)));
+    Object.assign(bar.dataset, about(slot));
     bar.style.cssText = `left:${(100 * (slot.start - first)) / length}%;width:${(100 * (slot.end - slot.start)) / length}%;top:${2 + 9 * level}px;height:7px;background:var(--${part})`;
     return bar;
   }));
@@ -92,4 +100,5 @@ export function showMemory(memory) {
     if (!parts.contains(element)) parts.append(element);
     slots.scrollLeft = scrolled;
   }
+  relight();
 }
