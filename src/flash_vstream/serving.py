@@ -58,6 +58,7 @@ def serve(
                 service.add_stream(name, source)
         shown = f"[{host}]" if ":" in host else host
         print(json.dumps({"listening": f"http://{shown}:{listener.getsockname()[1]}/"}), flush=True)
+        Console(stderr=True).print("The page and the API are there; Ctrl-C ends.", style="dim")
         config = uvicorn.Config(
             make_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=5, ws_max_size=2**24
         )

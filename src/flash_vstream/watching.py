@@ -5,6 +5,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -37,7 +38,7 @@ def watch(source_name: str, fps: float, model_name: str, loop: bool, fast: bool,
             live.add(STREAM, source)
             _wait_for_frame(live)
             console = Console(highlight=False)
-            for question in _questions(live, source, piped):
+            for question in _questions(live, piped):
                 _answer(live, model, question, console)
 
 
@@ -72,23 +73,38 @@ def _wait_for_frame(live: "LiveStreams") -> None:
             time.sleep(0.05)
 
 
-def status_line(live: "LiveStreams", source: Source) -> str:
-    """The stream in one line: where it is, how fast, how far behind, how much it holds."""
-    from flash_vstream.stream.published import slots_on
+class StatusLine:
+    """The stream in one line: where it is, how fast, how far behind, how much it holds.
 
-    status, board = live.status(STREAM), live.board(STREAM)
-    parts = [status.source, status.state, format_time(status.time or 0.0), f"{source.fps:g} frames/s wanted"]
-    parts.append(f"{status.kept} kept, {status.skipped} skipped")
-    if status.state == "live" and status.lag is not None:
-        parts.append(f"lag {status.lag:.1f} s")
-    if board is not None:
-        parts.append(f"{len(slots_on(board))} memory slots")
-    if status.restarts:
-        parts.append(f"{status.restarts} restarts")
-    return " · ".join(parts)
+    Rates are over the last five seconds or so.
+    """
+
+    def __init__(self, live: "LiveStreams"):
+        self._live = live
+        self._marks: deque[tuple[float, int, int]] = deque(maxlen=10)
+
+    def __call__(self) -> str:
+        from flash_vstream.stream.published import slots_on
+
+        status, board = self._live.status(STREAM), self._live.board(STREAM)
+        self._marks.append((time.monotonic(), status.came, status.kept))
+        parts = [status.source, status.state, format_time(status.time or 0.0)]
+        (begun, came, kept), (now, *_) = self._marks[0], self._marks[-1]
+        if now > begun:
+            rates = [count / (now - begun) for count in (status.came - came, status.kept - kept)]
+            parts.append("{:.1f} frames/s in, {:.1f} kept".format(*rates))
+        if status.skipped:
+            parts.append(f"{status.skipped} skipped")
+        if status.state == "live" and status.lag is not None:
+            parts.append(f"lag {status.lag:.1f} s")
+        if board is not None:
+            parts.append(f"{len(slots_on(board))} memory slots")
+        if status.restarts:
+            parts.append(f"{status.restarts} restarts")
+        return " · ".join(parts)
 
 
-def _questions(live: "LiveStreams", source: Source, piped: bool) -> Iterator[str]:
+def _questions(live: "LiveStreams", piped: bool) -> Iterator[str]:
     """Questions as they are typed; ends with Ctrl-D or Ctrl-C."""
     if piped:
         try:
@@ -102,9 +118,7 @@ def _questions(live: "LiveStreams", source: Source, piped: bool) -> Iterator[str
         return
     from prompt_toolkit import PromptSession
 
-    session: PromptSession[str] = PromptSession(
-        "ask> ", bottom_toolbar=lambda: status_line(live, source), refresh_interval=0.5
-    )
+    session: PromptSession[str] = PromptSession("ask> ", bottom_toolbar=StatusLine(live), refresh_interval=0.5)
     while True:
         try:
             question = session.prompt().strip()
