@@ -22,6 +22,8 @@ from flash_vstream.video.sources import Source
 QUESTION = "What is happening now?"
 LONG_QUESTION = "Tell me what has happened so far."
 SETTLE_SECONDS = 10.0
+SOAK_PAUSE_SECONDS = 1.0
+"""Between an answer and the next question of a soak, so that watching has most of the cores."""
 
 
 @contextmanager
@@ -194,6 +196,7 @@ def bench_soak(frames: int) -> dict[str, Any]:
         with Console(stderr=True).status("soaking") as status:
             while (done := live.status("soak")).kept < frames:
                 _ask(desk, board, most=12)
+                time.sleep(SOAK_PAUSE_SECONDS)
                 asked += 1
                 writes.append(done.write_seconds or 0.0)
                 if not sizes and done.kept >= warm:

@@ -38,6 +38,7 @@ class StateFolder:
         try:
             if folder is not None:
                 (folder / "memories").mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o700)  # sources may carry passwords
             path = ":memory:" if folder is None else str(folder / "log.sqlite")
             self._log = sqlite3.connect(path, check_same_thread=False)
             with self._log:
