@@ -32,6 +32,7 @@ WARM_SECONDS = 300.0
 """How long after its last question a stream is read ahead."""
 AT_ONCE = 32
 """Questions that are answered in turns; more wait for a place."""
+KEPT_BOARDS, KEPT_PREFIXES = 64, 4
 SHOWN_THUMBNAILS = 6
 
 
@@ -108,11 +109,13 @@ class _Mind:
         if path is None:
             return self.model.answerer.read(None), False
         board = self.boards[path][0] if path in self.boards else StateBoard(path)
-        self.boards[path] = (board, time.monotonic())
+        warm = path in self.prefixes and self.prefixes[path][0] == frames_seen(board)
+        prefix = self.prefixes[path][1] if warm else self._read(path, board)
+        self.boards[path] = (board, time.monotonic())  # from now on it is read ahead
         self.boards.move_to_end(path)
-        if path in self.prefixes and self.prefixes[path][0] == frames_seen(board):
-            return self.prefixes[path][1], True
-        return self._read(path, board), False
+        while len(self.boards) > KEPT_BOARDS:
+            self.boards.popitem(last=False)
+        return prefix, warm
 
     def _read(self, path: str, board: StateBoard) -> Prefix:
         view = view_on(board, self.model)
@@ -121,10 +124,8 @@ class _Mind:
         prefix = self.model.answerer.read(view)
         self.prefixes[path] = (view.frames, prefix)
         self.prefixes.move_to_end(path)
-        while len(self.prefixes) > 4:
+        while len(self.prefixes) > KEPT_PREFIXES:
             self.prefixes.popitem(last=False)
-        while len(self.boards) > 64:
-            self.boards.popitem(last=False)
         return prefix
 
     def read_ahead(self) -> bool:
