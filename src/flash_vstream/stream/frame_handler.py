@@ -147,6 +147,8 @@ def run_frame_handler(model: str, orders: Connection) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that gives the orders
     quiet()
+    # Half of the cores: with as many threads as the question handler has, each waits for the other's.
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     try:
         eyes = FlashVStream.from_pretrained(model)
     except UserError as error:
