@@ -1,10 +1,8 @@
 """Benchmarks: files read, protocols kept, replies parsed, answers judged, numbers counted."""
 
-import http.server
 import itertools
 import json
 import random
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,11 @@ from safetensors.torch import save_file
 from flash_vstream import cli
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
-from flash_vstream.evaluate.choices import letter_bias, parse_choice
+from flash_vstream.evaluate.choices import parse_choice
 from flash_vstream.evaluate.efficiency import plot as plot_efficiency
-from flash_vstream.evaluate.endpoint import ChatEndpoint
 from flash_vstream.evaluate.floors import floors
 from flash_vstream.evaluate.items import Item, split_options
-from flash_vstream.evaluate.judges import EndpointJudge, OfflineJudge, read_judgement, token_f1
+from flash_vstream.evaluate.judges import OfflineJudge
 from flash_vstream.evaluate.mini import CAPTIONS, KINDS, MiniJudge, build_mini
 from flash_vstream.evaluate.readers import Reader
 from flash_vstream.evaluate.report import compare, judged, summary
@@ -205,174 +202,6 @@ def test_every_frame_is_a_slot_for_the_reader_all(tiny, goldens):
     view = reader.view()
     assert len(view.spatial) == 30
     assert len(view.tokens()) == 30 * tiny[0].config.star.spatial_size ** 2
-
-
-# --- replies
-
-
-OPTIONS = ("a red car", "a blue car", "a bicycle", "none of these")
-UGLY = {
-    1: [
-        *("B", "b", "(B)", "B.", "B)", "b) a blue car", "[B]", "**B**", "`B`", "B: a blue car", " B \n", "(b)", "'B'"),
-        *(
-            "The answer is B",
-            "the answer is: (B).",
-            "Answer: B",
-            "answer=B",
-            "I choose B.",
-            "My choice is B",
-            "Option B",
-        ),
-        *(
-            "The correct option is (B) a blue car",
-            "I would pick option B because it is blue",
-            "A blue car",
-            "a blue car.",
-        ),
-        *("It is a blue car", "It's clearly A BLUE CAR!", "I think it shows a blue car, not others", "The best one: B"),
-        *("Final answer: **B**", "<B>", "{B}", "B, because of the colour", "B\nExplanation: the car is blue"),
-        *("I believe (B) fits", "Selected: B", "select B", "B - a blue car", "The answer would be B", "ANSWER IS B"),
-    ],
-    0: [*("A", "(A)", "A.", "a", "A) a red car", "The answer is A", "Option A", "A red car", "[A] a red car", "**A**")],
-    3: [*("D", "(D) none of these", "None of these", "d.", "answer: d", "I'd say none of these.", "The letter is D.")],
-    None: [
-        *("", " ", "I do not know", "maybe", "A car is seen", "A man rides", "E", "(E)", "F.", "A or B", "(A) and (B)"),
-        *("The answer is A or the answer is B", "a red car and a blue car", "both", "yes", "42", "Be careful", "Bears"),
-        *("A person walks by a tree", "!!!", "…", "an apple", "All of them", "Cars", "Did it"),
-    ],
-}
-
-
-@pytest.mark.parametrize(("index", "reply"), [(index, reply) for index, replies in UGLY.items() for reply in replies])
-def test_ugly_replies(index, reply):
-    assert parse_choice(reply, OPTIONS) == index
-
-
-@pytest.mark.parametrize("letter", "ABCD")
-def test_hundreds_of_decorated_letters(letter):
-    forms = ["{}", "({})", "[{}]", "{}.", "{})", "{}:", "**{}**", "`{}`", '"{}"', "_{}_"]
-    befores = [
-        "",
-        "Answer: ",
-        "The answer is ",
-        "the answer is: ",
-        "Option ",
-        "I choose ",
-        "My answer is ",
-        "\n\n",
-        "Final answer: ",
-    ]
-    for form, before, after in itertools.product(forms, befores, ("", "\n", " ", "\n\n")):
-        reply = before + form.format(letter) + after
-        assert parse_choice(reply, ("w", "x", "y", "z")) == "ABCD".index(letter), reply
-
-
-def test_an_option_within_an_option_is_told_apart():
-    assert parse_choice("It is dark blue", ("blue", "dark blue")) == 1
-    assert parse_choice("blue", ("blue", "dark blue")) == 0
-
-
-def test_letter_bias_counts_abstentions_as_nothing_chosen():
-    assert letter_bias([0, 0, None, 1], [0, 1, 1, 1]) == {
-        "A": {"chosen": 0.5, "right": 0.25},
-        "B": {"chosen": 0.25, "right": 0.75},
-    }
-
-
-# --- judges
-
-
-@pytest.mark.parametrize(
-    ("answer", "prediction", "right"),
-    [
-        ("Yes.", "yes, there is one", True),
-        ("Yes.", "There is one", False),
-        ("No.", "No", True),
-        ("No.", "Yes", False),
-        ("A red car.", "the red car", True),
-        ("Three.", "There are 3 of them.", True),
-        ("Chopping vegetables.", "He is chopping vegetables on a board", True),
-        ("Chopping vegetables.", "Washing dishes", False),
-        ("In the garden behind the house", "behind the house", True),
-        ("It", "Italian food", False),
-    ],
-)
-def test_the_offline_judge_by_hand(answer, prediction, right):
-    assert OfflineJudge().judge("?", answer, prediction).correct is right
-
-
-def test_token_f1_by_hand():
-    assert token_f1("a red car", "the red bus") == pytest.approx(0.5)
-    assert token_f1("red red car", "red car") == pytest.approx(2 * 2 / 5)
-    assert token_f1("", "") == 1.0
-    assert token_f1("x", "") == 0.0
-
-
-@pytest.mark.parametrize(
-    ("reply", "correct", "score", "parsed"),
-    [
-        ('{"correct": true, "score": 4}', True, 4, True),
-        ("Sure! {'pred': 'no', 'score': 1} Bye", False, 1, True),
-        ('```json\n{"correct": False, "score": 0}\n```', False, 0, True),
-        ('{"correct": true, "score": 9}', True, 5, True),
-        ('{"correct": true}', False, 0, False),
-        ("It is right.", False, 0, False),
-        ('{"correct": "maybe", "score": 3}', False, 0, False),
-    ],
-)
-def test_judges_replies_are_read(reply, correct, score, parsed):
-    told = read_judgement(reply)
-    assert (told.correct, told.score, told.parsed, told.reply) == (correct, score, parsed, reply)
-
-
-@pytest.fixture
-def endpoint():
-    """An OpenAI-compatible endpoint that stumbles once and then judges by a rule."""
-    seen: list[dict] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            seen.append({**asked, "key": self.headers.get("authorization")})
-            if len(seen) == 1:
-                self.send_error(500)
-                return
-            said = (
-                '{"correct": true, "score": 5}' if "Predicted answer: A box" in asked["messages"][1]["content"] else "?"
-            )
-            body = json.dumps({"choices": [{"message": {"content": said}}], "usage": {"total_tokens": 3}}).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", seen
-        server.shutdown()
-
-
-def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint, tmp_path):
-    url, seen = endpoint
-    judge = EndpointJudge(ChatEndpoint(url, "judge-1", "key"))
-    items = [Item("1", "v", "What?", "A box."), Item("2", "v", "What?", "A dog.")]
-    said = ["A box", "A cat"]
-    rows = [
-        {**vars(item), "choices": [], "prediction": text, "error": None, "run": {}}
-        for item, text in zip(items, said, strict=True)
-    ]
-    told = judged(rows, judge, tmp_path / "judged.jsonl")
-    assert [row["correct"] for row in told] == [True, False]
-    assert [row["judgement"]["parsed"] for row in told] == [True, False]
-    assert all(call["temperature"] == 0 and call["key"] == "Bearer key" for call in seen)
-    assert len(seen) == 3  # one of them stumbled
-    assert judged(rows, judge, tmp_path / "judged.jsonl")[0]["judgement"]["reply"]
-    assert len(seen) == 3
-    with pytest.raises(UserError, match="did not answer"):
-        EndpointJudge(ChatEndpoint("http://127.0.0.1:9", "x", tries=1)).judge("?", "!", "!")
 
 
 # --- numbers
