@@ -17,6 +17,7 @@ from flash_vstream.memory import PARTS
 from flash_vstream.stream.board import StateBoard
 from flash_vstream.stream.published import (
     Pictures,
+    empty_slots,
     load_saved,
     memory_state,
     most_slots,
@@ -25,7 +26,7 @@ from flash_vstream.stream.published import (
     slot_table,
     slots_of,
     slots_on,
-    template,
+    stream_state,
     thumbnails_in,
     thumbnails_on,
 )
@@ -72,15 +73,14 @@ def test_slots_are_told_as_they_are():
 
 def test_what_was_saved_is_what_was_published(tmp_path):
     memory = small_memory()
-    board = StateBoard.create(str(tmp_path / "board"), template(memory))
+    pictures = Pictures(most_slots(memory))
+    board = StateBoard.create(str(tmp_path / "board"), stream_state(memory, empty_slots(memory), pictures))
     assert save_board(board, tmp_path / "saved.safetensors") is False
     assert (slots_on(board), thumbnails_on(board), picture_on(board)) == ([], {}, None)
-    pictures = Pictures(most_slots(memory))
     memory.write(torch.randn(1, 4, 8), [2.5])
     pictures.see(2.5, noise(0), {2.5})
-    state = {f"memory.{name}": value for name, value in memory.state_dict().items()}
     slots = slot_table(memory.read(), most_slots(memory))
-    board.publish({**state, "slots": slots, **pictures.state_dict()}, {"kept": 1})
+    board.publish(stream_state(memory, slots, pictures), {"kept": 1})
     assert Image.open(io.BytesIO(picture_on(board))).size == (256, 256)
     assert list(thumbnails_on(board)) == [2.5]
     assert save_board(board, tmp_path / "saved.safetensors")

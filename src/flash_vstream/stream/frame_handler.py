@@ -20,11 +20,12 @@ from flash_vstream.memory import StarMemory
 from flash_vstream.stream.board import StateBoard
 from flash_vstream.stream.published import (
     Pictures,
+    empty_slots,
     load_saved,
     memory_state,
     most_slots,
     slot_table,
-    template,
+    stream_state,
 )
 from flash_vstream.video.process import RESUME_AFTER, PushReader, SourceReader, wait_for_any
 from flash_vstream.video.sources import Source
@@ -61,10 +62,10 @@ class _Watched:
     def __init__(self, order: Add, memory: StarMemory):
         self.memory = memory
         self.pictures = Pictures(most_slots(memory))
-        self.board = StateBoard.create(order.board, template(memory))
+        self.slots = empty_slots(memory)
+        self.board = StateBoard.create(order.board, stream_state(memory, self.slots, self.pictures))
         self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": []}
         self.notes |= {"clock": None, "position": 0.0, "encode_seconds": None}
-        self.slots = slot_table_of(memory)
         self.published = 0.0
         self.offset = 0.0
         source, origin = self._resume(order)
@@ -126,15 +127,9 @@ class _Watched:
 
     def publish(self) -> None:
         """Put the stream on its board."""
-        state = {f"memory.{name}": value for name, value in self.memory.state_dict().items()}
-        state |= {"slots": self.slots, **self.pictures.state_dict()}
+        state = stream_state(self.memory, self.slots, self.pictures)
         self.board.publish(state, {**self.notes, **asdict(self.reader.status)})
         self.published = time.time()
-
-
-def slot_table_of(memory: StarMemory) -> torch.Tensor:
-    """The table of an empty memory's slots."""
-    return torch.full((most_slots(memory), 6), -1.0, dtype=torch.float64)
 
 
 def run_frame_handler(model: str, orders: Connection) -> None:

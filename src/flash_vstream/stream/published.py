@@ -125,11 +125,15 @@ def most_slots(memory: StarMemory) -> int:
     return config.abstract_length + config.temporal_length + config.retrieved_length + config.spatial_length
 
 
-def template(memory: StarMemory) -> dict[str, Tensor]:
-    """The tensors of a board for streams of this memory's sizes."""
-    rows = most_slots(memory)
+def empty_slots(memory: StarMemory) -> Tensor:
+    """The table of a memory that has no slots yet."""
+    return torch.full((most_slots(memory), 6), -1.0, dtype=torch.float64)
+
+
+def stream_state(memory: StarMemory, slots: Tensor, pictures: Pictures) -> dict[str, Tensor]:
+    """Everything that a stream's board carries, by name."""
     state = {MEMORY + name: value for name, value in memory.state_dict().items()}
-    return {**state, "slots": torch.full((rows, 6), -1.0, dtype=torch.float64), **Pictures(rows).state_dict()}
+    return {**state, "slots": slots, **pictures.state_dict()}
 
 
 def memory_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
