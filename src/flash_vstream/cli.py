@@ -257,7 +257,7 @@ def train_export(
     print(json.dumps(export_adapter(result, output)))
 
 
-Judge = Annotated[str, typer.Option("--judge", help="offline, or an OpenAI-compatible endpoint's URL.")]
+Judge = Annotated[str, typer.Option("--judge", help="offline, similarity, or an OpenAI-compatible endpoint's URL.")]
 JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="The model to ask at the judge's URL.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the annotations and media.")]
 

@@ -38,15 +38,19 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def find_judge(benchmark: Benchmark, judge: str, judge_model: str | None) -> Judge:
-    """``offline``, or an endpoint's URL with the model to ask there."""
+    """``offline``, ``similarity``, or an endpoint's URL with the model to ask there."""
     if judge == "offline":
         if benchmark.name == "vstream-qa-mini":
             from flash_vstream.evaluate.mini import MiniJudge
 
             return MiniJudge()
         return OfflineJudge()
+    if judge == "similarity":
+        from flash_vstream.evaluate.similarity import SimilarityJudge
+
+        return SimilarityJudge()
     if not judge.startswith(("http://", "https://")):
-        raise UserError(f"--judge {judge!r} must be offline, or the URL of an OpenAI-compatible endpoint")
+        raise UserError(f"--judge {judge!r} must be offline, similarity, or the URL of an OpenAI-compatible endpoint")
     if not judge_model:
         raise UserError("--judge with a URL needs --judge-model, the model to ask there")
     return EndpointJudge(ChatEndpoint(judge, judge_model, os.environ.get("OPENAI_API_KEY")))

@@ -81,10 +81,14 @@ class OfflineJudge:
 
     name = "offline-rules-1"
 
+    @staticmethod
+    def is_yes_or_no(answer: str) -> bool:
+        """Whether a correct answer is yes or no and little more."""
+        return yes_or_no(answer) is not None and len(normalized(answer)) <= 3
+
     def judge(self, question: str, answer: str, prediction: str) -> Judgement:
-        truth = yes_or_no(answer)
-        if truth is not None and len(normalized(answer)) <= 3:
-            right = yes_or_no(prediction) == truth
+        if self.is_yes_or_no(answer):
+            right = yes_or_no(prediction) == yes_or_no(answer)
             return Judgement(right, 5.0 if right else 0.0)
         said, wanted = normalized(prediction), normalized(answer)
         f1 = token_f1(prediction, answer)

@@ -127,17 +127,22 @@ class LlavaSamples(Dataset[Sample]):
 class Mixture(Dataset[Sample]):
     """Several sources as one, to be read in order: each run of ``batch`` samples is of one source.
 
-    Sources are drawn by ``shares``. A source that is read rather than drawn is gone through in an
+    Sources are drawn by ``shares``, pairs of a source's share at the beginning and at the end, between
+    which it goes evenly. A source that is read rather than drawn is gone through in an
     order of its own, shuffled anew each time round.
     """
 
-    def __init__(self, parts: Sequence[Any], shares: Sequence[float], length: int, batch: int, seed: int):
+    def __init__(self, parts: Sequence[Any], shares: Sequence[tuple[float, float]], length: int, batch: int, seed: int):
         self.parts = parts
         self.length = length
         self.batch = batch
         self.seed = seed
         rng = random.Random(f"{seed}/mixture")
-        self._chosen = rng.choices(range(len(parts)), shares, k=-(-length // batch))
+        batches = -(-length // batch)
+        self._chosen = []
+        for at in range(batches):
+            now = [first + (last - first) * at / batches for first, last in shares]
+            self._chosen += rng.choices(range(len(parts)), now)
         # How many batches of its source came before each batch.
         counts = [0] * len(parts)
         self._before = []

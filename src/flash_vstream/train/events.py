@@ -48,7 +48,7 @@ class Events:
         return [self.keys[i] for i in self._nearest[self._index[key]]]
 
     def _rank(self) -> list[list[int]]:
-        bags = [Counter(_words(" ".join(self.captions[key]))) for key in self.keys]
+        bags = [Counter(content_words(" ".join(self.captions[key]))) for key in self.keys]
         document_counts = Counter(word for bag in bags for word in bag)
         shared = sorted(word for word, count in document_counts.items() if count > 1)
         vocabulary = {word: i for i, word in enumerate(shared)}
@@ -81,7 +81,8 @@ class Events:
                 return key
 
 
-def _words(text: str) -> list[str]:
+def content_words(text: str) -> list[str]:
+    """Words in lower case, without those that every caption has."""
     cleaned = "".join(c if c.isalnum() else " " for c in text.lower())
     return [word for word in cleaned.split() if word not in _STOP]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from flash_vstream.models.prompts import stamp
 from flash_vstream.train.events import Events, as_event, first_visits
-from flash_vstream.train.packing import Turn
+from flash_vstream.train.packing import Mention, Turn
 from flash_vstream.train.streams import Scene, StreamPlan
 
 NOW = (
@@ -63,7 +63,7 @@ class Question:
 
     ``truth`` is what a checker compares: ``"yes"`` or ``"no"``, or the picture that a description
     must be of (one of ``choices``, where the question names its own). ``span`` is the stretch of
-    the stream in seconds that the question is about.
+    the stream in seconds that the question is about. ``mentions`` are the events that it names.
     """
 
     kind: str
@@ -72,11 +72,12 @@ class Question:
     truth: str
     span: tuple[float, float]
     choices: tuple[str, ...] = ()
+    mentions: tuple[Mention, ...] = ()
 
     @property
     def turn(self) -> Turn:
         """The question as it is trained."""
-        return Turn(self.text, self.answers)
+        return Turn(self.text, self.answers, self.mentions)
 
 
 Asker = Callable[[StreamPlan, Events, random.Random], "Question | None"]
@@ -103,11 +104,18 @@ def ask_occurred(plan: StreamPlan, events: Events, rng: random.Random, hard: boo
     kind = "occurrence-hard" if hard else "occurrence"
     if rng.random() < 0.5:
         scene = rng.choice(first_visits(plan))
-        text = rng.choice(OCCURRED).format(x=as_event(events.describe(scene.key, rng)))
-        return Question(kind, text, (f"Yes, at {stamp(scene.start)}.",), "yes", (scene.start, scene.end))
-    absent = events.absent(plan, rng, hard)
-    text = rng.choice(OCCURRED).format(x=as_event(events.describe(absent, rng)))
-    return Question(kind, text, (f"No. {NEVER}",), "no", (plan.shots[0].time, plan.duration))
+        seen = _mention(scene.key, events, rng, scene)
+        answer = f"Yes, at {stamp(scene.start)}."
+        text = rng.choice(OCCURRED).format(x=seen.text)
+        return Question(kind, text, (answer,), "yes", (scene.start, scene.end), mentions=(seen,))
+    absent = _mention(events.absent(plan, rng, hard), events, rng)
+    text = rng.choice(OCCURRED).format(x=absent.text)
+    return Question(kind, text, (f"No. {NEVER}",), "no", (plan.shots[0].time, plan.duration), mentions=(absent,))
+
+
+def _mention(key: str, events: Events, rng: random.Random, scene: Scene | None = None) -> Mention:
+    """A picture's event as a question names it, and where the stream shows it."""
+    return Mention(as_event(events.describe(key, rng)), (scene.start, scene.end) if scene else None)
 
 
 def ask_first(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
@@ -128,14 +136,15 @@ def ask_beside(plan: StreamPlan, events: Events, rng: random.Random) -> Question
     at = rng.randrange(len(visits) - 1)
     earlier, later = visits[at], visits[at + 1]
     if rng.random() < 0.5:
-        text = rng.choice(BEFORE).format(x=as_event(events.describe(later.key, rng)))
-        return _describing("before", text, earlier, events, rng)
-    text = rng.choice(AFTER).format(x=as_event(events.describe(earlier.key, rng)))
-    return _describing("after", text, later, events, rng)
+        named = _mention(later.key, events, rng, later)
+        return _describing("before", rng.choice(BEFORE).format(x=named.text), earlier, events, rng, named)
+    named = _mention(earlier.key, events, rng, earlier)
+    return _describing("after", rng.choice(AFTER).format(x=named.text), later, events, rng, named)
 
 
-def _describing(kind: str, text: str, scene: Scene, events: Events, rng: random.Random) -> Question:
-    return Question(kind, text, (events.describe(scene.key, rng),), scene.key, (scene.start, scene.end))
+def _describing(kind: str, text: str, scene: Scene, events: Events, rng: random.Random, *named: Mention) -> Question:
+    answers = (events.describe(scene.key, rng),)
+    return Question(kind, text, answers, scene.key, (scene.start, scene.end), mentions=named)
 
 
 def ask_story(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
@@ -160,10 +169,12 @@ def ask_order(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
         return None
     earlier, later = pair
     said = {scene.key: events.describe(scene.key, rng) for scene in pair}
-    shown = [as_event(said[scene.key]) for scene in (pair if rng.random() < 0.5 else pair[::-1])]
-    text = rng.choice(ORDER).format(x=shown[0], y=shown[1])
+    shown = pair if rng.random() < 0.5 else pair[::-1]
+    x, y = (Mention(as_event(said[scene.key]), (scene.start, scene.end)) for scene in shown)
+    text = rng.choice(ORDER).format(x=x.text, y=y.text)
     answer = f"{stamp(earlier.start)}: {said[earlier.key]}"
-    return Question("order", text, (answer,), earlier.key, (earlier.start, later.end), (earlier.key, later.key))
+    span, choices = (earlier.start, later.end), (earlier.key, later.key)
+    return Question("order", text, (answer,), earlier.key, span, choices, (x, y))
 
 
 def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question | None:
@@ -174,19 +185,24 @@ def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
     earlier, later = pair
     right = rng.random() < 0.5
     x, y = (earlier, later) if right else (later, earlier)
-    text = rng.choice(VALID).format(x=as_event(events.describe(x.key, rng)), y=as_event(events.describe(y.key, rng)))
+    named = (_mention(x.key, events, rng, x), _mention(y.key, events, rng, y))
+    text = rng.choice(VALID).format(x=named[0].text, y=named[1].text)
     answer = f"{'Yes' if right else 'No'}, {stamp(x.start)} is {'before' if right else 'after'} {stamp(y.start)}."
-    return Question("validation", text, (answer,), "yes" if right else "no", (earlier.start, later.end))
+    span = (earlier.start, later.end)
+    return Question("validation", text, (answer,), "yes" if right else "no", span, mentions=named)
 
 
 def ask_when(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
     """When an event happened first; now and then, one that never did."""
     if rng.random() < 0.12:
-        text = rng.choice(WHEN).format(x=as_event(events.describe(events.absent(plan, rng, False), rng)))
-        return Question("when-never", text, (NEVER,), "never", (plan.shots[0].time, plan.duration))
+        absent = _mention(events.absent(plan, rng, False), events, rng)
+        text = rng.choice(WHEN).format(x=absent.text)
+        return Question("when-never", text, (NEVER,), "never", (plan.shots[0].time, plan.duration), mentions=(absent,))
     scene = rng.choice(first_visits(plan))
-    text = rng.choice(WHEN).format(x=as_event(events.describe(scene.key, rng)))
-    return Question("when", text, (f"At {stamp(scene.start)}.",), scene.key, (scene.start, scene.end))
+    seen = _mention(scene.key, events, rng, scene)
+    text = rng.choice(WHEN).format(x=seen.text)
+    answers = (f"At {stamp(scene.start)}.",)
+    return Question("when", text, answers, scene.key, (scene.start, scene.end), mentions=(seen,))
 
 
 ASKERS: dict[str, Asker] = {
@@ -215,6 +231,17 @@ def caption_questions(plan: StreamPlan, events: Events, rng: random.Random, past
         answers = tuple(rng.sample(events.captions[scene.key], past_answers))
         asked.append(Question("at", text, answers, scene.key, (scene.start, scene.end)))
     return asked
+
+
+def look_turns(plan: StreamPlan, events: Events, rng: random.Random, count: int) -> list[Turn]:
+    """``count`` beginnings of questions about each scene, up to the event's end: what is to be looked up."""
+    beginnings = [form.partition("{x}")[0] for form in OCCURRED + WHEN + BEFORE + AFTER + ORDER + VALID]
+    turns = []
+    for scene in plan.scenes:
+        for _ in range(count):
+            seen = _mention(scene.key, events, rng, scene)
+            turns.append(Turn(rng.choice(beginnings) + seen.text, (), (seen,)))
+    return turns
 
 
 def stream_questions(

@@ -14,7 +14,7 @@ from flash_vstream.train.captions import PictureSet
 from flash_vstream.train.data import LlavaSamples, Mixture, Sample, StreamSamples
 from flash_vstream.train.events import Events
 from flash_vstream.train.packing import Turn
-from flash_vstream.train.questions import ASKERS, caption_questions, stream_questions
+from flash_vstream.train.questions import ASKERS, caption_questions, look_turns, stream_questions
 from flash_vstream.train.streams import StreamPlan, StreamStyle
 
 Encode = Callable[[Path], tuple[Tensor, Tensor]]
@@ -27,25 +27,31 @@ def build_dataset(
 
     Kinds: ``captions`` (stage 1 on a prepared picture set: ``split``, ``styles``,
     ``past_answers``), ``questions`` (stage 2 on one: ``split``, ``styles``, ``mix`` of kinds with
-    weights, ``questions`` a stream) and ``llava`` (``file``, ``independent``). ``share`` (default
-    1) is a source's part of the batches.
+    weights, ``questions`` a stream), ``looks`` (events to be looked up in the memory, blind to it:
+    ``split``, ``styles``, ``each`` scene so many) and ``llava`` (``file``, ``independent``). ``share``
+    (default 1) is a source's part of the batches; a pair of shares goes from the first at the
+    beginning of the run to the second at its end.
     """
-    shares: list[float] = []
+    shares: list[tuple[float, float]] = []
     parts: list[Dataset[Sample]] = []
     for i, entry in enumerate(entries):
         settings = dict(entry)
         kind = settings.pop("kind", None)
-        shares.append(float(settings.pop("share", 1.0)))
+        share = settings.pop("share", 1.0)
+        first, last = share if isinstance(share, list) else (share, share)
+        shares.append((float(first), float(last)))
         try:
             if kind == "captions":
                 parts.append(_captions(folder, samples, batch, f"{seed}/{i}", **settings))
             elif kind == "questions":
                 parts.append(_questions(folder, samples, batch, f"{seed}/{i}", **settings))
+            elif kind == "looks":
+                parts.append(_looks(folder, samples, batch, f"{seed}/{i}", **settings))
             elif kind == "llava":
                 file = folder / settings.pop("file")
                 parts.append(LlavaSamples(file, folder, encode, **settings))
             else:
-                raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions or llava")
+                raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, looks or llava")
         except (TypeError, KeyError) as error:
             raise UserError(f"data source {i + 1} ({kind}): {error}") from None
     return Mixture(parts, shares, samples, batch, seed)
@@ -72,6 +78,18 @@ def _captions(
 
 def _ask_captions(events: Events, past_answers: int, plan: StreamPlan, rng: random.Random) -> list[Turn]:
     return [question.turn for question in caption_questions(plan, events, rng, past_answers)]
+
+
+def _looks(
+    folder: Path, length: int, batch: int, seed: str, split: str, styles: list[dict[str, Any]], each: int = 2
+) -> StreamSamples:
+    pictures = PictureSet.load(folder, split)
+    ask = partial(_ask_looks, Events(pictures.captions), each)
+    return StreamSamples(pictures, styles_of(styles), ask, length, seed, batch)
+
+
+def _ask_looks(events: Events, each: int, plan: StreamPlan, rng: random.Random) -> list[Turn]:
+    return look_turns(plan, events, rng, each)
 
 
 def _questions(

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, Trainer, TrainingArguments
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, TrainingArguments
 
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor
 from flash_vstream.models.zoo import best_dtype
+from flash_vstream.train.alignment import align
+from flash_vstream.train.captions import PictureSet
 from flash_vstream.train.config import StageConfig, Tune
 from flash_vstream.train.data import Collator
+from flash_vstream.train.looking import Looking, LookingTrainer
 from flash_vstream.train.sources import Encode, build_dataset
 
 LORA_TARGETS = r"language_model\..*layers\.\d+\..*_proj"
@@ -78,6 +83,8 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     dataset = build_dataset(config.data, data, encode or _no_media, samples, config.batch_size, config.seed)
     if config.adapter and not Path(config.adapter).is_dir():
         raise UserError(f"there is no adapter at {config.adapter}; run the stage before, or mend the config")
+    if config.align is not None:
+        _aligned(model, processor, config, data, output / "aligned.safetensors")
     network = tuned(model, config.tune, Path(config.adapter) if config.adapter else None)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the config's tune section trains nothing; set projector, language_model or lora")
@@ -88,11 +95,13 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
         for layer in model.language_model.get_decoder().layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "logs")
-    trainer = Trainer(
+    trainer = LookingTrainer(
         model=network,
         args=arguments,
         train_dataset=dataset,
         data_collator=Collator(processor, model.config.star),
+        looking=Looking(model.language_model.get_decoder(), config.look.layers) if config.look else None,
+        weight=config.look.weight if config.look else 0.0,
     )
     checkpoint = last_checkpoint(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -104,6 +113,26 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
         _merge(model_folder, result, output / "model")
         processor.save_pretrained(output / "model")
     return result
+
+
+def _aligned(
+    model: FlashVStreamForConditionalGeneration,
+    processor: FlashVStreamProcessor,
+    config: StageConfig,
+    data: Path,
+    kept: Path,
+) -> None:
+    """Align the projector with words, or take it from a run of this stage that did."""
+    assert config.align is not None
+    if not kept.exists():
+        pictures = PictureSet.load(data, config.align.split)
+        words = model.get_input_embeddings().weight
+        with Console(stderr=True).status("aligning the projector with words") as status:
+            align(model.projector, words, processor.tokenizer, pictures, config.align.steps, config.seed, status.update)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        save_file(model.projector.state_dict(), kept.with_suffix(".part"))
+        kept.with_suffix(".part").replace(kept)
+    model.projector.load_state_dict(load_file(kept))
 
 
 def _halve_frozen(network: torch.nn.Module) -> None:
@@ -138,7 +167,7 @@ def _arguments(config: StageConfig, output: Path) -> TrainingArguments:
         bf16=best_dtype(device) == torch.bfloat16 if config.dtype == "auto" else config.dtype == "bfloat16",
         seed=config.seed,
         data_seed=config.seed,
-        logging_steps=10,
+        logging_steps=2,
         save_steps=config.save_every,
         save_total_limit=2,
         remove_unused_columns=False,

@@ -1,0 +1,84 @@
+"""flash-vstream as a model of lmms-eval, registered by an entry point.
+
+    lmms-eval --model flash_vstream --model_args model=nano,fps=1 --tasks activitynetqa
+
+lmms-eval is not among this project's dependencies: only lmms-eval itself imports this module.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import Image
+from tqdm import tqdm
+
+from flash_vstream.errors import UserError
+from flash_vstream.models.answering import MAX_NEW_TOKENS, Prefix
+from flash_vstream.stream import FlashVStream
+
+NAME = "flash_vstream"
+
+
+def manifest() -> ModelManifest:
+    """What the entry point of the group ``lmms_eval.models`` gives."""
+    return ModelManifest(NAME, simple_class_path=f"{__name__}.{FlashVStreamLmms.__name__}")
+
+
+class FlashVStreamLmms(lmms):  # type: ignore[misc]
+    """Watches a document's video, or its pictures as one frame a second, and answers greedily.
+
+    ``model`` is a zoo name, a model folder or a hub id; ``fps`` the frames a second that are looked
+    at. A document without visuals is plain chat. Requests are answered one by one, in order; those
+    about the same video one after another share its memory.
+    """
+
+    def __init__(self, model: str = "nano", fps: float = 1.0, device: str | None = None, **_: Any):
+        super().__init__()
+        self._model = FlashVStream.from_pretrained(model, device)
+        self._fps = float(fps)
+        self._read: tuple[Any, Prefix] | None = None
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        answers = []
+        for request in tqdm(requests, desc="answering", disable=self.rank != 0):
+            context, settings, to_visual, number, task, split = request.args
+            prefix = self._prefix(to_visual(self.task_dict[task][split][number]) if to_visual else [])
+            most = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+            text = self._model.ask(prefix, context, max_new_tokens=most).finished().text
+            answers.append(cut(text, settings.get("until") or ()))
+        return answers
+
+    def _prefix(self, visuals: Any) -> Prefix:
+        """What a document shows, watched and read; the last one is kept."""
+        flat = [item for visual in visuals or [] for item in (visual if isinstance(visual, list | tuple) else [visual])]
+        key = tuple(item if isinstance(item, str) else id(item) for item in flat)
+        if self._read is None or self._read[0] != key:
+            self._read = (key, self._model.answerer.read(self._watched(flat)))
+        return self._read[1]
+
+    def _watched(self, visuals: Sequence[Any]) -> Any:
+        if not visuals:
+            return None
+        if len(visuals) == 1 and isinstance(visuals[0], str | Path):
+            return self._model.watch(visuals[0], self._fps).snapshot()
+        if not all(isinstance(visual, Image.Image) for visual in visuals):
+            kinds = ", ".join(sorted({type(visual).__name__ for visual in visuals}))
+            raise UserError(f"a document shows {kinds}; flash-vstream takes one video's path or pictures")
+        stream = self._model.new_stream()
+        stream.write(list(visuals), [float(second) for second in range(len(visuals))])
+        return stream.snapshot()
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("flash_vstream answers generate_until tasks only")
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        raise NotImplementedError("flash_vstream answers generate_until tasks only")
+
+
+def cut(text: str, stops: str | Sequence[str]) -> str:
+    """``text`` up to the first of the ``stops``."""
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = text.partition(stop)[0] if stop else text
+    return text.strip()
