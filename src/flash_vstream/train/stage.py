@@ -83,9 +83,12 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     dataset = build_dataset(config.data, data, encode or _no_media, samples, config.batch_size, config.seed)
     if config.adapter and not Path(config.adapter).is_dir():
         raise UserError(f"there is no adapter at {config.adapter}; run the stage before, or mend the config")
-    if config.align is not None:
-        _aligned(model, processor, config, data, output / "aligned.safetensors")
+    aligned = _aligned(model, processor, config, data, output) if config.align is not None else None
     network = tuned(model, config.tune, Path(config.adapter) if config.adapter else None)
+    if aligned is not None:
+        # PEFT trains a copy of a module that is to be saved whole.
+        copies = getattr(model.projector, "modules_to_save", {"default": model.projector})
+        copies["default"].load_state_dict(aligned)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the config's tune section trains nothing; set projector, language_model or lora")
     arguments = _arguments(config, output)
@@ -120,19 +123,20 @@ def _aligned(
     processor: FlashVStreamProcessor,
     config: StageConfig,
     data: Path,
-    kept: Path,
-) -> None:
-    """Align the projector with words, or take it from a run of this stage that did."""
+    output: Path,
+) -> dict[str, torch.Tensor]:
+    """The projector aligned with words, kept in ``output`` for when the run goes on."""
     assert config.align is not None
+    kept = output / "aligned.safetensors"
     if not kept.exists():
         pictures = PictureSet.load(data, config.align.split)
-        words = model.get_input_embeddings().weight
+        words = model.get_input_embeddings().weight.detach()
         with Console(stderr=True).status("aligning the projector with words") as status:
             align(model.projector, words, processor.tokenizer, pictures, config.align.steps, config.seed, status.update)
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True)
         save_file(model.projector.state_dict(), kept.with_suffix(".part"))
         kept.with_suffix(".part").replace(kept)
-    model.projector.load_state_dict(load_file(kept))
+    return load_file(kept)
 
 
 def _halve_frozen(network: torch.nn.Module) -> None:
@@ -167,7 +171,7 @@ def _arguments(config: StageConfig, output: Path) -> TrainingArguments:
         bf16=best_dtype(device) == torch.bfloat16 if config.dtype == "auto" else config.dtype == "bfloat16",
         seed=config.seed,
         data_seed=config.seed,
-        logging_steps=2,
+        logging_steps=10,
         save_steps=config.save_every,
         save_total_limit=2,
         remove_unused_columns=False,
