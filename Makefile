@@ -8,13 +8,15 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/flash-vstream demo
 
-# nano, the demo's clips and the mini benchmark's pictures are fetched first, as part of installing: the
-# tests need no network. A browser and an RTSP server are installed where that can be done (.ci/packages).
+# nano, the demo's clips, the mini benchmark's pictures and a judge's weights are fetched first, as part of
+# installing: the tests need no network. A browser and an RTSP server are installed where that can be done
+# (.ci/packages).
 test: $(VENV)/installed-dev
 	bash .ci/packages
 	$(BIN)/flash-vstream pull nano
 	$(BIN)/python -m flash_vstream.demo
 	$(BIN)/python -m flash_vstream.evaluate.mini
+	$(BIN)/python -m flash_vstream.evaluate.similarity
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

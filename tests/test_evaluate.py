@@ -9,6 +9,7 @@ from flash_vstream.errors import UserError
 from flash_vstream.evaluate.checking import described_picture, is_correct, said_time, said_yes_or_no
 from flash_vstream.evaluate.readers import Reader
 from flash_vstream.evaluate.skills import Asked, summary
+from flash_vstream.models import FlashVStreamProcessor
 from flash_vstream.train.questions import ASKERS, Question
 from flash_vstream.train.streams import StreamStyle, plan_stream
 from test_questions import CAPTIONS, EVENTS
@@ -42,6 +43,20 @@ def test_readers_without_a_part(tiny, features):
         assert len(getattr(view, part)) == 0
         assert len(view.tokens()) == len(whole.tokens()) - getattr(whole, part).features.flatten(0, 1).shape[0]
     assert read("blind", tiny[0], *features) is None
+
+
+def test_times_are_left_out_of_the_prompt_alone(tiny, features):
+    model, processor = tiny
+    reader = Reader("star-times", model)
+    for feature, moment in zip(features[0], features[1].tolist(), strict=True):
+        reader.write(moment, feature)
+    whole = read("star", model, *features)
+    assert torch.equal(reader.view().tokens(), whole.tokens())
+    assert not reader.time_stamps
+    assert Reader("star-spatial", model).time_stamps
+    timed = FlashVStreamProcessor(processor.image_processor, processor.tokenizer, time_stamps=True)
+    assert len(timed.prefix_ids(whole)) > len(timed.prefix_ids(whole, time_stamps=False))
+    assert timed.prefix_ids(whole, time_stamps=False) == processor.prefix_ids(whole)
 
 
 @pytest.mark.parametrize("name", ["sta", "recent", "recent:0", "recent:x", "star-nothing", "uniform:-1"])

@@ -13,6 +13,7 @@ from flash_vstream.evaluate.endpoint import ChatEndpoint
 from flash_vstream.evaluate.items import Item
 from flash_vstream.evaluate.judges import EndpointJudge, OfflineJudge, read_judgement, token_f1
 from flash_vstream.evaluate.report import judged
+from flash_vstream.evaluate.similarity import SimilarityJudge, sentence_encoder
 
 # --- replies
 
@@ -180,3 +181,31 @@ def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint,
     assert len(seen) == 3
     with pytest.raises(UserError, match="did not answer"):
         EndpointJudge(ChatEndpoint("http://127.0.0.1:9", "x", tries=1)).judge("?", "!", "!")
+
+
+# --- sentence similarity
+
+
+def test_paraphrases_are_right_where_words_differ():
+    judge, rules = SimilarityJudge(), OfflineJudge()
+    asked = ("What is happening?", "A young boy is running along the beach.", "A kid runs on the sand by the sea.")
+    assert not rules.judge(*asked).correct
+    assert judge.judge(*asked).correct
+    assert not judge.judge("What is happening?", "A young boy is running along the beach.", "A car is parked.").correct
+    assert judge.judge("What?", "A dog.", "A dog.").score == 5
+    assert not judge.judge("What?", "A dog.", " ").correct
+
+
+def test_yes_and_no_are_never_similar():
+    judge = SimilarityJudge()
+    assert not judge.judge("Did it rain?", "Yes.", "No.").correct
+    assert judge.judge("Did it rain?", "No.", "No, it did not.").correct
+
+
+def test_sentence_vectors_do_not_depend_on_their_batch():
+    encode = sentence_encoder()
+    sentences = ["A dog runs.", "Two men in red shirts are sitting on a bench in front of a shop."]
+    together = encode(sentences)
+    for sentence, row in zip(sentences, together, strict=True):
+        assert encode([sentence])[0] == pytest.approx(row, abs=1e-5)
+    assert together.norm(dim=1).tolist() == pytest.approx([1, 1])

@@ -148,7 +148,7 @@ def rtsp(port: int, *size: str) -> Iterator[str]:
 def test_an_rtsp_server_that_goes_away_and_returns_in_another_size(tmp_path, transport):
     port = free_port()
     with rtsp(port) as url:
-        reader = SourceReader(Source(url, fps=5, size=32, transport=transport), str(tmp_path), silence=3)
+        reader = SourceReader(Source(url, fps=5, size=32, transport=transport), str(tmp_path), silence=6)
         first = until(reader.newest)
         until(lambda: (frame := reader.newest()) is not None and frame.time > first.time)
     until(lambda: (reader.newest(), reader.status.state)[1] == "reconnecting", 30)

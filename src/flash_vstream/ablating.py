@@ -27,6 +27,7 @@ def variants(star: StarConfig) -> dict[str, tuple[str, StarConfig]]:
         "no temporal": ("star-temporal", star),
         "no abstract": ("star-abstract", star),
         "no retrieved": ("star-retrieved", star),
+        "no times": ("star-times", star),
         f"temporal {half}": ("star", replace(star, temporal_length=half)),
         f"temporal {double}": ("star", replace(star, temporal_length=double)),
         "Lloyd's consolidation": ("star", replace(star, consolidation="lloyd")),

@@ -327,6 +327,7 @@ def eval_skills(
     model: Model = "nano",
     reader: Annotated[list[str] | None, typer.Option("--reader", help="star, recent:4, … (several allowed)")] = None,
     scenes: Annotated[tuple[int, int], typer.Option("--scenes", help="Fewest and most scenes of a stream.")] = (1, 16),
+    frames: Annotated[tuple[int, int], typer.Option("--frames", help="Fewest and most frames of a scene.")] = (2, 6),
     streams: Annotated[int, typer.Option("--streams", min=1)] = 100,
     questions: Annotated[int, typer.Option("--questions", min=1, help="Questions on each stream.")] = 10,
     seed: Annotated[int, typer.Option("--seed")] = 0,
@@ -335,11 +336,11 @@ def eval_skills(
     """Ask about streams composed of unseen pictures: occurrence, order, time, descriptions, and baselines."""
     from flash_vstream.evaluate.skills import print_skills, run_skills
 
-    if not 1 <= scenes[0] <= scenes[1]:
-        raise UserError(f"--scenes {scenes[0]} {scenes[1]} must be the fewest, at least 1, and then the most")
-    report = run_skills(
-        data, model, reader or ["star", "recent:4", "uniform:8", "blind"], scenes, streams, questions, seed
-    )
+    for name, (fewest, most) in {"--scenes": scenes, "--frames": frames}.items():
+        if not 1 <= fewest <= most:
+            raise UserError(f"{name} {fewest} {most} must be the fewest, at least 1, and then the most")
+    readers = reader or ["star", "recent:4", "uniform:8", "blind"]
+    report = run_skills(data, model, readers, scenes, streams, questions, seed, frames)
     print(json.dumps(report)) if as_json else print_skills(report)
 
 

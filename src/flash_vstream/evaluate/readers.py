@@ -12,7 +12,11 @@ from flash_vstream.errors import UserError
 from flash_vstream.memory import PARTS, MemoryView, StarConfig, StarMemory
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 
-READERS = "star, star-PART (without a part: abstract, temporal, retrieved, spatial), recent:N, uniform:N, all, blind"
+TIMES = "times"
+READERS = (
+    "star, star-PART (without abstract, temporal, retrieved, spatial or the times in the prompt), recent:N, uniform:N,"
+    " all, blind"
+)
 
 
 class Reader:
@@ -32,7 +36,7 @@ class Reader:
         self._without = name.removeprefix("star-") if name.startswith("star-") else None
         self._count = int(argument) if argument.isdigit() else 0
         counted = self._kind in ("recent", "uniform") and self._count > 0
-        if not (name in ("star", "blind", "all") or counted or self._without in PARTS):
+        if not (name in ("star", "blind", "all") or counted or self._without in (*PARTS, TIMES)):
             raise UserError(f"no reader is called {name!r}; choose from {READERS}")
         self.frames = 0
         self._kept: list[tuple[float, Tensor]] = []
@@ -42,6 +46,11 @@ class Reader:
     def is_blind(self) -> bool:
         """Whether the reader looks at no video at all."""
         return self._kind == "blind"
+
+    @property
+    def time_stamps(self) -> bool:
+        """Whether the prompt tells the times of the memory's slots."""
+        return self._without != TIMES
 
     def _new_memory(self) -> StarMemory:
         channels = self._network.config.vision_config.hidden_size
@@ -61,9 +70,9 @@ class Reader:
         """What a question is asked of; None is no video. Raises ``ValueError`` before the first frame."""
         if self.is_blind:
             return None
-        if self._kind == "star":
+        if self._kind == "star" or not self.time_stamps:
             return self._memory.read()
-        if self._without:
+        if self._without and self.time_stamps:
             return without(self._memory.read(), self._without)
         if not self._kept:
             raise ValueError("no frame has been seen")

@@ -220,7 +220,7 @@ def _ask_all(
             yield item, _row(run, item, newest, 0, None, "no frame lies before the question")
         return
     begun = time.perf_counter()
-    prefix: Prefix = model.answerer.read(reader.view())
+    prefix: Prefix = model.answerer.read(reader.view(), reader.time_stamps)
     read = time.perf_counter() - begun
     for item in items:
         begun = time.perf_counter()

@@ -96,3 +96,7 @@ class SimilarityJudge(OfflineJudge):
         said, right = self._encode([prediction, answer])
         cosine = float(said @ right)
         return Judgement(cosine >= SAME, max(ruled.score, round(5 * max(0.0, cosine), 2)))
+
+
+if __name__ == "__main__":
+    sentence_encoder()  # fetched ahead of time

@@ -42,7 +42,7 @@ class Asked:
 
 
 def skill_streams(
-    pictures: PictureSet, scenes: tuple[int, int], streams: int, seed: int, frames: tuple[int, int] = (2, 6)
+    pictures: PictureSet, scenes: tuple[int, int], streams: int, seed: int, frames: tuple[int, int]
 ) -> list[StreamPlan]:
     """Seeded plans over the pictures."""
     style = StreamStyle(scenes=scenes, frames=frames)
@@ -61,7 +61,7 @@ def ask_streams(
         reader = Reader(reader_name, model.network)
         for feature, moment in zip(*play(plan, pictures), strict=True):
             reader.write(float(moment), feature)
-        prefix = model.answerer.read(reader.view())
+        prefix = model.answerer.read(reader.view(), reader.time_stamps)
         for question in stream_questions(plan, events, rng, MIX, questions):
             answer = model.ask(prefix, question.text, max_new_tokens=48).finished().text
             correct = is_correct(question, answer, plan, pictures.captions)
@@ -95,17 +95,20 @@ def run_skills(
     streams: int,
     questions: int,
     seed: int,
+    frames: tuple[int, int],
     split: str = "test",
 ) -> dict[str, Any]:
     """The table of skills: a column for each reader, the same questions for all."""
     pictures = PictureSet.load(data, split)
     model = FlashVStream.from_pretrained(model_name)
-    plans = skill_streams(pictures, scenes, streams, seed)
+    plans = skill_streams(pictures, scenes, streams, seed, frames)
     results = {}
     for name in readers:
         asked = ask_streams(model, pictures, plans, name, questions, seed)
         results[name] = summary(asked, pictures.captions)
-    return {"model": model_name, "scenes": list(scenes), "streams": streams, "seed": seed, "readers": results}
+    minutes = sum(plan.duration - plan.shots[0].time for plan in plans) / len(plans) / 60
+    told = {"model": model_name, "scenes": list(scenes), "frames": list(frames), "streams": streams, "seed": seed}
+    return {**told, "mean_minutes": round(minutes, 2), "readers": results}
 
 
 def print_skills(report: dict[str, Any]) -> None:

@@ -101,13 +101,16 @@ class Answerer:
         self._stops = {stop, processor.tokenizer.eos_token_id} - {None, processor.tokenizer.unk_token_id}
 
     @torch.inference_mode()
-    def read(self, view: MemoryView | None) -> Prefix:
-        """Let the language model read a memory (None: no video); most of a question's cost."""
+    def read(self, view: MemoryView | None, time_stamps: bool = True) -> Prefix:
+        """Let the language model read a memory (None: no video); most of a question's cost.
+
+        ``time_stamps=False`` is for measuring what they are worth.
+        """
         if view is None:
             opening = self.processor.template.first_question.partition("{}")[0]
             ids, features = self.processor.tokenize(opening), []
         else:
-            ids, features = self.processor.prefix_ids(view), [view.tokens()]
+            ids, features = self.processor.prefix_ids(view, time_stamps), [view.tokens()]
         output = self.model(
             input_ids=torch.tensor([ids], device=self.model.device),
             memory_features=features,

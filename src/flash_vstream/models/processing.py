@@ -70,10 +70,13 @@ class FlashVStreamProcessor(ProcessorMixin):
             text = text.replace(token, "")
         return text
 
-    def prefix_ids(self, view: MemoryView) -> list[int]:
-        """Ids of a prompt up to its question: the part that can be read before anybody asks."""
+    def prefix_ids(self, view: MemoryView, time_stamps: bool = True) -> list[int]:
+        """Ids of a prompt up to its question: the part that can be read before anybody asks.
+
+        ``time_stamps=False`` leaves out the times of a model that was trained with them.
+        """
         opening = self.template.first_question.partition("{}")[0] + VIDEO + self.template.video
-        return self.prompt_ids(opening, layout(view, self.time_stamps))
+        return self.prompt_ids(opening, layout(view, self.time_stamps and time_stamps))
 
     def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Ids that follow ``prefix_ids`` when ``question`` is asked after earlier turns."""

@@ -100,7 +100,7 @@ def align(
         if step % 50 == 49:
             report(f"aligning the projector with words: step {step + 1} of {steps}, loss {loss.item():.2f}")
     with torch.no_grad():
-        last = list(projector.modules())[-1]
+        last: Any = list(projector.modules())[-1]
         last.bias += targets.mean.to(last.bias)
 
 

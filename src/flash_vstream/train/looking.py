@@ -125,12 +125,13 @@ class LookingTrainer(Trainer):
             return super().compute_loss(model, inputs, *args, **kwargs)
         with self.compute_loss_context_manager():
             if "gaze_across" in gaze:
-                base = model.get_base_model() if hasattr(model, "get_base_model") else model
+                wrapped: Any = model
+                base = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
                 embeds = base.embed(inputs["input_ids"], inputs["memory_features"], inputs["abstract_frames"])
                 seen = self.looking.run_blind(embeds, inputs["attention_mask"], inputs["position_ids"])
                 return self.weight * self.looking.loss(seen, inputs["position_ids"], gaze)
             with self.looking.watching() as seen:
-                loss = super().compute_loss(model, inputs, *args, **kwargs)
+                loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
             return loss + self.weight * self.looking.loss(seen, inputs["position_ids"], gaze)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

@@ -87,7 +87,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     network = tuned(model, config.tune, Path(config.adapter) if config.adapter else None)
     if aligned is not None:
         # PEFT trains a copy of a module that is to be saved whole.
-        copies = getattr(model.projector, "modules_to_save", {"default": model.projector})
+        copies: Any = getattr(model.projector, "modules_to_save", {"default": model.projector})
         copies["default"].load_state_dict(aligned)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the config's tune section trains nothing; set projector, language_model or lora")
