@@ -130,9 +130,17 @@ def _aligned(
     kept = output / "aligned.safetensors"
     if not kept.exists():
         pictures = PictureSet.load(data, config.align.split)
-        words = model.get_input_embeddings().weight.detach()
+        words: Any = model.get_input_embeddings().weight
         with Console(stderr=True).status("aligning the projector with words") as status:
-            align(model.projector, words, processor.tokenizer, pictures, config.align.steps, config.seed, status.update)
+            align(
+                model.projector,
+                words.detach(),
+                processor.tokenizer,
+                pictures,
+                config.align.steps,
+                config.seed,
+                status.update,
+            )
         output.mkdir(parents=True, exist_ok=True)
         save_file(model.projector.state_dict(), kept.with_suffix(".part"))
         kept.with_suffix(".part").replace(kept)
