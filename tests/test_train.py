@@ -424,6 +424,8 @@ run_stage(StageConfig.load(config), model, data, output, media_encoder(model))
         ({"tune": {"lora": {"rank": 4}}}, "alpha"),
         ({"data": [{"kind": "dream"}]}, "dream"),
         ({"data": [{"kind": "llava", "file": "none.json"}]}, r"none\.json"),
+        ({"data": [{"kind": "looks", "split": "train", "styles": []}]}, "look section"),
+        ({"look": {"layers": [1, 9]}}, "must be some of 0 to 1"),
         ({"tune": {"projector": False, "semantic_attention": False}}, "trains nothing"),
     ],
 )

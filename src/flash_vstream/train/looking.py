@@ -66,14 +66,13 @@ class Looking:
     def loss(self, seen: dict[int, Tensor], position_ids: Tensor, gaze: dict[str, Tensor]) -> Tensor:
         """Cross entropy of where the events' tokens look, a mean over layers and heads."""
         cos, sin = self.decoder.rotary_emb(seen[self.layers[0]], position_ids=position_ids)
-        losses = []
-        right = torch.zeros(len(gaze["gaze_rows"]))
+        losses, rightly = [], []
         for number in self.layers:
             scores = self._scores(self.decoder.layers[number], seen[number], cos, sin, gaze["gaze_rows"])
             found, looked = _compared(scores.float(), gaze)
             losses.append(found)
-            right += looked
-        self.accuracy.append(float((right / len(self.layers)).mean()))
+            rightly.append(looked)
+        self.accuracy.append(float(torch.stack(rightly).mean()))
         return torch.stack(losses).mean()
 
     @staticmethod
@@ -93,7 +92,7 @@ class Looking:
 
 
 def _compared(scores: Tensor, gaze: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Loss, and which events ``[n]`` were looked for rightly in their own stream (by half of the heads)."""
+    """Loss, and by what share of the heads each event ``[n]`` was rightly looked for in its own stream."""
     own, slots = gaze["gaze_rows"][:, 0], gaze["gaze_slots"]
     candidates = slots.clone()
     candidates[:, 0] = True  # the first token: nothing is seen
