@@ -21,7 +21,7 @@ from flash_vstream.evaluate.judges import OfflineJudge
 from flash_vstream.evaluate.mini import CAPTIONS, KINDS, MiniJudge, build_mini
 from flash_vstream.evaluate.readers import Reader
 from flash_vstream.evaluate.report import compare, judged, summary
-from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded
+from flash_vstream.evaluate.runner import OPEN_TOKENS, Run, load_items, run_benchmark, sharded
 from flash_vstream.evaluate.statistics import bootstrap_interval, paired_difference
 from flash_vstream.stream import FlashVStream
 from test_cli import run
@@ -180,6 +180,10 @@ def test_missing_media_are_wrong_and_told(tiny, data, tmp_path):
 def test_the_blind_reader_needs_no_media(tiny, data, tmp_path):
     rows, _ = evaluated(tiny, data, tmp_path, "blind")
     assert all(row["error"] is None and row["prediction"] is not None for row in rows)
+    model = FlashVStream(*tiny)
+    for row in rows:
+        alone = model.ask(None, row["prompt"], max_new_tokens=OPEN_TOKENS).finished().text
+        assert row["prediction"] == alone
 
 
 def test_a_killed_run_goes_on(tiny, data, tmp_path):

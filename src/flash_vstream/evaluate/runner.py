@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from flash_vstream.stream import FlashVStream
 PROTOCOLS = ("causal", "clip", "whole")
 CHOICE_TOKENS = 12
 OPEN_TOKENS = 64
+BLIND_BATCH = 16
 Stream = Iterable[tuple[float, Tensor]]
 
 
@@ -114,26 +116,44 @@ def run_benchmark(
     """Answer what ``output`` does not hold yet; returns every prediction in the items' order."""
     if run.protocol not in PROTOCOLS:
         raise UserError(f"no protocol is called {run.protocol!r}; choose from {', '.join(PROTOCOLS)}")
-    Reader(run.reader, model.network, run.star)  # a reader that does not exist is told before anything else
+    reader = Reader(run.reader, model.network, run.star)  # one that does not exist is told before anything else
     output.parent.mkdir(parents=True, exist_ok=True)
     done = done_already(output, run)
-    videos: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        if item.id not in done:
-            videos[item.video].append(item)
-    folder = data.parent if data.is_file() else data
+    left = [item for item in items if item.id not in done]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress, output.open("a") as file:
-        task = progress.add_task(
-            f"{run.benchmark} {run.reader}", total=len(items), completed=len(items) - sum(map(len, videos.values()))
-        )
-        for video, asked in videos.items():
-            for row in _answer_video(run, benchmark, folder, video, asked, model):
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                done[row["id"]] = row
-                progress.advance(task)
+        task = progress.add_task(f"{run.benchmark} {run.reader}", total=len(items), completed=len(items) - len(left))
+        rows = _blind(run, left, model) if reader.is_blind else _by_video(run, benchmark, left, data, model)
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            done[row["id"]] = row
+            progress.advance(task)
     return [done[item.id] for item in items]
+
+
+def _blind(run: Run, items: Sequence[Item], model: FlashVStream) -> Iterator[dict[str, Any]]:
+    """Predictions from the questions alone, in batches of like length."""
+    by_length = sorted(items, key=lambda item: (bool(item.choices), len(item.prompt)))
+    for choices, group in groupby(by_length, key=lambda item: bool(item.choices)):
+        asked = list(group)
+        for begin in range(0, len(asked), BLIND_BATCH):
+            batch = asked[begin : begin + BLIND_BATCH]
+            most = CHOICE_TOKENS if choices else OPEN_TOKENS
+            texts = model.ask_together([None] * len(batch), [item.prompt for item in batch], most)
+            for item, text in zip(batch, texts, strict=True):
+                yield _row(run, item, None, 0, text, None)
+
+
+def _by_video(
+    run: Run, benchmark: Benchmark, items: Sequence[Item], data: Path, model: FlashVStream
+) -> Iterator[dict[str, Any]]:
+    """Predictions of one video after another."""
+    videos: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        videos[item.video].append(item)
+    for video, asked in videos.items():
+        yield from _answer_video(run, benchmark, data.parent if data.is_file() else data, video, asked, model)
 
 
 def _answer_video(
@@ -158,9 +178,6 @@ def _pass(
     def new_reader() -> Reader:
         return Reader(run.reader, model.network, run.star)
 
-    if new_reader().is_blind:
-        yield from _ask_all(run, asked, new_reader(), model, None)
-        return
     path = find_medium(data, benchmark.media, video)
     if path is None:
         raise UserError(f"no medium called {video} in {' or '.join(str(data / folder) for folder in benchmark.media)}")
@@ -215,7 +232,7 @@ def _ask_all(
     """Ask several questions of what the reader holds, which is read once."""
     if not items:
         return
-    if not reader.frames and not reader.is_blind:
+    if not reader.frames:
         for item in items:
             yield item, _row(run, item, newest, 0, None, "no frame lies before the question")
         return

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,3 +124,16 @@ class FlashVStream:
         """
         view = asked.snapshot() if isinstance(asked, Stream) else asked
         return self.answerer.ask(view, question, history, max_new_tokens)
+
+    def ask_together(
+        self, views: Sequence[MemoryView | None], questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> list[str]:
+        """Answers to ``questions``, each asked of its own snapshot or of nothing, in one greedy batch.
+
+        The texts are those that ``ask`` gives one by one, rounding apart; for many short prompts this
+        is several times as fast.
+        """
+        batch = self.processor(list(questions), memory=list(views))
+        network: Any = self.network
+        made = network.generate(**batch.to(network.device), max_new_tokens=max_new_tokens, do_sample=False)
+        return [self.processor.decode(row) for row in made[:, batch["input_ids"].shape[1] :]]

@@ -40,10 +40,7 @@ def caption_features(model: FlashVStream, features: list[Tensor], question: str 
         memory = model.network.new_memory(torch.float32)
         memory.write(frame.float(), [0.0])
         views.append(memory.read())
-    batch = model.processor([question] * len(views), memory=views)
-    network: Any = model.network
-    made = network.generate(**batch, max_new_tokens=40, do_sample=False)
-    return [model.processor.decode(row) for row in made[:, batch["input_ids"].shape[1] :]]
+    return model.ask_together(views, [question] * len(views), max_new_tokens=40)
 
 
 def score_captions(data: Path, model_name: str, split: str, limit: int | None) -> dict[str, Any]:
