@@ -5,7 +5,7 @@ benchmark share one source.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from flash_vstream.models.prompts import stamp
@@ -104,13 +104,20 @@ def ask_occurred(plan: StreamPlan, events: Events, rng: random.Random, hard: boo
     kind = "occurrence-hard" if hard else "occurrence"
     if rng.random() < 0.5:
         scene = rng.choice(first_visits(plan))
-        seen = _mention(scene.key, events, rng, scene)
+        text, seen = _naming(OCCURRED, scene.key, events, rng, scene)
         answer = f"Yes, at {stamp(scene.start)}."
-        text = rng.choice(OCCURRED).format(x=seen.text)
         return Question(kind, text, (answer,), "yes", (scene.start, scene.end), mentions=(seen,))
-    absent = _mention(events.absent(plan, rng, hard), events, rng)
-    text = rng.choice(OCCURRED).format(x=absent.text)
+    text, absent = _naming(OCCURRED, events.absent(plan, rng, hard), events, rng)
     return Question(kind, text, (f"No. {NEVER}",), "no", (plan.shots[0].time, plan.duration), mentions=(absent,))
+
+
+def _naming(
+    forms: Sequence[str], key: str, events: Events, rng: random.Random, scene: Scene | None = None
+) -> tuple[str, Mention]:
+    """A question in one of the ``forms`` about a picture's event, and the event as it names it."""
+    form = rng.choice(forms)
+    named = _mention(key, events, rng, scene)
+    return form.format(x=named.text), named
 
 
 def _mention(key: str, events: Events, rng: random.Random, scene: Scene | None = None) -> Mention:
@@ -136,10 +143,10 @@ def ask_beside(plan: StreamPlan, events: Events, rng: random.Random) -> Question
     at = rng.randrange(len(visits) - 1)
     earlier, later = visits[at], visits[at + 1]
     if rng.random() < 0.5:
-        named = _mention(later.key, events, rng, later)
-        return _describing("before", rng.choice(BEFORE).format(x=named.text), earlier, events, rng, named)
-    named = _mention(earlier.key, events, rng, earlier)
-    return _describing("after", rng.choice(AFTER).format(x=named.text), later, events, rng, named)
+        text, named = _naming(BEFORE, later.key, events, rng, later)
+        return _describing("before", text, earlier, events, rng, named)
+    text, named = _naming(AFTER, earlier.key, events, rng, earlier)
+    return _describing("after", text, later, events, rng, named)
 
 
 def _describing(kind: str, text: str, scene: Scene, events: Events, rng: random.Random, *named: Mention) -> Question:
@@ -185,8 +192,9 @@ def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
     earlier, later = pair
     right = rng.random() < 0.5
     x, y = (earlier, later) if right else (later, earlier)
+    form = rng.choice(VALID)
     named = (_mention(x.key, events, rng, x), _mention(y.key, events, rng, y))
-    text = rng.choice(VALID).format(x=named[0].text, y=named[1].text)
+    text = form.format(x=named[0].text, y=named[1].text)
     answer = f"{'Yes' if right else 'No'}, {stamp(x.start)} is {'before' if right else 'after'} {stamp(y.start)}."
     span = (earlier.start, later.end)
     return Question("validation", text, (answer,), "yes" if right else "no", span, mentions=named)
@@ -195,12 +203,12 @@ def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
 def ask_when(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
     """When an event happened first; now and then, one that never did."""
     if rng.random() < 0.12:
+        form = rng.choice(WHEN)
         absent = _mention(events.absent(plan, rng, False), events, rng)
-        text = rng.choice(WHEN).format(x=absent.text)
+        text = form.format(x=absent.text)
         return Question("when-never", text, (NEVER,), "never", (plan.shots[0].time, plan.duration), mentions=(absent,))
     scene = rng.choice(first_visits(plan))
-    seen = _mention(scene.key, events, rng, scene)
-    text = rng.choice(WHEN).format(x=seen.text)
+    text, seen = _naming(WHEN, scene.key, events, rng, scene)
     answers = (f"At {stamp(scene.start)}.",)
     return Question("when", text, answers, scene.key, (scene.start, scene.end), mentions=(seen,))
 
