@@ -184,7 +184,8 @@ def test_questions_are_reviewed_on_a_page(video, teacher, tmp_path):
         process.wait(timeout=20)
 
 
-def test_people_keep_edit_and_drop_in_a_browser(video, teacher, tmp_path, browser):
+def test_people_keep_edit_and_drop_in_a_browser(teacher, tmp_path, browser):
+    video = write_video(tmp_path / "kitchen.mp4", frames=40, rate=2, codec="libx264")
     output = tmp_path / "made"
     run("vstream-qa", "build", video, "--llm", teacher[0], "--llm-model", "teacher", "--output", output)
     command = [sys.executable, "-m", "flash_vstream", "vstream-qa", "review", str(output), "--port", "0"]
