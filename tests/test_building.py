@@ -8,6 +8,9 @@ import subprocess
 import sys
 import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -162,13 +165,22 @@ def test_our_own_server_is_such_an_endpoint(tiny_folder, video, tmp_path):
     assert told["unreadable_replies"] == told["segments"]
 
 
-def test_questions_are_reviewed_on_a_page(video, teacher, tmp_path):
-    output = tmp_path / "made"
-    run("vstream-qa", "build", video, "--llm", teacher[0], "--llm-model", "teacher", "--output", output)
+@contextmanager
+def reviewing(video: Path, llm: str, output: Path) -> Iterator[str]:
+    """The address of the review page of what was made of a video."""
+    run("vstream-qa", "build", video, "--llm", llm, "--llm-model", "teacher", "--output", output)
     command = [sys.executable, "-m", "flash_vstream", "vstream-qa", "review", str(output), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        url = json.loads(process.stdout.readline())["listening"]
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["listening"]
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=20)
+
+
+def test_questions_are_reviewed_on_a_page(video, teacher, tmp_path):
+    with reviewing(video, teacher[0], tmp_path / "made") as url:
         page = urllib.request.urlopen(url, timeout=10).read().decode()
         assert re.search(r"<title>VStream-QA review</title>", page)
         body = json.dumps({"status": "kept", "question": "What lies there?", "answer": "A box."}).encode()
@@ -179,26 +191,17 @@ def test_questions_are_reviewed_on_a_page(video, teacher, tmp_path):
         assert record["questions"][0]["question"] == "What lies there?"
         clip = urllib.request.Request(url + "clips/kitchen", headers={"range": "bytes=0-99"})
         assert urllib.request.urlopen(clip, timeout=10).status == 206
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
 
 
 def test_people_keep_edit_and_drop_in_a_browser(teacher, tmp_path, browser):
     video = write_video(tmp_path / "kitchen.mp4", frames=40, rate=2, codec="libx264")
-    output = tmp_path / "made"
-    run("vstream-qa", "build", video, "--llm", teacher[0], "--llm-model", "teacher", "--output", output)
-    command = [sys.executable, "-m", "flash_vstream", "vstream-qa", "review", str(output), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    page = browser.new_page()
-    try:
-        page.goto(json.loads(process.stdout.readline())["listening"])
+    with reviewing(video, teacher[0], tmp_path / "made") as url, browser.new_page() as page:
+        page.goto(url)
         expect(page.locator("#progress")).to_have_text(re.compile(r"Question 1 of \d+"))
         page.wait_for_function("document.getElementById('clip').videoWidth > 0")
         page.fill("#question", "What lies there?")
         page.click("[data-status=kept]")
         expect(page.locator("#progress")).to_have_text(re.compile(r"Question 2 of"))
-        page.keyboard.press("Escape")
         page.locator("h1").click()
         page.keyboard.press("d")
         expect(page.locator("#progress")).to_have_text(re.compile(r"Question 3 of"))
@@ -207,13 +210,8 @@ def test_people_keep_edit_and_drop_in_a_browser(teacher, tmp_path, browser):
         page.fill("#answer", " ")
         page.click("[data-status=kept]")
         expect(page.locator("#why")).to_contain_text("not saved")
-        (record,) = [json.loads(path.read_text()) for path in output.glob("kitchen.json")]
-        first, second = record["questions"][:2]
+        first, second = json.loads((tmp_path / "made" / "kitchen.json").read_text())["questions"][:2]
         assert (first["status"], first["question"], second["status"]) == ("kept", "What lies there?", "dropped")
-    finally:
-        page.close()
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
 
 
 @pytest.mark.parametrize(

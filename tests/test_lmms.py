@@ -51,8 +51,16 @@ def tasks(python, tmp_path) -> Path:
     task = folder / "videomme.yaml"
     local = task.read_text().replace("lmms-eval/Video-MME", str(tmp_path / "annotations"))
     task.write_text(local.replace("task: videomme", "task: videomme_here").replace("  token: True\n", ""))
-    write_video(tmp_path / "videomme" / "data" / "one.mp4", frames=20)
-    common = {"videoID": "one", "duration": "short", "domain": "Knowledge", "sub_category": "Law", "task_type": "OCR"}
+    media = tmp_path / "videomme" / "data"
+    media.mkdir(parents=True)
+    write_video(media / "one.mp4", frames=20)
+    common = {
+        "videoID": "one",
+        "duration": "short",
+        "domain": "Knowledge",
+        "sub_category": "Law",
+        "task_type": "OCR Problems",
+    }
     options = ["A. red", "B. blue", "C. green", "D. grey"]
     rows = [
         {**common, "question_id": f"q{i}", "question": f"Which colour {i}?", "options": options, "answer": "ABCD"[i]}
@@ -74,5 +82,5 @@ def test_lmms_eval_runs_one_of_its_tasks(python, tasks, tiny_folder, tmp_path):
     (samples,) = (tmp_path / "out").rglob("*samples*.jsonl")
     answered = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(answered) == 4
-    assert all(row["resps"][0] for row in answered)
+    assert all(row["filtered_resps"] for row in answered)
     assert "videomme_perception_score" in next((tmp_path / "out").rglob("*results*.json")).read_text()

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from flash_vstream.demo import CLIPS
 from flash_vstream.models.wheels import fetch
-from flash_vstream.models.zoo import ZOO, pull
+from flash_vstream.models.zoo import prepared
 from flash_vstream.stream.board import StateBoard
 from flash_vstream.stream.live import LiveStreams
 from flash_vstream.stream.question_handler import QuestionDesk
@@ -28,8 +28,8 @@ SOAK_PAUSE_SECONDS = 1.0
 
 @contextmanager
 def _handlers(model: str) -> Iterator[tuple[LiveStreams, QuestionDesk]]:
-    if model in ZOO:
-        pull(model)
+    with Console(stderr=True).status(f"loading {model}") as status:
+        prepared(model, status.update)
     with LiveStreams(model) as live:
         desk = QuestionDesk(model)
         try:

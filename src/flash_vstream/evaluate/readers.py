@@ -70,10 +70,9 @@ class Reader:
         """What a question is asked of; None is no video. Raises ``ValueError`` before the first frame."""
         if self.is_blind:
             return None
-        if self._kind == "star" or not self.time_stamps:
-            return self._memory.read()
-        if self._without and self.time_stamps:
-            return without(self._memory.read(), self._without)
+        if self._kind == "star" or self._without:
+            whole = self._memory.read()
+            return without(whole, self._without) if self._without in PARTS else whole
         if not self._kept:
             raise ValueError("no frame has been seen")
         kept = self._kept

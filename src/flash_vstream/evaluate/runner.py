@@ -11,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +133,13 @@ def run_benchmark(
 
 def _blind(run: Run, items: Sequence[Item], model: FlashVStream) -> Iterator[dict[str, Any]]:
     """Predictions from the questions alone, in batches of like length."""
-    by_length = sorted(items, key=lambda item: (bool(item.choices), len(item.prompt)))
-    for choices, group in groupby(by_length, key=lambda item: bool(item.choices)):
-        asked = list(group)
-        for begin in range(0, len(asked), BLIND_BATCH):
-            batch = asked[begin : begin + BLIND_BATCH]
-            most = CHOICE_TOKENS if choices else OPEN_TOKENS
-            texts = model.ask_together([None] * len(batch), [item.prompt for item in batch], most)
-            for item, text in zip(batch, texts, strict=True):
-                yield _row(run, item, None, 0, text, None)
+    by_length = sorted(items, key=lambda item: len(item.prompt))
+    for begin in range(0, len(by_length), BLIND_BATCH):
+        batch = by_length[begin : begin + BLIND_BATCH]
+        most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
+        texts = model.ask_together([None] * len(batch), [item.prompt for item in batch], most)
+        for item, text in zip(batch, texts, strict=True):
+            yield _row(run, item, None, 0, text, None)
 
 
 def _by_video(

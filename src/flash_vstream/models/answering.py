@@ -117,16 +117,7 @@ class Answerer:
             use_cache=True,
             logits_to_keep=1,
         )
-        return Prefix(view, output.past_key_values, ids, self._slots(view, ids))
-
-    def _slots(self, view: MemoryView | None, ids: list[int]) -> Tensor:
-        shown = torch.tensor(ids) == self.processor.video_token_id
-        slots = torch.full((len(ids),), -1)
-        if view is not None:
-            sizes = [torch.full((len(part),), part.features.shape[1]) for _, part in view.parts()]
-            counts = torch.cat(sizes)
-            slots[shown] = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        return slots
+        return Prefix(view, output.past_key_values, ids, self.processor.slot_of_token(ids, view))
 
     def ask(
         self,

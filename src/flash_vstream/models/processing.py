@@ -78,6 +78,16 @@ class FlashVStreamProcessor(ProcessorMixin):
         opening = self.template.first_question.partition("{}")[0] + VIDEO + self.template.video
         return self.prompt_ids(opening, layout(view, self.time_stamps and time_stamps))
 
+    def slot_of_token(self, ids: Sequence[int], view: MemoryView | None) -> Tensor:
+        """Which slot each of a prefix's ``ids`` shows ``[L]``, counted over all parts in reading order; -1 for text."""
+        shown = torch.tensor(ids) == self.video_token_id
+        slots = torch.full((len(ids),), -1)
+        if view is not None:
+            sizes = [torch.full((len(part),), part.features.shape[1]) for _, part in view.parts()]
+            counts = torch.cat(sizes)
+            slots[shown] = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        return slots
+
     def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
         """Ids that follow ``prefix_ids`` when ``question`` is asked after earlier turns."""
         turns = [*((self.plain(q), self.plain(a)) for q, a in history), (self.plain(question), None)]

@@ -108,10 +108,10 @@ def pack(
     template = processor.template
     opening, _, _ = template.first_question.partition("{}")
     packed = Packed(blind=not any(turn.answers for turn in turns))
-    slots: list[tuple[float, float, range]] = []
+    slots: list[tuple[float, float, list[int]]] = []
     if view is not None:
         root = packed.add(processor.prefix_ids(view), -1)
-        slots = _temporal_slots(packed.ids, processor.video_token_id, view)
+        slots = _temporal_slots(processor.slot_of_token(packed.ids, view), view)
         packed.temporal = [place for _, _, places in slots for place in places]
     else:
         root = packed.add(processor.tokenize(opening), -1)
@@ -150,18 +150,16 @@ def _question_ids(processor: FlashVStreamProcessor, form: str, turn: Turn) -> tu
     return whole, [sum(map(len, pieces[:n])) for n in range(1, len(pieces))]
 
 
-def _temporal_slots(ids: Sequence[int], video: int, view: MemoryView) -> list[tuple[float, float, range]]:
-    """Start, end and places in a prefix of each temporal slot."""
-    shown = [place for place, token in enumerate(ids) if token == video]
-    at, size = view.abstract.features.shape[:2].numel(), view.temporal.features.shape[1]
-    found = []
-    for start, end in zip(view.temporal.start.tolist(), view.temporal.end.tolist(), strict=True):
-        found.append((start, end, range(shown[at], shown[at] + size)))
-        at += size
-    return found
+def _temporal_slots(slot_of_token: Tensor, view: MemoryView) -> list[tuple[float, float, list[int]]]:
+    """Start, end and places in a prefix of each temporal slot; the abstract ones come before them."""
+    spans = zip(view.temporal.start.tolist(), view.temporal.end.tolist(), strict=True)
+    return [
+        (start, end, (slot_of_token == number).nonzero()[:, 0].tolist())
+        for number, (start, end) in enumerate(spans, len(view.abstract))
+    ]
 
 
-def _showing(slots: Sequence[tuple[float, float, range]], span: tuple[float, float] | None) -> tuple[int, ...]:
+def _showing(slots: Sequence[tuple[float, float, list[int]]], span: tuple[float, float] | None) -> tuple[int, ...]:
     """Places of the slots that hold frames of a stretch of the stream."""
     if span is None:
         return ()

@@ -203,7 +203,7 @@ def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
 def ask_when(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
     """When an event happened first; now and then, one that never did."""
     if rng.random() < 0.12:
-        form = rng.choice(WHEN)
+        form = rng.choice(WHEN)  # before the event, as ever: VStream-QA-mini is made by the order of draws
         absent = _mention(events.absent(plan, rng, False), events, rng)
         text = form.format(x=absent.text)
         return Question("when-never", text, (NEVER,), "never", (plan.shots[0].time, plan.duration), mentions=(absent,))
