@@ -426,6 +426,7 @@ run_stage(StageConfig.load(config), model, data, output, media_encoder(model))
         ({"data": [{"kind": "llava", "file": "none.json"}]}, r"none\.json"),
         ({"data": [{"kind": "looks", "split": "train", "styles": []}]}, "look section"),
         ({"look": {"layers": [1, 9]}}, "must be some of 0 to 1"),
+        ({"align": {"steps": 1}, "tune": {"projector": False, "language_model": True}}, "teaches the projector"),
         ({"tune": {"projector": False, "semantic_attention": False}}, "trains nothing"),
     ],
 )

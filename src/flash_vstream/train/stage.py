@@ -79,7 +79,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
     # Measured on AVX2 and AMX: eager attention with a tree mask trains at least as fast as sdpa.
     model.language_model.set_attn_implementation("eager")
-    _check_looking(config, len(model.language_model.get_decoder().layers))
+    _check_lessons(config, len(model.language_model.get_decoder().layers))
     samples = config.steps * config.batch_size * config.accumulate
     dataset = build_dataset(config.data, data, encode or _no_media, samples, config.batch_size, config.seed)
     if config.adapter and not Path(config.adapter).is_dir():
@@ -119,8 +119,10 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     return result
 
 
-def _check_looking(config: StageConfig, layers: int) -> None:
-    """Raise ``UserError`` when looking cannot be taught as the config says."""
+def _check_lessons(config: StageConfig, layers: int) -> None:
+    """Raise ``UserError`` when words or looking cannot be taught as the config says."""
+    if config.align is not None and not config.tune.projector:
+        raise UserError("align teaches the projector, which tune leaves out; set tune's projector or drop align")
     if config.look is None:
         if any(entry.get("kind") == "looks" for entry in config.data):
             raise UserError("data of the kind looks teaches nothing without a look section (look: {layers: [...]})")
