@@ -1,7 +1,7 @@
 """Benchmarks: files read, protocols kept, replies parsed, answers judged, numbers counted."""
 
-import itertools
 import hashlib
+import itertools
 import json
 import random
 from pathlib import Path
