@@ -4,6 +4,7 @@ Knows tensors: pixels to features, features to memory tokens, tokens to logits. 
 are the processor's; files, threads and processes are other rooms'.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,6 +53,9 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         self.semantic_attention = SemanticAttention(channels, config.attention_hidden_size)
         self.projector = Projector(channels, config.text_config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        # Transformers renamed it within its major version 5, and warns of the old name at every first use.
+        renamed = "cache" in inspect.signature(self.language_model.forward).parameters
+        self._cache_name = "cache" if renamed else "past_key_values"
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -154,11 +158,9 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
             inputs_embeds = self.embed(input_ids, memory_features, abstract_frames)
-        kwargs |= {
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-        }
+        kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
+        if past_key_values is not None:
+            kwargs[self._cache_name] = past_key_values  # generate gives it by the newer name, among the kwargs
         if self.training and labels is not None:
             return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs))
         return self.language_model(inputs_embeds=inputs_embeds, labels=labels, **kwargs)
