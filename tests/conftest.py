@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from playwright.sync_api import sync_playwright
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
@@ -14,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from flash_vstream.models import zoo
 from flash_vstream.models.convert import convert_checkpoint
+from flash_vstream.train.prepare import prepare
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -71,6 +73,20 @@ def tiny_folder(published, tmp_path_factory) -> Path:
 def tiny(tiny_folder):
     """Model and processor of the tiny checkpoint, on the CPU in float32."""
     return zoo.load(str(tiny_folder), "cpu", torch.float32)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory, tiny_folder) -> Path:
+    """A captioned picture set, prepared with the tiny model."""
+    source, output = tmp_path_factory.mktemp("pictures"), tmp_path_factory.mktemp("prepared")
+    colours = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 200, 0), "white": (255, 255, 255)}
+    for name, colour in colours.items():
+        Image.new("RGB", (60, 40), colour).save(source / f"{name}.png")
+    captions = {f"{name}.png": [f"all {name} .", f"it is {name}"] for name in colours}
+    (source / "captions.json").write_text(json.dumps(captions))
+    (source / "splits.json").write_text(json.dumps({"train": [f"{name}.png" for name in colours]}))
+    prepare(source, output, str(tiny_folder))
+    return output
 
 
 @pytest.fixture(scope="session")

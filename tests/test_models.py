@@ -295,3 +295,24 @@ def test_two_form_linear_agrees_with_linear():
         huge = torch.full((1, 64), 1e6)
         assert torch.equal(layer(huge), linear(huge))
     assert set(layer.state_dict()) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(
+    ("amx", "avx512", "seconds", "dtype"),
+    [
+        (True, False, None, torch.bfloat16),
+        (False, False, None, torch.float32),
+        (False, True, {torch.bfloat16: 1.0, torch.float32: 2.0}, torch.bfloat16),
+        (False, True, {torch.bfloat16: 2.0, torch.float32: 1.0}, torch.float32),
+    ],
+)
+def test_a_cpu_uses_bfloat16_where_that_is_fast(monkeypatch, amx, avx512, seconds, dtype):
+    """The flag of AVX512-BF16 does not say so: on some processors it is the slower way."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(zoo, "_product_seconds", lambda kind: seconds[kind])
+    zoo._cpu_is_fast_in_bfloat16.cache_clear()
+    try:
+        assert zoo.best_dtype("cpu") == dtype
+    finally:
+        zoo._cpu_is_fast_in_bfloat16.cache_clear()

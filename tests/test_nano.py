@@ -12,6 +12,7 @@ import pytest
 from flash_vstream import FlashVStream
 from flash_vstream.demo import CLIPS
 from flash_vstream.models import nano, zoo
+from flash_vstream.models.grounding import GROUNDING
 from flash_vstream.models.wheels import cached, file_sha256
 from flash_vstream.train.export import WEIGHTS
 from test_cli import run
@@ -35,9 +36,9 @@ def clip(tmp_path, monkeypatch) -> Path:
 
 def test_the_adapter_is_the_one_on_its_card():
     card = nano.adapter_card()
-    weights = nano.ADAPTER / WEIGHTS
-    assert file_sha256(weights) == card["sha256"]
-    assert weights.stat().st_size == card["bytes"] <= 40e6
+    files = [nano.ADAPTER / name for name in (WEIGHTS, GROUNDING)]
+    assert {file.name: file_sha256(file) for file in files} == card["sha256"]
+    assert sum(file.stat().st_size for file in files) == card["bytes"] <= 40e6
 
 
 def test_a_full_memory_makes_a_prompt_of_about_200_tokens(model, clip):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flash_vstream.errors import UserError
@@ -126,11 +127,15 @@ class Session:
         speed = f"first token {answer.first_token_seconds:.2f} s"
         if answer.tokens_per_second:
             speed += f", {answer.tokens_per_second:.0f} tokens/s"
-        self.out.print(f"  [dim]looked at {describe_evidence(answer)}  ({speed})[/dim]\n", soft_wrap=True)
+        self.out.print(f"  [dim]{describe_evidence(answer)}  ({speed})[/dim]\n", soft_wrap=True)
 
 
 def describe_evidence(answer: "Answer") -> str:
-    """The slots that an answer looked at most, in words: ``"0 s-4 s (temporal, 31%), …"``."""
+    """What an answer is based on, in words, as rich markup.
+
+    ``looked at 0 s-4 s (temporal, 31%), …``: the slots that it looked at most. Before that, what the
+    question names and when it was seen: ``found "a dog" at 12 s, …``.
+    """
     ranked = sorted(answer.evidence, key=lambda slot: -(slot.share or 0.0))[:SHOWN_EVIDENCE]
     told = []
     for slot in ranked:
@@ -139,4 +144,9 @@ def describe_evidence(answer: "Answer") -> str:
             span += f"-{format_time(slot.end)}"
         share = f", {slot.share:.0%}" if slot.share is not None else ""
         told.append(f"{span} ({slot.part}{share})")
-    return ", ".join(told)
+    named = [
+        f'"{escape(mention.text)}" at {format_time(mention.time)}' if mention.seen else f'no "{escape(mention.text)}"'
+        for mention in answer.mentions
+    ]
+    found = f"found {', '.join(named)}; " if named else ""
+    return f"{found}looked at {', '.join(told)}"

@@ -231,6 +231,21 @@ def train_stage2(
     _train(2, config, data, output)
 
 
+@train_app.command("grounding")
+def train_grounding(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[Path, typer.Option("--data", help="A prepared folder.")],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Teach a model's grounding which words of a question name an event, and which slot shows it."""
+    from flash_vstream.models.zoo import resolve
+    from flash_vstream.train.grounding import GroundingConfig
+    from flash_vstream.train.grounding import train_grounding as train
+
+    settings = GroundingConfig.load(config)
+    print(json.dumps(train(settings, Path(resolve(settings.model)), data, output)))
+
+
 @train_app.command("captions")
 def train_captions(
     data: Annotated[Path, typer.Option("--data", help="A prepared folder.")],

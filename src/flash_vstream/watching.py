@@ -139,4 +139,4 @@ def _answer(live: "LiveStreams", model: "FlashVStream", question: str, console: 
     console.print(f"[bold]{format_time(view.time)}[/bold]  ", end="")
     for piece in answer:
         console.print(piece, end="", markup=False, soft_wrap=True)
-    console.print(f"\n  [dim]looked at {describe_evidence(answer)}[/dim]", soft_wrap=True)
+    console.print(f"\n  [dim]{describe_evidence(answer)}[/dim]", soft_wrap=True)

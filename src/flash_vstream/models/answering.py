@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import Cache
 
 from flash_vstream.memory import MemoryView
+from flash_vstream.models.grounding import Grounder, Mention, noted
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 from flash_vstream.models.processing import FlashVStreamProcessor
 
@@ -48,13 +49,15 @@ class Prefix:
     ids: list[int]
     slot_of_token: Tensor
     """Which slot each token of ``ids`` shows, counted over all parts in reading order; -1 for text."""
+    time_stamps: bool = True
 
 
 class Answer:
     """An answer that is generated while it is iterated over.
 
     Iterating gives pieces of text; ``text`` has what came so far. ``stream_time`` is the moment of
-    the stream that the answer speaks of (None without a video). Timings are seconds of wall-clock
+    the stream that the answer speaks of (None without a video). ``mentions`` are the events that the
+    question names and where the memory shows them (none without grounding). Timings are seconds of wall-clock
     time from the question to the first token, and tokens a second after it.
     """
 
@@ -69,6 +72,7 @@ class Answer:
         self.first_token_seconds: float | None = None
         self.tokens_per_second: float | None = None
         self.evidence: list[Evidence] = []
+        self.mentions: list[Mention] = []
         self._pieces = pieces
 
     def __iter__(self) -> Iterator[str]:
@@ -83,7 +87,7 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """What is known of the answer, as plain values for JSON."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return public | {"evidence": [item.to_dict() for item in self.evidence]}
+        return public | {name: [item.to_dict() for item in public[name]] for name in ("evidence", "mentions")}
 
 
 class Answerer:
@@ -97,6 +101,7 @@ class Answerer:
         if model.device.type == "cpu":
             model.language_model.set_attn_implementation("eager")
         self._tells_attention = model.language_model.config._attn_implementation == "eager"
+        self.grounder = Grounder.of(model, processor.tokenizer)
         stop = processor.tokenizer.convert_tokens_to_ids(processor.template.stop)
         self._stops = {stop, processor.tokenizer.eos_token_id} - {None, processor.tokenizer.unk_token_id}
 
@@ -104,7 +109,8 @@ class Answerer:
     def read(self, view: MemoryView | None, time_stamps: bool = True) -> Prefix:
         """Let the language model read a memory (None: no video); most of a question's cost.
 
-        ``time_stamps=False`` is for measuring what they are worth.
+        ``time_stamps=False`` is for measuring what they are worth; it leaves out grounding as well, which
+        says times.
         """
         if view is None:
             opening = self.processor.template.first_question.partition("{}")[0]
@@ -117,7 +123,13 @@ class Answerer:
             use_cache=True,
             logits_to_keep=1,
         )
-        return Prefix(view, output.past_key_values, ids, self.processor.slot_of_token(ids, view))
+        return Prefix(view, output.past_key_values, ids, self.processor.slot_of_token(ids, view), time_stamps)
+
+    def mentions(self, question: str, view: MemoryView | None) -> list[Mention]:
+        """The events that a question names, looked up in a memory; none without grounding or a video."""
+        if self.grounder is None or view is None:
+            return []
+        return self.grounder.mentions([question], view)[0]
 
     def ask(
         self,
@@ -151,7 +163,10 @@ class Answerer:
         prefix = asked if isinstance(asked, Prefix) else self.read(asked)
         # The prefix stays as it is for the next question.
         cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
-        ids = self.processor.question_ids(answer.question, history)
+        question = self.processor.plain(answer.question)
+        if prefix.time_stamps:
+            answer.mentions = self.mentions(question, prefix.view)
+        ids = self.processor.question_ids(noted(question, answer.mentions), history)
         answer.prompt_tokens = len(prefix.ids) + len(ids)
         attention = torch.zeros(len(prefix.ids))
         made: list[int] = []

@@ -20,6 +20,7 @@ class FlashVStreamConfig(PretrainedConfig):
       not be in the vocabulary.
     - ``time_stamps``: whether a prompt says the time of each slot in text. The paper has none;
       without them order and moment can only be guessed from a slot's place.
+    - ``grounding_config``: settings of ``models.grounding.Grounding``, or None for a model without one.
     - ``prompt_template``: a name in ``models.prompts.TEMPLATES``.
     """
 
@@ -37,6 +38,7 @@ class FlashVStreamConfig(PretrainedConfig):
         pooled_size: int = 8,
         video_token_id: int = -200,
         time_stamps: bool = False,
+        grounding_config: dict[str, Any] | None = None,
         prompt_template: str = "vicuna_v1",
         **kwargs: Any,
     ):
@@ -52,6 +54,7 @@ class FlashVStreamConfig(PretrainedConfig):
         self.pooled_size = pooled_size
         self.video_token_id = video_token_id
         self.time_stamps = time_stamps
+        self.grounding_config = grounding_config
         self.prompt_template = prompt_template
         kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)

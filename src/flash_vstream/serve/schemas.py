@@ -91,6 +91,7 @@ class AnswerBody(BaseModel):
     text: str
     stream_time: float | None
     evidence: list[dict[str, Any]]
+    mentions: list[dict[str, Any]] = Field(description="Events that the question names, and when they were seen.")
     first_token_seconds: float
     tokens_per_second: float | None
     warm: bool

@@ -11,6 +11,7 @@ from PIL import Image
 from flash_vstream.memory import MemoryView
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor, zoo
 from flash_vstream.models.answering import MAX_NEW_TOKENS, Answer, Answerer, Prefix
+from flash_vstream.models.grounding import noted
 from flash_vstream.video import Frame, read_frames
 
 Picture = np.ndarray | Image.Image
@@ -133,7 +134,10 @@ class FlashVStream:
         The texts are those that ``ask`` gives one by one, rounding apart; for many short prompts this
         is several times as fast.
         """
-        batch = self.processor(list(questions), memory=list(views))
+        asked = []
+        for question, view in zip(map(self.processor.plain, questions), views, strict=True):
+            asked.append(noted(question, self.answerer.mentions(question, view)))
+        batch = self.processor(asked, memory=list(views))
         network: Any = self.network
         made = network.generate(**batch.to(network.device), max_new_tokens=max_new_tokens, do_sample=False)
         return [self.processor.decode(row) for row in made[:, batch["input_ids"].shape[1] :]]

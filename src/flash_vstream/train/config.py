@@ -29,32 +29,15 @@ class Tune:
 
 
 @dataclass(frozen=True)
-class Align:
-    """The projector's lesson in words before anything else (``train/alignment.py``)."""
-
-    steps: int
-    split: str = "train"
-
-
-@dataclass(frozen=True)
-class Look:
-    """Attention that is taught where to look (``train/looking.py``): in which layers, how much it counts."""
-
-    layers: tuple[int, ...]
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
 class StageConfig:
     """One stage of training. See ``configs/`` for files that are used.
 
     ``model`` is ``nano-base``, a zoo name or a model folder; ``adapter`` an adapter folder to go
-    on from. ``data`` lists sources (``train/sources.py`` says their kinds). A batch is
+    on from, ``grounding`` the file that ``train grounding`` wrote (by default what the model has).
+    ``data`` lists sources (``train/sources.py`` says their kinds). A batch is
     ``batch_size`` streams, ``accumulate`` of which make a step. ``dtype`` is ``auto`` (bfloat16
     where the processor multiplies it fast, else float32), ``float32`` or ``bfloat16``. ``compile``
     compiles the language model's layers (needs a C++ compiler; on CPUs a step takes three quarters).
-    ``align`` begins with the projector alone, on a prepared picture set; ``look`` teaches attention to
-    find the events that questions name.
     """
 
     stage: int
@@ -65,8 +48,7 @@ class StageConfig:
     learning_rate: float
     tune: Tune = field(default_factory=Tune)
     adapter: str | None = None
-    align: Align | None = None
-    look: Look | None = None
+    grounding: str | None = None
     accumulate: int = 1
     warmup: float = 0.03
     weight_decay: float = 0.0
@@ -89,15 +71,8 @@ class StageConfig:
         try:
             tune = dict(values.pop("tune", {}))
             lora = tune.pop("lora", None)
-            look, align = values.pop("look", None), values.pop("align", None)
             data = tuple(values.pop("data"))
-            return cls(
-                **values,
-                data=data,
-                tune=Tune(**tune, lora=Lora(**lora) if lora else None),
-                align=Align(**align) if align else None,
-                look=Look(tuple(look.pop("layers")), **look) if look else None,
-            )
+            return cls(**values, data=data, tune=Tune(**tune, lora=Lora(**lora) if lora else None))
         except KeyError as error:
             raise UserError(f"{path} lacks the setting {error}") from None
         except TypeError as error:

@@ -13,11 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import Slots, StarConfig, StarMemory, pool_grid
+from flash_vstream.memory import MemoryView, Slots, StarConfig, StarMemory, pool_grid
+from flash_vstream.models.grounding import Grounder, Mention, noted
 from flash_vstream.models.processing import FlashVStreamProcessor
 from flash_vstream.train.captions import PictureSet
 from flash_vstream.train.packing import Turn, collate, pack
 from flash_vstream.train.streams import StreamPlan, StreamStyle, plan_stream
+
+UNSURE = 0.25
+"""How often an event that was seen is doubted, in questions of two."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +131,17 @@ class LlavaSamples(Dataset[Sample]):
 class Mixture(Dataset[Sample]):
     """Several sources as one, to be read in order: each run of ``batch`` samples is of one source.
 
-    Sources are drawn by ``shares``, pairs of a source's share at the beginning and at the end, between
-    which it goes evenly. A source that is read rather than drawn is gone through in an
+    Sources are drawn by ``shares``. A source that is read rather than drawn is gone through in an
     order of its own, shuffled anew each time round.
     """
 
-    def __init__(self, parts: Sequence[Any], shares: Sequence[tuple[float, float]], length: int, batch: int, seed: int):
+    def __init__(self, parts: Sequence[Any], shares: Sequence[float], length: int, batch: int, seed: int):
         self.parts = parts
         self.length = length
         self.batch = batch
         self.seed = seed
         rng = random.Random(f"{seed}/mixture")
-        batches = -(-length // batch)
-        self._chosen = []
-        for at in range(batches):
-            now = [first + (last - first) * at / batches for first, last in shares]
-            self._chosen += rng.choices(range(len(parts)), now)
+        self._chosen = rng.choices(range(len(parts)), shares, k=-(-length // batch))
         # How many batches of its source came before each batch.
         counts = [0] * len(parts)
         self._before = []
@@ -176,12 +175,14 @@ class Mixture(Dataset[Sample]):
 class Collator:
     """Samples to a batch for the model: memories written, questions packed, everything padded.
 
-    The abstract memory is left to the model, which differentiates it.
+    The abstract memory is left to the model, which differentiates it. With a ``grounder`` questions
+    are trained as they will be read: with what it finds put behind the events that they name.
     """
 
-    def __init__(self, processor: FlashVStreamProcessor, star: StarConfig):
+    def __init__(self, processor: FlashVStreamProcessor, star: StarConfig, grounder: Grounder | None = None):
         self.processor = processor
         self.star = star
+        self.grounder = grounder
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         packed, tokens, frames = [], [], []
@@ -197,10 +198,29 @@ class Collator:
             pooled = pool_grid(pool_grid(sample.features, self.star.spatial_size), self.star.abstract_size)
             kept = min(len(pooled), self.star.abstract_length)
             shown = replace(view, abstract=Slots.of_frames(pooled[:kept], sample.times[:kept]))
-            packed.append(pack(self.processor, shown, sample.turns, sample.independent))
+            packed.append(pack(self.processor, shown, self._noted(sample.turns, view), sample.independent))
             tokens.append(view.tokens())
             frames.append(pooled)
         batch = collate(packed, self.processor.tokenizer.pad_token_id or 0)
-        channels = next((len(part[0]) for part in tokens if len(part)), 0)
-        tokens = [part if len(part) else torch.zeros(0, channels) for part in tokens]
         return {**batch, "memory_features": tokens, "abstract_frames": frames}
+
+    def _noted(self, turns: Sequence[Turn], view: MemoryView) -> Sequence[Turn]:
+        if self.grounder is None:
+            return turns
+        found = self.grounder.mentions([turn.question for turn in turns], view)
+        return [
+            replace(turn, question=noted(turn.question, _less_sure(own)))
+            for turn, own in zip(turns, found, strict=True)
+        ]
+
+
+def _less_sure(mentions: list[Mention]) -> list[Mention]:
+    """Two events of a question, now and then one called unseen that was seen.
+
+    That happens with new pictures and hardly ever with those that grounding was trained on; which came
+    first can be told all the same.
+    """
+    if len(mentions) < 2:
+        return mentions
+    rng = random.Random("".join(mention.text for mention in mentions))
+    return [replace(mention, score=-1.0) if rng.random() < UNSURE else mention for mention in mentions]

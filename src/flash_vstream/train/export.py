@@ -1,6 +1,7 @@
 """A trained adapter as it is shipped: bfloat16 safetensors and a card with their SHA-256."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flash_vstream.errors import UserError
+from flash_vstream.models.grounding import GROUNDING
 from flash_vstream.models.wheels import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"
@@ -20,11 +22,18 @@ def export_adapter(result: Path, output: Path) -> dict[str, Any]:
     output.mkdir(parents=True, exist_ok=True)
     state = {name: value.to(torch.bfloat16).contiguous() for name, value in load_file(result / WEIGHTS).items()}
     save_file(state, output / WEIGHTS, metadata={"format": "pt"})
+    if (result / GROUNDING).exists():
+        shutil.copyfile(result / GROUNDING, output / GROUNDING)
     settings = json.loads((result / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = "nano-base"  # not a path of the machine that trained it
     (output / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     state_file = result.parent / "trainer_state.json"
     steps = json.loads(state_file.read_text())["global_step"] if state_file.exists() else None
-    card = {"sha256": file_sha256(output / WEIGHTS), "bytes": (output / WEIGHTS).stat().st_size, "steps": steps}
+    files = [name for name in (WEIGHTS, GROUNDING) if (output / name).exists()]
+    card = {
+        "sha256": {name: file_sha256(output / name) for name in files},
+        "bytes": sum((output / name).stat().st_size for name in files),
+        "steps": steps,
+    }
     (output / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     return card

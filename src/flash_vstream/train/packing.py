@@ -9,7 +9,6 @@ which is most of the work, is computed once for all of them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,44 +20,16 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Mention:
-    """An event as a question names it, and the stretch of the stream that shows it (None: nothing does)."""
-
-    text: str
-    span: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
 class Turn:
-    """A question and its answers; several answers are alternatives, each trained alone.
-
-    ``mentions`` are the events that the question names, in the order of its text. Without answers a
-    turn is the beginning of a question, up to an event that it names: it is there to be looked up.
-    """
+    """A question and its answers; several answers are alternatives, each trained alone."""
 
     question: str
     answers: tuple[str, ...]
-    mentions: tuple[Mention, ...] = ()
-
-
-@dataclass(frozen=True)
-class Gaze:
-    """Where a token should look: from ``place`` in the sequence to the tokens ``slots`` of the memory.
-
-    No slots: to none of them, since the stream does not show what is asked for.
-    """
-
-    place: int
-    slots: tuple[int, ...]
 
 
 @dataclass
 class Packed:
-    """One training sequence: ``ids``, ``labels``, ``positions`` of length L and the tree.
-
-    ``blind`` questions do not see the memory. ``gazes`` and ``temporal`` (the places of the temporal
-    memory's tokens) are for ``train/looking.py``.
-    """
+    """One training sequence: ``ids``, ``labels``, ``positions`` of length L and the tree."""
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -66,9 +37,6 @@ class Packed:
     segments: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
-    gazes: list[Gaze] = field(default_factory=list)
-    temporal: list[int] = field(default_factory=list)
-    blind: bool = False
 
     def add(self, ids: Sequence[int], parent: int, train_from: int | None = None) -> int:
         """Append a segment below ``parent`` (-1 for the root); labels begin at ``train_from``."""
@@ -87,7 +55,7 @@ class Packed:
         count = len(self.parents)
         sees = torch.zeros(count, count, dtype=torch.bool)
         for segment, parent in enumerate(self.parents):
-            if parent >= 0 and not self.blind:
+            if parent >= 0:
                 sees[segment] = sees[parent]
             sees[segment, segment] = True
         of = torch.tensor(self.segments)
@@ -107,63 +75,22 @@ def pack(
     """
     template = processor.template
     opening, _, _ = template.first_question.partition("{}")
-    packed = Packed(blind=not any(turn.answers for turn in turns))
-    slots: list[tuple[float, float, list[int]]] = []
+    packed = Packed()
     if view is not None:
         root = packed.add(processor.prefix_ids(view), -1)
-        slots = _temporal_slots(processor.slot_of_token(packed.ids, view), view)
-        packed.temporal = [place for _, _, places in slots for place in places]
     else:
         root = packed.add(processor.tokenize(opening), -1)
     above = root
     for i, turn in enumerate(turns):
         form = template.first_question[len(opening) :] if independent or i == 0 else template.question
-        question, ends = _question_ids(processor, form if turn.answers else "{}", turn)
-        start = len(packed.ids)
+        question = processor.tokenize(form.format(turn.question), first=False)
         # The last token of the prompt begins every answer: it is the one that predicts its first.
-        asked = packed.add(question[:-1] if turn.answers else question, root if independent else above)
-        packed.gazes += [
-            Gaze(start + end - 1, _showing(slots, mention.span))
-            for end, mention in zip(ends, turn.mentions, strict=False)
-        ]
+        asked = packed.add(question[:-1], root if independent else above)
         for j, answer in enumerate(turn.answers):
             ids = question[-1:] + processor.tokenize(template.answer.format(answer).rstrip("\n"), first=False)
             end = packed.add(ids, asked, train_from=1)
             above = end if j == 0 else above
     return packed
-
-
-def _question_ids(processor: FlashVStreamProcessor, form: str, turn: Turn) -> tuple[list[int], list[int]]:
-    """Ids of a question in its form, and for each event that it mentions the number of ids up to its end.
-
-    No ends where the tokens do not part at an event's end.
-    """
-    text = form.format(turn.question)
-    whole = processor.tokenize(text, first=False)
-    cuts, at = [0], 0
-    for mention in turn.mentions:
-        at = text.index(mention.text, at) + len(mention.text)
-        cuts.append(at)
-    pieces = [processor.tokenize(text[a:b], first=False) for a, b in pairwise([*cuts, len(text)])]
-    if [i for piece in pieces for i in piece] != whole:
-        return whole, []
-    return whole, [sum(map(len, pieces[:n])) for n in range(1, len(pieces))]
-
-
-def _temporal_slots(slot_of_token: Tensor, view: MemoryView) -> list[tuple[float, float, list[int]]]:
-    """Start, end and places in a prefix of each temporal slot; the abstract ones come before them."""
-    spans = zip(view.temporal.start.tolist(), view.temporal.end.tolist(), strict=True)
-    return [
-        (start, end, (slot_of_token == number).nonzero()[:, 0].tolist())
-        for number, (start, end) in enumerate(spans, len(view.abstract))
-    ]
-
-
-def _showing(slots: Sequence[tuple[float, float, list[int]]], span: tuple[float, float] | None) -> tuple[int, ...]:
-    """Places of the slots that hold frames of a stretch of the stream."""
-    if span is None:
-        return ()
-    return tuple(place for start, end, places in slots if start <= span[1] and end >= span[0] for place in places)
 
 
 def collate(sequences: Sequence[Packed], pad: int, multiple: int = 8) -> dict[str, Tensor]:
@@ -188,24 +115,4 @@ def collate(sequences: Sequence[Packed], pad: int, multiple: int = 8) -> dict[st
         batch["position_ids"][i, :length] = torch.tensor(sequence.positions)
         sees[i, :length, :length] = sequence.mask()
     mask = torch.zeros(sees.shape).masked_fill_(~sees, torch.finfo(torch.float32).min)
-    return {**batch, "attention_mask": mask[:, None], **_gazes(sequences, width)}
-
-
-def _gazes(sequences: Sequence[Packed], width: int) -> dict[str, Tensor]:
-    """What ``train/looking.py`` needs of a batch; nothing where no question mentions an event.
-
-    ``gaze_rows [n, 2]``: sequence and place of the token that looks; ``gaze_targets [n, width]``: the
-    places it should look at; ``gaze_slots [B, width]``: those of the temporal memory. ``gaze_across``
-    is there when the questions are blind, so that they may be compared with the other streams too.
-    """
-    rows = [(i, gaze.place) for i, sequence in enumerate(sequences) for gaze in sequence.gazes]
-    if not rows:
-        return {}
-    targets = torch.zeros(len(rows), width, dtype=torch.bool)
-    for n, gaze in enumerate(gaze for sequence in sequences for gaze in sequence.gazes):
-        targets[n, list(gaze.slots)] = True
-    slots = torch.zeros(len(sequences), width, dtype=torch.bool)
-    for i, sequence in enumerate(sequences):
-        slots[i, sequence.temporal] = True
-    told = {"gaze_rows": torch.tensor(rows), "gaze_targets": targets, "gaze_slots": slots}
-    return told | ({"gaze_across": torch.ones(())} if all(sequence.blind for sequence in sequences) else {})
+    return {**batch, "attention_mask": mask[:, None]}

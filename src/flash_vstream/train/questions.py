@@ -5,12 +5,12 @@ benchmark share one source.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flash_vstream.models.prompts import stamp
 from flash_vstream.train.events import Events, as_event, first_visits
-from flash_vstream.train.packing import Mention, Turn
+from flash_vstream.train.packing import Turn
 from flash_vstream.train.streams import Scene, StreamPlan
 
 NOW = (
@@ -63,7 +63,7 @@ class Question:
 
     ``truth`` is what a checker compares: ``"yes"`` or ``"no"``, or the picture that a description
     must be of (one of ``choices``, where the question names its own). ``span`` is the stretch of
-    the stream in seconds that the question is about. ``mentions`` are the events that it names.
+    the stream in seconds that the question is about.
     """
 
     kind: str
@@ -72,12 +72,11 @@ class Question:
     truth: str
     span: tuple[float, float]
     choices: tuple[str, ...] = ()
-    mentions: tuple[Mention, ...] = ()
 
     @property
     def turn(self) -> Turn:
         """The question as it is trained."""
-        return Turn(self.text, self.answers, self.mentions)
+        return Turn(self.text, self.answers)
 
 
 Asker = Callable[[StreamPlan, Events, random.Random], "Question | None"]
@@ -104,25 +103,11 @@ def ask_occurred(plan: StreamPlan, events: Events, rng: random.Random, hard: boo
     kind = "occurrence-hard" if hard else "occurrence"
     if rng.random() < 0.5:
         scene = rng.choice(first_visits(plan))
-        text, seen = _naming(OCCURRED, scene.key, events, rng, scene)
-        answer = f"Yes, at {stamp(scene.start)}."
-        return Question(kind, text, (answer,), "yes", (scene.start, scene.end), mentions=(seen,))
-    text, absent = _naming(OCCURRED, events.absent(plan, rng, hard), events, rng)
-    return Question(kind, text, (f"No. {NEVER}",), "no", (plan.shots[0].time, plan.duration), mentions=(absent,))
-
-
-def _naming(
-    forms: Sequence[str], key: str, events: Events, rng: random.Random, scene: Scene | None = None
-) -> tuple[str, Mention]:
-    """A question in one of the ``forms`` about a picture's event, and the event as it names it."""
-    form = rng.choice(forms)
-    named = _mention(key, events, rng, scene)
-    return form.format(x=named.text), named
-
-
-def _mention(key: str, events: Events, rng: random.Random, scene: Scene | None = None) -> Mention:
-    """A picture's event as a question names it, and where the stream shows it."""
-    return Mention(as_event(events.describe(key, rng)), (scene.start, scene.end) if scene else None)
+        text = rng.choice(OCCURRED).format(x=as_event(events.describe(scene.key, rng)))
+        return Question(kind, text, (f"Yes, at {stamp(scene.start)}.",), "yes", (scene.start, scene.end))
+    absent = events.absent(plan, rng, hard)
+    text = rng.choice(OCCURRED).format(x=as_event(events.describe(absent, rng)))
+    return Question(kind, text, (f"No. {NEVER}",), "no", (plan.shots[0].time, plan.duration))
 
 
 def ask_first(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
@@ -143,15 +128,14 @@ def ask_beside(plan: StreamPlan, events: Events, rng: random.Random) -> Question
     at = rng.randrange(len(visits) - 1)
     earlier, later = visits[at], visits[at + 1]
     if rng.random() < 0.5:
-        text, named = _naming(BEFORE, later.key, events, rng, later)
-        return _describing("before", text, earlier, events, rng, named)
-    text, named = _naming(AFTER, earlier.key, events, rng, earlier)
-    return _describing("after", text, later, events, rng, named)
+        text = rng.choice(BEFORE).format(x=as_event(events.describe(later.key, rng)))
+        return _describing("before", text, earlier, events, rng)
+    text = rng.choice(AFTER).format(x=as_event(events.describe(earlier.key, rng)))
+    return _describing("after", text, later, events, rng)
 
 
-def _describing(kind: str, text: str, scene: Scene, events: Events, rng: random.Random, *named: Mention) -> Question:
-    answers = (events.describe(scene.key, rng),)
-    return Question(kind, text, answers, scene.key, (scene.start, scene.end), mentions=named)
+def _describing(kind: str, text: str, scene: Scene, events: Events, rng: random.Random) -> Question:
+    return Question(kind, text, (events.describe(scene.key, rng),), scene.key, (scene.start, scene.end))
 
 
 def ask_story(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
@@ -176,12 +160,10 @@ def ask_order(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
         return None
     earlier, later = pair
     said = {scene.key: events.describe(scene.key, rng) for scene in pair}
-    shown = pair if rng.random() < 0.5 else pair[::-1]
-    x, y = (Mention(as_event(said[scene.key]), (scene.start, scene.end)) for scene in shown)
-    text = rng.choice(ORDER).format(x=x.text, y=y.text)
+    shown = [as_event(said[scene.key]) for scene in (pair if rng.random() < 0.5 else pair[::-1])]
+    text = rng.choice(ORDER).format(x=shown[0], y=shown[1])
     answer = f"{stamp(earlier.start)}: {said[earlier.key]}"
-    span, choices = (earlier.start, later.end), (earlier.key, later.key)
-    return Question("order", text, (answer,), earlier.key, span, choices, (x, y))
+    return Question("order", text, (answer,), earlier.key, (earlier.start, later.end), (earlier.key, later.key))
 
 
 def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question | None:
@@ -192,25 +174,19 @@ def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
     earlier, later = pair
     right = rng.random() < 0.5
     x, y = (earlier, later) if right else (later, earlier)
-    form = rng.choice(VALID)
-    named = (_mention(x.key, events, rng, x), _mention(y.key, events, rng, y))
-    text = form.format(x=named[0].text, y=named[1].text)
+    text = rng.choice(VALID).format(x=as_event(events.describe(x.key, rng)), y=as_event(events.describe(y.key, rng)))
     answer = f"{'Yes' if right else 'No'}, {stamp(x.start)} is {'before' if right else 'after'} {stamp(y.start)}."
-    span = (earlier.start, later.end)
-    return Question("validation", text, (answer,), "yes" if right else "no", span, mentions=named)
+    return Question("validation", text, (answer,), "yes" if right else "no", (earlier.start, later.end))
 
 
 def ask_when(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
     """When an event happened first; now and then, one that never did."""
     if rng.random() < 0.12:
-        form = rng.choice(WHEN)  # before the event, as ever: VStream-QA-mini is made by the order of draws
-        absent = _mention(events.absent(plan, rng, False), events, rng)
-        text = form.format(x=absent.text)
-        return Question("when-never", text, (NEVER,), "never", (plan.shots[0].time, plan.duration), mentions=(absent,))
+        text = rng.choice(WHEN).format(x=as_event(events.describe(events.absent(plan, rng, False), rng)))
+        return Question("when-never", text, (NEVER,), "never", (plan.shots[0].time, plan.duration))
     scene = rng.choice(first_visits(plan))
-    text, seen = _naming(WHEN, scene.key, events, rng, scene)
-    answers = (f"At {stamp(scene.start)}.",)
-    return Question("when", text, answers, scene.key, (scene.start, scene.end), mentions=(seen,))
+    text = rng.choice(WHEN).format(x=as_event(events.describe(scene.key, rng)))
+    return Question("when", text, (f"At {stamp(scene.start)}.",), scene.key, (scene.start, scene.end))
 
 
 ASKERS: dict[str, Asker] = {
@@ -239,17 +215,6 @@ def caption_questions(plan: StreamPlan, events: Events, rng: random.Random, past
         answers = tuple(rng.sample(events.captions[scene.key], past_answers))
         asked.append(Question("at", text, answers, scene.key, (scene.start, scene.end)))
     return asked
-
-
-def look_turns(plan: StreamPlan, events: Events, rng: random.Random, count: int) -> list[Turn]:
-    """``count`` beginnings of questions about each scene, up to the event's end: what is to be looked up."""
-    beginnings = [form.partition("{x}")[0] for form in OCCURRED + WHEN + BEFORE + AFTER + ORDER + VALID]
-    turns = []
-    for scene in plan.scenes:
-        for _ in range(count):
-            seen = _mention(scene.key, events, rng, scene)
-            turns.append(Turn(rng.choice(beginnings) + seen.text, (), (seen,)))
-    return turns
 
 
 def stream_questions(

@@ -11,14 +11,14 @@ from torch.utils.data import Dataset
 
 from flash_vstream.errors import UserError
 from flash_vstream.train.captions import PictureSet
+from flash_vstream.train.chat import ChatSamples
 from flash_vstream.train.data import LlavaSamples, Mixture, Sample, StreamSamples
 from flash_vstream.train.events import Events
 from flash_vstream.train.packing import Turn
-from flash_vstream.train.questions import ASKERS, caption_questions, look_turns, stream_questions
+from flash_vstream.train.questions import ASKERS, caption_questions, stream_questions
 from flash_vstream.train.streams import StreamPlan, StreamStyle
 
 Encode = Callable[[Path], tuple[Tensor, Tensor]]
-Ask = Callable[[StreamPlan, Events, random.Random], list[Turn]]
 
 
 def build_dataset(
@@ -28,29 +28,28 @@ def build_dataset(
 
     Kinds: ``captions`` (stage 1 on a prepared picture set: ``split``, ``styles``,
     ``past_answers``), ``questions`` (stage 2 on one: ``split``, ``styles``, ``mix`` of kinds with
-    weights, ``questions`` a stream), ``looks`` (events to be looked up in the memory, blind to it:
-    ``split``, ``styles``, ``each`` scene so many) and ``llava`` (``file``, ``independent``). ``share``
-    (default 1) is a source's part of the batches; a pair of shares goes from the first at the
-    beginning of the run to the second at its end.
+    weights, ``questions`` a stream), ``chat`` (``questions`` to a sample)
+    and ``llava`` (``file``, ``independent``). ``share`` (default
+    1) is a source's part of the batches.
     """
-    shares: list[tuple[float, float]] = []
+    shares: list[float] = []
     parts: list[Dataset[Sample]] = []
     for i, entry in enumerate(entries):
         settings = dict(entry)
         kind = settings.pop("kind", None)
-        share = settings.pop("share", 1.0)
-        first, last = share if isinstance(share, list) else (share, share)
-        shares.append((float(first), float(last)))
+        shares.append(float(settings.pop("share", 1.0)))
         try:
-            if kind in COMPOSED:
-                split, styles = settings.pop("split"), settings.pop("styles")
-                ask = COMPOSED[kind](**settings)
-                parts.append(_composed(ask, folder, samples, batch, f"{seed}/{i}", split, styles))
+            if kind == "captions":
+                parts.append(_captions(folder, samples, batch, f"{seed}/{i}", **settings))
+            elif kind == "questions":
+                parts.append(_questions(folder, samples, batch, f"{seed}/{i}", **settings))
+            elif kind == "chat":
+                parts.append(ChatSamples(settings.pop("questions"), samples, f"{seed}/{i}", **settings))
             elif kind == "llava":
                 file = folder / settings.pop("file")
                 parts.append(LlavaSamples(file, folder, encode, **settings))
             else:
-                raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, looks or llava")
+                raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, chat or llava")
         except (TypeError, KeyError) as error:
             raise UserError(f"data source {i + 1} ({kind}): {error}") from None
     return Mixture(parts, shares, samples, batch, seed)
@@ -67,35 +66,37 @@ def styles_of(entries: list[dict[str, Any]]) -> list[tuple[float, StreamStyle]]:
     return styles
 
 
-def _captions(past_answers: int = 2) -> Ask:
-    def ask(plan: StreamPlan, events: Events, rng: random.Random) -> list[Turn]:
-        return [question.turn for question in caption_questions(plan, events, rng, past_answers)]
-
-    return ask
-
-
-def _looks(each: int = 2) -> Ask:
-    return partial(look_turns, count=each)
+def _captions(
+    folder: Path, length: int, batch: int, seed: str, split: str, styles: list[dict[str, Any]], past_answers: int = 2
+) -> StreamSamples:
+    pictures = PictureSet.load(folder, split)
+    ask = partial(_ask_captions, Events(pictures.captions), past_answers)
+    return StreamSamples(pictures, styles_of(styles), ask, length, seed, batch)
 
 
-def _questions(mix: dict[str, float], questions: int) -> Ask:
+def _ask_captions(events: Events, past_answers: int, plan: StreamPlan, rng: random.Random) -> list[Turn]:
+    return [question.turn for question in caption_questions(plan, events, rng, past_answers)]
+
+
+def _questions(
+    folder: Path,
+    length: int,
+    batch: int,
+    seed: str,
+    split: str,
+    styles: list[dict[str, Any]],
+    mix: dict[str, float],
+    questions: int,
+) -> StreamSamples:
     unknown = set(mix) - set(ASKERS)
     if unknown:
         raise UserError(f"no question kind is called {min(unknown)!r}; choose from {', '.join(ASKERS)}")
-
-    def ask(plan: StreamPlan, events: Events, rng: random.Random) -> list[Turn]:
-        return [question.turn for question in stream_questions(plan, events, rng, mix, questions)]
-
-    return ask
-
-
-COMPOSED: dict[str, Callable[..., Ask]] = {"captions": _captions, "looks": _looks, "questions": _questions}
-"""What may be asked of streams composed of a prepared picture set, by kind."""
-
-
-def _composed(
-    ask: Ask, folder: Path, length: int, batch: int, seed: str, split: str, styles: list[dict[str, Any]]
-) -> StreamSamples:
     pictures = PictureSet.load(folder, split)
-    events = Events(pictures.captions)
-    return StreamSamples(pictures, styles_of(styles), lambda plan, rng: ask(plan, events, rng), length, seed, batch)
+    ask = partial(_ask_questions, Events(pictures.captions), mix, questions)
+    return StreamSamples(pictures, styles_of(styles), ask, length, seed, batch)
+
+
+def _ask_questions(
+    events: Events, mix: dict[str, float], count: int, plan: StreamPlan, rng: random.Random
+) -> list[Turn]:
+    return [question.turn for question in stream_questions(plan, events, rng, mix, count)]

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, TrainingArguments
+from transformers import AutoProcessor, Trainer, TrainingArguments
 
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor
+from flash_vstream.models.grounding import GROUNDING, Grounder, load_grounding, save_grounding
 from flash_vstream.models.zoo import best_dtype
-from flash_vstream.train.alignment import align
-from flash_vstream.train.captions import PictureSet
 from flash_vstream.train.config import StageConfig, Tune
 from flash_vstream.train.data import Collator
-from flash_vstream.train.looking import Looking, LookingTrainer
 from flash_vstream.train.sources import Encode, build_dataset
 
 LORA_TARGETS = r"language_model\..*layers\.\d+\..*_proj"
@@ -79,17 +75,13 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
     # Measured on AVX2 and AMX: eager attention with a tree mask trains at least as fast as sdpa.
     model.language_model.set_attn_implementation("eager")
-    _check_lessons(config, len(model.language_model.get_decoder().layers))
     samples = config.steps * config.batch_size * config.accumulate
     dataset = build_dataset(config.data, data, encode or _no_media, samples, config.batch_size, config.seed)
     if config.adapter and not Path(config.adapter).is_dir():
         raise UserError(f"there is no adapter at {config.adapter}; run the stage before, or mend the config")
-    aligned = _aligned(model, processor, config, data, output) if config.align is not None else None
+    if config.grounding is not None:
+        load_grounding(model, Path(config.grounding))
     network = tuned(model, config.tune, Path(config.adapter) if config.adapter else None)
-    if aligned is not None:
-        # PEFT trains a copy of a module that is to be saved whole.
-        copies: Any = getattr(model.projector, "modules_to_save", {"default": model.projector})
-        copies["default"].load_state_dict(aligned)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the config's tune section trains nothing; set projector, language_model or lora")
     arguments = _arguments(config, output)
@@ -99,13 +91,11 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
         for layer in model.language_model.get_decoder().layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "logs")
-    trainer = LookingTrainer(
+    trainer = Trainer(
         model=network,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(processor, model.config.star),
-        looking=Looking(model.language_model.get_decoder(), config.look.layers) if config.look else None,
-        weight=config.look.weight if config.look else 0.0,
+        data_collator=Collator(processor, model.config.star, Grounder.of(model, processor.tokenizer)),
     )
     checkpoint = last_checkpoint(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -114,51 +104,11 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     trainer.save_state()
     processor.save_pretrained(result)
     if config.tune.lora is not None:
+        if model.grounding is not None:
+            save_grounding(model.grounding, result)
         _merge(model_folder, result, output / "model")
         processor.save_pretrained(output / "model")
     return result
-
-
-def _check_lessons(config: StageConfig, layers: int) -> None:
-    """Raise ``UserError`` when words or looking cannot be taught as the config says."""
-    if config.align is not None and not config.tune.projector:
-        raise UserError("align teaches the projector, which tune leaves out; set tune's projector or drop align")
-    if config.look is None:
-        if any(entry.get("kind") == "looks" for entry in config.data):
-            raise UserError("data of the kind looks teaches nothing without a look section (look: {layers: [...]})")
-        return
-    wrong = [number for number in config.look.layers if not 0 <= number < layers]
-    if wrong or not config.look.layers:
-        raise UserError(f"look's layers {list(config.look.layers)} must be some of 0 to {layers - 1}")
-
-
-def _aligned(
-    model: FlashVStreamForConditionalGeneration,
-    processor: FlashVStreamProcessor,
-    config: StageConfig,
-    data: Path,
-    output: Path,
-) -> dict[str, torch.Tensor]:
-    """The projector aligned with words, kept in ``output`` for when the run goes on."""
-    assert config.align is not None
-    kept = output / "aligned.safetensors"
-    if not kept.exists():
-        pictures = PictureSet.load(data, config.align.split)
-        words: Any = model.get_input_embeddings().weight
-        with Console(stderr=True).status("aligning the projector with words") as status:
-            align(
-                model.projector,
-                words.detach(),
-                processor.tokenizer,
-                pictures,
-                config.align.steps,
-                config.seed,
-                status.update,
-            )
-        output.mkdir(parents=True, exist_ok=True)
-        save_file(model.projector.state_dict(), kept.with_suffix(".part"))
-        kept.with_suffix(".part").replace(kept)
-    return load_file(kept)
 
 
 def _halve_frozen(network: torch.nn.Module) -> None:
@@ -173,6 +123,8 @@ def _merge(model_folder: Path, adapter: Path, output: Path) -> None:
     from peft import PeftModel
 
     model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
+    if (adapter / GROUNDING).exists():
+        load_grounding(model, adapter / GROUNDING)
     merged: Any = PeftModel.from_pretrained(model, str(adapter))
     merged.merge_and_unload().save_pretrained(output)
 

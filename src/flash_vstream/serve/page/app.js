@@ -107,7 +107,8 @@ function finish(turn, answer) {
   said.classList.remove("waiting");
   said.textContent = answer.text;
   const speed = answer.first_token_seconds ? `, first word after ${answer.first_token_seconds.toFixed(2)} s` : "";
-  turn.querySelector(".meta").textContent = `as of ${clock(answer.stream_time)}${speed}`;
+  const found = (answer.mentions ?? []).map((event) => `, “${event.text}” ${event.seen ? `at ${clock(event.time)}` : "not seen"}`);
+  turn.querySelector(".meta").textContent = `as of ${clock(answer.stream_time)}${found.join("")}${speed}`;
   const shown = (answer.evidence ?? []).filter((slot) => slot.thumbnail).sort((a, b) => b.share - a.share);
   turn.querySelector(".evidence").replaceChildren(...shown.slice(0, 6).map((slot) => {
     const button = document.createElement("button");

@@ -1,0 +1,286 @@
+"""Grounding: the events that a question names, looked up in the memory before the question is read.
+
+A small language model describes what it is shown, and does not find one scene among sixteen by a
+sentence: whether, when and in which order things happened it answers by chance. So a question is
+read twice. First two small networks go over it: one marks the words that name events, one compares
+each event with the memory's slots. Then the language model reads the question with what was found
+put behind each event, with a question mark where
+nothing is like it: ``Did you see a dog in the snow (12s) before a man on a bike (9s?)?``
+
+The paper has nothing like it; published models go without (``grounding_config`` is None).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from flash_vstream.errors import UserError
+from flash_vstream.memory import MemoryView, Slots
+from flash_vstream.models.prompts import stamp
+
+GROUNDING = "grounding.safetensors"
+LONGEST = 96
+"""Tokens of a question, or of an event, that are looked at."""
+LOOKED_AT = ("temporal", "retrieved", "spatial")
+"""The parts of a memory with times of their own; an abstract slot mixes the whole stream."""
+
+
+@dataclass(frozen=True)
+class Mention:
+    """An event as a question names it, in characters ``begin`` to ``end``.
+
+    ``time`` is the stream time in seconds of the slot that is likest to it, ``score`` how like: above 0
+    it counts as ``seen``.
+    """
+
+    text: str
+    begin: int
+    end: int
+    time: float
+    score: float
+
+    @property
+    def seen(self) -> bool:
+        """Whether the stream has shown the event, as far as can be told."""
+        return self.score > 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self) | {"seen": self.seen}
+
+    @property
+    def note(self) -> str:
+        """What the language model reads behind the event."""
+        return f" ({stamp(self.time)})" if self.seen else f" ({stamp(self.time)}?)"
+
+
+def noted(question: str, mentions: Sequence[Mention]) -> str:
+    """The question with a note behind each event that it names."""
+    text, at = "", 0
+    for mention in mentions:
+        text += question[at : mention.end] + mention.note
+        at = mention.end
+    return text + question[at:]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Events as they are compared with pictures.
+
+    Unit vectors of each as a whole ``[m, width]`` and of its words ``[m, L, width]``, and how much each
+    word counts ``[m, L]`` (0 for padding).
+    """
+
+    whole: Tensor
+    words: Tensor
+    counts: Tensor
+
+
+class Grounding(nn.Module):
+    """Marks events in questions and compares them with slots, in a space of ``width`` channels.
+
+    Words come in as ``Words`` gives them, pictures as a memory slot's features ``[n, P², channels]``.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, channels: int, text_width: int, width: int = 256, heads: int = 4):
+        super().__init__()
+        self.words = nn.Linear(text_width, width)
+        self.places = nn.Parameter(torch.randn(LONGEST, width) * 0.02)
+        self.context = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.mark = nn.Linear(width, 1)
+        self.attend = nn.Linear(width, 1)
+        self.whole = nn.Linear(width, width)
+        self.word = nn.Linear(width, width)
+        self.count = nn.Linear(width, 1)
+        nn.init.constant_(self.count.bias, -2.0)  # at first an event as a whole counts for more than its words
+        self.sight = nn.Sequential(
+            nn.LayerNorm(channels),
+            nn.Dropout(0.2),
+            nn.Linear(channels, 2 * width),
+            nn.GELU(),
+            nn.Dropout(0.1),
+            nn.Linear(2 * width, width),
+        )
+        self.scales = nn.Parameter(torch.tensor([14.0, 8.0]).log())  # of wholes, of words
+        # What a comparison must reach for an event to be called seen; measured when training is over.
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def read(self, embeddings: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """Words ``[B, L, width]`` by themselves and in their context; ``there [B, L]`` tells them from padding."""
+        words = self.words(embeddings)
+        placed = words + self.places[: embeddings.shape[1]]
+        return words, self.context(placed, src_key_padding_mask=~there)
+
+    def marks(self, embeddings: Tensor, there: Tensor) -> Tensor:
+        """Logits ``[B, L]`` of whether each token of a question is part of an event."""
+        return self.mark(self.read(embeddings, there)[1])[..., 0]
+
+    def events(self, embeddings: Tensor, there: Tensor) -> Event:
+        """Events of which the text was nothing else."""
+        words, states = self.read(embeddings, there)
+        shares = self.attend(states)[..., 0].masked_fill(~there, -torch.inf).softmax(1)
+        whole = self.whole((shares[..., None] * states).sum(1))
+        counts = functional.softplus(self.count(states))[..., 0] * there
+        return Event(functional.normalize(whole, dim=-1), self._as_words(states + words), counts)
+
+    def vocabulary(self, embeddings: Tensor) -> Tensor:
+        """Unit vectors ``[W, width]`` of words ``[W, text_width]`` without any context."""
+        return self._as_words(self.words(embeddings))
+
+    def _as_words(self, states: Tensor) -> Tensor:
+        return functional.normalize(self.word(states), dim=-1)
+
+    def sights(self, features: Tensor) -> Tensor:
+        """Unit vectors ``[n, P², width]`` of slots."""
+        return functional.normalize(self.sight(features), dim=-1)
+
+    def compare(self, event: Event, sights: Tensor) -> Tensor:
+        """How well slots ``[n, P², width]`` show events: ``[m, n]``.
+
+        What counts of a slot is the token that is likest, softly, for the whole event and for each word.
+        """
+        scales = self.scales.exp()
+        whole = soft_best(event.whole, sights, scales[0])
+        words = soft_best(event.words.flatten(0, 1), sights, scales[1]).unflatten(0, event.counts.shape)
+        return whole + torch.einsum("ml,mln->mn", event.counts, words)
+
+
+def soft_best(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
+    """Likeness of texts ``[t, width]`` to the soft best token of each of ``[n, P², width]``: ``[t, n]``."""
+    tokens = texts @ sights.flatten(0, 1).T * scale
+    return tokens.unflatten(1, sights.shape[:2]).logsumexp(-1) - math.log(sights.shape[1])
+
+
+class Words:
+    """Texts as grounding reads them: as the language model's input embeddings, centred and of one length.
+
+    ``table`` are those embeddings ``[V, width]``.
+    """
+
+    def __init__(self, tokenizer: Any, table: Tensor):
+        self.tokenizer = tokenizer
+        self.table = table
+        self.mean = table.detach().float().mean(0)
+
+    def of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+        """Embeddings ``[B, L, width]``, where there are any ``[B, L]``, and each token's characters in its text."""
+        coded = self.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=LONGEST
+        )
+        longest = max(1, *(len(row) for row in coded.input_ids))
+        ids = torch.zeros(len(texts), longest, dtype=torch.long)
+        there = torch.zeros(ids.shape, dtype=torch.bool)
+        there[:, 0] = True  # a softmax over nothing is not a number
+        for row, tokens in enumerate(coded.input_ids):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            there[row, : len(tokens)] = True
+        return self._scaled(self.table[ids]), there, coded.offset_mapping
+
+    def mean_of(self, words: Sequence[str]) -> Tensor:
+        """Embeddings ``[W, width]`` of single words, the mean of their tokens'."""
+        if not words:
+            return self.table.new_zeros(0, self.table.shape[1])
+        rows = self.tokenizer([" " + word for word in words], add_special_tokens=False).input_ids
+        return torch.stack([self._scaled(self.table[row]).mean(0) for row in rows])
+
+    def _scaled(self, embeddings: Tensor) -> Tensor:
+        known = embeddings.detach().float() - self.mean
+        return functional.normalize(known, dim=-1) * math.sqrt(known.shape[-1])
+
+
+class Grounder:
+    """Looks up what questions name, with a model's grounding and words."""
+
+    def __init__(self, grounding: Grounding, words: Words):
+        self.grounding = grounding
+        self.words = words
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any) -> "Grounder | None":
+        """The grounder of a model, None for one without grounding."""
+        if model.grounding is None:
+            return None
+        return cls(model.grounding, Words(tokenizer, model.get_input_embeddings().weight))
+
+    @torch.inference_mode()
+    def mentions(self, questions: Sequence[str], view: MemoryView) -> list[list[Mention]]:
+        """The events that each question names, in order, and where the memory shows them."""
+        self.grounding.eval()
+        spans = self.spans(questions)
+        named = [text[begin:end] for text, own in zip(questions, spans, strict=True) for begin, end in own]
+        if not named:
+            return [[] for _ in questions]
+        scores, times = self._compared(named, [getattr(view, part) for part in LOOKED_AT])
+        best, slot = scores.max(1)
+        found = zip(named, best.tolist(), [times[i] for i in slot.tolist()], strict=True)
+        mentions: list[list[Mention]] = []
+        for own in spans:
+            mentions.append([])
+            for (begin, end), (text, score, time) in zip(own, found, strict=False):
+                mentions[-1].append(Mention(text, begin, end, time, round(score, 3)))
+        return mentions
+
+    def spans(self, questions: Sequence[str]) -> list[list[tuple[int, int]]]:
+        """Where in each question its events stand, in characters."""
+        embeddings, there, offsets = self.words.of(questions)
+        marked = (self.grounding.marks(embeddings, there) > 0).tolist()
+        return [_runs(text, *row) for text, *row in zip(questions, marked, offsets, strict=True)]
+
+    def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
+        """How much more than the threshold each slot shows each event ``[m, n]``, and the slots' times."""
+        embeddings, there, _ = self.words.of([" " + text for text in named])
+        events = self.grounding.events(embeddings, there)
+        known = [slots for slots in parts if len(slots)]
+        scores = [self.grounding.compare(events, self.grounding.sights(slots.features)) for slots in known]
+        times = [time for slots in known for time in slots.start.tolist()]
+        return torch.cat(scores, dim=1) - self.grounding.threshold, times
+
+
+def load_grounding(model: Any, file: Path) -> None:
+    """Give a model the grounding that was trained; raises ``UserError`` when it cannot be read or does not fit."""
+    if model.grounding is None:
+        raise UserError("this model has no grounding; its config lacks grounding_config")
+    try:
+        model.grounding.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{file} is no grounding of this model: {str(error).splitlines()[0]}") from None
+
+
+def save_grounding(grounding: Grounding, folder: Path) -> Path:
+    """Write what was trained to ``folder``, in float16, which changes no comparison noticeably."""
+    state = {name: value.detach().half().contiguous() for name, value in grounding.state_dict().items()}
+    save_file(state, folder / GROUNDING)
+    return folder / GROUNDING
+
+
+def _runs(text: str, marked: Sequence[bool], places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Stretches of a text whose tokens are marked; no two events stand without a word between them."""
+    runs: list[tuple[int, int]] = []
+    for part, (begin, end) in zip(marked, places, strict=False):  # marks go on over padding
+        if not part:
+            continue
+        if runs and not any(map(str.isalnum, text[runs[-1][1] : begin])):
+            begin = runs.pop()[0]
+        runs.append((begin, end))
+    return [run for run in (_trimmed(text, *run) for run in runs) if run[0] < run[1]]
+
+
+def _trimmed(text: str, begin: int, end: int) -> tuple[int, int]:
+    """A stretch of text without the spaces and marks around it."""
+    while begin < end and not text[begin].isalnum():
+        begin += 1
+    while begin < end and not text[end - 1].isalnum():
+        end -= 1
+    return begin, end

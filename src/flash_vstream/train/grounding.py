@@ -1,0 +1,382 @@
+"""Training of grounding: which words of a question name an event, and which picture shows it.
+
+Nothing of the language model runs but its table of embeddings, so it takes minutes. Events and
+pictures are told apart within a batch, each event against all pictures and each picture against all
+events; parts of captions are events too, true of every picture whose captions have their words.
+Questions are made of forms and events, so which words name an event is known.
+"""
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from rich.progress import Progress
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoProcessor
+
+from flash_vstream.errors import UserError
+from flash_vstream.memory import pool_grid
+from flash_vstream.models import FlashVStreamForConditionalGeneration
+from flash_vstream.models.grounding import (
+    Grounder,
+    Grounding,
+    Words,
+    save_grounding,
+    soft_best,
+)
+from flash_vstream.train import questions
+from flash_vstream.train.captions import PictureSet
+from flash_vstream.train.events import Events, as_event, content_words
+
+PARTS_OF_CAPTIONS = 0.3
+"""The share of events that are parts of captions."""
+DROPPED_WORDS = 0.1
+LEAST_CAPTIONS = 8
+"""A word is learnt by itself when so many captions have it."""
+WORDS_WEIGHT = 0.05
+NEAR = 12
+"""Of the pictures that are most like another, how many serve as such."""
+SAVE_EVERY = 250
+HARD = 0.3
+"""The share of a batch's pictures that are like another of its pictures."""
+FORMS = (
+    *(questions.OCCURRED + questions.BEFORE + questions.AFTER + questions.ORDER + questions.VALID + questions.WHEN),
+    "Was there {x}?",
+    "Were there {x}?",
+    "Is there {x}?",
+    "Did you notice {x}?",
+    "Did {x} appear?",
+    "Did {x} happen?",
+    "Have you seen {x}?",
+    "Do you see {x} now?",
+    "Has there been {x} so far?",
+    "Did the video show {x}?",
+    "When was there {x}?",
+    "When did {x} appear?",
+    "Tell me when you saw {x}.",
+    "What came after {x}?",
+    "What happened before {x}?",
+    "Did {x} come after {y}?",
+    "Was {x} earlier than {y}?",
+    "Which was first, {x} or {y}?",
+    "Where was {x}?",
+    "Did you see {x} or {y}?",
+)
+"""Questions that name events; more than the language model is taught, so that other wordings are understood too."""
+NO_EVENT = (
+    *(questions.NOW + questions.FIRST + questions.LAST + questions.STORY),
+    *(form.format(t=time) for form in questions.AT for time in ("0s", "7s", "12s", "45s", "103s")),
+    "Who are you?",
+    "Hello, how are you?",
+    "Thank you.",
+    "What can you do?",
+    "Tell me a joke.",
+    "How many people are there?",
+    "What colour is it?",
+    "What is the man doing?",
+    "Where is this?",
+    "What changed?",
+    "Why?",
+)
+
+
+@dataclass(frozen=True)
+class GroundingConfig:
+    """A run of grounding's training; see ``configs/nano-grounding.yaml``."""
+
+    model: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    split: str = "train"
+    checked_on: str = "val"
+    weight_decay: float = 0.1
+    seed: int = 0
+
+    @classmethod
+    def load(cls, path: Path) -> "GroundingConfig":
+        """Read a YAML file; raises ``UserError`` naming what is wrong with it."""
+        try:
+            return cls(**yaml.safe_load(path.read_text()))
+        except OSError as error:
+            raise UserError(f"cannot read the training config {path}: {error.strerror}") from None
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is not YAML: {error}") from None
+        except TypeError as error:
+            known = ", ".join(field.name for field in fields(cls))
+            raise UserError(f"{path}: {error}; the settings are {known}") from None
+
+
+class Vocabulary(nn.Module):
+    """The frequent words of captions, and which pictures have them.
+
+    A word is present in a picture as surely as captions have it (of five, in how many). A bias for each
+    takes up how frequent it is, which leaves the evidence to the picture.
+    """
+
+    def __init__(self, captions: Sequence[Sequence[str]], words: Words):
+        super().__init__()
+        bags = [[set(content_words(text)) for text in texts] for texts in captions]
+        counts = Counter(word for texts in bags for bag in texts for word in bag)
+        known = sorted(word for word, count in counts.items() if count >= LEAST_CAPTIONS)
+        index = {word: i for i, word in enumerate(known)}
+        self.embeddings = words.mean_of(known)
+        self.shares = torch.zeros(len(bags), len(known))
+        for row, texts in enumerate(bags):
+            for bag in texts:
+                self.shares[row, [index[word] for word in bag if word in index]] += 1 / len(texts)
+        self.bias = nn.Parameter(torch.logit(self.shares.mean(0).clamp(1e-5, 1 - 1e-5)))
+        self.scale = nn.Parameter(torch.tensor(12.0).log())
+
+    def loss(self, grounding: Grounding, sights: Tensor, rows: Sequence[int]) -> Tensor:
+        """Cross entropy of which words pictures have, summed over words."""
+        evidence = soft_best(grounding.vocabulary(self.embeddings), sights, self.scale.exp()).T + self.bias
+        shares = self.shares[list(rows)]
+        return functional.binary_cross_entropy_with_logits(evidence, shares, reduction="sum") / len(shares)
+
+
+class Pictures:
+    """A split's features in memory with its captions, and which pictures have which words."""
+
+    def __init__(self, pictures: PictureSet, words: Words):
+        self.captions = pictures.captions
+        self.keys = sorted(pictures.captions)
+        self.index = {key: row for row, key in enumerate(self.keys)}
+        self.events = Events(pictures.captions)
+        self.words = [set(content_words(" ".join(pictures.captions[key]))) for key in self.keys]
+        self.vocabulary = Vocabulary([self.captions[key] for key in self.keys], words)
+        with safe_open(pictures.path, "pt") as file:
+            self.features = torch.stack([file.get_tensor(key) for key in self.keys])  # [N, VIEWS, P², D]
+
+    def batch(self, size: int, rng: random.Random) -> list[int]:
+        """Distinct pictures, some of them like others of the batch."""
+        size = min(size, len(self.keys))
+        rows = rng.sample(range(len(self.keys)), round(size * (1 - HARD)))
+        while len(rows) < size:
+            like = [self.index[key] for key in self.events.likely(self.keys[rng.choice(rows)])[:NEAR]]
+            rows.append(rng.choice(like))
+            rows = list(dict.fromkeys(rows))
+        return rows
+
+    def event(self, row: int, rng: random.Random) -> tuple[str, bool]:
+        """A picture's event, or a part of one, which may be true of other pictures as well."""
+        caption = as_event(rng.choice(self.captions[self.keys[row]]))
+        if rng.random() < PARTS_OF_CAPTIONS:
+            return part_of(caption, rng), True
+        return " ".join(word for word in caption.split() if rng.random() > DROPPED_WORDS) or caption, False
+
+
+def part_of(caption: str, rng: random.Random) -> str:
+    """Some words of a caption in a row, oftenest its beginning."""
+    words = caption.split()
+    if len(words) < 4:
+        return caption
+    count = rng.randint(2, len(words) // 2 + 1)
+    begin = rng.choice((0, rng.randint(0, len(words) - count)))
+    return " ".join(words[begin : begin + count])
+
+
+def comparison_loss(grounding: Grounding, words: Words, data: Pictures, rows: list[int], rng: random.Random) -> Tensor:
+    """Cross entropy of which picture an event is of and which event a picture is of, and of pictures' words."""
+    # Two views as one: a slot that stands for several frames of a scene is their mean.
+    views = torch.randint(0, data.features.shape[1], (2, len(rows)))
+    shown = data.features[rows, views].float().mean(0)
+    side = math.isqrt(shown.shape[1])
+    sides = [part for part in (side, side // 2, side // 2, side // 4) if part]
+    sights = grounding.sights(pool_grid(shown, rng.choice(sides)))
+    said = [data.event(row, rng) for row in rows]
+    also = torch.zeros(len(rows), len(rows), dtype=torch.bool)
+    for i, (text, part) in enumerate(said):
+        named = set(content_words(text))
+        for j, row in enumerate(rows if part else ()):
+            also[i, j] = i != j and named <= data.words[row]
+    embeddings, there, _ = words.of([" " + text for text, _ in said])
+    scores = grounding.compare(grounding.events(embeddings, there), sights).masked_fill(also, -1e4)
+    each = torch.arange(len(rows))
+    told_apart = (functional.cross_entropy(scores, each) + functional.cross_entropy(scores.T, each)) / 2
+    return told_apart + WORDS_WEIGHT * data.vocabulary.loss(grounding, sights, rows)
+
+
+def marking_loss(grounding: Grounding, words: Words, data: Pictures, count: int, rng: random.Random) -> Tensor:
+    """Cross entropy of which tokens of questions are part of an event."""
+    made = [question_with_events(data, rng) for _ in range(count)]
+    embeddings, there, offsets = words.of([text for text, _ in made])
+    inside = torch.zeros(there.shape)
+    for row, (_, spans) in enumerate(made):
+        for place, (begin, end) in enumerate(offsets[row]):
+            inside[row, place] = any(begin < span[1] and end > span[0] for span in spans)
+    return functional.binary_cross_entropy_with_logits(grounding.marks(embeddings, there)[there], inside[there])
+
+
+def question_with_events(data: Pictures, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
+    """A question and where in it its events stand, in characters."""
+    if rng.random() < 0.12:
+        return rng.choice(NO_EVENT), []
+    form = rng.choice(FORMS)
+    text, spans, at = "", [], 0
+    for name in ("{x}", "{y}"):
+        begin = form.find(name)
+        if begin < 0:
+            continue
+        event = data.event(rng.randrange(len(data.keys)), rng)[0]
+        text += form[at:begin]
+        spans.append((len(text), len(text) + len(event)))
+        text += event
+        at = begin + len(name)
+    text += form[at:]
+    if rng.random() < 0.15:
+        text = text[:1].lower() + text[1:].rstrip("?.")
+    return text, spans
+
+
+@dataclass(frozen=True)
+class Check:
+    """How well pictures that were not trained on are found.
+
+    ``picked`` is how often an event's picture is likelier than seven others; ``occurrence`` and ``hard``
+    how often it is rightly said whether one of 1 to 16 pictures shows an event (balanced; the
+    events of ``hard`` that none shows are of a picture like one of them), with the best ``threshold``
+    for both; ``marked`` the share of questions whose events are marked exactly.
+    """
+
+    picked: float
+    occurrence: float
+    hard: float
+    marked: float
+    threshold: float
+
+
+@torch.inference_mode()
+def check(grounding: Grounding, words: Words, data: Pictures, seed: int = 0) -> Check:
+    """Measure ``grounding`` on pictures as temporal slots show them, at half of their resolution."""
+    grounding.eval()
+    rng = random.Random(f"check/{seed}")
+    shown = data.features[:, 0].float()
+    sights = grounding.sights(pool_grid(shown, max(1, math.isqrt(shown.shape[1]) // 2)))
+    events = [as_event(text) for key in data.keys for text in data.captions[key]]
+    of = torch.tensor([data.index[key] for key in data.keys for _ in data.captions[key]])
+    scores = torch.cat([_scores(grounding, words, part, sights) for part in _chunks(events, 128)])
+    own = scores[torch.arange(len(of)), of]
+    others = torch.stack([torch.randint(0, len(sights), (7,)) for _ in of]) if len(sights) > 1 else of[:, None]
+    rivals = scores.gather(1, others).masked_fill(others == of[:, None], -torch.inf)
+    told = {hard: _tell_apart(scores, of, data, rng, hard) for hard in (False, True)}
+    seen, unseen = (torch.cat([told[hard][i] for hard in told]) for i in (0, 1))
+    candidates = torch.cat([seen, unseen]).unique()
+    right = [((seen > at).float().mean() + (unseen <= at).float().mean()) / 2 for at in candidates]
+    threshold = float(candidates[int(torch.stack(right).argmax())])
+    occurrence, look_alike = (
+        float(((told[hard][0] > threshold).float().mean() + (told[hard][1] <= threshold).float().mean()) / 2)
+        for hard in told
+    )
+    made = [question_with_events(data, rng) for _ in range(200)]
+    spans = Grounder(grounding, words).spans([text for text, _ in made])
+    marked = sum(found == list(true) for found, (_, true) in zip(spans, made, strict=True)) / len(made)
+    picked = float((rivals.max(1).values < own).float().mean())
+    return Check(picked, occurrence, look_alike, marked, threshold)
+
+
+def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
+    for begin in range(0, len(texts), size):
+        yield texts[begin : begin + size]
+
+
+def _scores(grounding: Grounding, words: Words, texts: Sequence[str], sights: Tensor) -> Tensor:
+    embeddings, there, _ = words.of([" " + text for text in texts])
+    return grounding.compare(grounding.events(embeddings, there), sights)
+
+
+def _tell_apart(
+    scores: Tensor, of: Tensor, data: Pictures, rng: random.Random, hard: bool, count: int = 1500
+) -> tuple[Tensor, Tensor]:
+    """The best score among 1 to 16 pictures of events that one of them shows, and of events that none does."""
+    rows = [(of == row).nonzero()[:, 0].tolist() for row in range(len(data.keys))]
+    seen, unseen = [], []
+    for _ in range(count):
+        stream = rng.sample(range(len(rows)), min(rng.randint(1, 16), len(rows) - 1))
+        seen.append(scores[rng.choice(rows[rng.choice(stream)]), stream].max())
+        absent = [row for row in range(len(rows)) if row not in stream]
+        if hard:
+            near = [data.index[key] for key in data.events.likely(data.keys[rng.choice(stream)])[:NEAR]]
+            absent = [row for row in near if row not in stream] or absent
+        unseen.append(scores[rng.choice(rows[rng.choice(absent)]), stream].max())
+    return torch.stack(seen), torch.stack(unseen)
+
+
+def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, output: Path) -> dict[str, Any]:
+    """Train a model's grounding on a prepared folder; writes ``grounding.safetensors`` and ``check.json``.
+
+    It is written, and goes on from there when it is run again, every ``SAVE_EVERY`` steps.
+    """
+    torch.manual_seed(config.seed)
+    processor: Any = AutoProcessor.from_pretrained(model_folder)
+    model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
+    if model.grounding is None:
+        raise UserError(f"{model_folder} has no grounding to train; its config lacks grounding_config")
+    words = Words(processor.tokenizer, model.get_input_embeddings().weight)  # type: ignore[arg-type]
+    shown, unseen = (Pictures(PictureSet.load(data, split), words) for split in (config.split, config.checked_on))
+    grounding = model.grounding.requires_grad_(True)
+    output.mkdir(parents=True, exist_ok=True)
+    with Progress(console=Console(stderr=True)) as progress:
+        _fit(grounding, words, shown, config, output, progress)
+    found = check(grounding, words, unseen)
+    grounding.threshold.data.fill_(found.threshold)
+    save_grounding(grounding, output)
+    (output / "check.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
+    return asdict(found)
+
+
+def _fit(
+    grounding: Grounding, words: Words, data: Pictures, config: GroundingConfig, output: Path, progress: Progress
+) -> None:
+    parameters = [*grounding.parameters(), *data.vocabulary.parameters()]
+    groups = [
+        {"params": [*grounding.parameters()], "weight_decay": config.weight_decay},
+        {"params": [*data.vocabulary.parameters()], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05
+    )
+    parts: dict[str, Any] = {
+        "grounding": grounding,
+        "vocabulary": data.vocabulary,
+        "optimizer": optimizer,
+        "schedule": schedule,
+    }
+    begun, kept = 0, output / "checkpoint.pt"
+    if kept.exists():
+        saved = torch.load(kept, weights_only=True)
+        begun = saved["step"]
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    task = progress.add_task("grounding", total=config.steps, completed=begun)
+    grounding.train()
+    for step in range(begun, config.steps):
+        # Drawn by seed and step alone, so that a run that goes on draws what an undisturbed one would.
+        rng = random.Random(f"{config.seed}/{step}")
+        torch.manual_seed(rng.getrandbits(63))
+        rows = data.batch(config.batch_size, rng)
+        loss = comparison_loss(grounding, words, data, rows, rng)
+        loss = loss + marking_loss(grounding, words, data, config.batch_size // 4, rng)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        progress.update(task, advance=1, description=f"grounding, loss {loss.item():.2f}")
+        if (step + 1) % SAVE_EVERY == 0:
+            torch.save(
+                {"step": step + 1} | {name: part.state_dict() for name, part in parts.items()},
+                kept.with_suffix(".part"),
+            )
+            kept.with_suffix(".part").replace(kept)

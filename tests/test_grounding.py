@@ -1,0 +1,179 @@
+"""Grounding: events of a question are marked, looked up in the memory, and put into the question."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from flash_vstream.cli import app
+from flash_vstream.errors import UserError
+from flash_vstream.memory import StarMemory
+from flash_vstream.models import FlashVStreamForConditionalGeneration
+from flash_vstream.models.grounding import GROUNDING, Grounder, Mention, load_grounding, noted
+from flash_vstream.stream import FlashVStream
+from flash_vstream.train import grounding as training
+from flash_vstream.train.captions import PictureSet
+from flash_vstream.train.data import Collator, Sample
+from flash_vstream.train.grounding import GroundingConfig, train_grounding
+from flash_vstream.train.packing import Turn
+
+COLOURS = ("red", "blue", "green", "white")
+
+
+@pytest.fixture(scope="module")
+def grounded_folder(tiny, tmp_path_factory):
+    """The tiny model with a grounding that is not trained yet."""
+    model, processor = tiny
+    folder = tmp_path_factory.mktemp("grounded")
+    config = FlashVStreamForConditionalGeneration.config_class(
+        **{**model.config.to_dict(), "grounding_config": {"width": 64}, "time_stamps": True}
+    )
+    torch.manual_seed(0)
+    made = FlashVStreamForConditionalGeneration(config)
+    made.load_state_dict(model.state_dict(), strict=False)
+    made.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    settings = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps(settings | {"time_stamps": True}))
+    return folder
+
+
+def config_of(folder, **changes):
+    values = {"model": "given", "steps": 900, "batch_size": 64, "learning_rate": 3e-3, "checked_on": "train"}
+    path = folder / "grounding.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return GroundingConfig.load(path)
+
+
+@pytest.fixture(scope="module")
+def trained(grounded_folder, pictures, tmp_path_factory):
+    """Its grounding trained on four pictures of one colour each, and what the check said."""
+    output = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "LEAST_CAPTIONS", 1)
+        patch.setattr(training, "PARTS_OF_CAPTIONS", 0.0)
+        patch.setattr(training, "DROPPED_WORDS", 0.0)
+        found = train_grounding(config_of(output), grounded_folder, pictures, output)
+    return output, found
+
+
+@pytest.fixture
+def model(grounded_folder, trained):
+    """The model that answers with the trained grounding."""
+    model = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.float32)
+    load_grounding(model.network, trained[0] / GROUNDING)
+    return model
+
+
+def colour_memory(model, pictures, shown):
+    loaded = PictureSet.load(pictures, "train")
+    memory = StarMemory(model.network.config.star, 32, model.network.semantic_attention)
+    for time, name in shown:
+        memory.write(loaded.features(f"{name}.png")[:1].float(), [time])
+    return memory.read()
+
+
+def test_notes_stand_behind_their_events():
+    question = "Did a dog run before a cat slept?"
+    mentions = [Mention("a dog run", 4, 13, 12.0, 1.5), Mention("a cat slept", 21, 32, 3.0, -2.0)]
+    assert noted(question, mentions) == "Did a dog run (12s) before a cat slept (3s?)?"
+    assert noted(question, []) == question
+
+
+def test_what_was_trained_is_found(trained, model, pictures):
+    assert trained[1]["picked"] == 1.0
+    assert trained[1]["occurrence"] > 0.9
+    view = colour_memory(model, pictures, [(3, "red"), (8, "blue"), (15, "green")])
+    question = "Did you see it is blue before you saw all red?"
+    asked, absent = model.answerer.grounder.mentions([question, "Did you see all white?"], view)
+    assert [(mention.text, mention.time) for mention in asked] == [("it is blue", 8.0), ("all red", 3.0)]
+    assert [question[mention.begin : mention.end] for mention in asked] == ["it is blue", "all red"]
+    assert [(mention.text, mention.seen) for mention in absent] == [("all white", False)]
+    assert all(mention.seen for mention in asked)
+
+
+def test_questions_without_events_stay_as_they_are(model, pictures):
+    view = colour_memory(model, pictures, [(3, "red")])
+    assert model.answerer.grounder.mentions(["What is happening now?", "What happened at 12s?"], view) == [[], []]
+
+
+def test_an_answer_is_asked_with_notes_and_tells_them(model, pictures):
+    view = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
+    plain = model.answerer.read(view, time_stamps=False)
+    prefix = model.answerer.read(view)
+    answer = model.ask(prefix, "When did this happen: all blue?", max_new_tokens=1).finished()
+    assert [mention.time for mention in answer.mentions] == [8.0]
+    note = len(model.processor.tokenize(" (8s)", first=False))
+    bare = len(prefix.ids) + len(model.processor.question_ids("When did this happen: all blue?"))
+    assert answer.prompt_tokens == bare + note
+    assert json.loads(json.dumps(answer.to_dict()))["mentions"][0]["seen"] is True
+    # Without times in the prompt there are none in the question, and without a video nothing is looked up.
+    assert model.ask(plain, "When did this happen: all blue?", max_new_tokens=1).finished().mentions == []
+    assert model.ask(None, "When did this happen: all blue?", max_new_tokens=1).finished().mentions == []
+
+
+def test_asking_together_notes_as_asking_alone_does(model, pictures):
+    view = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
+    questions = ["When did this happen: all blue?", "Did you see all white?"]
+    together = model.ask_together([view, view], questions, max_new_tokens=8)
+    assert together == [model.ask(view, question, max_new_tokens=8).finished().text for question in questions]
+
+
+def test_training_reads_questions_as_answering_does(model, pictures):
+    loaded = PictureSet.load(pictures, "train")
+    features = torch.cat([loaded.features(f"{name}.png")[:1] for name in ("red", "blue")]).float()
+    sample = Sample(features, torch.tensor([3.0, 8.0]).double(), (Turn("Did you see all blue?", ("Yes.",)),))
+    grounder = Grounder.of(model.network, model.processor.tokenizer)
+    batch = Collator(model.processor, model.network.config.star, grounder)([sample])
+    shown = "".join(model.processor.tokenizer.decode([token]) for token in batch["input_ids"][0].tolist() if token > 0)
+    assert "Did you see all blue (8s)?" in shown
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(grounded_folder, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_EVERY", 4)
+    monkeypatch.setattr(training, "LEAST_CAPTIONS", 1)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    config = config_of(tmp_path, steps=8)
+    train_grounding(config, grounded_folder, pictures, whole)
+    draw, drawn = training.Pictures.batch, []
+
+    def stop(self, size, rng):
+        drawn.append(size)
+        if len(drawn) > 6:
+            raise KeyboardInterrupt
+        return draw(self, size, rng)
+
+    monkeypatch.setattr(training.Pictures, "batch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train_grounding(config, grounded_folder, pictures, stopped)
+    monkeypatch.setattr(training.Pictures, "batch", draw)
+    train_grounding(config, grounded_folder, pictures, stopped)
+    assert (whole / GROUNDING).read_bytes() == (stopped / GROUNDING).read_bytes()
+
+
+def test_a_grounding_that_does_not_fit_is_named(model, tiny, tmp_path):
+    (tmp_path / GROUNDING).write_bytes(b"nothing")
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / GROUNDING))):
+        load_grounding(model.network, tmp_path / GROUNDING)
+    with pytest.raises(UserError, match="has no grounding"):
+        load_grounding(tiny[0], tmp_path / GROUNDING)
+
+
+@pytest.mark.parametrize(("text", "message"), [("steps: 3", "model"), ("a: [", "YAML"), (None, "No such file")])
+def test_bad_configs_are_one_clear_error(tmp_path, text, message):
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    result = CliRunner().invoke(app, ["train", "grounding", str(path), "--data", ".", "--output", str(tmp_path)])
+    assert result.exit_code != 0
+    assert message in str(result.exception) or message in result.output
+
+
+def test_parts_of_captions_are_true_of_other_pictures_too(pictures, model):
+    data = training.Pictures(PictureSet.load(pictures, "train"), model.answerer.grounder.words)
+    assert set(data.batch(4, training.random.Random(0))) == {0, 1, 2, 3}
+    part = training.part_of("a man in a red shirt rides a bicycle down a hill", training.random.Random(1))
+    assert 2 <= len(part.split()) <= 7
