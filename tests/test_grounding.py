@@ -95,6 +95,18 @@ def test_what_was_trained_is_found(trained, model, pictures):
     assert all(mention.seen for mention in asked)
 
 
+def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
+    """Words and slots come in as float32 whatever the model computes in."""
+    model = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.bfloat16)
+    load_grounding(model.network, trained[0] / GROUNDING)
+    memory = model.network.new_memory(torch.float32)
+    loaded = PictureSet.load(pictures, "train")
+    for time, name in ((3, "red"), (8, "blue"), (15, "green")):
+        memory.write(loaded.features(f"{name}.png")[:1].to(torch.bfloat16), [time])
+    answer = model.ask(memory.read(), "Did you see it is blue before you saw all red?", max_new_tokens=2).finished()
+    assert [mention.time for mention in answer.mentions] == [8.0, 3.0]
+
+
 def test_questions_without_events_stay_as_they_are(model, pictures):
     view = colour_memory(model, pictures, [(3, "red")])
     assert model.answerer.grounder.mentions(["What is happening now?", "What happened at 12s?"], view) == [[], []]

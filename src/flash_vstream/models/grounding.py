@@ -4,8 +4,8 @@ A small language model describes what it is shown, and does not find one scene a
 sentence: whether, when and in which order things happened it answers by chance. So a question is
 read twice. First two small networks go over it: one marks the words that name events, one compares
 each event with the memory's slots. Then the language model reads the question with what was found
-put behind each event, with a question mark where
-nothing is like it: ``Did you see a dog in the snow (12s) before a man on a bike (9s?)?``
+put behind each event, with a question mark where nothing is like it: ``Did you see a dog in the snow
+(12s) before a man on a bike (9s?)?``
 
 The paper has nothing like it; published models go without (``grounding_config`` is None).
 """
@@ -119,7 +119,7 @@ class Grounding(nn.Module):
 
     def read(self, embeddings: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         """Words ``[B, L, width]`` by themselves and in their context; ``there [B, L]`` tells them from padding."""
-        words = self.words(embeddings)
+        words = self.words(embeddings.to(self.words.weight))
         placed = words + self.places[: embeddings.shape[1]]
         return words, self.context(placed, src_key_padding_mask=~there)
 
@@ -137,14 +137,14 @@ class Grounding(nn.Module):
 
     def vocabulary(self, embeddings: Tensor) -> Tensor:
         """Unit vectors ``[W, width]`` of words ``[W, text_width]`` without any context."""
-        return self._as_words(self.words(embeddings))
+        return self._as_words(self.words(embeddings.to(self.words.weight)))
 
     def _as_words(self, states: Tensor) -> Tensor:
         return functional.normalize(self.word(states), dim=-1)
 
     def sights(self, features: Tensor) -> Tensor:
         """Unit vectors ``[n, P², width]`` of slots."""
-        return functional.normalize(self.sight(features), dim=-1)
+        return functional.normalize(self.sight(features.to(self.words.weight)), dim=-1)
 
     def compare(self, event: Event, sights: Tensor) -> Tensor:
         """How well slots ``[n, P², width]`` show events: ``[m, n]``.
@@ -172,7 +172,7 @@ class Words:
     def __init__(self, tokenizer: Any, table: Tensor):
         self.tokenizer = tokenizer
         self.table = table
-        self.mean = table.detach().float().mean(0)
+        self.mean = table.detach().mean(0, dtype=torch.float32)
 
     def of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
         """Embeddings ``[B, L, width]``, where there are any ``[B, L]``, and each token's characters in its text."""
@@ -186,7 +186,7 @@ class Words:
         for row, tokens in enumerate(coded.input_ids):
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
             there[row, : len(tokens)] = True
-        return self._scaled(self.table[ids]), there, coded.offset_mapping
+        return self._scaled(self.table[ids]), there.to(self.table.device), coded.offset_mapping
 
     def mean_of(self, words: Sequence[str]) -> Tensor:
         """Embeddings ``[W, width]`` of single words, the mean of their tokens'."""
