@@ -60,14 +60,7 @@ class StageConfig:
     @classmethod
     def load(cls, path: Path) -> "StageConfig":
         """Read a stage's YAML; raises ``UserError`` naming what is wrong with it."""
-        try:
-            values = yaml.safe_load(path.read_text())
-        except OSError as error:
-            raise UserError(f"cannot read the training config {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not YAML: {error}") from None
-        if not isinstance(values, dict):
-            raise UserError(f"{path} must be a mapping of settings, such as configs/nano-stage1.yaml")
+        values = read_settings(path)
         try:
             tune = dict(values.pop("tune", {}))
             lora = tune.pop("lora", None)
@@ -78,3 +71,16 @@ class StageConfig:
         except TypeError as error:
             known = ", ".join(field.name for field in fields(cls))
             raise UserError(f"{path}: {error}; the settings are {known}") from None
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file; raises ``UserError`` when it cannot be read or is no mapping."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the training config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must be a mapping of settings, such as configs/nano-stage1.yaml")
+    return values

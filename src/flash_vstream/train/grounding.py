@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.progress import Progress
 from safetensors import safe_open
@@ -36,6 +35,7 @@ from flash_vstream.models.grounding import (
 )
 from flash_vstream.train import questions
 from flash_vstream.train.captions import PictureSet
+from flash_vstream.train.config import read_settings
 from flash_vstream.train.events import Events, as_event, content_words
 
 PARTS_OF_CAPTIONS = 0.3
@@ -106,12 +106,9 @@ class GroundingConfig:
     @classmethod
     def load(cls, path: Path) -> "GroundingConfig":
         """Read a YAML file; raises ``UserError`` naming what is wrong with it."""
+        values = read_settings(path)
         try:
-            return cls(**yaml.safe_load(path.read_text()))
-        except OSError as error:
-            raise UserError(f"cannot read the training config {path}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"{path} is not YAML: {error}") from None
+            return cls(**values)
         except TypeError as error:
             known = ", ".join(field.name for field in fields(cls))
             raise UserError(f"{path}: {error}; the settings are {known}") from None

@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from flash_vstream.train.questions import ASKERS, caption_questions, stream_ques
 from flash_vstream.train.streams import StreamPlan, StreamStyle
 
 Encode = Callable[[Path], tuple[Tensor, Tensor]]
+Ask = Callable[[StreamPlan, Events, random.Random], list[Turn]]
 
 
 def build_dataset(
@@ -28,9 +28,8 @@ def build_dataset(
 
     Kinds: ``captions`` (stage 1 on a prepared picture set: ``split``, ``styles``,
     ``past_answers``), ``questions`` (stage 2 on one: ``split``, ``styles``, ``mix`` of kinds with
-    weights, ``questions`` a stream), ``chat`` (``questions`` to a sample)
-    and ``llava`` (``file``, ``independent``). ``share`` (default
-    1) is a source's part of the batches.
+    weights, ``questions`` a stream), ``chat`` (``questions`` to a sample) and ``llava`` (``file``,
+    ``independent``). ``share`` (default 1) is a source's part of the batches.
     """
     shares: list[float] = []
     parts: list[Dataset[Sample]] = []
@@ -39,10 +38,10 @@ def build_dataset(
         kind = settings.pop("kind", None)
         shares.append(float(settings.pop("share", 1.0)))
         try:
-            if kind == "captions":
-                parts.append(_captions(folder, samples, batch, f"{seed}/{i}", **settings))
-            elif kind == "questions":
-                parts.append(_questions(folder, samples, batch, f"{seed}/{i}", **settings))
+            if kind in COMPOSED:
+                split, styles = settings.pop("split"), settings.pop("styles")
+                ask = COMPOSED[kind](**settings)
+                parts.append(_composed(ask, folder, samples, batch, f"{seed}/{i}", split, styles))
             elif kind == "chat":
                 parts.append(ChatSamples(settings.pop("questions"), samples, f"{seed}/{i}", **settings))
             elif kind == "llava":
@@ -66,37 +65,31 @@ def styles_of(entries: list[dict[str, Any]]) -> list[tuple[float, StreamStyle]]:
     return styles
 
 
-def _captions(
-    folder: Path, length: int, batch: int, seed: str, split: str, styles: list[dict[str, Any]], past_answers: int = 2
-) -> StreamSamples:
-    pictures = PictureSet.load(folder, split)
-    ask = partial(_ask_captions, Events(pictures.captions), past_answers)
-    return StreamSamples(pictures, styles_of(styles), ask, length, seed, batch)
+def _captions(past_answers: int = 2) -> Ask:
+    def ask(plan: StreamPlan, events: Events, rng: random.Random) -> list[Turn]:
+        return [question.turn for question in caption_questions(plan, events, rng, past_answers)]
+
+    return ask
 
 
-def _ask_captions(events: Events, past_answers: int, plan: StreamPlan, rng: random.Random) -> list[Turn]:
-    return [question.turn for question in caption_questions(plan, events, rng, past_answers)]
-
-
-def _questions(
-    folder: Path,
-    length: int,
-    batch: int,
-    seed: str,
-    split: str,
-    styles: list[dict[str, Any]],
-    mix: dict[str, float],
-    questions: int,
-) -> StreamSamples:
+def _questions(mix: dict[str, float], questions: int) -> Ask:
     unknown = set(mix) - set(ASKERS)
     if unknown:
         raise UserError(f"no question kind is called {min(unknown)!r}; choose from {', '.join(ASKERS)}")
+
+    def ask(plan: StreamPlan, events: Events, rng: random.Random) -> list[Turn]:
+        return [question.turn for question in stream_questions(plan, events, rng, mix, questions)]
+
+    return ask
+
+
+COMPOSED: dict[str, Callable[..., Ask]] = {"captions": _captions, "questions": _questions}
+"""What may be asked of streams composed of a prepared picture set, by kind."""
+
+
+def _composed(
+    ask: Ask, folder: Path, length: int, batch: int, seed: str, split: str, styles: list[dict[str, Any]]
+) -> StreamSamples:
     pictures = PictureSet.load(folder, split)
-    ask = partial(_ask_questions, Events(pictures.captions), mix, questions)
-    return StreamSamples(pictures, styles_of(styles), ask, length, seed, batch)
-
-
-def _ask_questions(
-    events: Events, mix: dict[str, float], count: int, plan: StreamPlan, rng: random.Random
-) -> list[Turn]:
-    return [question.turn for question in stream_questions(plan, events, rng, mix, count)]
+    events = Events(pictures.captions)
+    return StreamSamples(pictures, styles_of(styles), lambda plan, rng: ask(plan, events, rng), length, seed, batch)
