@@ -132,6 +132,20 @@ def test_asking_together_notes_as_asking_alone_does(model, pictures):
     questions = ["When did this happen: all blue?", "Did you see all white?"]
     together = model.ask_together([view, view], questions, max_new_tokens=8)
     assert together == [model.ask(view, question, max_new_tokens=8).finished().text for question in questions]
+    assert model.answerer.ask_all(model.answerer.read(view), questions, max_new_tokens=8) == together
+
+
+def test_an_answer_in_a_batch_ends_where_it_ends_alone(model, pictures):
+    view = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
+    questions = ["When did this happen: all blue?", "Hello?", "Did you see all white before all red?"]
+    longest = [model.ask(view, question, max_new_tokens=12).finished().text for question in questions]
+    word = longest[0].split()[3]
+    stop = next(i for i in range(model.network.config.text_config.vocab_size) if model.processor.decode([i]) == word)
+    model.answerer._stops.add(stop)
+    alone = [model.ask(view, question, max_new_tokens=12).finished().text for question in questions]
+    together = model.answerer.ask_all(model.answerer.read(view), questions, max_new_tokens=12)
+    model.answerer._stops.remove(stop)
+    assert together == alone != longest
 
 
 def test_training_reads_questions_as_answering_does(model, pictures):

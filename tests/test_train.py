@@ -195,6 +195,14 @@ def test_captioning_in_a_batch_equals_asking_one_by_one(pictures, tiny):
         assert model.ask(memory.read(), QUESTION, max_new_tokens=40).finished().text == text
 
 
+def test_beam_search_keeps_each_picture_with_its_beams(pictures, tiny):
+    model, loaded = FlashVStream(*tiny), PictureSet.load(pictures, "train")
+    features = [loaded.features(key)[:1] * 20 for key in sorted(loaded.captions)]
+    alone = [caption_features(model, [frame], beams=3)[0] for frame in features]
+    assert len(set(alone)) > 1  # else it could not be told
+    assert caption_features(model, features, beams=3) == alone
+
+
 # --- LLaVA data
 
 

@@ -252,12 +252,13 @@ def train_captions(
     model: Model = "nano",
     split: Annotated[str, typer.Option("--split")] = "test",
     limit: Annotated[int | None, typer.Option("--limit", help="Score only this many pictures.")] = None,
+    beams: Annotated[int, typer.Option("--beams", min=1, help="Beams of the search; 1 is greedy.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Caption single pictures of a prepared split and score them with BLEU-4."""
     from flash_vstream.train.scoring import score_captions
 
-    result = score_captions(data, model, split, limit)
+    result = score_captions(data, model, split, limit, beams)
     print(json.dumps(result) if as_json else "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 

@@ -62,8 +62,9 @@ def ask_streams(
         for feature, moment in zip(*play(plan, pictures), strict=True):
             reader.write(float(moment), feature)
         prefix = model.answerer.read(reader.view(), reader.time_stamps)
-        for question in stream_questions(plan, events, rng, MIX, questions):
-            answer = model.ask(prefix, question.text, max_new_tokens=48).finished().text
+        wanted = stream_questions(plan, events, rng, MIX, questions)
+        answers = model.answerer.ask_all(prefix, [question.text for question in wanted], max_new_tokens=48)
+        for question, answer in zip(wanted, answers, strict=True):
             correct = is_correct(question, answer, plan, pictures.captions)
             newest = plan.shots[max(0, len(plan.shots) - FAR)].time
             asked.append(Asked(question, answer, correct, question.span[1] < newest))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, DynamicCache
 
 from flash_vstream.memory import MemoryView
 from flash_vstream.models.grounding import Grounder, Mention, noted
@@ -117,13 +117,15 @@ class Answerer:
             ids, features = self.processor.tokenize(opening), []
         else:
             ids, features = self.processor.prefix_ids(view, time_stamps), [view.tokens()]
-        output = self.model(
+        cache = DynamicCache(config=self.model.language_model.config)
+        self.model(
             input_ids=torch.tensor([ids], device=self.model.device),
             memory_features=features,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return Prefix(view, output.past_key_values, ids, self.processor.slot_of_token(ids, view), time_stamps)
+        return Prefix(view, cache, ids, self.processor.slot_of_token(ids, view), time_stamps)
 
     def mentions(self, question: str, view: MemoryView | None) -> list[Mention]:
         """The events that a question names, looked up in a memory; none without grounding or a video."""
@@ -151,6 +153,48 @@ class Answerer:
         answer = Answer(question, view, prefilled, iter(()))
         answer._pieces = self._generate(answer, asked, history, max_new_tokens, begun)
         return answer
+
+    @torch.inference_mode()
+    def ask_all(self, prefix: Prefix, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
+        """The texts that ``ask`` gives to ``questions`` one by one, rounding apart, all made at once.
+
+        For many questions of one memory that nobody waits for: a token for each costs little more than
+        one token.
+        """
+        texts = [self.processor.plain(text) for text in questions]
+        if prefix.time_stamps and prefix.view is not None and self.grounder is not None:
+            found = self.grounder.mentions(texts, prefix.view)
+            texts = [noted(text, own) for text, own in zip(texts, found, strict=True)]
+        rows = [self.processor.question_ids(text) for text in texts]
+        read, most = len(prefix.ids), max(map(len, rows))
+        # Questions end together; what is masked lies between the memory and the shorter ones.
+        ids = torch.tensor([[0] * (most - len(row)) + row for row in rows])
+        there = torch.tensor([[1] * read + [0] * (most - len(row)) + [1] * len(row) for row in rows])
+        places = (there.cumsum(1) - 1)[:, read:]
+        cache: Any = copy.deepcopy(prefix.cache)
+        cache.batch_repeat_interleave(len(rows))
+        made: list[list[int]] = [[] for _ in rows]
+        open_rows = set(range(len(rows)))
+        for _ in range(max_new_tokens):
+            logits = self.model(
+                input_ids=ids.to(self.model.device),
+                attention_mask=there.to(self.model.device),
+                position_ids=places.to(self.model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+            ids = logits[:, -1].argmax(-1, keepdim=True).cpu()
+            for row in tuple(open_rows):
+                if int(ids[row]) in self._stops:
+                    open_rows.remove(row)
+                else:
+                    made[row].append(int(ids[row]))
+            if not open_rows:
+                break
+            there = torch.cat([there, torch.ones_like(ids)], 1)
+            places = places[:, -1:] + 1
+        return [self.processor.decode(row) for row in made]
 
     def _generate(
         self,

@@ -191,3 +191,13 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
             inputs["memory_features"] = memory_features
         return inputs
+
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self, expand_size: int = 1, **kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Every row once for each beam, its visual tokens too: Transformers repeats tensors alone."""
+        above: Any = super()
+        input_ids, inputs = above._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if inputs.get("memory_features") is not None:
+            inputs["memory_features"] = [own for own in inputs["memory_features"] for _ in range(expand_size)]
+        return input_ids, inputs

@@ -1,6 +1,7 @@
 """The front door for Python: watch something, ask about it."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,11 @@ class FlashVStream:
     def __init__(self, network: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
         self.network = network
         self.processor = processor
-        self.answerer = Answerer(network, processor)
+
+    @cached_property
+    def answerer(self) -> Answerer:
+        """What answers; made when it is first asked, since a frame handler only looks."""
+        return Answerer(self.network, self.processor)
 
     @classmethod
     def from_pretrained(
@@ -127,17 +132,23 @@ class FlashVStream:
         return self.answerer.ask(view, question, history, max_new_tokens)
 
     def ask_together(
-        self, views: Sequence[MemoryView | None], questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS
+        self,
+        views: Sequence[MemoryView | None],
+        questions: Sequence[str],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        beams: int = 1,
     ) -> list[str]:
-        """Answers to ``questions``, each asked of its own snapshot or of nothing, in one greedy batch.
+        """Answers to ``questions``, each asked of its own snapshot or of nothing, in one batch.
 
         The texts are those that ``ask`` gives one by one, rounding apart; for many short prompts this
-        is several times as fast.
+        is several times as fast. More than one of ``beams`` searches for likelier answers than greedy ones.
         """
         asked = []
         for question, view in zip(map(self.processor.plain, questions), views, strict=True):
             asked.append(noted(question, self.answerer.mentions(question, view)))
         batch = self.processor(asked, memory=list(views))
         network: Any = self.network
-        made = network.generate(**batch.to(network.device), max_new_tokens=max_new_tokens, do_sample=False)
+        made = network.generate(
+            **batch.to(network.device), max_new_tokens=max_new_tokens, do_sample=False, num_beams=beams
+        )
         return [self.processor.decode(row) for row in made[:, batch["input_ids"].shape[1] :]]

@@ -55,6 +55,8 @@ VALID = (
 )
 WHEN = ("When did this happen: {x}?", "At what time did you see {x}?", "When was this: {x}?")
 NEVER = "That did not happen."
+NEVER_SHARE = 0.3
+"""The share of "when" that is asked of what never happened."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
 
 def ask_when(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
     """When an event happened first; now and then, one that never did."""
-    if rng.random() < 0.12:
+    if rng.random() < NEVER_SHARE:
         text = rng.choice(WHEN).format(x=as_event(events.describe(events.absent(plan, rng, False), rng)))
         return Question("when-never", text, (NEVER,), "never", (plan.shots[0].time, plan.duration))
     scene = rng.choice(first_visits(plan))

@@ -33,28 +33,32 @@ def bleu4(predictions: list[str], references: list[list[str]]) -> float:
     return BLEU(smooth_method="none").corpus_score([plain(text) for text in predictions], streams).score / 100
 
 
-def caption_features(model: FlashVStream, features: list[Tensor], question: str = QUESTION) -> list[str]:
-    """Answers about pictures, each a stream of one frame ``[1, P², D]``; greedy, in one batch."""
+def caption_features(model: FlashVStream, features: list[Tensor], beams: int = 1) -> list[str]:
+    """Answers about pictures, each a stream of one frame ``[1, P², D]``, in one batch."""
     views = []
     for frame in features:
         memory = model.network.new_memory(torch.float32)
         memory.write(frame.float(), [0.0])
         views.append(memory.read())
-    return model.ask_together(views, [question] * len(views), max_new_tokens=40)
+    return model.ask_together(views, [QUESTION] * len(views), max_new_tokens=40, beams=beams)
 
 
-def score_captions(data: Path, model_name: str, split: str, limit: int | None) -> dict[str, Any]:
-    """Ask what is happening of every picture of a split; BLEU-4 against all its captions."""
+def score_captions(data: Path, model_name: str, split: str, limit: int | None, beams: int = 1) -> dict[str, Any]:
+    """Ask what is happening of every picture of a split; BLEU-4 against all its captions.
+
+    Greedy, as a question is answered while it streams, or with beam search, as papers score captions.
+    """
     pictures = PictureSet.load(data, split)
     model = FlashVStream.from_pretrained(model_name)
     keys = sorted(pictures.captions)[:limit]
     predictions: list[str] = []
     for begin in track(range(0, len(keys), BATCH), "captioning"):
         batch = keys[begin : begin + BATCH]
-        predictions += caption_features(model, [pictures.features(key)[:1] for key in batch])
+        predictions += caption_features(model, [pictures.features(key)[:1] for key in batch], beams)
     references = [pictures.captions[key] for key in keys]
     return {
         "bleu4": round(bleu4(predictions, references), 4),
+        "beams": beams,
         "pictures": len(keys),
         "split": split,
         "model": model_name,
