@@ -23,6 +23,8 @@ from flash_vstream.memory import SemanticAttention, StarConfig, StarMemory
 from flash_vstream.stream import FlashVStream
 from flash_vstream.stream.board import StateBoard
 from flash_vstream.stream.live import LiveStreams
+from flash_vstream.stream.published import Pictures, empty_slots, most_slots, stream_state
+from flash_vstream.stream.question_handler import Ask, Mind
 from flash_vstream.video import Frame
 from flash_vstream.video.process import FrameRing, SourceReader
 from flash_vstream.video.sources import Source, hide_secrets, watch_source
@@ -353,3 +355,40 @@ def test_watch_at_a_terminal(tiny_folder, tmp_path):
     assert process.wait(timeout=20) == 0
     os.close(outer)
     assert b"Traceback" not in told
+
+
+def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tiny):
+    model = FlashVStream(*tiny)
+    memory = model.new_stream().memory
+    pictures, path = Pictures(most_slots(memory)), str(tmp_path / "board")
+    board = StateBoard.create(path, stream_state(memory, empty_slots(memory), pictures))
+    channels = model.network.config.vision_config.hidden_size
+
+    def see(moment: float, seconds_ago: float) -> None:
+        memory.write(torch.randn(1, model.network.config.pooled_size**2, channels), [moment])
+        board.publish(stream_state(memory, empty_slots(memory), pictures), {"clock": time.time() - seconds_ago})
+
+    ours, theirs = multiprocessing.Pipe()
+    mind = Mind(model, theirs)
+
+    def told() -> tuple[float, bool]:
+        mind.take(Ask(1, path, "What is happening?", max_new_tokens=1))
+        while mind.step():
+            pass
+        events = []
+        while ours.poll():
+            events.append(ours.recv())
+        return events[-1][2]["stream_time"], events[-1][2]["warm"]
+
+    see(0, 9)
+    assert told() == (0, False)
+    see(1, 0)
+    assert told() == (0, True)  # it came as the question did
+    see(2, 0)
+    assert told() == (2, False)  # not two of them
+    see(3, 9)
+    assert told() == (3, False)  # it has been there for long
+    assert mind.read_ahead() is False
+    see(4, 0)
+    assert mind.read_ahead() is True
+    assert told() == (4, True)

@@ -103,13 +103,14 @@ def run_skills(
     pictures = PictureSet.load(data, split)
     model = FlashVStream.from_pretrained(model_name)
     plans = skill_streams(pictures, scenes, streams, seed, frames)
-    results = {}
+    results, counts = {}, Counter[str]()
     for name in readers:
         asked = ask_streams(model, pictures, plans, name, questions, seed)
         results[name] = summary(asked, pictures.captions)
+        counts = Counter(item.question.kind for item in asked)  # every reader is asked the same
     minutes = sum(plan.duration - plan.shots[0].time for plan in plans) / len(plans) / 60
     told = {"model": model_name, "scenes": list(scenes), "frames": list(frames), "streams": streams, "seed": seed}
-    return {**told, "mean_minutes": round(minutes, 2), "readers": results}
+    return {**told, "mean_minutes": round(minutes, 2), "counts": dict(counts), "readers": results}
 
 
 def print_skills(report: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         board = service.board(name)
         pictures = {moment: data_url(jpeg) for moment, jpeg in thumbnails_on(board).items()}
         slots = [{**slot.to_dict(), "thumbnail": pictures.get(slot.exemplar)} for slot in slots_on(board)]
-        return {"time": service.status(name).time, "frames": frames_seen(board), "slots": slots}
+        return {"time": service.status(name).time, "frames": frames_seen(board)[0], "slots": slots}
 
     @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
     def picture(name: Name) -> Response:

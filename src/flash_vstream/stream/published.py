@@ -7,6 +7,7 @@ question handler never the pictures of slots that its answer did not look at.
 import io
 import json
 import math
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -141,10 +142,13 @@ def memory_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(MEMORY): value for name, value in state.items() if name.startswith(MEMORY)}
 
 
-def frames_seen(board: StateBoard) -> int:
-    """Frames in the newest memory on a board; 0 before the first."""
+def frames_seen(board: StateBoard) -> tuple[int, float]:
+    """Frames in the newest memory on a board (0 before the first), and how many seconds ago the last of them came."""
     known = board.read((MEMORY + "frames",))
-    return int(known[0][MEMORY + "frames"]) if known else 0
+    if known is None:
+        return 0, 0.0
+    state, notes = known
+    return int(state[MEMORY + "frames"]), time.time() - (notes.get("clock") or 0.0)
 
 
 def slots_on(board: StateBoard) -> list[SlotInfo]:

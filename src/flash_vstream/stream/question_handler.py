@@ -34,6 +34,11 @@ AT_ONCE = 32
 """Questions that are answered in turns; more wait for a place."""
 KEPT_BOARDS, KEPT_PREFIXES = 64, 4
 SHOWN_THUMBNAILS = 6
+GRACE_SECONDS = 0.5
+"""One frame that came so shortly before a question, or after it, may be missing from what was read ahead.
+
+Where reading a memory takes as long as it stays the newest, a question would else wait for two readings.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Cancel:
     id: int
 
 
-class _Mind:
+class Mind:
     """The question handler's state: the model, what was read ahead, questions under way."""
 
     def __init__(self, model: FlashVStream, pipe: Connection):
@@ -91,7 +96,7 @@ class _Mind:
         return bool(self.active)
 
     def _answer(self, ask: Ask) -> Iterator[None]:
-        prefix, warm = self._prefix(ask.board)
+        prefix, warm = self._prefix(ask.board, ask.asked)
         answer = self.model.ask(prefix, ask.question, ask.history, ask.max_new_tokens)
         first: float | None = None
         for piece in answer:
@@ -104,18 +109,24 @@ class _Mind:
             _picture_evidence(told["evidence"], self.boards[ask.board][0])
         self.pipe.send((ask.id, "done", told))
 
-    def _prefix(self, path: str | None) -> tuple[Prefix, bool]:
-        """The newest memory of a stream as the model has read it, and whether it was read ahead."""
+    def _prefix(self, path: str | None, asked: float) -> tuple[Prefix, bool]:
+        """The memory of a stream as of a question, as the model has read it, and whether it was read ahead."""
         if path is None:
             return self.model.answerer.read(None), False
         board = self.boards[path][0] if path in self.boards else StateBoard(path)
-        warm = path in self.prefixes and self.prefixes[path][0] == frames_seen(board)
+        warm = self._is_read(path, board, time.monotonic() - asked + GRACE_SECONDS)
         prefix = self.prefixes[path][1] if warm else self._read(path, board)
         self.boards[path] = (board, time.monotonic())  # from now on it is read ahead
         self.boards.move_to_end(path)
         while len(self.boards) > KEPT_BOARDS:
             self.boards.popitem(last=False)
         return prefix, warm
+
+    def _is_read(self, path: str, board: StateBoard, tolerated: float = 0.0) -> bool:
+        """Whether a stream's newest memory was read, or the one before a frame that came ``tolerated`` seconds ago."""
+        frames, age = frames_seen(board)
+        read = self.prefixes[path][0] if path in self.prefixes else -1
+        return read == frames or (read == frames - 1 and age < tolerated)
 
     def _read(self, path: str, board: StateBoard) -> Prefix:
         view = view_on(board, self.model)
@@ -135,7 +146,7 @@ class _Mind:
         path, (board, asked) = next(reversed(self.boards.items()))
         if time.monotonic() - asked > WARM_SECONDS:
             return False
-        if path in self.prefixes and self.prefixes[path][0] == frames_seen(board):
+        if self._is_read(path, board):
             return False
         self._read(path, board)
         return True
@@ -156,7 +167,7 @@ def run_question_handler(model: str, orders: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     quiet()
     try:
-        mind = _Mind(FlashVStream.from_pretrained(model), orders)
+        mind = Mind(FlashVStream.from_pretrained(model), orders)
     except UserError as error:
         orders.send(str(error))
         return
