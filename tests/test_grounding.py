@@ -29,7 +29,7 @@ def grounded_folder(tiny, tmp_path_factory):
     model, processor = tiny
     folder = tmp_path_factory.mktemp("grounded")
     config = FlashVStreamForConditionalGeneration.config_class(
-        **{**model.config.to_dict(), "grounding_config": {"width": 64}, "time_stamps": True}
+        **{**model.config.to_dict(), "grounding_config": {"width": 64, "members": 2}, "time_stamps": True}
     )
     torch.manual_seed(0)
     made = FlashVStreamForConditionalGeneration(config)
@@ -42,7 +42,7 @@ def grounded_folder(tiny, tmp_path_factory):
 
 
 def config_of(folder, **changes):
-    values = {"model": "given", "steps": 900, "batch_size": 64, "learning_rate": 3e-3, "checked_on": "train"}
+    values = {"model": "given", "steps": 700, "batch_size": 64, "learning_rate": 3e-3, "checked_on": "train"}
     path = folder / "grounding.yaml"
     path.write_text(yaml.safe_dump(values | changes))
     return GroundingConfig.load(path)
@@ -79,7 +79,7 @@ def colour_memory(model, pictures, shown):
 def test_notes_stand_behind_their_events():
     question = "Did a dog run before a cat slept?"
     mentions = [Mention("a dog run", 4, 13, 12.0, 1.5), Mention("a cat slept", 21, 32, 3.0, -2.0)]
-    assert noted(question, mentions) == "Did a dog run (12s) before a cat slept (3s?)?"
+    assert noted(question, mentions) == "Did a dog run (12s) before a cat slept (3s?, earlier)?"
     assert noted(question, []) == question
 
 
@@ -93,6 +93,17 @@ def test_what_was_trained_is_found(trained, model, pictures):
     assert [question[mention.begin : mention.end] for mention in asked] == ["it is blue", "all red"]
     assert [(mention.text, mention.seen) for mention in absent] == [("all white", False)]
     assert all(mention.seen for mention in asked)
+
+
+def test_members_differ_and_their_mean_counts(model):
+    grounding = model.network.grounding
+    first, second = grounding.each()
+    assert not torch.equal(first.sight[2].weight, second.sight[2].weight)
+    embeddings, there, _ = model.answerer.grounder.words.of(["all red", "it is blue"])
+    features = torch.randn(3, 4, 32)
+    each = [member.compare(member.events(embeddings, there), member.sights(features)) for member in (first, second)]
+    torch.testing.assert_close(grounding.compare(embeddings, there, features), (each[0] + each[1]) / 2)
+    assert (each[0] - each[1]).abs().max() > 0.1
 
 
 def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
@@ -158,7 +169,11 @@ def test_training_reads_questions_as_answering_does(model, pictures):
     assert "Did you see all blue (8s)?" in shown
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_end(grounded_folder, pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stopped_after", [6, 13])
+def test_a_run_that_was_stopped_goes_on_to_the_same_end(
+    grounded_folder, pictures, tmp_path, monkeypatch, stopped_after
+):
+    """Whether it was stopped while the first member was trained or the second."""
     monkeypatch.setattr(training, "SAVE_EVERY", 4)
     monkeypatch.setattr(training, "LEAST_CAPTIONS", 1)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -168,7 +183,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(grounded_folder, picture
 
     def stop(self, size, rng):
         drawn.append(size)
-        if len(drawn) > 6:
+        if len(drawn) > stopped_after:
             raise KeyboardInterrupt
         return draw(self, size, rng)
 
@@ -177,6 +192,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(grounded_folder, picture
         train_grounding(config, grounded_folder, pictures, stopped)
     monkeypatch.setattr(training.Pictures, "batch", draw)
     train_grounding(config, grounded_folder, pictures, stopped)
+    assert len(list(stopped.glob("checkpoint-*.pt"))) == 2
     assert (whole / GROUNDING).read_bytes() == (stopped / GROUNDING).read_bytes()
 
 

@@ -2,10 +2,11 @@
 
 A small language model describes what it is shown, and does not find one scene among sixteen by a
 sentence: whether, when and in which order things happened it answers by chance. So a question is
-read twice. First two small networks go over it: one marks the words that name events, one compares
-each event with the memory's slots. Then the language model reads the question with what was found
-put behind each event, with a question mark where nothing is like it: ``Did you see a dog in the snow
-(12s) before a man on a bike (9s?)?``
+read twice. First small networks go over it: they mark the words that name events, and compare each
+event with the memory's slots. Then the language model reads the question with what was found
+put behind each event, with a question mark where nothing is like it, and whether that was earlier or
+later than the event named before it: ``Did you see a dog in the snow (12s) before a man on a bike (9s?,
+earlier)?`` To compare two numbers and answer yes or no in one step is more than it can.
 
 The paper has nothing like it; published models go without (``grounding_config`` is None).
 """
@@ -14,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -56,17 +57,22 @@ class Mention:
         """Plain values for JSON."""
         return asdict(self) | {"seen": self.seen}
 
-    @property
-    def note(self) -> str:
-        """What the language model reads behind the event."""
-        return f" ({stamp(self.time)})" if self.seen else f" ({stamp(self.time)}?)"
+    def note(self, before: "Mention | None" = None) -> str:
+        """What the language model reads behind the event; ``before`` is the one that the question names before it."""
+        doubt = "" if self.seen else "?"
+        return f" ({stamp(self.time)}{doubt}{self._beside(before)})"
+
+    def _beside(self, before: "Mention | None") -> str:
+        if before is None:
+            return ""
+        return ", then too" if self.time == before.time else ", earlier" if self.time < before.time else ", later"
 
 
 def noted(question: str, mentions: Sequence[Mention]) -> str:
     """The question with a note behind each event that it names."""
     text, at = "", 0
-    for mention in mentions:
-        text += question[at : mention.end] + mention.note
+    for before, mention in zip((None, *mentions), mentions, strict=False):
+        text += question[at : mention.end] + mention.note(before)
         at = mention.end
     return text + question[at:]
 
@@ -84,15 +90,13 @@ class Event:
     counts: Tensor
 
 
-class Grounding(nn.Module):
+class Member(nn.Module):
     """Marks events in questions and compares them with slots, in a space of ``width`` channels.
 
     Words come in as ``Words`` gives them, pictures as a memory slot's features ``[n, P², channels]``.
     """
 
-    threshold: Tensor
-
-    def __init__(self, channels: int, text_width: int, width: int = 256, heads: int = 4):
+    def __init__(self, channels: int, text_width: int, width: int, heads: int):
         super().__init__()
         self.words = nn.Linear(text_width, width)
         self.places = nn.Parameter(torch.randn(LONGEST, width) * 0.02)
@@ -114,8 +118,6 @@ class Grounding(nn.Module):
             nn.Linear(2 * width, width),
         )
         self.scales = nn.Parameter(torch.tensor([14.0, 8.0]).log())  # of wholes, of words
-        # What a comparison must reach for an event to be called seen; measured when training is over.
-        self.register_buffer("threshold", torch.zeros(()))
 
     def read(self, embeddings: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         """Words ``[B, L, width]`` by themselves and in their context; ``there [B, L]`` tells them from padding."""
@@ -155,6 +157,34 @@ class Grounding(nn.Module):
         whole = soft_best(event.whole, sights, scales[0])
         words = soft_best(event.words.flatten(0, 1), sights, scales[1]).unflatten(0, event.counts.shape)
         return whole + torch.einsum("ml,mln->mn", event.counts, words)
+
+
+class Grounding(nn.Module):
+    """Members that were trained each by itself, and of whose figures the mean counts.
+
+    ``threshold`` is what a comparison must reach for an event to be called seen; it is measured when
+    training is over.
+    """
+
+    threshold: Tensor
+
+    def __init__(self, channels: int, text_width: int, width: int = 256, heads: int = 4, members: int = 1):
+        super().__init__()
+        self.members = nn.ModuleList(Member(channels, text_width, width, heads) for _ in range(members))
+        self.register_buffer("threshold", torch.zeros(()))
+
+    def marks(self, embeddings: Tensor, there: Tensor) -> Tensor:
+        """Logits ``[B, L]`` of whether each token of a question is part of an event."""
+        return torch.stack([member.marks(embeddings, there) for member in self.each()]).mean(0)
+
+    def compare(self, embeddings: Tensor, there: Tensor, features: Tensor) -> Tensor:
+        """How well slots, features ``[n, P², channels]``, show events, words ``[m, L, text_width]``: ``[m, n]``."""
+        scores = [member.compare(member.events(embeddings, there), member.sights(features)) for member in self.each()]
+        return torch.stack(scores).mean(0)
+
+    def each(self) -> list[Member]:
+        """The members one by one, to be trained."""
+        return cast(list[Member], list(self.members))
 
 
 def soft_best(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
@@ -241,9 +271,8 @@ class Grounder:
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """How much more than the threshold each slot shows each event ``[m, n]``, and the slots' times."""
         embeddings, there, _ = self.words.of([" " + text for text in named])
-        events = self.grounding.events(embeddings, there)
         known = [slots for slots in parts if len(slots)]
-        scores = [self.grounding.compare(events, self.grounding.sights(slots.features)) for slots in known]
+        scores = [self.grounding.compare(embeddings, there, slots.features) for slots in known]
         times = [time for slots in known for time in slots.start.tolist()]
         return torch.cat(scores, dim=1) - self.grounding.threshold, times
 

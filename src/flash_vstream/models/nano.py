@@ -86,7 +86,7 @@ def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGenera
         vision_has_class_token=False,
         pooled_size=MEMORY.spatial_size,
         time_stamps=True,
-        grounding_config={"width": 256},
+        grounding_config={"width": 256, "members": 2},
         prompt_template="chatml",
     )
     torch.manual_seed(0)

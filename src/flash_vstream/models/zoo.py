@@ -82,7 +82,7 @@ def pull(name: str, report: Report = _quiet) -> Path:
     for an unknown name or a source that does not answer.
     """
     if name == "nano-base":
-        return _assembled_once(cache_dir() / "models" / "nano-base-2", _nano(False, report))
+        return _assembled_once(cache_dir() / "models" / "nano-base-3", _nano(False, report))
     if name not in ZOO:
         raise UserError(f"no model is called {name!r}; the zoo has {', '.join(ZOO)}")
     return _assembled_once(assembled(name), _nano(True, report) if name == "nano" else _published(report))

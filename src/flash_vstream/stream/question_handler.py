@@ -65,6 +65,7 @@ class Mind:
 
     def __init__(self, model: FlashVStream, pipe: Connection):
         self.model, self.pipe = model, pipe
+        self.answerer = model.answerer  # made now, not while the first question waits
         self.waiting: deque[Ask] = deque()
         self.active: dict[int, Iterator[None]] = {}
         self.boards: OrderedDict[str, tuple[StateBoard, float]] = OrderedDict()
@@ -97,7 +98,7 @@ class Mind:
 
     def _answer(self, ask: Ask) -> Iterator[None]:
         prefix, warm = self._prefix(ask.board, ask.asked)
-        answer = self.model.ask(prefix, ask.question, ask.history, ask.max_new_tokens)
+        answer = self.answerer.ask(prefix, ask.question, ask.history, ask.max_new_tokens)
         first: float | None = None
         for piece in answer:
             first = time.monotonic() - ask.asked if first is None else first
@@ -112,7 +113,7 @@ class Mind:
     def _prefix(self, path: str | None, asked: float) -> tuple[Prefix, bool]:
         """The memory of a stream as of a question, as the model has read it, and whether it was read ahead."""
         if path is None:
-            return self.model.answerer.read(None), False
+            return self.answerer.read(None), False
         board = self.boards[path][0] if path in self.boards else StateBoard(path)
         warm = self._is_read(path, board, time.monotonic() - asked + GRACE_SECONDS)
         prefix = self.prefixes[path][1] if warm else self._read(path, board)
@@ -124,15 +125,17 @@ class Mind:
 
     def _is_read(self, path: str, board: StateBoard, tolerated: float = 0.0) -> bool:
         """Whether a stream's newest memory was read, or the one before a frame that came ``tolerated`` seconds ago."""
+        if path not in self.prefixes:
+            return False
+        read = self.prefixes[path][0]
         frames, age = frames_seen(board)
-        read = self.prefixes[path][0] if path in self.prefixes else -1
         return read == frames or (read == frames - 1 and age < tolerated)
 
     def _read(self, path: str, board: StateBoard) -> Prefix:
         view = view_on(board, self.model)
         if view is None:
             raise UserError("the stream has not shown a frame yet; ask again in a moment")
-        prefix = self.model.answerer.read(view)
+        prefix = self.answerer.read(view)
         self.prefixes[path] = (view.frames, prefix)
         self.prefixes.move_to_end(path)
         while len(self.prefixes) > KEPT_PREFIXES:

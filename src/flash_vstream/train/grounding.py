@@ -6,12 +6,13 @@ events; parts of captions are events too, true of every picture whose captions h
 Questions are made of forms and events, so which words name an event is known.
 """
 
+import copy
 import json
 import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.grounding import (
     Grounder,
     Grounding,
+    Member,
     Words,
     save_grounding,
     soft_best,
@@ -135,9 +137,9 @@ class Vocabulary(nn.Module):
         self.bias = nn.Parameter(torch.logit(self.shares.mean(0).clamp(1e-5, 1 - 1e-5)))
         self.scale = nn.Parameter(torch.tensor(12.0).log())
 
-    def loss(self, grounding: Grounding, sights: Tensor, rows: Sequence[int]) -> Tensor:
+    def loss(self, member: Member, sights: Tensor, rows: Sequence[int]) -> Tensor:
         """Cross entropy of which words pictures have, summed over words."""
-        evidence = soft_best(grounding.vocabulary(self.embeddings), sights, self.scale.exp()).T + self.bias
+        evidence = soft_best(member.vocabulary(self.embeddings), sights, self.scale.exp()).T + self.bias
         shares = self.shares[list(rows)]
         return functional.binary_cross_entropy_with_logits(evidence, shares, reduction="sum") / len(shares)
 
@@ -183,14 +185,16 @@ def part_of(caption: str, rng: random.Random) -> str:
     return " ".join(words[begin : begin + count])
 
 
-def comparison_loss(grounding: Grounding, words: Words, data: Pictures, rows: list[int], rng: random.Random) -> Tensor:
+def comparison_loss(
+    member: Member, vocabulary: Vocabulary, words: Words, data: Pictures, rows: list[int], rng: random.Random
+) -> Tensor:
     """Cross entropy of which picture an event is of and which event a picture is of, and of pictures' words."""
     # Two views as one: a slot that stands for several frames of a scene is their mean.
     views = torch.randint(0, data.features.shape[1], (2, len(rows)))
     shown = data.features[rows, views].float().mean(0)
     side = math.isqrt(shown.shape[1])
     sides = [part for part in (side, side // 2, side // 2, side // 4) if part]
-    sights = grounding.sights(pool_grid(shown, rng.choice(sides)))
+    sights = member.sights(pool_grid(shown, rng.choice(sides)))
     said = [data.event(row, rng) for row in rows]
     also = torch.zeros(len(rows), len(rows), dtype=torch.bool)
     for i, (text, part) in enumerate(said):
@@ -198,13 +202,13 @@ def comparison_loss(grounding: Grounding, words: Words, data: Pictures, rows: li
         for j, row in enumerate(rows if part else ()):
             also[i, j] = i != j and named <= data.words[row]
     embeddings, there, _ = words.of([" " + text for text, _ in said])
-    scores = grounding.compare(grounding.events(embeddings, there), sights).masked_fill(also, -1e4)
+    scores = member.compare(member.events(embeddings, there), sights).masked_fill(also, -1e4)
     each = torch.arange(len(rows))
     told_apart = (functional.cross_entropy(scores, each) + functional.cross_entropy(scores.T, each)) / 2
-    return told_apart + WORDS_WEIGHT * data.vocabulary.loss(grounding, sights, rows)
+    return told_apart + WORDS_WEIGHT * vocabulary.loss(member, sights, rows)
 
 
-def marking_loss(grounding: Grounding, words: Words, data: Pictures, count: int, rng: random.Random) -> Tensor:
+def marking_loss(member: Member, words: Words, data: Pictures, count: int, rng: random.Random) -> Tensor:
     """Cross entropy of which tokens of questions are part of an event."""
     made = [question_with_events(data, rng) for _ in range(count)]
     embeddings, there, offsets = words.of([text for text, _ in made])
@@ -212,7 +216,7 @@ def marking_loss(grounding: Grounding, words: Words, data: Pictures, count: int,
     for row, (_, spans) in enumerate(made):
         for place, (begin, end) in enumerate(offsets[row]):
             inside[row, place] = any(begin < span[1] and end > span[0] for span in spans)
-    return functional.binary_cross_entropy_with_logits(grounding.marks(embeddings, there)[there], inside[there])
+    return functional.binary_cross_entropy_with_logits(member.marks(embeddings, there)[there], inside[there])
 
 
 def question_with_events(data: Pictures, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
@@ -259,12 +263,12 @@ def check(grounding: Grounding, words: Words, data: Pictures, seed: int = 0) -> 
     grounding.eval()
     rng = random.Random(f"check/{seed}")
     shown = data.features[:, 0].float()
-    sights = grounding.sights(pool_grid(shown, max(1, math.isqrt(shown.shape[1]) // 2)))
+    slots = pool_grid(shown, max(1, math.isqrt(shown.shape[1]) // 2))
     events = [as_event(text) for key in data.keys for text in data.captions[key]]
     of = torch.tensor([data.index[key] for key in data.keys for _ in data.captions[key]])
-    scores = torch.cat([_scores(grounding, words, part, sights) for part in _chunks(events, 128)])
+    scores = torch.cat([_scores(grounding, words, part, slots) for part in _chunks(events, 128)])
     own = scores[torch.arange(len(of)), of]
-    others = torch.stack([torch.randint(0, len(sights), (7,)) for _ in of]) if len(sights) > 1 else of[:, None]
+    others = torch.stack([torch.randint(0, len(slots), (7,)) for _ in of]) if len(slots) > 1 else of[:, None]
     rivals = scores.gather(1, others).masked_fill(others == of[:, None], -torch.inf)
     told = {hard: _tell_apart(scores, of, data, rng, hard) for hard in (False, True)}
     seen, unseen = (torch.cat([told[hard][i] for hard in told]) for i in (0, 1))
@@ -287,9 +291,9 @@ def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
         yield texts[begin : begin + size]
 
 
-def _scores(grounding: Grounding, words: Words, texts: Sequence[str], sights: Tensor) -> Tensor:
+def _scores(grounding: Grounding, words: Words, texts: Sequence[str], slots: Tensor) -> Tensor:
     embeddings, there, _ = words.of([" " + text for text in texts])
-    return grounding.compare(grounding.events(embeddings, there), sights)
+    return grounding.compare(embeddings, there, slots)
 
 
 def _tell_apart(
@@ -312,7 +316,8 @@ def _tell_apart(
 def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, output: Path) -> dict[str, Any]:
     """Train a model's grounding on a prepared folder; writes ``grounding.safetensors`` and ``check.json``.
 
-    It is written, and goes on from there when it is run again, every ``SAVE_EVERY`` steps.
+    Its members are trained one after another, each from a seed of its own. What has been trained is kept
+    every ``SAVE_EVERY`` steps, and a run that is begun again goes on from there.
     """
     torch.manual_seed(config.seed)
     processor: Any = AutoProcessor.from_pretrained(model_folder)
@@ -324,7 +329,9 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
     grounding = model.grounding.requires_grad_(True)
     output.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
-        _fit(grounding, words, shown, config, output, progress)
+        for number, member in enumerate(grounding.each()):
+            kept = output / f"checkpoint-{number + 1}.pt"
+            _fit(member, words, shown, replace(config, seed=config.seed + number), kept, progress)
     found = check(grounding, words, unseen)
     grounding.threshold.data.fill_(found.threshold)
     save_grounding(grounding, output)
@@ -332,48 +339,52 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
     return asdict(found)
 
 
-def _fit(
-    grounding: Grounding, words: Words, data: Pictures, config: GroundingConfig, output: Path, progress: Progress
-) -> None:
-    parameters = [*grounding.parameters(), *data.vocabulary.parameters()]
-    groups = [
-        {"params": [*grounding.parameters()], "weight_decay": config.weight_decay},
-        {"params": [*data.vocabulary.parameters()], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=config.steps, pct_start=0.05
-    )
+def _fit(member: Member, words: Words, data: Pictures, config: GroundingConfig, kept: Path, progress: Progress) -> None:
+    """Train one member, from what is ``kept`` of an earlier run if there is anything."""
+    vocabulary = copy.deepcopy(data.vocabulary)
+    optimizer, schedule = _optimizer(member, vocabulary, config)
     parts: dict[str, Any] = {
-        "grounding": grounding,
-        "vocabulary": data.vocabulary,
+        "member": member,
+        "vocabulary": vocabulary,
         "optimizer": optimizer,
         "schedule": schedule,
     }
-    begun, kept = 0, output / "checkpoint.pt"
+    begun = 0
     if kept.exists():
         saved = torch.load(kept, weights_only=True)
         begun = saved["step"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     task = progress.add_task("grounding", total=config.steps, completed=begun)
-    grounding.train()
+    member.train()
     for step in range(begun, config.steps):
         # Drawn by seed and step alone, so that a run that goes on draws what an undisturbed one would.
         rng = random.Random(f"{config.seed}/{step}")
         torch.manual_seed(rng.getrandbits(63))
         rows = data.batch(config.batch_size, rng)
-        loss = comparison_loss(grounding, words, data, rows, rng)
-        loss = loss + marking_loss(grounding, words, data, config.batch_size // 4, rng)
+        loss = comparison_loss(member, vocabulary, words, data, rows, rng)
+        loss = loss + marking_loss(member, words, data, config.batch_size // 4, rng)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_([*member.parameters(), *vocabulary.parameters()], 1.0)
         optimizer.step()
         schedule.step()
         progress.update(task, advance=1, description=f"grounding, loss {loss.item():.2f}")
-        if (step + 1) % SAVE_EVERY == 0:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
             torch.save(
                 {"step": step + 1} | {name: part.state_dict() for name, part in parts.items()},
                 kept.with_suffix(".part"),
             )
             kept.with_suffix(".part").replace(kept)
+
+
+def _optimizer(
+    member: Member, vocabulary: Vocabulary, config: GroundingConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    groups = [
+        {"params": [*member.parameters()], "weight_decay": config.weight_decay},
+        {"params": [*vocabulary.parameters()], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
+    rate, steps = config.learning_rate, config.steps
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
