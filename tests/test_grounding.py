@@ -144,6 +144,7 @@ def test_asking_together_notes_as_asking_alone_does(model, pictures):
     together = model.ask_together([view, view], questions, max_new_tokens=8)
     assert together == [model.ask(view, question, max_new_tokens=8).finished().text for question in questions]
     assert model.answerer.ask_all(model.answerer.read(view), questions, max_new_tokens=8) == together
+    assert model.answerer.ask_all(model.answerer.read(view), []) == []
 
 
 def test_an_answer_in_a_batch_ends_where_it_ends_alone(model, pictures):

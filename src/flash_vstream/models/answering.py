@@ -161,6 +161,8 @@ class Answerer:
         For many questions of one memory that nobody waits for: a token for each costs little more than
         one token.
         """
+        if not questions:
+            return []
         texts = [self.processor.plain(text) for text in questions]
         if prefix.time_stamps and prefix.view is not None and self.grounder is not None:
             found = self.grounder.mentions(texts, prefix.view)
