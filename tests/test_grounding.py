@@ -102,7 +102,7 @@ def test_members_differ_and_their_mean_counts(model):
     embeddings, there, _ = model.answerer.grounder.words.of(["all red", "it is blue"])
     features = torch.randn(3, 4, 32)
     each = [member.compare(member.events(embeddings, there), member.sights(features)) for member in (first, second)]
-    torch.testing.assert_close(grounding.compare(embeddings, there, features), (each[0] + each[1]) / 2)
+    torch.testing.assert_close(grounding.compare(embeddings, there, [features]), (each[0] + each[1]) / 2)
     assert (each[0] - each[1]).abs().max() > 0.1
 
 

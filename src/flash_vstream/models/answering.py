@@ -13,7 +13,7 @@ from transformers import Cache, DynamicCache
 from flash_vstream.memory import MemoryView
 from flash_vstream.models.grounding import Grounder, Mention, noted
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
-from flash_vstream.models.processing import FlashVStreamProcessor
+from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
 
 MAX_NEW_TOKENS = 96
 
@@ -127,11 +127,11 @@ class Answerer:
         )
         return Prefix(view, cache, ids, self.processor.slot_of_token(ids, view), time_stamps)
 
-    def mentions(self, question: str, view: MemoryView | None) -> list[Mention]:
-        """The events that a question names, looked up in a memory; none without grounding or a video."""
+    def mentions(self, questions: Sequence[str], view: MemoryView | None) -> list[list[Mention]]:
+        """The events that each question names, looked up in a memory; none without grounding or a video."""
         if self.grounder is None or view is None:
-            return []
-        return self.grounder.mentions([question], view)[0]
+            return [[] for _ in questions]
+        return self.grounder.mentions(questions, view)
 
     def ask(
         self,
@@ -164,15 +164,14 @@ class Answerer:
         if not questions:
             return []
         texts = [self.processor.plain(text) for text in questions]
-        if prefix.time_stamps and prefix.view is not None and self.grounder is not None:
-            found = self.grounder.mentions(texts, prefix.view)
-            texts = [noted(text, own) for text, own in zip(texts, found, strict=True)]
+        if prefix.time_stamps:
+            texts = [noted(*pair) for pair in zip(texts, self.mentions(texts, prefix.view), strict=True)]
         rows = [self.processor.question_ids(text) for text in texts]
-        read, most = len(prefix.ids), max(map(len, rows))
         # Questions end together; what is masked lies between the memory and the shorter ones.
-        ids = torch.tensor([[0] * (most - len(row)) + row for row in rows])
-        there = torch.tensor([[1] * read + [0] * (most - len(row)) + [1] * len(row) for row in rows])
-        places = (there.cumsum(1) - 1)[:, read:]
+        padded = pad_rows(rows, 0, "left")
+        ids = padded["input_ids"]
+        there = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
+        places = (there.cumsum(1) - 1)[:, len(prefix.ids) :]
         cache: Any = copy.deepcopy(prefix.cache)
         cache.batch_repeat_interleave(len(rows))
         made: list[list[int]] = [[] for _ in rows]
@@ -211,7 +210,7 @@ class Answerer:
         cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
         question = self.processor.plain(answer.question)
         if prefix.time_stamps:
-            answer.mentions = self.mentions(question, prefix.view)
+            answer.mentions = self.mentions([question], prefix.view)[0]
         ids = self.processor.question_ids(noted(question, answer.mentions), history)
         answer.prompt_tokens = len(prefix.ids) + len(ids)
         attention = torch.zeros(len(prefix.ids))

@@ -177,9 +177,15 @@ class Grounding(nn.Module):
         """Logits ``[B, L]`` of whether each token of a question is part of an event."""
         return torch.stack([member.marks(embeddings, there) for member in self.each()]).mean(0)
 
-    def compare(self, embeddings: Tensor, there: Tensor, features: Tensor) -> Tensor:
-        """How well slots, features ``[n, P², channels]``, show events, words ``[m, L, text_width]``: ``[m, n]``."""
-        scores = [member.compare(member.events(embeddings, there), member.sights(features)) for member in self.each()]
+    def compare(self, embeddings: Tensor, there: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """How well slots show events, words ``[m, L, text_width]``: ``[m, n]``.
+
+        ``parts`` are the slots' features ``[n', P², channels]``, those of one resolution together.
+        """
+        scores = []
+        for member in self.each():
+            events = member.events(embeddings, there)
+            scores.append(torch.cat([member.compare(events, member.sights(part)) for part in parts], dim=1))
         return torch.stack(scores).mean(0)
 
     def each(self) -> list[Member]:
@@ -272,9 +278,9 @@ class Grounder:
         """How much more than the threshold each slot shows each event ``[m, n]``, and the slots' times."""
         embeddings, there, _ = self.words.of([" " + text for text in named])
         known = [slots for slots in parts if len(slots)]
-        scores = [self.grounding.compare(embeddings, there, slots.features) for slots in known]
+        scores = self.grounding.compare(embeddings, there, [slots.features for slots in known])
         times = [time for slots in known for time in slots.start.tolist()]
-        return torch.cat(scores, dim=1) - self.grounding.threshold, times
+        return scores - self.grounding.threshold, times
 
 
 def load_grounding(model: Any, file: Path) -> None:

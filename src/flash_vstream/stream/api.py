@@ -145,7 +145,7 @@ class FlashVStream:
         """
         asked = []
         for question, view in zip(map(self.processor.plain, questions), views, strict=True):
-            asked.append(noted(question, self.answerer.mentions(question, view)))
+            asked.append(noted(question, self.answerer.mentions([question], view)[0]))
         batch = self.processor(asked, memory=list(views))
         network: Any = self.network
         made = network.generate(

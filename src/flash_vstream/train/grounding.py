@@ -293,7 +293,7 @@ def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
 
 def _scores(grounding: Grounding, words: Words, texts: Sequence[str], slots: Tensor) -> Tensor:
     embeddings, there, _ = words.of([" " + text for text in texts])
-    return grounding.compare(embeddings, there, slots)
+    return grounding.compare(embeddings, there, [slots])
 
 
 def _tell_apart(
