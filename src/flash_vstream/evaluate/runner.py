@@ -9,7 +9,7 @@ replaced by anything else.
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,11 @@ from flash_vstream.stream import FlashVStream
 PROTOCOLS = ("causal", "clip", "whole")
 CHOICE_TOKENS = 12
 OPEN_TOKENS = 64
-BLIND_BATCH = 16
+BATCH = 16
+"""The most questions that are answered together: those of one moment, or blind ones of like length."""
 Stream = Iterable[tuple[float, Tensor]]
+Done = Mapping[str, dict[str, Any]]
+"""Predictions by the id of their question; it grows while a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,14 @@ def run_benchmark(
     reader = Reader(run.reader, model.network, run.star)  # one that does not exist is told before anything else
     output.parent.mkdir(parents=True, exist_ok=True)
     done = done_already(output, run)
-    left = [item for item in items if item.id not in done]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress, output.open("a") as file:
-        task = progress.add_task(f"{run.benchmark} {run.reader}", total=len(items), completed=len(items) - len(left))
-        rows = _blind(run, left, model) if reader.is_blind else _by_video(run, benchmark, left, data, model)
+        task = progress.add_task(
+            f"{run.benchmark} {run.reader}", total=len(items), completed=sum(item.id in done for item in items)
+        )
+        rows = (
+            _blind(run, items, done, model) if reader.is_blind else _by_video(run, benchmark, items, done, data, model)
+        )
         for row in rows:
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -131,36 +137,34 @@ def run_benchmark(
     return [done[item.id] for item in items]
 
 
-def _blind(run: Run, items: Sequence[Item], model: FlashVStream) -> Iterator[dict[str, Any]]:
+def _blind(run: Run, items: Sequence[Item], done: Done, model: FlashVStream) -> Iterator[dict[str, Any]]:
     """Predictions from the questions alone, in batches of like length."""
-    by_length = sorted(items, key=lambda item: len(item.prompt))
-    for begin in range(0, len(by_length), BLIND_BATCH):
-        batch = by_length[begin : begin + BLIND_BATCH]
-        most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
-        texts = model.ask_together([None] * len(batch), [item.prompt for item in batch], most)
-        for item, text in zip(batch, texts, strict=True):
-            yield _row(run, item, None, 0, text, None)
+    prefix = model.answerer.read(None)
+    for item, text, timing in _together(sorted(items, key=lambda item: len(item.prompt)), done, prefix, model):
+        yield _row(run, item, None, 0, text, None, timing)
 
 
 def _by_video(
-    run: Run, benchmark: Benchmark, items: Sequence[Item], data: Path, model: FlashVStream
+    run: Run, benchmark: Benchmark, items: Sequence[Item], done: Done, data: Path, model: FlashVStream
 ) -> Iterator[dict[str, Any]]:
     """Predictions of one video after another."""
     videos: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         videos[item.video].append(item)
+    folder = data.parent if data.is_file() else data
     for video, asked in videos.items():
-        yield from _answer_video(run, benchmark, data.parent if data.is_file() else data, video, asked, model)
+        if any(item.id not in done for item in asked):
+            yield from _answer_video(run, benchmark, folder, video, asked, done, model)
 
 
 def _answer_video(
-    run: Run, benchmark: Benchmark, data: Path, video: str, asked: list[Item], model: FlashVStream
+    run: Run, benchmark: Benchmark, data: Path, video: str, asked: list[Item], done: Done, model: FlashVStream
 ) -> Iterator[dict[str, Any]]:
     """Predictions about one video; when it breaks off with an error, the rest are wrong and say why."""
-    left = {item.id: item for item in asked}
+    left = {item.id: item for item in asked if item.id not in done}
     error = "no question was reached"
     try:
-        for item, row in _pass(run, benchmark, data, video, asked, model):
+        for item, row in _pass(run, benchmark, data, video, asked, done, model):
             del left[item.id]
             yield row
     except UserError as failed:
@@ -170,7 +174,7 @@ def _answer_video(
 
 
 def _pass(
-    run: Run, benchmark: Benchmark, data: Path, video: str, asked: list[Item], model: FlashVStream
+    run: Run, benchmark: Benchmark, data: Path, video: str, asked: list[Item], done: Done, model: FlashVStream
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
     def new_reader() -> Reader:
         return Reader(run.reader, model.network, run.star)
@@ -182,33 +186,33 @@ def _pass(
     last = None if run.protocol == "whole" or None in ends else max(end for end in ends if end is not None)
     stream = features_of(model, path, run.fps, last)
     if run.protocol == "causal":
-        yield from _causal(run, asked, new_reader(), model, stream)
+        yield from _causal(run, asked, done, new_reader(), model, stream)
     elif run.protocol == "whole":
         reader, newest = new_reader(), None
         for newest, feature in stream:
             reader.write(newest, feature)
-        yield from _ask_all(run, asked, reader, model, newest)
+        yield from _ask_all(run, asked, done, reader, model, newest)
     else:
-        yield from _clips(run, asked, new_reader, model, stream)
+        yield from _clips(run, asked, done, new_reader, model, stream)
 
 
 def _causal(
-    run: Run, asked: list[Item], reader: Reader, model: FlashVStream, stream: Stream
+    run: Run, asked: list[Item], done: Done, reader: Reader, model: FlashVStream, stream: Stream
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
     waiting = sorted(asked, key=lambda item: float("inf") if item.end is None else item.end)
     newest: float | None = None
     for moment, feature in stream:
         due = [item for item in waiting if item.end is not None and item.end < moment]
         if due:
-            yield from _ask_all(run, due, reader, model, newest)
+            yield from _ask_all(run, due, done, reader, model, newest)
             waiting = waiting[len(due) :]
         reader.write(moment, feature)
         newest = moment
-    yield from _ask_all(run, waiting, reader, model, newest)
+    yield from _ask_all(run, waiting, done, reader, model, newest)
 
 
 def _clips(
-    run: Run, asked: list[Item], new_reader: Callable[[], Reader], model: FlashVStream, stream: Stream
+    run: Run, asked: list[Item], done: Done, new_reader: Callable[[], Reader], model: FlashVStream, stream: Stream
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
     frames = [(moment, feature.half()) for moment, feature in stream]
     segments: dict[tuple[float | None, float | None], list[Item]] = defaultdict(list)
@@ -220,34 +224,46 @@ def _clips(
             if (start is None or moment >= start) and (end is None or moment <= end):
                 reader.write(moment, feature)
                 newest = moment
-        yield from _ask_all(run, items, reader, model, newest)
+        yield from _ask_all(run, items, done, reader, model, newest)
 
 
 def _ask_all(
-    run: Run, items: Sequence[Item], reader: Reader, model: FlashVStream, newest: float | None
+    run: Run, items: Sequence[Item], done: Done, reader: Reader, model: FlashVStream, newest: float | None
 ) -> Iterator[tuple[Item, dict[str, Any]]]:
     """Ask several questions of what the reader holds, which is read once."""
-    if not items:
+    left = [item for item in items if item.id not in done]
+    if not left:
         return
     if not reader.frames:
-        for item in items:
+        for item in left:
             yield item, _row(run, item, newest, 0, None, "no frame lies before the question")
         return
     begun = time.perf_counter()
-    prefix: Prefix = model.answerer.read(reader.view(), reader.time_stamps)
-    read = time.perf_counter() - begun
-    for item in items:
+    prefix = model.answerer.read(reader.view(), reader.time_stamps)
+    read = round(time.perf_counter() - begun, 4)
+    for item, text, timing in _together(items, done, prefix, model):
+        yield item, _row(run, item, newest, reader.frames, text, None, {"read_seconds": read, **timing})
+
+
+def _together(
+    items: Sequence[Item], done: Done, prefix: Prefix, model: FlashVStream
+) -> Iterator[tuple[Item, str, dict[str, float]]]:
+    """Texts and timings of the questions that are not done, answered in batches.
+
+    Rounding depends a little on what else is in a batch. So a batch that a kill cut short is answered
+    again as it was, and questions of different moments never share one.
+    """
+    for begin in range(0, len(items), BATCH):
+        batch = items[begin : begin + BATCH]
+        if all(item.id in done for item in batch):
+            continue
         begun = time.perf_counter()
-        answer = model.ask(
-            prefix, item.prompt, max_new_tokens=CHOICE_TOKENS if item.choices else OPEN_TOKENS
-        ).finished()
-        timing = {
-            "read_seconds": round(read, 4),
-            "first_token_seconds": round(answer.first_token_seconds or 0.0, 4),
-            "seconds": round(time.perf_counter() - begun, 4),
-            "prompt_tokens": answer.prompt_tokens,
-        }
-        yield item, _row(run, item, newest, reader.frames, answer.text, None, timing)
+        most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
+        texts = model.answerer.ask_all(prefix, [item.prompt for item in batch], most)
+        timing = {"batch_seconds": round(time.perf_counter() - begun, 4), "batch": len(batch)}
+        for item, text in zip(batch, texts, strict=True):
+            if item.id not in done:
+                yield item, text, timing
 
 
 def _row(
