@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from flash_vstream.cli import app
@@ -16,9 +17,11 @@ from flash_vstream.models.grounding import GROUNDING, Grounder, Mention, load_gr
 from flash_vstream.stream import FlashVStream
 from flash_vstream.train import grounding as training
 from flash_vstream.train.captions import PictureSet
+from flash_vstream.train.config import Lora, StageConfig, Tune
 from flash_vstream.train.data import Collator, Sample
 from flash_vstream.train.grounding import GroundingConfig, train_grounding
 from flash_vstream.train.packing import Turn
+from flash_vstream.train.stage import run_stage
 
 COLOURS = ("red", "blue", "green", "white")
 
@@ -107,8 +110,10 @@ def test_members_differ_and_their_mean_counts(model):
 
 
 def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
-    """Words and slots come in as float32 whatever the model computes in."""
+    """Words and slots are compared in float32 whatever the model computes in."""
     model = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.network.grounding.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.network.language_model.parameters()} == {torch.bfloat16}
     load_grounding(model.network, trained[0] / GROUNDING)
     memory = model.network.new_memory(torch.float32)
     loaded = PictureSet.load(pictures, "train")
@@ -116,6 +121,25 @@ def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
         memory.write(loaded.features(f"{name}.png")[:1].to(torch.bfloat16), [time])
     answer = model.ask(memory.read(), "Did you see it is blue before you saw all red?", max_new_tokens=2).finished()
     assert [mention.time for mention in answer.mentions] == [8.0, 3.0]
+
+
+def test_a_stage_in_bfloat16_leaves_grounding_as_it_was(grounded_folder, trained, pictures, tmp_path):
+    style = {"share": 1.0, "scenes": [1, 2], "frames": [1, 1]}
+    config = StageConfig(
+        stage=2,
+        model="given",
+        grounding=str(trained[0] / GROUNDING),
+        data=({"kind": "captions", "share": 1.0, "split": "train", "past_answers": 1, "styles": [style]},),
+        tune=Tune(lora=Lora(rank=4, alpha=8)),
+        steps=1,
+        batch_size=1,
+        learning_rate=1e-3,
+        dtype="bfloat16",
+    )
+    result = run_stage(config, grounded_folder, pictures, tmp_path)
+    before, after = load_file(trained[0] / GROUNDING), load_file(result / GROUNDING)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_questions_without_events_stay_as_they_are(model, pictures):

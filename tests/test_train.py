@@ -17,11 +17,12 @@ from safetensors.torch import load_file, save_file
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.stream import FlashVStream
+from flash_vstream.train.averaging import average_adapters
 from flash_vstream.train.captions import PictureSet, sentence
 from flash_vstream.train.config import StageConfig
 from flash_vstream.train.data import Collator, LlavaSamples, Mixture, Sample, StreamSamples, play
 from flash_vstream.train.events import Events
-from flash_vstream.train.export import export_adapter
+from flash_vstream.train.export import WEIGHTS, export_adapter
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.packing import Turn, collate, pack
 from flash_vstream.train.prepare import prepare
@@ -282,6 +283,31 @@ def test_a_stage_trains_what_it_says(llava, tiny_folder, tmp_path, stage):
     expected = {"projector", "semantic_attention"} | ({"language_model"} if stage == 2 else set())
     assert changed == expected
     assert list((tmp_path / "run" / "logs").glob("events.out.tfevents.*"))
+
+
+def test_adapters_of_two_stages_are_averaged(llava, tiny_folder, tmp_path):
+    tune = {"lora": {"rank": 4, "alpha": 8}}
+    first = run_stage(
+        StageConfig.load(config_file(llava, tune=tune)), tiny_folder, llava, tmp_path / "1", media_encoder(tiny_folder)
+    )
+    onward = StageConfig.load(config_file(llava, tune=tune, adapter=str(first)))
+    second = run_stage(onward, tiny_folder, llava, tmp_path / "2", media_encoder(tiny_folder))
+    average = average_adapters(first, second, 0.25, tmp_path / "average" / "result")
+    before, after, mixed = (load_file(folder / WEIGHTS) for folder in (first, second, average))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    for name, value in mixed.items():
+        torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * after[name])
+    assert export_adapter(average, tmp_path / "adapter")["bytes"] > 0
+    with pytest.raises(UserError, match="between 0 and 1"):
+        average_adapters(first, second, 1.5, tmp_path / "no")
+    with pytest.raises(UserError, match="holds no adapter"):
+        average_adapters(tmp_path, second, 0.5, tmp_path / "no")
+    with pytest.raises(UserError, match="one of the two"):
+        average_adapters(first, second, 0.5, second)
+    other = StageConfig.load(config_file(llava, tune={"lora": {"rank": 2, "alpha": 8}}))
+    smaller = run_stage(other, tiny_folder, llava, tmp_path / "3", media_encoder(tiny_folder))
+    with pytest.raises(UserError, match="not of one shape"):
+        average_adapters(first, smaller, 0.5, tmp_path / "no")
 
 
 def test_a_lora_stage_can_be_exported(llava, tiny_folder, tmp_path):

@@ -262,6 +262,19 @@ def train_captions(
     print(json.dumps(result) if as_json else "\n".join(f"{name}: {value}" for name, value in result.items()))
 
 
+@train_app.command("average")
+def train_average(
+    before: Annotated[Path, typer.Argument(help="The result folder of a stage.")],
+    after: Annotated[Path, typer.Argument(help="The result folder of a stage that went on from it.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the averaged adapter.")],
+    share: Annotated[float, typer.Option(help="How much of AFTER is in it, from 0 to 1.")] = 0.5,
+) -> None:
+    """Average the adapters of two stages: keep what the later learnt, get back what it forgot."""
+    from flash_vstream.train.averaging import average_adapters
+
+    print(average_adapters(before, after, share, output))
+
+
 @train_app.command("export")
 def train_export(
     result: Annotated[Path, typer.Argument(help="The result folder of a stage that trained a LoRA.")],

@@ -45,6 +45,8 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
     """
 
     _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
+    # It compares scores that lie close together, and costs next to nothing.
+    _keep_in_fp32_modules_strict = ["grounding"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
     def __init__(self, config: FlashVStreamConfig):

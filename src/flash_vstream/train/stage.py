@@ -112,9 +112,12 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
 
 
 def _halve_frozen(network: torch.nn.Module) -> None:
-    """Keep frozen weights in bfloat16, so that autocast need not convert them at every step."""
-    for parameter in network.parameters():
-        if not parameter.requires_grad:
+    """Keep frozen weights in bfloat16, so that autocast need not convert them at every step.
+
+    But for grounding, which is no part of the step and is saved with the result as it was.
+    """
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad and ".grounding." not in name:
             parameter.data = parameter.data.bfloat16()
 
 

@@ -1,0 +1,36 @@
+"""Two adapters averaged: what the later one learnt, with less of what it forgot.
+
+Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), here on the factors of
+a LoRA and the modules trained whole: between two adapters of one training they lie close enough.
+"""
+
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from flash_vstream.errors import UserError
+from flash_vstream.train.export import WEIGHTS
+
+
+def average_adapters(before: Path, after: Path, share: float, output: Path) -> Path:
+    """Write to ``output`` the adapter that is ``share`` (0 to 1) of ``after`` and the rest of ``before``.
+
+    Both are result folders of stages, one of which went on from the other; everything but the
+    weights, grounding among it, is ``after``'s. Raises ``UserError`` when they are no such pair.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"--share {share} must lie between 0 and 1")
+    for folder in (before, after):
+        if not (folder / WEIGHTS).exists():
+            raise UserError(f"{folder} holds no adapter ({WEIGHTS}); name the result folder of a stage")
+    if output.resolve() in (before.resolve(), after.resolve()):
+        raise UserError(f"{output} is one of the two adapters; name another folder")
+    first, second = load_file(before / WEIGHTS), load_file(after / WEIGHTS)
+    shapes = [{name: value.shape for name, value in state.items()} for state in (first, second)]
+    if shapes[0] != shapes[1]:
+        raise UserError(f"the adapters in {before} and {after} are not of one shape; one must go on from the other")
+    shutil.copytree(after, output, dirs_exist_ok=True)
+    mixed = {name: (1 - share) * first[name].float() + share * second[name].float() for name in second}
+    save_file(mixed, output / WEIGHTS, metadata={"format": "pt"})
+    return output
