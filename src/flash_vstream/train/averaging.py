@@ -7,10 +7,10 @@ a LoRA and the modules trained whole: between two adapters of one training they 
 import shutil
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from flash_vstream.errors import UserError
-from flash_vstream.train.export import WEIGHTS
+from flash_vstream.train.export import WEIGHTS, load_adapter
 
 
 def average_adapters(before: Path, after: Path, share: float, output: Path) -> Path:
@@ -21,16 +21,13 @@ def average_adapters(before: Path, after: Path, share: float, output: Path) -> P
     """
     if not 0 <= share <= 1:
         raise UserError(f"--share {share} must lie between 0 and 1")
-    for folder in (before, after):
-        if not (folder / WEIGHTS).exists():
-            raise UserError(f"{folder} holds no adapter ({WEIGHTS}); name the result folder of a stage")
     if output.resolve() in (before.resolve(), after.resolve()):
         raise UserError(f"{output} is one of the two adapters; name another folder")
-    first, second = load_file(before / WEIGHTS), load_file(after / WEIGHTS)
+    first, second = load_adapter(before), load_adapter(after)
     shapes = [{name: value.shape for name, value in state.items()} for state in (first, second)]
     if shapes[0] != shapes[1]:
         raise UserError(f"the adapters in {before} and {after} are not of one shape; one must go on from the other")
-    shutil.copytree(after, output, dirs_exist_ok=True)
+    shutil.copytree(after, output, ignore=shutil.ignore_patterns(WEIGHTS), dirs_exist_ok=True)
     mixed = {name: (1 - share) * first[name].float() + share * second[name].float() for name in second}
     save_file(mixed, output / WEIGHTS, metadata={"format": "pt"})
     return output

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from flash_vstream.errors import UserError
 from flash_vstream.models.grounding import GROUNDING
@@ -15,12 +16,17 @@ from flash_vstream.models.wheels import file_sha256
 WEIGHTS = "adapter_model.safetensors"
 
 
-def export_adapter(result: Path, output: Path) -> dict[str, Any]:
-    """Write ``result``'s adapter to ``output`` and return its card."""
+def load_adapter(result: Path) -> dict[str, Tensor]:
+    """The weights of a stage's adapter; raises ``UserError`` when its folder holds none."""
     if not (result / WEIGHTS).exists():
         raise UserError(f"{result} holds no adapter ({WEIGHTS}); name the result folder of a stage that trains a LoRA")
+    return load_file(result / WEIGHTS)
+
+
+def export_adapter(result: Path, output: Path) -> dict[str, Any]:
+    """Write ``result``'s adapter to ``output`` and return its card."""
+    state = {name: value.to(torch.bfloat16).contiguous() for name, value in load_adapter(result).items()}
     output.mkdir(parents=True, exist_ok=True)
-    state = {name: value.to(torch.bfloat16).contiguous() for name, value in load_file(result / WEIGHTS).items()}
     save_file(state, output / WEIGHTS, metadata={"format": "pt"})
     if (result / GROUNDING).exists():
         shutil.copyfile(result / GROUNDING, output / GROUNDING)
