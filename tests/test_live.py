@@ -325,36 +325,59 @@ def test_watch_says_why_it_cannot(tiny_folder, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+class Terminal:
+    """A program at a terminal of its own: what it has told so far, and keys to press."""
+
+    def __init__(self, *command: str):
+        self._outer, inner = pty.openpty()
+        fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 160, 0, 0))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flash_vstream", *command],
+            **dict.fromkeys(("stdin", "stdout", "stderr"), inner),
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "30"},
+            start_new_session=True,
+            # Without a controlling terminal Ctrl-C is lost while no prompt reads the keys.
+            preexec_fn=lambda: fcntl.ioctl(inner, termios.TIOCSCTTY, 0),
+        )
+        os.close(inner)
+        self.told = bytearray()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        try:
+            while chunk := os.read(self._outer, 4096):
+                self.told.extend(chunk)
+                if b"\x1b[6n" in chunk:  # where is the cursor? a terminal answers
+                    self.press(b"\x1b[1;1R")
+        except OSError:
+            os.close(self._outer)  # the program has ended
+
+    def press(self, keys: bytes) -> None:
+        os.write(self._outer, keys)
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C; the program must end cleanly."""
+        self.press(b"\x03")
+        assert self.process.wait(timeout=20) == 0
+        assert b"Traceback" not in self.told
+        assert b"Aborted" not in self.told
+
+
 def test_watch_at_a_terminal(tiny_folder, tmp_path):
     """A status line that moves, a prompt, an answer, and a clean end by Ctrl-C."""
     video = write_video(tmp_path / "clip.mp4", frames=20)
-    outer, inner = pty.openpty()
-    command = [sys.executable, "-m", "flash_vstream", "watch", str(video), "--loop", "--fps", "5"]
-    command += ["--model", str(tiny_folder)]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "30"}
-    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 160, 0, 0))
-    process = subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, env=environment, close_fds=True)
-    os.close(inner)
-    told = bytearray()
+    terminal = Terminal("watch", str(video), "--loop", "--fps", "5", "--model", str(tiny_folder))
+    until(lambda: b"memory slots" in terminal.told, 60)
+    terminal.press(b"what?\r")
+    until(lambda: b"looked at" in terminal.told, 30)
+    terminal.interrupt()
 
-    def listen() -> None:
-        try:
-            while chunk := os.read(outer, 4096):
-                told.extend(chunk)
-                if b"\x1b[6n" in chunk:  # where is the cursor? a terminal answers
-                    os.write(outer, b"\x1b[1;1R")
-        except OSError:
-            pass  # the terminal is closed
 
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    until(lambda: b"memory slots" in told, 60)
-    os.write(outer, b"what?\r")
-    until(lambda: b"looked at" in told, 30)
-    os.write(outer, b"\x03")
-    assert process.wait(timeout=20) == 0
-    os.close(outer)
-    assert b"Traceback" not in told
+def test_watch_can_be_ended_before_the_first_frame(tiny_folder, tmp_path):
+    os.mkfifo(tmp_path / "silent")
+    terminal = Terminal("watch", str(tmp_path / "silent"), "--model", str(tiny_folder))
+    until(lambda: b"waiting for the first frame" in terminal.told, 60)
+    terminal.interrupt()
 
 
 def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tiny):

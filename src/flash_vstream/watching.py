@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -26,8 +27,11 @@ FIRST_FRAME_SECONDS = 30.0
 
 
 def watch(source_name: str, fps: float, model_name: str, loop: bool, fast: bool, transport: str) -> None:
-    """Watch ``source_name`` and answer questions from the prompt (or from standard input's lines)."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Watch ``source_name`` and answer questions from the prompt (or from standard input's lines).
+
+    Ctrl-C ends it at any moment: before the first frame, at the prompt, within an answer.
+    """
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder:
         piped = source_name == "-"
         path = _pump_stdin(Path(folder)) if piped else source_name
         source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport)
