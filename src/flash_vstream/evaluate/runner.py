@@ -9,7 +9,7 @@ replaced by anything else.
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,6 @@ OPEN_TOKENS = 64
 BATCH = 16
 """The most questions that are answered together: those of one moment, or blind ones of like length."""
 Stream = Iterable[tuple[float, Tensor]]
-Done = Mapping[str, dict[str, Any]]
-"""Predictions by the id of their question; it grows while a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -118,18 +116,16 @@ def run_benchmark(
     """Answer what ``output`` does not hold yet; returns every prediction in the items' order."""
     if run.protocol not in PROTOCOLS:
         raise UserError(f"no protocol is called {run.protocol!r}; choose from {', '.join(PROTOCOLS)}")
-    reader = Reader(run.reader, model.network, run.star)  # one that does not exist is told before anything else
+    Reader(run.reader, model.network, run.star)  # one that does not exist is told before anything else
     output.parent.mkdir(parents=True, exist_ok=True)
     done = done_already(output, run)
+    asking = _Asking(run, benchmark, data.parent if data.is_file() else data, model, done)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress, output.open("a") as file:
         task = progress.add_task(
             f"{run.benchmark} {run.reader}", total=len(items), completed=sum(item.id in done for item in items)
         )
-        rows = (
-            _blind(run, items, done, model) if reader.is_blind else _by_video(run, benchmark, items, done, data, model)
-        )
-        for row in rows:
+        for row in asking.rows(items):
             file.write(json.dumps(row) + "\n")
             file.flush()
             done[row["id"]] = row
@@ -137,133 +133,125 @@ def run_benchmark(
     return [done[item.id] for item in items]
 
 
-def _blind(run: Run, items: Sequence[Item], done: Done, model: FlashVStream) -> Iterator[dict[str, Any]]:
-    """Predictions from the questions alone, in batches of like length."""
-    prefix = model.answerer.read(None)
-    for item, text, timing in _together(sorted(items, key=lambda item: len(item.prompt)), done, prefix, model):
-        yield _row(run, item, None, 0, text, None, timing)
+@dataclass(frozen=True)
+class _Asking:
+    """A run on its way: the media under ``folder``, the model, and the predictions by question that are ``done``."""
 
+    run: Run
+    benchmark: Benchmark
+    folder: Path
+    model: FlashVStream
+    done: Mapping[str, dict[str, Any]]
 
-def _by_video(
-    run: Run, benchmark: Benchmark, items: Sequence[Item], done: Done, data: Path, model: FlashVStream
-) -> Iterator[dict[str, Any]]:
-    """Predictions of one video after another."""
-    videos: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        videos[item.video].append(item)
-    folder = data.parent if data.is_file() else data
-    for video, asked in videos.items():
-        if any(item.id not in done for item in asked):
-            yield from _answer_video(run, benchmark, folder, video, asked, done, model)
+    def rows(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        """Predictions for those that are not done; ``done`` must hold each before the next is asked for."""
+        if self._new_reader().is_blind:
+            yield from self._blind(items)
+            return
+        videos: dict[str, list[Item]] = defaultdict(list)
+        for item in items:
+            videos[item.video].append(item)
+        for video, asked in videos.items():
+            if any(item.id not in self.done for item in asked):
+                yield from self._video(video, asked)
 
+    def _new_reader(self) -> Reader:
+        return Reader(self.run.reader, self.model.network, self.run.star)
 
-def _answer_video(
-    run: Run, benchmark: Benchmark, data: Path, video: str, asked: list[Item], done: Done, model: FlashVStream
-) -> Iterator[dict[str, Any]]:
-    """Predictions about one video; when it breaks off with an error, the rest are wrong and say why."""
-    left = {item.id: item for item in asked if item.id not in done}
-    error = "no question was reached"
-    try:
-        for item, row in _pass(run, benchmark, data, video, asked, done, model):
-            del left[item.id]
-            yield row
-    except UserError as failed:
-        error = str(failed)
-    for item in left.values():
-        yield _row(run, item, None, 0, None, error)
+    def _blind(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        """Predictions from the questions alone, in batches of like length."""
+        prefix = self.model.answerer.read(None)
+        for item, text, timing in self._together(sorted(items, key=lambda item: len(item.prompt)), prefix):
+            yield _row(self.run, item, None, 0, text, None, timing)
 
+    def _video(self, video: str, asked: list[Item]) -> Iterator[dict[str, Any]]:
+        """Predictions about one video; when it breaks off with an error, the rest are wrong and say why."""
+        left = {item.id: item for item in asked if item.id not in self.done}
+        error = "no question was reached"
+        try:
+            for row in self._pass(video, asked):
+                del left[row["id"]]
+                yield row
+        except UserError as failed:
+            error = str(failed)
+        for item in left.values():
+            yield _row(self.run, item, None, 0, None, error)
 
-def _pass(
-    run: Run, benchmark: Benchmark, data: Path, video: str, asked: list[Item], done: Done, model: FlashVStream
-) -> Iterator[tuple[Item, dict[str, Any]]]:
-    def new_reader() -> Reader:
-        return Reader(run.reader, model.network, run.star)
+    def _pass(self, video: str, asked: list[Item]) -> Iterator[dict[str, Any]]:
+        path = find_medium(self.folder, self.benchmark.media, video)
+        if path is None:
+            folders = " or ".join(str(self.folder / folder) for folder in self.benchmark.media)
+            raise UserError(f"no medium called {video} in {folders}")
+        ends = [item.end for item in asked]
+        last = None if self.run.protocol == "whole" or None in ends else max(end for end in ends if end is not None)
+        stream = features_of(self.model, path, self.run.fps, last)
+        if self.run.protocol == "causal":
+            yield from self._causal(asked, stream)
+        elif self.run.protocol == "whole":
+            reader, newest = self._new_reader(), None
+            for newest, feature in stream:
+                reader.write(newest, feature)
+            yield from self._ask_all(asked, reader, newest)
+        else:
+            yield from self._clips(asked, stream)
 
-    path = find_medium(data, benchmark.media, video)
-    if path is None:
-        raise UserError(f"no medium called {video} in {' or '.join(str(data / folder) for folder in benchmark.media)}")
-    ends = [item.end for item in asked]
-    last = None if run.protocol == "whole" or None in ends else max(end for end in ends if end is not None)
-    stream = features_of(model, path, run.fps, last)
-    if run.protocol == "causal":
-        yield from _causal(run, asked, done, new_reader(), model, stream)
-    elif run.protocol == "whole":
-        reader, newest = new_reader(), None
-        for newest, feature in stream:
-            reader.write(newest, feature)
-        yield from _ask_all(run, asked, done, reader, model, newest)
-    else:
-        yield from _clips(run, asked, done, new_reader, model, stream)
+    def _causal(self, asked: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
+        waiting = sorted(asked, key=lambda item: float("inf") if item.end is None else item.end)
+        reader, newest = self._new_reader(), None
+        for moment, feature in stream:
+            due = [item for item in waiting if item.end is not None and item.end < moment]
+            if due:
+                yield from self._ask_all(due, reader, newest)
+                waiting = waiting[len(due) :]
+            reader.write(moment, feature)
+            newest = moment
+        yield from self._ask_all(waiting, reader, newest)
 
+    def _clips(self, asked: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
+        frames = [(moment, feature.half()) for moment, feature in stream]
+        segments: dict[tuple[float | None, float | None], list[Item]] = defaultdict(list)
+        for item in asked:
+            segments[(item.start, item.end)].append(item)
+        for (start, end), items in segments.items():
+            reader, newest = self._new_reader(), None
+            for moment, feature in frames:
+                if (start is None or moment >= start) and (end is None or moment <= end):
+                    reader.write(moment, feature)
+                    newest = moment
+            yield from self._ask_all(items, reader, newest)
 
-def _causal(
-    run: Run, asked: list[Item], done: Done, reader: Reader, model: FlashVStream, stream: Stream
-) -> Iterator[tuple[Item, dict[str, Any]]]:
-    waiting = sorted(asked, key=lambda item: float("inf") if item.end is None else item.end)
-    newest: float | None = None
-    for moment, feature in stream:
-        due = [item for item in waiting if item.end is not None and item.end < moment]
-        if due:
-            yield from _ask_all(run, due, done, reader, model, newest)
-            waiting = waiting[len(due) :]
-        reader.write(moment, feature)
-        newest = moment
-    yield from _ask_all(run, waiting, done, reader, model, newest)
-
-
-def _clips(
-    run: Run, asked: list[Item], done: Done, new_reader: Callable[[], Reader], model: FlashVStream, stream: Stream
-) -> Iterator[tuple[Item, dict[str, Any]]]:
-    frames = [(moment, feature.half()) for moment, feature in stream]
-    segments: dict[tuple[float | None, float | None], list[Item]] = defaultdict(list)
-    for item in asked:
-        segments[(item.start, item.end)].append(item)
-    for (start, end), items in segments.items():
-        reader, newest = new_reader(), None
-        for moment, feature in frames:
-            if (start is None or moment >= start) and (end is None or moment <= end):
-                reader.write(moment, feature)
-                newest = moment
-        yield from _ask_all(run, items, done, reader, model, newest)
-
-
-def _ask_all(
-    run: Run, items: Sequence[Item], done: Done, reader: Reader, model: FlashVStream, newest: float | None
-) -> Iterator[tuple[Item, dict[str, Any]]]:
-    """Ask several questions of what the reader holds, which is read once."""
-    left = [item for item in items if item.id not in done]
-    if not left:
-        return
-    if not reader.frames:
-        for item in left:
-            yield item, _row(run, item, newest, 0, None, "no frame lies before the question")
-        return
-    begun = time.perf_counter()
-    prefix = model.answerer.read(reader.view(), reader.time_stamps)
-    read = round(time.perf_counter() - begun, 4)
-    for item, text, timing in _together(items, done, prefix, model):
-        yield item, _row(run, item, newest, reader.frames, text, None, {"read_seconds": read, **timing})
-
-
-def _together(
-    items: Sequence[Item], done: Done, prefix: Prefix, model: FlashVStream
-) -> Iterator[tuple[Item, str, dict[str, float]]]:
-    """Texts and timings of the questions that are not done, answered in batches.
-
-    Rounding depends a little on what else is in a batch. So a batch that a kill cut short is answered
-    again as it was, and questions of different moments never share one.
-    """
-    for begin in range(0, len(items), BATCH):
-        batch = items[begin : begin + BATCH]
-        if all(item.id in done for item in batch):
-            continue
+    def _ask_all(self, items: Sequence[Item], reader: Reader, newest: float | None) -> Iterator[dict[str, Any]]:
+        """Ask several questions of what the reader holds, which is read once."""
+        left = [item for item in items if item.id not in self.done]
+        if not left:
+            return
+        if not reader.frames:
+            for item in left:
+                yield _row(self.run, item, newest, 0, None, "no frame lies before the question")
+            return
         begun = time.perf_counter()
-        most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
-        texts = model.answerer.ask_all(prefix, [item.prompt for item in batch], most)
-        timing = {"batch_seconds": round(time.perf_counter() - begun, 4), "batch": len(batch)}
-        for item, text in zip(batch, texts, strict=True):
-            if item.id not in done:
-                yield item, text, timing
+        prefix = self.model.answerer.read(reader.view(), reader.time_stamps)
+        read = round(time.perf_counter() - begun, 4)
+        for item, text, timing in self._together(items, prefix):
+            yield _row(self.run, item, newest, reader.frames, text, None, {"read_seconds": read, **timing})
+
+    def _together(self, items: Sequence[Item], prefix: Prefix) -> Iterator[tuple[Item, str, dict[str, float]]]:
+        """Texts and timings of the questions that are not done, answered in batches.
+
+        Rounding depends a little on what else is in a batch. So a batch that a kill cut short is answered
+        again as it was, and questions of different moments never share one.
+        """
+        for begin in range(0, len(items), BATCH):
+            batch = items[begin : begin + BATCH]
+            if all(item.id in self.done for item in batch):
+                continue
+            begun = time.perf_counter()
+            most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
+            texts = self.model.answerer.ask_all(prefix, [item.prompt for item in batch], most)
+            timing = {"batch_seconds": round(time.perf_counter() - begun, 4), "batch": len(batch)}
+            for item, text in zip(batch, texts, strict=True):
+                if item.id not in self.done:
+                    yield item, text, timing
 
 
 def _row(
