@@ -54,13 +54,15 @@ class Server:
         return self.wait_for(f"/v1/streams/{name}", lambda status, body: status == 200 and body["time"] is not None)
 
     def children(self) -> dict[str, list[int]]:
-        """Process ids of the handlers and readers below the server, by what they run."""
+        """Process ids of the handlers, the process that forks them and the readers below the server."""
         handlers = self.call("GET", "/healthz")[1]["handlers"]
         found = {kind: [handler["pid"]] if handler["alive"] else [] for kind, handler in handlers.items()}
         found["reader"] = []
         with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(handlers["frame"]["pid"]).children()
+            frame = psutil.Process(handlers["frame"]["pid"])
+            children = frame.children()
             found["reader"] = [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+            found["fork server"] = [frame.ppid()] if "forkserver" in " ".join(frame.parent().cmdline()) else []
         return found
 
 

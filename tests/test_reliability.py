@@ -59,19 +59,20 @@ def ask(server: Server) -> int:
 def test_every_process_may_be_killed_at_any_moment(server):
     """Twenty kill -9 in turn: watching again within 5 s with its memory, no question without an answer or an error."""
     rng = random.Random(0)
-    recoveries, statuses = [], []
+    lost, recoveries, statuses = [], [], []
     for number in range(KILLS):
-        kind = ("reader", "frame", "question")[number % 3]
+        kind = ("reader", "frame", "question", "fork server")[number % 4]
         time.sleep(rng.uniform(0.05, 0.4))
         before = server.call("GET", "/v1/streams/door")[1]
         questions = threading.Thread(target=lambda: statuses.append(ask(server)))
         questions.start()
-        victim = until(lambda kind=kind: server.children()[kind])[0]
+        victim = until(lambda kind=kind: server.children().get(kind))[0]
         os.kill(victim, signal.SIGKILL)
         begun = time.monotonic()
         after = server.wait_for(
             "/v1/streams/door", lambda _, body, kept=before["kept"]: body["kept"] > kept + 1 and body["lag"] < 1.0, 60
         )
+        lost.append(time.monotonic() - begun)
         if kind == "question":
             server.wait_for("/healthz", lambda _, body: body["status"] == "ok", 60)
             until(lambda: ask(server) == 200, 60)
@@ -83,8 +84,9 @@ def test_every_process_may_be_killed_at_any_moment(server):
         weights = sum(slot["weight"] for slot in memory["slots"] if slot["part"] == "temporal")
         assert weights == memory["frames"]
     assert len(statuses) == KILLS
-    assert sorted(recoveries)[KILLS // 2] < 8  # the machine of a test may be busy; the figure is in docs/reliability.md
-    print("recoveries in seconds:", [round(value, 1) for value in sorted(recoveries)])
+    for kind, values, limit in (("without frames", lost, 2), ("until all is well", recoveries, 5)):
+        print(f"seconds {kind}:", [round(value, 1) for value in values])
+        assert sorted(values)[KILLS // 2] < limit  # not the longest: the machine of a test may be busy
 
 
 def test_a_killed_server_takes_no_children_along_and_comes_back(tiny_folder, tmp_path):
@@ -167,7 +169,9 @@ def test_lost_packets_cost_frames_and_nothing_else(tmp_path):
     """A fifth of the packets of RTP over UDP never come: frames go on and times do not fall."""
     with rtsp(free_port(), "320", "240", "0.2") as url:
         reader = SourceReader(Source(url, fps=10, size=32, transport="udp"), str(tmp_path), silence=10)
+        begun = time.monotonic()
         frames = [until(reader.newest) for _ in range(10)]
+        print(f"a frame every {(time.monotonic() - begun) / 10:.2f} s")
         times = [frame.time for frame in frames]
         assert times == sorted(times)
         assert reader.status.restarts == 0
@@ -270,17 +274,20 @@ def test_a_4k_source_at_60_frames_a_second_is_kept_up_with(tmp_path):
     with av.open(str(video), "w") as container:
         stream = container.add_stream("mpeg4", rate=60)
         stream.width, stream.height, stream.pix_fmt = 3840, 2160, "yuv420p"
-        frame = av.VideoFrame.from_ndarray(np.zeros((2160, 3840, 3), np.uint8), format="rgb24").reformat(
-            format="yuv420p"
-        )
-        for i in range(60):
+        blocks = np.random.default_rng(0).integers(0, 255, (135, 240, 3), np.uint8)
+        picture = blocks.repeat(16, 0).repeat(16, 1)
+        for i in range(30):
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, 8 * i, 1), format="rgb24").reformat(format="yuv420p")
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     reader = SourceReader(Source(str(video), fps=2, size=256, loop=True), str(tmp_path))
-    until(reader.newest)
+    first, begun = until(reader.newest), time.monotonic()
     time.sleep(2)
-    newest = until(reader.newest)
+    newest = until(lambda: (frame := reader.newest()) is not None and frame.time > first.time and frame)
+    behind = (time.monotonic() - begun) - (newest.time - first.time)
+    print(f"behind after two seconds: {behind:.2f} s")
+    assert behind < 1
     assert newest.image.shape == (256, 256, 3)
     reader.close()
 

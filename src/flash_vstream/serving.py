@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from flash_vstream.errors import UserError
+from flash_vstream.forking import keep_ready
 from flash_vstream.serve.access import access_rules
 from flash_vstream.serve.gate import JsonLines
 from flash_vstream.serve.schemas import NAME
@@ -30,6 +31,7 @@ def serve(
 ) -> None:
     """Run until Ctrl-C; raises ``UserError`` for options that do not fit together."""
     access = access_rules(host, os.environ.get("FLASH_VSTREAM_TOKEN"), origins, hosts, folders)
+    keep_ready()
     from flash_vstream.serve.service import Service, command_line_stream
 
     named = [command_line_stream(text, fps) for text in streams]

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from flash_vstream.asking import describe_evidence, load_model
 from flash_vstream.errors import UserError
+from flash_vstream.forking import keep_ready
 from flash_vstream.timecode import format_time
 from flash_vstream.video.sources import Source
 
@@ -35,6 +36,7 @@ def watch(source_name: str, fps: float, model_name: str, loop: bool, fast: bool,
         piped = source_name == "-"
         path = _pump_stdin(Path(folder)) if piped else source_name
         source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport)
+        keep_ready()
         from flash_vstream.stream.live import LiveStreams
 
         model = load_model(model_name)

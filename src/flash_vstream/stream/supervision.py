@@ -2,16 +2,20 @@
 
 import atexit
 import contextlib
-import multiprocessing
 import threading
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+import psutil
+
 from flash_vstream.errors import UserError
+from flash_vstream.forking import keep_ready
 
 START_SECONDS = 120.0
 LOOK_SECONDS = 0.1
+END_SECONDS = 5.0
 
 
 class Supervised:
@@ -35,6 +39,8 @@ class Supervised:
         self.pipe: Connection
         self.info: dict[str, Any] = {}
         self._process: Any = None
+        # multiprocessing knows of a process through the one that forked it, whose own death it outlives.
+        self._running: psutil.Process
         self._stopping = threading.Event()
         self.restarts = -1
         self._start()
@@ -50,7 +56,10 @@ class Supervised:
     @property
     def alive(self) -> bool:
         """Whether the process runs."""
-        return bool(self._process.is_alive())
+        try:
+            return self._running.is_running() and self._running.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
 
     def send(self, message: Any) -> None:
         """Send a message; raises ``OSError`` when the process has just died."""
@@ -58,7 +67,7 @@ class Supervised:
             self.pipe.send(message)
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = keep_ready()
         with self.lock:
             self.pipe, child = context.Pipe()
             # Not a daemon: a handler may have children of its own.
@@ -67,6 +76,8 @@ class Supervised:
             )
             self._process.start()
             child.close()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it is dead already, as the pipe will tell
+                self._running = psutil.Process(self._process.pid)
             self.restarts += 1
             if not self.pipe.poll(START_SECONDS):
                 self._process.kill()
@@ -83,6 +94,7 @@ class Supervised:
 
     def _watch_over(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
+            keep_ready()
             if not self.alive:
                 self._on_death()
                 try:
@@ -99,7 +111,9 @@ class Supervised:
         self._guard.join(timeout=5)
         with contextlib.suppress(OSError):
             self.pipe.send(None)
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        deadline = time.monotonic() + END_SECONDS
+        while self.alive and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if self.alive:
+            self._running.kill()
+        self._process.join()

@@ -1,0 +1,24 @@
+"""The process that has imported what handlers need and forks them: theirs is then a start of a second."""
+
+import multiprocessing
+import signal
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+
+PRELOADED = ["flash_vstream.stream.frame_handler", "flash_vstream.stream.question_handler", "flash_vstream.models.zoo"]
+
+
+def keep_ready() -> ForkServerContext:
+    """The context to start handlers in; the process that forks them runs after this, or is importing yet.
+
+    Called early, its imports go on beside the caller's own.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    # It inherits this: Ctrl-C is for the process that it serves, which it must not outcry while it imports.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
