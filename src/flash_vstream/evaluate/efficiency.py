@@ -113,7 +113,7 @@ def _tell(rows: list[dict[str, Any]]) -> None:
 
 
 def plot(rows: list[dict[str, Any]], output: Path) -> None:
-    """First token, whole answer and memory against the number of frames, on log axes."""
+    """First token, whole answer (on log axes) and memory against the number of frames (on a log axis)."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(13, 4))
     values = {
@@ -126,9 +126,11 @@ def plot(rows: list[dict[str, Any]], output: Path) -> None:
             own = [row for row in rows if row["reader"] == reader and row["measured"]]
             axis.plot([row["frames"] for row in own], [value(row) for row in own], marker="o", label=reader)
         axis.set(xscale="log", xlabel="frames seen", title=title)
-        if any(row["measured"] for row in rows):
-            axis.set_yscale("log")
         axis.grid(alpha=0.3)
+        if any(row["measured"] for row in rows) and "memory" not in title:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
+    axes[-1].set_ylim(bottom=0)
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(output, dpi=120)
