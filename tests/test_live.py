@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -377,6 +378,15 @@ def test_watch_can_be_ended_before_the_first_frame(tiny_folder, tmp_path):
     os.mkfifo(tmp_path / "silent")
     terminal = Terminal("watch", str(tmp_path / "silent"), "--model", str(tiny_folder))
     until(lambda: b"waiting for the first frame" in terminal.told, 60)
+    terminal.interrupt()
+
+
+def test_watch_can_be_ended_while_it_imports(tiny_folder, tmp_path):
+    os.mkfifo(tmp_path / "silent")
+    terminal = Terminal("watch", str(tmp_path / "silent"), "--model", str(tiny_folder))
+    program = psutil.Process(terminal.process.pid)
+    until(lambda: [child for child in program.children() if "forkserver" in " ".join(child.cmdline())])
+    time.sleep(0.3)
     terminal.interrupt()
 
 

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import signal
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 PRELOADED = ["flash_vstream.stream.frame_handler", "flash_vstream.stream.question_handler", "flash_vstream.models.zoo"]
@@ -15,7 +15,8 @@ def keep_ready() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    # It inherits this: Ctrl-C is for the process that it serves, which it must not outcry while it imports.
+    resource_tracker.ensure_running()  # which unblocks Ctrl-C when it starts
+    # The fork server inherits this: Ctrl-C is for the process that it serves, not to break its imports with an outcry.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
