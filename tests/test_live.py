@@ -337,12 +337,17 @@ class Terminal:
             **dict.fromkeys(("stdin", "stdout", "stderr"), inner),
             env={**os.environ, "TERM": "xterm", "COLUMNS": "160", "LINES": "30"},
             start_new_session=True,
-            # Without a controlling terminal Ctrl-C is lost while no prompt reads the keys.
-            preexec_fn=lambda: fcntl.ioctl(inner, termios.TIOCSCTTY, 0),
+            preexec_fn=lambda: self._as_a_shell_would(inner),
         )
         os.close(inner)
         self.told = bytearray()
         threading.Thread(target=self._listen, daemon=True).start()
+
+    @staticmethod
+    def _as_a_shell_would(inner: int) -> None:
+        """Ctrl-C is lost without a controlling terminal, and where the tests themselves run in the background."""
+        fcntl.ioctl(inner, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def _listen(self) -> None:
         try:
