@@ -54,15 +54,17 @@ class Server:
         return self.wait_for(f"/v1/streams/{name}", lambda status, body: status == 200 and body["time"] is not None)
 
     def children(self) -> dict[str, list[int]]:
-        """Process ids of the handlers, the process that forks them and the readers below the server."""
+        """Process ids of the handlers, the fork server and the readers below the server, as far as they run."""
         handlers = self.call("GET", "/healthz")[1]["handlers"]
         found = {kind: [handler["pid"]] if handler["alive"] else [] for kind, handler in handlers.items()}
-        found["reader"] = []
+        found |= {"reader": [], "fork server": []}
         with contextlib.suppress(psutil.NoSuchProcess):
-            frame = psutil.Process(handlers["frame"]["pid"])
-            children = frame.children()
-            found["reader"] = [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
-            found["fork server"] = [frame.ppid()] if "forkserver" in " ".join(frame.parent().cmdline()) else []
+            for kind, parent, sign in (
+                ("reader", handlers["frame"]["pid"], "spawn_main"),
+                ("fork server", self.process.pid, "forkserver"),
+            ):
+                children = psutil.Process(parent).children()
+                found[kind] = [child.pid for child in children if sign in " ".join(child.cmdline())]
         return found
 
 

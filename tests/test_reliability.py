@@ -66,7 +66,7 @@ def test_every_process_may_be_killed_at_any_moment(server):
         before = server.call("GET", "/v1/streams/door")[1]
         questions = threading.Thread(target=lambda: statuses.append(ask(server)))
         questions.start()
-        victim = until(lambda kind=kind: server.children().get(kind))[0]
+        victim = until(lambda kind=kind: server.children()[kind])[0]
         os.kill(victim, signal.SIGKILL)
         begun = time.monotonic()
         after = server.wait_for(

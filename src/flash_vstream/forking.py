@@ -1,4 +1,4 @@
-"""The process that has imported what handlers need and forks them: theirs is then a start of a second."""
+"""The fork server: a process that has imported what handlers need and forks them, so that each starts in a second."""
 
 import multiprocessing
 import signal
@@ -9,7 +9,7 @@ PRELOADED = ["flash_vstream.stream.frame_handler", "flash_vstream.stream.questio
 
 
 def keep_ready() -> ForkServerContext:
-    """The context to start handlers in; the process that forks them runs after this, or is importing yet.
+    """See to it that the fork server runs; returns the context to start handlers in.
 
     Called early, its imports go on beside the caller's own.
     """

@@ -94,13 +94,13 @@ class Supervised:
 
     def _watch_over(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
-            keep_ready()
-            if not self.alive:
-                self._on_death()
-                try:
+            try:
+                keep_ready()
+                if not self.alive:
+                    self._on_death()
                     self._start()
-                except (UserError, OSError):
-                    self._stopping.wait(1.0)  # and try again
+            except (UserError, OSError):
+                self._stopping.wait(1.0)  # and try again
 
     def close(self) -> None:
         """End the process."""
