@@ -208,28 +208,29 @@ def bench_soak(frames: int, model: str) -> dict[str, Any]:
                     mark, marked = time.monotonic(), done.kept
                     status.update(f"{done.kept:,} of {frames:,} frames, {rates[-1]:.0f} a second")
         sizes.append(_resident(live, desk))
-        early, late = _ends(sizes)
-        tenth = max(1, len(writes) // 10)
+        early, late = map(_medians, _tenths(sizes))
+        write_early, write_late = map(statistics.median, _tenths(writes))
         return {
             "frames": frames,
             "questions": asked,
             "frames_per_second": statistics.median(rates) if rates else None,
             "resident_bytes": late,
             "resident_growth": {name: late[name] / size - 1 for name, size in early.items()},
-            "write_seconds_early": statistics.median(writes[:tenth]),
-            "write_seconds_late": statistics.median(writes[-tenth:]),
+            "write_seconds_early": write_early,
+            "write_seconds_late": write_late,
             "lag_seconds": live.status("soak").lag,
         }
 
 
-def _ends(sizes: list[dict[str, int]]) -> tuple[dict[str, int], dict[str, int]]:
-    """The medians of the first and of the last tenth."""
-    tenth = max(1, len(sizes) // 10)
-    early, late = (
-        {name: int(statistics.median(size[name] for size in part if name in size)) for name in sizes[0]}
-        for part in (sizes[:tenth], sizes[-tenth:])
-    )
-    return early, late
+def _tenths(values: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The first and the last tenth."""
+    tenth = max(1, len(values) // 10)
+    return values[:tenth], values[-tenth:]
+
+
+def _medians(sizes: list[dict[str, int]]) -> dict[str, int]:
+    """Each process's median, of the looks that met it."""
+    return {name: int(statistics.median(size[name] for size in sizes if name in size)) for name in sizes[0]}
 
 
 def _resident(live: LiveStreams, desk: QuestionDesk) -> dict[str, int]:

@@ -127,10 +127,12 @@ def plot(rows: list[dict[str, Any]], output: Path) -> None:
             axis.plot([row["frames"] for row in own], [value(row) for row in own], marker="o", label=reader)
         axis.set(xscale="log", xlabel="frames seen", title=title)
         axis.grid(alpha=0.3)
-        if any(row["measured"] for row in rows) and "memory" not in title:
+    *times, memory = axes
+    if any(row["measured"] for row in rows):
+        for axis in times:
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
-    axes[-1].set_ylim(bottom=0)
+    memory.set_ylim(bottom=0)
     axes[0].legend()
     figure.tight_layout()
     figure.savefig(output, dpi=120)

@@ -116,7 +116,7 @@ def run_benchmark(
     """Answer what ``output`` does not hold yet; returns every prediction in the items' order."""
     if run.protocol not in PROTOCOLS:
         raise UserError(f"no protocol is called {run.protocol!r}; choose from {', '.join(PROTOCOLS)}")
-    Reader(run.reader, model.network, run.star)  # one that does not exist is told before anything else
+    reader = Reader(run.reader, model.network, run.star)  # one that does not exist is told before anything else
     output.parent.mkdir(parents=True, exist_ok=True)
     done = done_already(output, run)
     asking = _Asking(run, benchmark, data.parent if data.is_file() else data, model, done)
@@ -125,7 +125,7 @@ def run_benchmark(
         task = progress.add_task(
             f"{run.benchmark} {run.reader}", total=len(items), completed=sum(item.id in done for item in items)
         )
-        for row in asking.rows(items):
+        for row in asking.blind(items) if reader.is_blind else asking.by_video(items):
             file.write(json.dumps(row) + "\n")
             file.flush()
             done[row["id"]] = row
@@ -135,7 +135,10 @@ def run_benchmark(
 
 @dataclass(frozen=True)
 class _Asking:
-    """A run on its way: the media under ``folder``, the model, and the predictions by question that are ``done``."""
+    """A run on its way: the media under ``folder``, the model, and the predictions by question that are ``done``.
+
+    Who takes a prediction puts it into ``done`` before the next.
+    """
 
     run: Run
     benchmark: Benchmark
@@ -143,11 +146,14 @@ class _Asking:
     model: FlashVStream
     done: Mapping[str, dict[str, Any]]
 
-    def rows(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        """Predictions for those that are not done; ``done`` must hold each before the next is asked for."""
-        if self._new_reader().is_blind:
-            yield from self._blind(items)
-            return
+    def blind(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        """Predictions from the questions alone, in batches of like length."""
+        prefix = self.model.answerer.read(None)
+        for item, text, timing in self._together(sorted(items, key=lambda item: len(item.prompt)), prefix):
+            yield _row(self.run, item, None, 0, text, None, timing)
+
+    def by_video(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        """Predictions of one video after another."""
         videos: dict[str, list[Item]] = defaultdict(list)
         for item in items:
             videos[item.video].append(item)
@@ -157,12 +163,6 @@ class _Asking:
 
     def _new_reader(self) -> Reader:
         return Reader(self.run.reader, self.model.network, self.run.star)
-
-    def _blind(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        """Predictions from the questions alone, in batches of like length."""
-        prefix = self.model.answerer.read(None)
-        for item, text, timing in self._together(sorted(items, key=lambda item: len(item.prompt)), prefix):
-            yield _row(self.run, item, None, 0, text, None, timing)
 
     def _video(self, video: str, asked: list[Item]) -> Iterator[dict[str, Any]]:
         """Predictions about one video; when it breaks off with an error, the rest are wrong and say why."""

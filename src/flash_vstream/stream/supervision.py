@@ -94,8 +94,10 @@ class Supervised:
 
     def _watch_over(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
+            if self._process.is_alive():
+                continue
             try:
-                keep_ready()
+                keep_ready()  # for it may be the fork server alone that died
                 if not self.alive:
                     self._on_death()
                     self._start()
