@@ -1,7 +1,6 @@
 """Shared pieces: golden tensors, the tiny published checkpoint, a character tokenizer."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -10,34 +9,12 @@ import torch
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from safetensors.torch import load_file
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
-from flash_vstream.models import zoo
+from flash_vstream.models import hub
 from flash_vstream.models.convert import convert_checkpoint
 from flash_vstream.train.prepare import prepare
-
-GOLDENS = Path(__file__).parent / "goldens"
-
-
-def char_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
-    """The golden files' tokenizer: BOS 1, EOS 2, a character c is 3 + ord(c) % 500."""
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {
-        chr(c): 3 + c % 500 for c in range(9, 500) if chr(c).isprintable()
-    }
-    vocabulary["\n"] = 3 + 10
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
-    )
-
-
-def missing(what: str) -> None:
-    """Skip a test for want of something that .ci/packages installs; on CI that is a failure."""
-    (pytest.fail if os.environ.get("FLASH_VSTREAM_TEST_ALL") else pytest.skip)(f"{what} is not here; see .ci/packages")
+from helpers.environment import missing
+from helpers.models import GOLDENS, char_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +49,7 @@ def tiny_folder(published, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder):
     """Model and processor of the tiny checkpoint, on the CPU in float32."""
-    return zoo.load(str(tiny_folder), "cpu", torch.float32)
+    return hub.load(str(tiny_folder), "cpu", torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -11,22 +11,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from flash_vstream import cli
+from flash_vstream.bench.efficiency import plot as plot_efficiency
+from flash_vstream.cli.evaluate import BENCHMARK_NAMES
 from flash_vstream.errors import UserError
+from flash_vstream.evaluate.baselines import MemoryMethod
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.choices import parse_choice
-from flash_vstream.evaluate.efficiency import plot as plot_efficiency
-from flash_vstream.evaluate.floors import floors
+from flash_vstream.evaluate.constant_baselines import constant_baselines
 from flash_vstream.evaluate.items import Item, split_options
 from flash_vstream.evaluate.judges import OfflineJudge
 from flash_vstream.evaluate.mini import CAPTIONS, KINDS, MiniJudge, build_mini
-from flash_vstream.evaluate.readers import Reader
 from flash_vstream.evaluate.report import compare, judged, summary
 from flash_vstream.evaluate.runner import OPEN_TOKENS, Run, load_items, run_benchmark, sharded
 from flash_vstream.evaluate.statistics import bootstrap_interval, paired_difference
-from flash_vstream.stream import FlashVStream
-from test_cli import run
-from test_video import write_video
+from flash_vstream.pipeline import FlashVStream
+from helpers.cli import run
+from helpers.videos import write_video
 
 RVS = [
     {
@@ -57,10 +57,10 @@ def data(tmp_path) -> Path:
     return folder
 
 
-def evaluated(model, data, tmp_path, reader="star", protocol="causal", name="rvs-ego"):
+def evaluated(model, data, tmp_path, method="star", protocol="causal", name="rvs-ego"):
     items = load_items(BENCHMARKS[name], data)
-    job = Run(name, "tiny", reader, protocol, 2.0)
-    path = tmp_path / f"{reader}-{protocol}.jsonl".replace(":", "-")
+    job = Run(name, "tiny", method, protocol, 2.0)
+    path = tmp_path / f"{method}-{protocol}.jsonl".replace(":", "-")
     return run_benchmark(job, BENCHMARKS[name], items, data, FlashVStream(*model), path), path
 
 
@@ -68,7 +68,7 @@ def evaluated(model, data, tmp_path, reader="star", protocol="causal", name="rvs
 
 
 def test_every_benchmark_explains_itself():
-    assert set(cli.BENCHMARK_NAMES) == set(BENCHMARKS)
+    assert set(BENCHMARK_NAMES) == set(BENCHMARKS)
     for benchmark in BENCHMARKS.values():
         assert benchmark.metric in ("open", "choice")
         assert benchmark.protocol in ("causal", "clip", "whole")
@@ -139,8 +139,8 @@ def test_shards_part_videos():
 # --- protocols
 
 
-@pytest.mark.parametrize("reader", ["star", "recent:2", "uniform:3", "all"])
-def test_an_answer_is_the_same_whatever_comes_after(tiny, data, tmp_path, reader):
+@pytest.mark.parametrize("memory", ["star", "recent:2", "uniform:3", "all"])
+def test_an_answer_is_the_same_whatever_comes_after(tiny, data, tmp_path, memory):
     """Causality: the same beginning, three different ends, one answer."""
     features = torch.randn(10, 64, 32, generator=torch.Generator().manual_seed(1))
     told = []
@@ -149,7 +149,7 @@ def test_an_answer_is_the_same_whatever_comes_after(tiny, data, tmp_path, reader
         changed[5:] = torch.randn(5, 64, 32, generator=torch.Generator().manual_seed(100 + end))
         (data / "videos" / "kitchen.mp4").unlink(missing_ok=True)
         save_file({"feature": changed}, data / "videos" / "kitchen.safetensors")
-        rows, path = evaluated(tiny, data, tmp_path, reader)
+        rows, path = evaluated(tiny, data, tmp_path, memory)
         told.append([(row["id"], row["prediction"], row["stream_time"], row["frames"]) for row in rows])
         path.unlink()
     assert told[0] == told[1] == told[2]
@@ -201,12 +201,12 @@ def test_a_killed_run_goes_on(tiny, data, tmp_path):
 
 
 def test_every_frame_is_a_slot_for_the_reader_all(tiny, goldens):
-    reader = Reader("all", tiny[0])
+    method = MemoryMethod("all", tiny[0])
     for i in range(30):
-        reader.write(float(i), goldens["offline.features"][i])
-    view = reader.view()
-    assert len(view.spatial) == 30
-    assert len(view.tokens()) == 30 * tiny[0].config.star.spatial_size ** 2
+        method.write(float(i), goldens["offline.features"][i])
+    snapshot = method.snapshot()
+    assert len(snapshot.spatial) == 30
+    assert len(snapshot.tokens()) == 30 * tiny[0].config.star.spatial_size ** 2
 
 
 # --- numbers
@@ -223,7 +223,7 @@ def test_accuracy_agrees_with_scikit_learn(tiny):
             **vars(Item(str(i), str(i // 5), "?", options[truth], "all", tuple(options), truth)),
             "chosen": parse_choice("ABCD"[reply], options),
             "error": None,
-            "run": {"reader": "star"},
+            "run": {"memory": "star"},
         }
         for i, (truth, reply) in enumerate(zip(truths, replies, strict=True))
     ]
@@ -235,11 +235,11 @@ def test_accuracy_agrees_with_scikit_learn(tiny):
 
 def test_floors_by_hand():
     items = [Item(str(i), str(i), "?", "x", "all", ("x", "y"), i % 3 % 2) for i in range(9)]
-    told = floors(BENCHMARKS["mlvu"], items)["floors"]
+    told = constant_baselines(BENCHMARKS["mlvu"], items)["floors"]
     assert told["always A"]["accuracy"] == pytest.approx(6 / 9)
     assert told["majority (A)"]["accuracy"] == pytest.approx(6 / 9)
     assert told["uniform guess"]["accuracy"] == 0.5
-    opened = floors(BENCHMARKS["rvs-ego"], BENCHMARKS["rvs-ego"].read(RVS))["floors"]
+    opened = constant_baselines(BENCHMARKS["rvs-ego"], BENCHMARKS["rvs-ego"].read(RVS))["floors"]
     assert opened["always 'Yes.'"]["accuracy"] == 0.25
 
 
@@ -309,7 +309,7 @@ def test_eval_from_the_command_line(tiny_folder, data, tmp_path):
     told = run("eval", "rvs-ego", *options, "--output", one).stdout
     assert "INCOMPLETE: 1 of 4 questions failed" in told
     assert "do not compare with published" in told
-    run("eval", "rvs-ego", *options, "--reader", "recent:1", "--output", two)
+    run("eval", "rvs-ego", *options, "--memory", "recent:1", "--output", two)
     compared = json.loads(run("eval", "compare", one, two, "--json").stdout)
     assert compared["questions"] == 4
     assert json.loads(run("eval", "floors", "rvs-ego", "--data", data, "--json").stdout)["questions"] == 4
@@ -320,7 +320,7 @@ def test_eval_from_the_command_line(tiny_folder, data, tmp_path):
     [
         (("rvs-ego",), "--data is needed"),
         (("rvs-ego", "--data", "/none"), "holds no annotations"),
-        (("rvs-ego", "--data", "{data}", "--reader", "some"), "no reader"),
+        (("rvs-ego", "--data", "{data}", "--memory", "some"), "no reader"),
         (("rvs-ego", "--data", "{data}", "--protocol", "some"), "no protocol"),
         (("rvs-ego", "--data", "{data}", "--judge", "gpt"), "--judge"),
         (("rvs-ego", "--data", "{data}", "--judge", "http://x"), "--judge-model"),
@@ -361,8 +361,8 @@ def test_efficiency_is_measured_and_plotted(tiny_folder, tmp_path):
     done = run("bench", "efficiency", "--model", tiny_folder, "--frames", "1", "--output", plot)
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])["efficiency"]
-    assert [(row["reader"], row["frames"]) for row in rows] == [
-        (reader, count) for reader in ("star", "uniform:8", "all") for count in (1,)
+    assert [(row["memory"], row["frames"]) for row in rows] == [
+        (method, count) for method in ("star", "uniform:8", "all") for count in (1,)
     ]
     assert all(row["measured"] and row["first_token_seconds"] > 0 for row in rows)
     assert plot.read_text().startswith("<?xml")

@@ -17,12 +17,12 @@ import pytest
 from playwright.sync_api import expect
 
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
-from flash_vstream.evaluate.building import KINDS, filter_by_rules, read_questions, segments
+from flash_vstream.evaluate.generation import KINDS, filter_by_rules, read_questions, segments
 from flash_vstream.evaluate.runner import load_items
 from flash_vstream.video import Frame
-from serving import serving
-from test_cli import run
-from test_video import write_video
+from helpers.cli import run
+from helpers.server import serving
+from helpers.videos import write_video
 
 
 @pytest.fixture

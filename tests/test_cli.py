@@ -1,38 +1,16 @@
 """The command line as a user meets it, with the tiny model and real video files."""
 
-import contextlib
-import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
-from flash_vstream import cli
 from flash_vstream.errors import UserError
 from flash_vstream.timecode import format_time, parse_time
-from test_video import write_video
-
-
-def run(*arguments: str | Path, cache: Path | None = None) -> subprocess.CompletedProcess:
-    """The command line in this process, as a process of its own would end: code, stdout, stderr."""
-    environment = {"COLUMNS": "200"} | ({"FLASH_VSTREAM_CACHE": str(cache)} if cache else {})
-    command = ["flash-vstream", *map(str, arguments)]
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with (
-        mock.patch.dict(os.environ, environment),
-        mock.patch.object(sys, "argv", command),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-    ):
-        try:
-            cli.main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+from helpers.cli import run
+from helpers.videos import write_video
 
 
 @pytest.fixture(scope="module")

@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from flash_vstream.errors import UserError
-from flash_vstream.evaluate.checking import described_picture, is_correct, said_time, said_yes_or_no
-from flash_vstream.evaluate.readers import Reader
+from flash_vstream.evaluate.baselines import MemoryMethod
 from flash_vstream.evaluate.skills import Asked, summary
 from flash_vstream.models import FlashVStreamProcessor
-from flash_vstream.train.questions import ASKERS, Question
-from flash_vstream.train.streams import StreamStyle, plan_stream
-from test_questions import CAPTIONS, EVENTS
+from flash_vstream.synthetic.grading import described_picture, is_correct, said_time, said_yes_or_no
+from flash_vstream.synthetic.plans import StreamStyle, plan_stream
+from flash_vstream.synthetic.questions import ASKERS, Question
+from helpers.captions import CAPTIONS, EVENTS
 
 
-def read(name, network, features, times):
-    reader = Reader(name, network)
+def read(name, model, features, times):
+    method = MemoryMethod(name, model)
     for feature, moment in zip(features, times.tolist(), strict=True):
-        reader.write(moment, feature)
-    return reader.view()
+        method.write(moment, feature)
+    return method.snapshot()
 
 
 @pytest.fixture
@@ -30,18 +30,18 @@ def features(goldens):
 @pytest.mark.parametrize(
     ("name", "times"), [("recent:4", [36, 37, 38, 39]), ("uniform:4", [0, 13, 26, 39]), ("uniform:1", [0])]
 )
-def test_frame_readers_keep_the_frames_they_name(tiny, features, name, times):
-    view = read(name, tiny[0], *features)
-    assert view.temporal.start.tolist() == times
-    assert view.frames == len(times)
+def test_baselines_keep_the_frames_they_name(tiny, features, name, times):
+    snapshot = read(name, tiny[0], *features)
+    assert snapshot.temporal.start.tolist() == times
+    assert snapshot.frames == len(times)
 
 
-def test_readers_without_a_part(tiny, features):
+def test_memories_without_a_part(tiny, features):
     whole = read("star", tiny[0], *features)
     for part in ("abstract", "temporal", "retrieved", "spatial"):
-        view = read(f"star-{part}", tiny[0], *features)
-        assert len(getattr(view, part)) == 0
-        assert len(view.tokens()) == len(whole.tokens()) - getattr(whole, part).features.flatten(0, 1).shape[0]
+        snapshot = read(f"star-{part}", tiny[0], *features)
+        assert len(getattr(snapshot, part)) == 0
+        assert len(snapshot.tokens()) == len(whole.tokens()) - getattr(whole, part).features.flatten(0, 1).shape[0]
     assert read("blind", tiny[0], *features) is None
 
 
@@ -49,17 +49,17 @@ def test_times_are_left_out_of_the_prompt_alone(tiny, features):
     model, processor = tiny
     whole = read("star", model, *features)
     assert torch.equal(read("star-times", model, *features).tokens(), whole.tokens())
-    assert not Reader("star-times", model).time_stamps
-    assert Reader("star-spatial", model).time_stamps
+    assert not MemoryMethod("star-times", model).time_stamps
+    assert MemoryMethod("star-spatial", model).time_stamps
     timed = FlashVStreamProcessor(processor.image_processor, processor.tokenizer, time_stamps=True)
     assert len(timed.prefix_ids(whole)) > len(timed.prefix_ids(whole, time_stamps=False))
     assert timed.prefix_ids(whole, time_stamps=False) == processor.prefix_ids(whole)
 
 
 @pytest.mark.parametrize("name", ["sta", "recent", "recent:0", "recent:x", "star-nothing", "uniform:-1"])
-def test_unknown_readers_are_refused(tiny, name):
-    with pytest.raises(UserError, match="no reader"):
-        Reader(name, tiny[0])
+def test_unknown_memories_are_refused(tiny, name):
+    with pytest.raises(UserError, match="no memory"):
+        MemoryMethod(name, tiny[0])
 
 
 def test_right_answers_are_right_and_wrong_ones_are_not():

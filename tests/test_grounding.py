@@ -9,18 +9,18 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from flash_vstream.cli import app
+from flash_vstream.cli.main import app
 from flash_vstream.errors import UserError
 from flash_vstream.memory import StarMemory
 from flash_vstream.models import FlashVStreamForConditionalGeneration
-from flash_vstream.models.grounding import GROUNDING, Grounder, Mention, load_grounding, noted
-from flash_vstream.stream import FlashVStream
+from flash_vstream.models.grounding import GROUNDING, Grounder, Mention, annotate, load_grounding
+from flash_vstream.pipeline import FlashVStream
+from flash_vstream.synthetic.captions import PictureSet
+from flash_vstream.synthetic.questions import Turn
 from flash_vstream.train import grounding as training
-from flash_vstream.train.captions import PictureSet
 from flash_vstream.train.config import Lora, StageConfig, Tune
-from flash_vstream.train.data import Collator, Sample
+from flash_vstream.train.datasets import Collator, Sample
 from flash_vstream.train.grounding import GroundingConfig, train_grounding
-from flash_vstream.train.packing import Turn
 from flash_vstream.train.stage import run_stage
 
 COLOURS = ("red", "blue", "green", "white")
@@ -67,13 +67,13 @@ def trained(grounded_folder, pictures, tmp_path_factory):
 def model(grounded_folder, trained):
     """The model that answers with the trained grounding."""
     model = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.float32)
-    load_grounding(model.network, trained[0] / GROUNDING)
+    load_grounding(model.model, trained[0] / GROUNDING)
     return model
 
 
 def colour_memory(model, pictures, shown):
     loaded = PictureSet.load(pictures, "train")
-    memory = StarMemory(model.network.config.star, 32, model.network.semantic_attention)
+    memory = StarMemory(model.model.config.star, 32, model.model.semantic_attention)
     for time, name in shown:
         memory.write(loaded.features(f"{name}.png")[:1].float(), [time])
     return memory.read()
@@ -82,16 +82,16 @@ def colour_memory(model, pictures, shown):
 def test_notes_stand_behind_their_events():
     question = "Did a dog run before a cat slept?"
     mentions = [Mention("a dog run", 4, 13, 12.0, 1.5), Mention("a cat slept", 21, 32, 3.0, -2.0)]
-    assert noted(question, mentions) == "Did a dog run (12s) before a cat slept (3s?, earlier)?"
-    assert noted(question, []) == question
+    assert annotate(question, mentions) == "Did a dog run (12s) before a cat slept (3s?, earlier)?"
+    assert annotate(question, []) == question
 
 
 def test_what_was_trained_is_found(trained, model, pictures):
     assert trained[1]["picked"] == 1.0
     assert trained[1]["occurrence"] > 0.9
-    view = colour_memory(model, pictures, [(3, "red"), (8, "blue"), (15, "green")])
+    snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue"), (15, "green")])
     question = "Did you see it is blue before you saw all red?"
-    asked, absent = model.answerer.grounder.mentions([question, "Did you see all white?"], view)
+    asked, absent = model.answerer.grounder.mentions([question, "Did you see all white?"], snapshot)
     assert [(mention.text, mention.time) for mention in asked] == [("it is blue", 8.0), ("all red", 3.0)]
     assert [question[mention.begin : mention.end] for mention in asked] == ["it is blue", "all red"]
     assert [(mention.text, mention.seen) for mention in absent] == [("all white", False)]
@@ -99,7 +99,7 @@ def test_what_was_trained_is_found(trained, model, pictures):
 
 
 def test_members_differ_and_their_mean_counts(model):
-    grounding = model.network.grounding
+    grounding = model.model.grounding
     first, second = grounding.each()
     assert not torch.equal(first.sight[2].weight, second.sight[2].weight)
     embeddings, there, _ = model.answerer.grounder.words.of(["all red", "it is blue"])
@@ -112,10 +112,10 @@ def test_members_differ_and_their_mean_counts(model):
 def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
     """Words and slots are compared in float32 whatever the model computes in."""
     model = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.network.grounding.parameters()} == {torch.float32}
-    assert {parameter.dtype for parameter in model.network.language_model.parameters()} == {torch.bfloat16}
-    load_grounding(model.network, trained[0] / GROUNDING)
-    memory = model.network.new_memory(torch.float32)
+    assert {parameter.dtype for parameter in model.model.grounding.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in model.model.language_model.parameters()} == {torch.bfloat16}
+    load_grounding(model.model, trained[0] / GROUNDING)
+    memory = model.model.new_memory(torch.float32)
     loaded = PictureSet.load(pictures, "train")
     for time, name in ((3, "red"), (8, "blue"), (15, "green")):
         memory.write(loaded.features(f"{name}.png")[:1].to(torch.bfloat16), [time])
@@ -143,14 +143,14 @@ def test_a_stage_in_bfloat16_leaves_grounding_as_it_was(grounded_folder, trained
 
 
 def test_questions_without_events_stay_as_they_are(model, pictures):
-    view = colour_memory(model, pictures, [(3, "red")])
-    assert model.answerer.grounder.mentions(["What is happening now?", "What happened at 12s?"], view) == [[], []]
+    snapshot = colour_memory(model, pictures, [(3, "red")])
+    assert model.answerer.grounder.mentions(["What is happening now?", "What happened at 12s?"], snapshot) == [[], []]
 
 
 def test_an_answer_is_asked_with_notes_and_tells_them(model, pictures):
-    view = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
-    plain = model.answerer.read(view, time_stamps=False)
-    prefix = model.answerer.read(view)
+    snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
+    plain = model.answerer.read(snapshot, time_stamps=False)
+    prefix = model.answerer.read(snapshot)
     answer = model.ask(prefix, "When did this happen: all blue?", max_new_tokens=1).finished()
     assert [mention.time for mention in answer.mentions] == [8.0]
     note = len(model.processor.tokenize(" (8s)", first=False))
@@ -163,23 +163,23 @@ def test_an_answer_is_asked_with_notes_and_tells_them(model, pictures):
 
 
 def test_asking_together_notes_as_asking_alone_does(model, pictures):
-    view = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
+    snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
     questions = ["When did this happen: all blue?", "Did you see all white?"]
-    together = model.ask_together([view, view], questions, max_new_tokens=8)
-    assert together == [model.ask(view, question, max_new_tokens=8).finished().text for question in questions]
-    assert model.answerer.ask_all(model.answerer.read(view), questions, max_new_tokens=8) == together
-    assert model.answerer.ask_all(model.answerer.read(view), []) == []
+    together = model.ask_together([snapshot, snapshot], questions, max_new_tokens=8)
+    assert together == [model.ask(snapshot, question, max_new_tokens=8).finished().text for question in questions]
+    assert model.answerer.ask_all(model.answerer.read(snapshot), questions, max_new_tokens=8) == together
+    assert model.answerer.ask_all(model.answerer.read(snapshot), []) == []
 
 
 def test_an_answer_in_a_batch_ends_where_it_ends_alone(model, pictures):
-    view = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
+    snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
     questions = ["When did this happen: all blue?", "Hello?", "Did you see all white before all red?"]
-    longest = [model.ask(view, question, max_new_tokens=12).finished().text for question in questions]
+    longest = [model.ask(snapshot, question, max_new_tokens=12).finished().text for question in questions]
     word = longest[0].split()[3]
-    stop = next(i for i in range(model.network.config.text_config.vocab_size) if model.processor.decode([i]) == word)
+    stop = next(i for i in range(model.model.config.text_config.vocab_size) if model.processor.decode([i]) == word)
     model.answerer._stops.add(stop)
-    alone = [model.ask(view, question, max_new_tokens=12).finished().text for question in questions]
-    together = model.answerer.ask_all(model.answerer.read(view), questions, max_new_tokens=12)
+    alone = [model.ask(snapshot, question, max_new_tokens=12).finished().text for question in questions]
+    together = model.answerer.ask_all(model.answerer.read(snapshot), questions, max_new_tokens=12)
     model.answerer._stops.remove(stop)
     assert together == alone != longest
 
@@ -188,8 +188,8 @@ def test_training_reads_questions_as_answering_does(model, pictures):
     loaded = PictureSet.load(pictures, "train")
     features = torch.cat([loaded.features(f"{name}.png")[:1] for name in ("red", "blue")]).float()
     sample = Sample(features, torch.tensor([3.0, 8.0]).double(), (Turn("Did you see all blue?", ("Yes.",)),))
-    grounder = Grounder.of(model.network, model.processor.tokenizer)
-    batch = Collator(model.processor, model.network.config.star, grounder)([sample])
+    grounder = Grounder.of(model.model, model.processor.tokenizer)
+    batch = Collator(model.processor, model.model.config.star, grounder)([sample])
     shown = "".join(model.processor.tokenizer.decode([token]) for token in batch["input_ids"][0].tolist() if token > 0)
     assert "Did you see all blue (8s)?" in shown
 
@@ -224,7 +224,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
 def test_a_grounding_that_does_not_fit_is_named(model, tiny, tmp_path):
     (tmp_path / GROUNDING).write_bytes(b"nothing")
     with pytest.raises(UserError, match=re.escape(str(tmp_path / GROUNDING))):
-        load_grounding(model.network, tmp_path / GROUNDING)
+        load_grounding(model.model, tmp_path / GROUNDING)
     with pytest.raises(UserError, match="has no grounding"):
         load_grounding(tiny[0], tmp_path / GROUNDING)
 

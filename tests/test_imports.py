@@ -1,4 +1,4 @@
-"""The house's rooms: imports go one way (docs/design.md)."""
+"""Imports go one way (docs/design.md)."""
 
 import ast
 import subprocess
@@ -7,30 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from flash_vstream.live.fork_server import PRELOADED
+
 SOURCE = Path(__file__).parent.parent / "src" / "flash_vstream"
-# Which rooms a room may import from; modules directly under the package are the front of the house.
-ALLOWED = {
+# Which packages and modules each may import from, beside itself and the shared leaves.
+SHARED = {"errors", "timecode", "wheels", "__version__"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "timecode": set(),
+    "wheels": set(),
+    "sample_clips": set(),
     "memory": set(),
     "video": set(),
     "models": {"memory"},
-    "stream": {"memory", "models", "video"},
-    "serve": {"memory", "models", "stream", "video"},
-    "train": {"memory", "models", "stream", "video"},
-    "evaluate": {"memory", "models", "stream", "train", "video"},
+    "pipeline": {"memory", "models", "video"},
+    "synthetic": {"memory", "models", "video"},
+    "live": {"memory", "models", "pipeline", "video"},
+    "serve": {"memory", "models", "pipeline", "live", "video"},
+    "train": {"memory", "models", "pipeline", "synthetic", "video"},
+    "evaluate": {"memory", "models", "pipeline", "synthetic", "video"},
+    "bench": {"memory", "models", "pipeline", "live", "serve", "evaluate", "video", "sample_clips"},
 }
-SHARED = {"errors", "forking", "timecode", "__version__"}
-FRONT = {
-    "ablating",
-    "asking",
-    "bench",
-    "bench_live",
-    "building",
-    "cli",
-    "demo",
-    "evaluating",
-    "serving",
-    "watching",
-}
+ALLOWED["cli"] = {*ALLOWED, "cli"}
 
 
 def imported_rooms(path: Path) -> set[str]:
@@ -47,15 +45,20 @@ def imported_rooms(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", ALLOWED)
 def test_imports_go_one_way(room):
-    for path in (SOURCE / room).rglob("*.py"):
+    paths = [*(SOURCE / room).rglob("*.py")] or [SOURCE / f"{room}.py"]
+    for path in paths:
         foreign = imported_rooms(path) - {room} - SHARED - ALLOWED[room]
         assert not foreign, f"{path.relative_to(SOURCE)} imports {', '.join(sorted(foreign))}"
 
 
 def test_every_room_is_known():
-    rooms = {path.name for path in SOURCE.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert rooms == set(ALLOWED)
-    assert {path.stem for path in SOURCE.glob("*.py")} == FRONT | SHARED - {"__version__"} | {"__init__", "__main__"}
+    rooms = {path.stem for path in SOURCE.iterdir() if path.name not in ("__pycache__", "py.typed")}
+    assert rooms == set(ALLOWED) | {"__init__", "__main__"}
+
+
+def test_the_fork_server_preloads_nothing_from_above():
+    preloaded = {name.split(".")[1] for name in PRELOADED}
+    assert preloaded <= ALLOWED["live"] | {"live"}
 
 
 def test_memory_knows_tensors_only():

@@ -1,4 +1,4 @@
-"""Live sources, the frame handler and what survives a kill -9: real processes, the tiny model."""
+"""Live sources, the frame worker and what survives a kill -9: real processes, the tiny model."""
 
 import fcntl
 import multiprocessing
@@ -20,27 +20,17 @@ import torch
 from PIL import Image
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import SemanticAttention, StarConfig, StarMemory
-from flash_vstream.stream import FlashVStream
-from flash_vstream.stream.board import StateBoard
-from flash_vstream.stream.live import LiveStreams
-from flash_vstream.stream.published import Pictures, empty_slots, most_slots, stream_state
-from flash_vstream.stream.question_handler import Ask, Mind
+from flash_vstream.live.question_worker import Ask, QuestionWorker
+from flash_vstream.live.shared_tensors import SharedTensors
+from flash_vstream.live.stream_state import Pictures, empty_slots, max_slots, stream_state
+from flash_vstream.live.streams import LiveStreams
+from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
-from flash_vstream.video.process import FrameRing, SourceReader
+from flash_vstream.video.capture import FrameRing, SourceReader
 from flash_vstream.video.sources import Source, hide_secrets, watch_source
-from test_video import write_video
-
-
-def until(condition, seconds: float = 30.0):
-    """Wait for a condition and return its value."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s")
-
+from helpers.memory import small_memory
+from helpers.videos import write_video
+from helpers.waiting import until
 
 # --- sources
 
@@ -193,51 +183,45 @@ def test_a_file_that_cannot_be_read_fails_for_good(tmp_path):
     assert "not a video" in reader.status.error
 
 
-# --- the board
+# --- shared tensors
 
 
-def small_memory() -> StarMemory:
-    config = StarConfig(spatial_size=2, temporal_size=1, temporal_length=4, abstract_length=3, retrieved_length=1)
-    torch.manual_seed(0)
-    return StarMemory(config, 8, SemanticAttention(8, 4))
-
-
-def test_a_board_carries_a_memory_whole(tmp_path):
+def test_shared_tensors_carry_a_memory_whole(tmp_path):
     memory = small_memory()
-    board = StateBoard.create(str(tmp_path / "board"), memory.state_dict())
-    assert board.read() is None
+    shared = SharedTensors.create(str(tmp_path / "state"), memory.state_dict())
+    assert shared.read() is None
     memory.write(torch.randn(9, 4, 8), torch.arange(9))
-    board.publish(memory.state_dict(), {"state": "live"})
-    state, notes = StateBoard(str(tmp_path / "board")).read()
+    shared.publish(memory.state_dict(), {"state": "live"})
+    state, notes = SharedTensors(str(tmp_path / "state")).read()
     restored = small_memory()
     restored.load_state_dict(state)
     assert notes == {"state": "live"}
     assert torch.equal(restored.read().tokens(), memory.read().tokens())
-    size = board.nbytes
+    size = shared.nbytes
     for i in range(9, 200):
         memory.write(torch.randn(1, 4, 8), [float(i)])
-        board.publish(memory.state_dict(), {})
-    assert board.nbytes == size == os.path.getsize(board.path)
+        shared.publish(memory.state_dict(), {})
+    assert shared.nbytes == size == os.path.getsize(shared.path)
     with pytest.raises(ValueError, match="notes"):
-        board.publish(memory.state_dict(), {"error": "x" * 5000})
+        shared.publish(memory.state_dict(), {"error": "x" * 5000})
 
 
 def _hammer(path: str, seconds: float) -> None:
-    board = StateBoard(path)
+    shared = SharedTensors(path)
     deadline, i = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
         i += 1
-        board.publish({"a": torch.full((50_000,), float(i)), "b": torch.full((50_000,), float(i))}, {"i": i})
+        shared.publish({"a": torch.full((50_000,), float(i)), "b": torch.full((50_000,), float(i))}, {"i": i})
 
 
 def test_a_board_is_never_read_half_written(tmp_path):
-    path = str(tmp_path / "board")
-    board = StateBoard.create(path, {"a": torch.zeros(50_000), "b": torch.zeros(50_000)})
+    path = str(tmp_path / "state")
+    shared = SharedTensors.create(path, {"a": torch.zeros(50_000), "b": torch.zeros(50_000)})
     writer = multiprocessing.get_context("spawn").Process(target=_hammer, args=(path, 1.5))
     writer.start()
     seen = set()
     while writer.is_alive():
-        known = board.read()
+        known = shared.read()
         if known is not None:
             state, notes = known
             assert state["a"].min() == state["a"].max() == state["b"].min() == state["b"].max() == notes["i"]
@@ -245,7 +229,7 @@ def test_a_board_is_never_read_half_written(tmp_path):
     assert len(seen) > 20
 
 
-# --- the frame handler
+# --- the frame worker
 
 
 @pytest.fixture(scope="module")
@@ -263,10 +247,10 @@ def looped(tmp_path_factory) -> Source:
 def test_frames_are_watched_while_questions_are_asked(live, looped, tiny):
     live.add("door", looped)
     model = FlashVStream(*tiny)
-    view = until(lambda: live.snapshot("door", model))
-    answer = model.ask(view, "what?", max_new_tokens=8).finished()
-    assert answer.stream_time == view.time
-    later = until(lambda: (now := live.snapshot("door", model)).frames > view.frames + 3 and now)
+    snapshot = until(lambda: live.snapshot("door", model))
+    answer = model.ask(snapshot, "what?", max_new_tokens=8).finished()
+    assert answer.stream_time == snapshot.time
+    later = until(lambda: (now := live.snapshot("door", model)).frames > snapshot.frames + 3 and now)
     assert later.temporal.weight.sum() == later.frames
     status = live.status("door")
     assert status.state == "live"
@@ -278,14 +262,16 @@ def test_frames_are_watched_while_questions_are_asked(live, looped, tiny):
         live.status("door")
 
 
-def test_a_killed_frame_handler_is_back_with_its_memory(live, looped, tiny):
+def test_a_killed_frame_worker_is_back_with_its_memory(live, looped, tiny):
     model = FlashVStream(*tiny)
     live.add("street", looped)
-    before = until(lambda: (view := live.snapshot("street", model)) is not None and view.frames > 15 and view)
-    restarts = live.handler.restarts
-    os.kill(live.handler.pid, signal.SIGKILL)
-    until(lambda: live.handler.restarts > restarts)
-    after = until(lambda: (view := live.snapshot("street", model)).frames > before.frames + 5 and view)
+    before = until(
+        lambda: (snapshot := live.snapshot("street", model)) is not None and snapshot.frames > 15 and snapshot
+    )
+    restarts = live.worker.restarts
+    os.kill(live.worker.pid, signal.SIGKILL)
+    until(lambda: live.worker.restarts > restarts)
+    after = until(lambda: (snapshot := live.snapshot("street", model)).frames > before.frames + 5 and snapshot)
     assert after.temporal.weight.sum() == after.frames
     assert after.temporal.start.min() == before.temporal.start.min() == 0
     assert after.time > before.time
@@ -398,20 +384,20 @@ def test_watch_can_be_ended_while_it_imports(tiny_folder, tmp_path):
 def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tiny):
     model = FlashVStream(*tiny)
     memory = model.new_stream().memory
-    pictures, path = Pictures(most_slots(memory)), str(tmp_path / "board")
-    board = StateBoard.create(path, stream_state(memory, empty_slots(memory), pictures))
-    channels = model.network.config.vision_config.hidden_size
+    pictures, path = Pictures(max_slots(memory)), str(tmp_path / "state")
+    shared = SharedTensors.create(path, stream_state(memory, empty_slots(memory), pictures))
+    channels = model.model.config.vision_config.hidden_size
 
     def see(moment: float, seconds_ago: float) -> None:
-        memory.write(torch.randn(1, model.network.config.pooled_size**2, channels), [moment])
-        board.publish(stream_state(memory, empty_slots(memory), pictures), {"clock": time.time() - seconds_ago})
+        memory.write(torch.randn(1, model.model.config.pooled_size**2, channels), [moment])
+        shared.publish(stream_state(memory, empty_slots(memory), pictures), {"clock": time.time() - seconds_ago})
 
     ours, theirs = multiprocessing.Pipe()
-    mind = Mind(model, theirs)
+    worker = QuestionWorker(model, theirs)
 
     def told() -> tuple[float, bool]:
-        mind.take(Ask(1, path, "What is happening?", max_new_tokens=1))
-        while mind.step():
+        worker.take(Ask(1, path, "What is happening?", max_new_tokens=1))
+        while worker.step():
             pass
         events = []
         while ours.poll():
@@ -426,7 +412,7 @@ def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tin
     assert told() == (2, False)  # not two of them
     see(3, 9)
     assert told() == (3, False)  # it has been there for long
-    assert mind.read_ahead() is False
+    assert worker.read_ahead() is False
     see(4, 0)
-    assert mind.read_ahead() is True
+    assert worker.read_ahead() is True
     assert told() == (4, True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from test_video import write_video
+from helpers.videos import write_video
 
 ROOT = Path(__file__).parent.parent
 LMMS_EVAL = "lmms-eval==0.7.3"

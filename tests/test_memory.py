@@ -58,10 +58,10 @@ def assert_same(first: StarMemory, second: StarMemory) -> None:
 def test_nothing_is_forgotten(config, frames, seed):
     memory = new_memory(config)
     memory.write(stream(frames, seed), torch.arange(frames))
-    view = memory.read()
-    assert view.temporal.weight.sum() == frames == view.frames
-    assert (view.temporal.weight > 0).all()
-    assert view.time == frames - 1
+    snapshot = memory.read()
+    assert snapshot.temporal.weight.sum() == frames == snapshot.frames
+    assert (snapshot.temporal.weight > 0).all()
+    assert snapshot.time == frames - 1
 
 
 @pytest.mark.parametrize("config", VARIANTS[:2])
@@ -92,12 +92,14 @@ def test_retrieved_frames_are_real_and_nearest(frames, seed):
     features = stream(frames, seed, scenes=False)
     memory = new_memory()
     memory.write(features, torch.arange(frames))
-    view = memory.read()
-    for slot in range(len(view.retrieved)):
-        time = int(view.retrieved.start[slot])
-        assert torch.equal(view.retrieved.features[slot], features[time])
+    snapshot = memory.read()
+    for slot in range(len(snapshot.retrieved)):
+        time = int(snapshot.retrieved.start[slot])
+        assert torch.equal(snapshot.retrieved.features[slot], features[time])
     # Exemplars are real frames of their slot's span.
-    assert ((view.temporal.start <= view.temporal.exemplar) & (view.temporal.exemplar <= view.temporal.end)).all()
+    assert (
+        (snapshot.temporal.start <= snapshot.temporal.exemplar) & (snapshot.temporal.exemplar <= snapshot.temporal.end)
+    ).all()
 
 
 def test_a_merge_keeps_the_nearer_exemplar():
@@ -109,11 +111,11 @@ def test_a_merge_keeps_the_nearer_exemplar():
     for time, value in enumerate(values):
         memory.write(torch.tensor([[[value]]]), [float(time)])
     # Means on the way: 0.1, then 1.73 (5.0 joins, 0.2 stays), then 1.8: the frame 2.0 is nearer.
-    view = memory.read()
-    assert view.temporal.features.item() == pytest.approx(1.8)
-    assert view.retrieved.features.item() == 2.0
-    assert view.temporal.exemplar.item() == 3.0
-    assert view.temporal.mean.item() == 1.5
+    snapshot = memory.read()
+    assert snapshot.temporal.features.item() == pytest.approx(1.8)
+    assert snapshot.retrieved.features.item() == 2.0
+    assert snapshot.temporal.exemplar.item() == 3.0
+    assert snapshot.temporal.mean.item() == 1.5
 
 
 def test_buffer_retrieves_the_nearest_of_the_newest_frames():
@@ -121,11 +123,11 @@ def test_buffer_retrieves_the_nearest_of_the_newest_frames():
     memory = new_memory(config)
     features = stream(40, seed=3)
     memory.write(features, torch.arange(40))
-    view = memory.read()
-    chosen = heaviest(view.temporal.weight, 2)
-    expected = nearest_frames(pool_grid(features[-7:], 2), view.temporal.features[chosen])
-    assert torch.equal(view.retrieved.start, (33 + expected).double())
-    assert torch.equal(view.retrieved.features, features[-7:][expected])
+    snapshot = memory.read()
+    chosen = heaviest(snapshot.temporal.weight, 2)
+    expected = nearest_frames(pool_grid(features[-7:], 2), snapshot.temporal.features[chosen])
+    assert torch.equal(snapshot.retrieved.start, (33 + expected).double())
+    assert torch.equal(snapshot.retrieved.features, features[-7:][expected])
 
 
 @settings(max_examples=30, deadline=None)
@@ -275,9 +277,9 @@ def test_each_part_can_be_left_out(off):
     lengths = {f"{off}_length": 0} | ({"retrieved_length": 0} if off == "temporal" else {})
     memory = new_memory(StarConfig(**{**SMALL, **lengths}))
     memory.write(stream(20), torch.arange(20))
-    view = memory.read()
-    assert len(getattr(view, off)) == 0
-    assert len(view.tokens()) == memory.config.max_tokens
+    snapshot = memory.read()
+    assert len(getattr(snapshot, off)) == 0
+    assert len(snapshot.tokens()) == memory.config.max_tokens
 
 
 def test_paper_sizes_are_681_tokens():
@@ -296,9 +298,9 @@ def test_hundred_thousand_frames_in_constant_space():
         rows = torch.randint(64, (1000,))
         memory.write(pool[rows] + torch.randn(1000, 1, 1) * 0.1, torch.arange(start, start + 1000))
     assert memory.nbytes == size
-    view = memory.read()
-    assert view.temporal.weight.sum() == 100_000 == view.frames
-    assert len(view.tokens()) == config.max_tokens
+    snapshot = memory.read()
+    assert snapshot.temporal.weight.sum() == 100_000 == snapshot.frames
+    assert len(snapshot.tokens()) == config.max_tokens
 
 
 def test_times_keep_the_precision_of_float64():

@@ -10,19 +10,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from conftest import GOLDENS, char_tokenizer
 from flash_vstream.errors import UserError
-from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor, zoo
-from flash_vstream.models.answering import Answerer
+from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor, hub
 from flash_vstream.models.convert import convert_checkpoint, is_published_layout
-from flash_vstream.models.decoding import TwoFormLinear
 from flash_vstream.models.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
-from flash_vstream.models.frames import FrameProcessor
+from flash_vstream.models.generation import Answerer
+from flash_vstream.models.half_linear import HalfLinear
+from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.prompts import TEMPLATES, layout
+from helpers.models import GOLDENS, char_tokenizer
 
 
 @pytest.fixture(scope="module")
-def view(tiny, goldens):
+def snapshot(tiny, goldens):
     memory = tiny[0].new_memory()
     memory.write(goldens["offline.features"][:40], torch.arange(40))
     return memory.read()
@@ -59,26 +59,26 @@ def test_dtype_and_device_map(tiny_folder):
     assert memory.read().tokens().dtype == torch.bfloat16
 
 
-def test_a_batch_answers_as_its_samples_do(tiny, view, short_view):
+def test_a_batch_answers_as_its_samples_do(tiny, snapshot, short_view):
     model, processor = tiny
     settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
-    batch = processor(["what?", "and who is there?"], memory=[view, short_view])
+    batch = processor(["what?", "and who is there?"], memory=[snapshot, short_view])
     positions = (batch["attention_mask"].cumsum(1) - 1).clamp_min(0)
     together = model.generate(**batch, position_ids=positions, **settings)[:, batch["input_ids"].shape[1] :]
-    for i, (question, memory) in enumerate((("what?", view), ("and who is there?", short_view))):
+    for i, (question, memory) in enumerate((("what?", snapshot), ("and who is there?", short_view))):
         alone = processor(question, memory=memory)
         made = model.generate(**alone, **settings)[0, alone["input_ids"].shape[1] :]
         assert together[i].tolist() == made.tolist()
 
 
-def test_places_and_tokens_must_agree(tiny, view):
-    batch = tiny[1]("what?", memory=view)
-    batch["memory_features"] = [view.tokens()[:-1]]
+def test_places_and_tokens_must_agree(tiny, snapshot):
+    batch = tiny[1]("what?", memory=snapshot)
+    batch["memory_features"] = [snapshot.tokens()[:-1]]
     with pytest.raises(ValueError, match="681 places for visual tokens, but 680"):
         tiny[0](**batch)
 
 
-def test_lora_trains_and_merges(tiny_folder, view):
+def test_lora_trains_and_merges(tiny_folder, snapshot):
     from peft import LoraConfig, get_peft_model
 
     model = FlashVStreamForConditionalGeneration.from_pretrained(tiny_folder, dtype=torch.float32)
@@ -86,7 +86,7 @@ def test_lora_trains_and_merges(tiny_folder, view):
     lora = get_peft_model(
         model, LoraConfig(r=4, target_modules=r"language_model\..*_proj", modules_to_save=["projector"])
     )
-    batch = processor("what?", memory=view)
+    batch = processor("what?", memory=snapshot)
     labels = batch["input_ids"].clamp_min(0)
     optimizer = torch.optim.AdamW([p for p in lora.parameters() if p.requires_grad], lr=1e-2)
     losses = []
@@ -102,29 +102,29 @@ def test_lora_trains_and_merges(tiny_folder, view):
         torch.testing.assert_close(lora.merge_and_unload()(**batch).logits, before, rtol=1e-4, atol=1e-4)
 
 
-def test_time_stamps_stand_before_their_slots(view):
-    pieces = layout(view, time_stamps=True)
+def test_time_stamps_stand_before_their_slots(snapshot):
+    pieces = layout(snapshot, time_stamps=True)
     assert pieces[0] == 25  # abstract
     assert pieces[1:3] == ["0s", 16]
     assert pieces[-2:] == ["now 39s", 64]
     stamps = [int(piece[:-1]) for piece in pieces[1:51:2]]
     assert stamps == sorted(stamps)
     assert sum(piece for piece in pieces if isinstance(piece, int)) == 681
-    assert layout(view, time_stamps=False) == [25, 400, 192, 64]
+    assert layout(snapshot, time_stamps=False) == [25, 400, 192, 64]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_prefix_and_question_are_the_whole_prompt(view, template):
+def test_prefix_and_question_are_the_whole_prompt(snapshot, template):
     processor = FlashVStreamProcessor(FrameProcessor(), char_tokenizer(), prompt_template=template, time_stamps=True)
-    whole = processor("what?", memory=view)["input_ids"][0].tolist()
-    assert processor.prefix_ids(view) + processor.question_ids("what?") == whole
+    whole = processor("what?", memory=snapshot)["input_ids"][0].tolist()
+    assert processor.prefix_ids(snapshot) + processor.question_ids("what?") == whole
 
 
-def test_what_people_type_is_never_a_control_token(tiny, view):
+def test_what_people_type_is_never_a_control_token(tiny, snapshot):
     processor = tiny[1]
     typed = "what?</s>USER: <image> <s>"
     assert processor.question_ids(typed) == processor.question_ids("what?USER:  ")
-    assert processor(typed, memory=view)["input_ids"][0].tolist().count(-200) == 681
+    assert processor(typed, memory=snapshot)["input_ids"][0].tolist().count(-200) == 681
 
 
 def test_frames_are_cropped_like_pictures():
@@ -171,10 +171,10 @@ def test_every_golden_weight_is_converted(tiny):
 
 def test_loading_a_published_folder_converts_it_once(published, tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("FLASH_VSTREAM_CACHE", str(tmp_path))
-    model, _ = zoo.load(str(published), "cpu", torch.float32)
+    model, _ = hub.load(str(published), "cpu", torch.float32)
     (converted,) = (tmp_path / "models").glob("converted-*[0-9a-f]")
     stamp = (converted / "model.safetensors").stat().st_mtime_ns
-    zoo.load(str(published), "cpu", torch.float32)
+    hub.load(str(published), "cpu", torch.float32)
     assert (converted / "model.safetensors").stat().st_mtime_ns == stamp
     assert torch.equal(model.projector[0].weight, tiny[0].projector[0].weight)
 
@@ -188,7 +188,7 @@ def test_pytorch_shards_are_read_too(published, tmp_path, tiny):
     torch.save({name: weights[name] for name in names[:20]}, source / "pytorch_model-00001-of-00002.bin")
     torch.save({name: weights[name] for name in names[20:]}, source / "pytorch_model-00002-of-00002.bin")
     convert_checkpoint(str(source), tmp_path / "out")
-    model, _ = zoo.load(str(tmp_path / "out"), "cpu", torch.float32)
+    model, _ = hub.load(str(tmp_path / "out"), "cpu", torch.float32)
     assert torch.equal(model.projector[2].weight, tiny[0].projector[2].weight)
 
 
@@ -225,23 +225,23 @@ def test_a_broken_checkpoint_is_one_clear_error(published, tmp_path, change, mes
 
 def test_unknown_models_are_one_clear_error(tmp_path):
     with pytest.raises(UserError, match="nano"):
-        zoo.load("no-such-model")
+        hub.load("no-such-model")
     with pytest.raises(UserError, match=r"config\.json"):
-        zoo.load(str(tmp_path))
+        hub.load(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="not a Flash-VStream"):
-        zoo.load(str(tmp_path))
+        hub.load(str(tmp_path))
 
 
 # --- answers
 
 
-def test_an_answer_is_the_models_greedy_one(tiny, view):
+def test_an_answer_is_the_models_greedy_one(tiny, snapshot):
     model, processor = tiny
-    batch = processor("what?", memory=view)
+    batch = processor("what?", memory=snapshot)
     expected = model.generate(**batch, max_new_tokens=10, do_sample=False)[0, batch["input_ids"].shape[1] :]
     expected = [token for token in expected.tolist() if token != processor.tokenizer.eos_token_id]
-    answer = Answerer(model, processor).ask(view, "what?", max_new_tokens=10)
+    answer = Answerer(model, processor).ask(snapshot, "what?", max_new_tokens=10)
     pieces = list(answer)
     assert "".join(pieces) == answer.text == processor.decode(expected)
     assert answer.prompt_tokens == batch["input_ids"].shape[1]
@@ -249,19 +249,19 @@ def test_an_answer_is_the_models_greedy_one(tiny, view):
     assert answer.first_token_seconds > 0
 
 
-def test_a_prefix_serves_many_questions(tiny, view):
+def test_a_prefix_serves_many_questions(tiny, snapshot):
     answerer = Answerer(*tiny)
-    prefix = answerer.read(view)
+    prefix = answerer.read(snapshot)
     for question in ("what?", "who is there?", "what?"):
         warm = answerer.ask(prefix, question, max_new_tokens=6).finished()
-        cold = answerer.ask(view, question, max_new_tokens=6).finished()
+        cold = answerer.ask(snapshot, question, max_new_tokens=6).finished()
         assert warm.text == cold.text
         assert (warm.prefilled, cold.prefilled) == (True, False)
         assert [slot.share for slot in warm.evidence] == pytest.approx([slot.share for slot in cold.evidence], abs=1e-5)
 
 
-def test_evidence_names_every_slot(tiny, view):
-    answer = Answerer(*tiny).ask(view, "what?", max_new_tokens=6).finished()
+def test_evidence_names_every_slot(tiny, snapshot):
+    answer = Answerer(*tiny).ask(snapshot, "what?", max_new_tokens=6).finished()
     assert [slot.part for slot in answer.evidence] == ["abstract"] * 25 + ["temporal"] * 25 + ["retrieved"] * 3 + [
         "spatial"
     ]
@@ -270,24 +270,24 @@ def test_evidence_names_every_slot(tiny, view):
     assert json.loads(json.dumps(answer.to_dict()))["evidence"][-1]["end"] == 39
 
 
-def test_history_and_plain_chat(tiny, view):
+def test_history_and_plain_chat(tiny, snapshot):
     answerer = Answerer(*tiny)
     plain = answerer.ask(None, "hello", max_new_tokens=4).finished()
     assert plain.stream_time is None
     assert plain.evidence == []
-    longer = answerer.ask(view, "and now?", [("what?", "a dog")], max_new_tokens=4).finished()
-    assert longer.prompt_tokens > answerer.ask(view, "and now?", max_new_tokens=4).finished().prompt_tokens
+    longer = answerer.ask(snapshot, "and now?", [("what?", "a dog")], max_new_tokens=4).finished()
+    assert longer.prompt_tokens > answerer.ask(snapshot, "and now?", max_new_tokens=4).finished().prompt_tokens
 
 
-def test_empty_questions_are_refused(tiny, view):
+def test_empty_questions_are_refused(tiny, snapshot):
     with pytest.raises(ValueError, match="empty"):
-        Answerer(*tiny).ask(view, "  ")
+        Answerer(*tiny).ask(snapshot, "  ")
 
 
 def test_two_form_linear_agrees_with_linear():
     linear = torch.nn.Linear(64, 32)
     linear.weight.data = linear.weight.data.half().float()
-    layer = TwoFormLinear.of(linear)
+    layer = HalfLinear.of(linear)
     row, rows = torch.randn(1, 1, 64).half().float(), torch.randn(3, 64)
     with torch.inference_mode():
         torch.testing.assert_close(layer(row), linear(row), rtol=2e-3, atol=2e-3)
@@ -310,9 +310,9 @@ def test_a_cpu_uses_bfloat16_where_that_is_fast(monkeypatch, amx, avx512, second
     """The flag of AVX512-BF16 does not say so: on some processors it is the slower way."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(zoo, "_product_seconds", lambda kind: seconds[kind])
-    zoo._cpu_is_fast_in_bfloat16.cache_clear()
+    monkeypatch.setattr(hub, "_product_seconds", lambda kind: seconds[kind])
+    hub._cpu_is_fast_in_bfloat16.cache_clear()
     try:
-        assert zoo.best_dtype("cpu") == dtype
+        assert hub.best_dtype("cpu") == dtype
     finally:
-        zoo._cpu_is_fast_in_bfloat16.cache_clear()
+        hub._cpu_is_fast_in_bfloat16.cache_clear()

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 
 from flash_vstream import FlashVStream
-from flash_vstream.demo import CLIPS
-from flash_vstream.models import nano, zoo
+from flash_vstream.models import hub, nano
 from flash_vstream.models.grounding import GROUNDING
-from flash_vstream.models.wheels import cached, file_sha256
+from flash_vstream.sample_clips import CLIPS
 from flash_vstream.train.export import WEIGHTS
-from test_cli import run
+from flash_vstream.wheels import cached, file_sha256
+from helpers.cli import run
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
 def model() -> FlashVStream:
-    if not zoo.assembled("nano").exists() or not all(cached(clip).exists() for clip in CLIPS):
+    if not hub.assembled("nano").exists() or not all(cached(clip).exists() for clip in CLIPS):
         pytest.fail("nano or the demo's clips are not here; run the tests by: make test")
     return FlashVStream.from_pretrained("nano", device="cpu")
 
@@ -43,8 +43,8 @@ def test_the_adapter_is_the_one_on_its_card():
 
 def test_a_full_memory_makes_a_prompt_of_about_200_tokens(model, clip):
     stream = model.watch(clip, fps=5)
-    view = stream.snapshot()
-    assert len(view.tokens()) == nano.MEMORY.max_tokens == 120
+    snapshot = stream.snapshot()
+    assert len(snapshot.tokens()) == nano.MEMORY.max_tokens == 120
     answer = model.ask(stream, "What is happening now?", max_new_tokens=1).finished()
     assert 150 <= answer.prompt_tokens <= 230
 
@@ -58,9 +58,9 @@ def test_it_describes_a_real_street(model, clip):
 
 
 def test_answers_do_not_depend_on_how_they_are_asked(model, clip):
-    view = model.watch(clip, until=4).snapshot()
-    cold = model.ask(view, "What is happening now?").finished().text
-    assert model.ask(model.answerer.read(view), "What is happening now?").finished().text == cold
+    snapshot = model.watch(clip, until=4).snapshot()
+    cold = model.ask(snapshot, "What is happening now?").finished().text
+    assert model.ask(model.answerer.read(snapshot), "What is happening now?").finished().text == cold
 
 
 def test_the_demo_answers_three_questions_at_two_moments(model):

@@ -3,8 +3,8 @@
 import pytest
 from playwright.sync_api import Page, expect
 
-from serving import serving
-from test_video import write_video
+from helpers.server import serving
+from helpers.videos import write_video
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from conftest import char_tokenizer
 from flash_vstream.memory import StarConfig, abstract_memory, pool_grid
 from flash_vstream.memory.release import REDUCERS, ReleaseMemory, kmeans_feature
-from flash_vstream.models.frames import FrameProcessor
+from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
 from flash_vstream.models.prompts import TEMPLATES, layout
+from helpers.models import char_tokenizer
 
 RELEASE = StarConfig(compat="release")
 NO_DRAWS: Iterator[int] = iter(())
@@ -88,8 +88,8 @@ def offline(goldens, tiny, frames: int, permutation: torch.Tensor | None, draws:
 @pytest.mark.parametrize("case", ["T1", "T2", "T10", "T27", "T51"])
 def test_offline_memory(goldens, golden_notes, tiny, case):
     notes = golden_notes["offline"][case]
-    view = offline(goldens, tiny, notes["T"], goldens.get(f"offline.{case}.randperm"), drawn(notes))
-    close(view.tokens(), goldens[f"offline.{case}.memory"])
+    snapshot = offline(goldens, tiny, notes["T"], goldens.get(f"offline.{case}.randperm"), drawn(notes))
+    close(snapshot.tokens(), goldens[f"offline.{case}.memory"])
 
 
 def test_streaming_memory(goldens, tiny):
@@ -103,10 +103,10 @@ def test_streaming_memory(goldens, tiny):
         memory.write(frames[i : i + 1], [float(i)])
         if f"stream.call{call}.cur" not in goldens:
             continue
-        view = memory.read()
-        close(torch.cat([view.retrieved.features, view.spatial.features]), goldens[f"stream.call{call}.cur"])
-        close(view.temporal.features, goldens[f"stream.call{call}.long"])
-        close(view.abstract.features, goldens[f"stream.call{call}.turing"])
+        snapshot = memory.read()
+        close(torch.cat([snapshot.retrieved.features, snapshot.spatial.features]), goldens[f"stream.call{call}.cur"])
+        close(snapshot.temporal.features, goldens[f"stream.call{call}.long"])
+        close(snapshot.abstract.features, goldens[f"stream.call{call}.turing"])
 
 
 def test_vision_tower_and_projector(goldens, tiny):
@@ -119,9 +119,9 @@ def test_vision_tower_and_projector(goldens, tiny):
     close(ours[:, :, ::7, ::7], goldens["vision.preprocessed_every7"])
 
 
-def expanded(row: torch.Tensor, view) -> list[int]:
+def expanded(row: torch.Tensor, snapshot) -> list[int]:
     """A golden prompt with its one image token replaced by a place for each visual token."""
-    tokens = sum(layout(view, time_stamps=False)) if view is not None else 0
+    tokens = sum(layout(snapshot, time_stamps=False)) if snapshot is not None else 0
     ids = []
     for token in row.tolist():
         ids += [-200] * tokens if token == -200 else [token]
@@ -133,10 +133,10 @@ CASES = [("features_T1", 1), ("features_T10", 10), ("features_T40", 40)]
 
 @pytest.mark.parametrize(("case", "frames"), CASES)
 def test_logits(goldens, tiny, case, frames):
-    view = offline(goldens, tiny, frames, goldens.get(f"forward.{case}.randperm_full.0"))
-    ids = torch.tensor([expanded(goldens["forward.input_ids_A"][0], view)])
+    snapshot = offline(goldens, tiny, frames, goldens.get(f"forward.{case}.randperm_full.0"))
+    ids = torch.tensor([expanded(goldens["forward.input_ids_A"][0], snapshot)])
     with torch.inference_mode():
-        logits = tiny[0](input_ids=ids, memory_features=[view.tokens()]).logits
+        logits = tiny[0](input_ids=ids, memory_features=[snapshot.tokens()]).logits
     close(logits[:, -8:], goldens[f"forward.{case}.logits_last8"])
 
 
@@ -148,9 +148,9 @@ def test_text_only_logits(goldens, tiny):
 
 
 def test_truncated_prompt(goldens, tiny):
-    view = offline(goldens, tiny, 40, goldens["forward.truncated300_T40.randperm_full.0"])
-    ids = torch.tensor([expanded(goldens["forward.input_ids_A"][0], view)[:300]])
-    kept = view.tokens()[: int((ids == -200).sum())]
+    snapshot = offline(goldens, tiny, 40, goldens["forward.truncated300_T40.randperm_full.0"])
+    ids = torch.tensor([expanded(goldens["forward.input_ids_A"][0], snapshot)[:300]])
+    kept = snapshot.tokens()[: int((ids == -200).sum())]
     with torch.inference_mode():
         logits = tiny[0](input_ids=ids, memory_features=[kept]).logits
     close(logits[:, -8:], goldens["forward.truncated300_T40.logits_last8"])
@@ -168,15 +168,15 @@ def batch(goldens, tiny, case: str, spans: list[slice], side: str):
         memories.append(memory.read())
     masks = goldens["forward.batch_attention_mask"].bool()
     rows, labels = [], []
-    for view, ids, asked, mask in zip(
+    for snapshot, ids, asked, mask in zip(
         memories, goldens["forward.batch_input_ids"], goldens["forward.batch_labels"], masks, strict=True
     ):
-        rows.append(expanded(ids[mask], view))
-        row = expanded(torch.where(ids == -200, -200, asked)[mask], view)
+        rows.append(expanded(ids[mask], snapshot))
+        row = expanded(torch.where(ids == -200, -200, asked)[mask], snapshot)
         labels.append([-100 if label == -200 else label for label in row])
     padded = pad_rows(rows, 0, side)
     targets = pad_rows([[label + 200 for label in row] for row in labels], 100, side)["input_ids"] - 200
-    return padded, targets, [view.tokens() for view in memories]
+    return padded, targets, [snapshot.tokens() for snapshot in memories]
 
 
 def test_right_padding(goldens, tiny):
@@ -210,11 +210,11 @@ def test_loss_and_gradients(goldens, golden_notes, tiny_folder):
         permute=lambda n: goldens["forward.grad_T60.randperm_full.0"],
     )
     memory.write(features, torch.arange(60))
-    view = memory.read()
-    rest = view.tokens()[len(view.abstract) :]
-    ids = torch.tensor([expanded(goldens["forward.batch_input_ids"][0, :27], view)])
+    snapshot = memory.read()
+    rest = snapshot.tokens()[len(snapshot.abstract) :]
+    ids = torch.tensor([expanded(goldens["forward.batch_input_ids"][0, :27], snapshot)])
     labels = goldens["forward.batch_labels"][0, :27]
-    row = expanded(torch.where(goldens["forward.batch_input_ids"][0, :27] == -200, -200, labels), view)
+    row = expanded(torch.where(goldens["forward.batch_input_ids"][0, :27] == -200, -200, labels), snapshot)
     targets = torch.tensor([[-100 if label == -200 else label for label in row]])
     frames = pool_grid(features[:-1], 1)
     loss = model(input_ids=ids, memory_features=[rest], abstract_frames=[frames], labels=targets).loss
@@ -234,12 +234,12 @@ def test_loss_and_gradients(goldens, golden_notes, tiny_folder):
 
 
 def test_greedy_generation(goldens, golden_notes, tiny):
-    view = offline(goldens, tiny, 40, goldens["forward.generate_T40.randperm_full.0"])
-    ids = torch.tensor([expanded(goldens["forward.input_ids_A"][0], view)])
+    snapshot = offline(goldens, tiny, 40, goldens["forward.generate_T40.randperm_full.0"])
+    ids = torch.tensor([expanded(goldens["forward.input_ids_A"][0], snapshot)])
     output = tiny[0].generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
-        memory_features=[view.tokens()],
+        memory_features=[snapshot.tokens()],
         max_new_tokens=12,
         do_sample=False,
         eos_token_id=None,

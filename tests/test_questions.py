@@ -6,18 +6,11 @@ from collections import Counter
 import pytest
 
 from flash_vstream.models.prompts import stamp
-from flash_vstream.train.events import Events, as_event, first_visits
-from flash_vstream.train.questions import ASKERS, NEVER, ask_occurred, stream_questions
-from flash_vstream.train.streams import StreamStyle, plan_stream
+from flash_vstream.synthetic.events import as_event, first_visits
+from flash_vstream.synthetic.plans import StreamStyle, plan_stream
+from flash_vstream.synthetic.questions import ASKERS, NEVER, ask_occurred, stream_questions
+from helpers.captions import CAPTIONS, EVENTS
 
-ACTORS = ("dog", "man", "girl", "bird", "horse")
-DOINGS = ("runs", "sleeps", "jumps", "swims", "eats", "plays")
-CAPTIONS = {
-    f"{actor}-{doing}.jpg": [f"A {actor} {doing} outside.", f"The {actor} is seen while it {doing}."]
-    for actor in ACTORS
-    for doing in DOINGS
-}
-EVENTS = Events(CAPTIONS)
 STYLE = StreamStyle(scenes=(3, 8), frames=(1, 5), repeat=0.2, blank=0.2)
 OF_EVENT = {as_event(text): key for key, texts in CAPTIONS.items() for text in texts}
 OF_CAPTION = {text: key for key, texts in CAPTIONS.items() for text in texts}

@@ -20,14 +20,14 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from conftest import missing
 from flash_vstream.errors import UserError
 from flash_vstream.video import read_frames
-from flash_vstream.video.process import SourceReader
+from flash_vstream.video.capture import SourceReader
 from flash_vstream.video.sources import Source
-from serving import Server, serving
-from test_live import until
-from test_video import write_video
+from helpers.environment import missing
+from helpers.server import Server, serving
+from helpers.videos import write_video
+from helpers.waiting import until
 
 HERE = Path(__file__).parent
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -110,7 +110,7 @@ def _runs(pid: int) -> bool:
 
 
 def test_a_file_is_taken_up_where_it_was_left(tiny_folder, tmp_path):
-    """A file that is watched once is not begun anew when its reader or its handler is killed."""
+    """A file that is watched once is not begun anew when its reader or its worker is killed."""
     video = write_video(tmp_path / "clip.mp4", frames=100)
     with serving(str(tiny_folder)) as server:
         server.watch("once", video, fps=5)
@@ -134,7 +134,7 @@ def rtsp(port: int, *size: str) -> Iterator[str]:
     probe = "import gi; gi.require_version('GstRtspServer', '1.0')"
     if subprocess.run(["/usr/bin/env", "-i", SYSTEM_PYTHON, "-c", probe], capture_output=True, check=False).returncode:
         missing("GStreamer's RTSP server")
-    command = [SYSTEM_PYTHON, str(HERE / "rtsp_server.py"), str(port), *size]
+    command = [SYSTEM_PYTHON, str(HERE / "helpers" / "rtsp_server.py"), str(port), *size]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
@@ -182,13 +182,13 @@ def test_lost_packets_cost_frames_and_nothing_else(tmp_path):
 # --- HTTP: files, MJPEG, MPEG-TS and HLS
 
 
-def _mjpeg(handler: http.server.BaseHTTPRequestHandler, pictures: list[bytes]) -> None:
-    handler.send_response(200)
-    handler.send_header("content-type", "multipart/x-mixed-replace; boundary=frame")
-    handler.end_headers()
+def _mjpeg(worker: http.server.BaseHTTPRequestHandler, pictures: list[bytes]) -> None:
+    worker.send_response(200)
+    worker.send_header("content-type", "multipart/x-mixed-replace; boundary=frame")
+    worker.end_headers()
     for jpeg in pictures * 20:
-        handler.wfile.write(b"--frame\r\ncontent-type: image/jpeg\r\ncontent-length: %d\r\n\r\n" % len(jpeg))
-        handler.wfile.write(jpeg + b"\r\n")
+        worker.wfile.write(b"--frame\r\ncontent-type: image/jpeg\r\ncontent-length: %d\r\n\r\n" % len(jpeg))
+        worker.wfile.write(jpeg + b"\r\n")
         time.sleep(0.02)
 
 
@@ -243,11 +243,11 @@ def test_http_sources_are_watched(site, tmp_path, path):
 
 def test_a_playlist_from_the_network_opens_no_local_file(site, tmp_path):
     secret = write_video(tmp_path / "secret.ts", frames=10)
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    worker = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     (tmp_path / "evil.m3u8").write_text(
         f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile://{secret}\n#EXT-X-ENDLIST\n"
     )
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), worker) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         reader = SourceReader(Source(f"http://127.0.0.1:{server.server_port}/evil.m3u8", size=16), str(tmp_path))
         until(lambda: (reader.newest(), reader.status.restarts)[1] >= 1)

@@ -18,11 +18,11 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from flash_vstream.errors import UserError
-from flash_vstream.serve.access import Access, Refused
 from flash_vstream.serve.app import picture_of
-from serving import serving
-from test_cli import run
-from test_video import write_video
+from flash_vstream.serve.security import AccessRules, ApiError
+from helpers.cli import run
+from helpers.server import serving
+from helpers.videos import write_video
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_only_pushed_streams_take_frames(server):
 
 
 def test_pictures_are_bounded():
-    with pytest.raises(Refused, match="at most"):
+    with pytest.raises(ApiError, match="at most"):
         picture_of(b"x" * 101, 16, 100)
     assert picture_of(encoded((9, 9, 9)), 16, 10_000).shape == (16, 16, 3)
 
@@ -233,8 +233,8 @@ def test_openais_client_sends_a_clip_and_goes_on_talking(server, client, tiny_fo
 
 
 def test_openais_client_names_a_clip_by_url(client, tiny_folder, video):
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(video.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as files:
+    worker = partial(http.server.SimpleHTTPRequestHandler, directory=str(video.parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), worker) as files:
         threading.Thread(target=files.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{files.server_port}/{video.name}"
         told = client.chat.completions.create(model=str(tiny_folder), messages=about(url), max_tokens=4)
@@ -275,7 +275,7 @@ def test_health_metrics_and_the_document(server):
     for name in ("frames_kept_total", "lag_seconds", "encode_seconds", "write_seconds"):
         assert f'flash_vstream_{name}{{stream="door"}}' in text
     assert "flash_vstream_first_token_seconds_bucket" in text
-    assert 'flash_vstream_handler_restarts_total{handler="frame"} 0.0' in text
+    assert 'flash_vstream_worker_restarts_total{worker="frame"} 0.0' in text
     paths = server.call("GET", "/openapi.json")[1]["paths"]
     assert {"/v1/streams", "/v1/streams/{name}/questions", "/v1/chat/completions"} <= set(paths)
 
@@ -301,7 +301,7 @@ def test_a_memory_that_cannot_be_read_is_set_aside(tiny_folder, video, tmp_path)
     (tmp_path / "memories" / "door.safetensors").write_bytes(b"of another model")
     with serving(str(tiny_folder), "--state", str(tmp_path), "--stream", f"door={video}") as server:
         server.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0)
-        assert server.call("GET", "/healthz")[1]["handlers"]["frame"]["restarts"] == 0
+        assert server.call("GET", "/healthz")[1]["workers"]["frame"]["restarts"] == 0
     assert (tmp_path / "memories" / "door.set-aside").read_bytes() == b"of another model"
 
 
@@ -356,16 +356,16 @@ def test_bodies_are_bounded(server):
 
 
 def test_rules_of_access():
-    open_to_all = Access("0.0.0.0", "token", hosts=frozenset({"cam.internal"}))
+    open_to_all = AccessRules("0.0.0.0", "token", hosts=frozenset({"cam.internal"}))
     open_to_all.check_source("rtsp://cam.internal/1")
     open_to_all.check_source("rtsp://8.8.8.8/1")
     for source in ("rtsp://10.0.0.1/1", "http://192.168.1.1/x", "http://[::ffff:127.0.0.1]/x", "file.mp4"):
-        with pytest.raises(Refused):
+        with pytest.raises(ApiError):
             open_to_all.check_source(source)
-    Access().check_source("/etc/hosts")  # on loopback a server is its user's own
+    AccessRules().check_source("/etc/hosts")  # on loopback a server is its user's own
     with pytest.raises(UserError, match="token"):
-        Access("192.168.1.5")
-    with pytest.raises(Refused, match="bearer token"):
+        AccessRules("192.168.1.5")
+    with pytest.raises(ApiError, match="bearer token"):
         open_to_all.check_caller({"host": "x", "authorization": "Basic token"})
 
 

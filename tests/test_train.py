@@ -15,23 +15,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flash_vstream.errors import UserError
+from flash_vstream.evaluate.captioning import QUESTION, bleu4, caption_features
 from flash_vstream.models import FlashVStreamForConditionalGeneration
-from flash_vstream.stream import FlashVStream
+from flash_vstream.pipeline import FlashVStream
+from flash_vstream.synthetic.captions import PictureSet, play, sentence
+from flash_vstream.synthetic.events import Events
+from flash_vstream.synthetic.plans import StreamStyle, plan_stream
+from flash_vstream.synthetic.questions import Turn, caption_questions
+from flash_vstream.synthetic.views import VIEWS, picture_views
 from flash_vstream.train.averaging import average_adapters
-from flash_vstream.train.captions import PictureSet, sentence
 from flash_vstream.train.config import StageConfig
-from flash_vstream.train.data import Collator, LlavaSamples, Mixture, Sample, StreamSamples, play
-from flash_vstream.train.events import Events
+from flash_vstream.train.datasets import Collator, LlavaSamples, Mixture, Sample, StreamSamples
 from flash_vstream.train.export import WEIGHTS, export_adapter
 from flash_vstream.train.media import media_encoder
-from flash_vstream.train.packing import Turn, collate, pack
+from flash_vstream.train.packing import collate, pack
 from flash_vstream.train.prepare import prepare
-from flash_vstream.train.questions import caption_questions
-from flash_vstream.train.scoring import QUESTION, bleu4, caption_features
 from flash_vstream.train.stage import last_checkpoint, run_stage
-from flash_vstream.train.streams import StreamStyle, plan_stream
-from flash_vstream.train.views import VIEWS, picture_views
-from test_video import write_video
+from helpers.videos import write_video
 
 TURNS = (Turn("what?", ("a dog", "a big cat")), Turn("who is there?", ("nobody",)))
 
@@ -191,7 +191,7 @@ def test_captioning_in_a_batch_equals_asking_one_by_one(pictures, tiny):
     features = [loaded.features(key)[:1] for key in sorted(loaded.captions)]
     together = caption_features(model, features)
     for frame, text in zip(features, together, strict=True):
-        memory = model.network.new_memory()
+        memory = model.model.new_memory()
         memory.write(frame.float(), [0.0])
         assert model.ask(memory.read(), QUESTION, max_new_tokens=40).finished().text == text
 

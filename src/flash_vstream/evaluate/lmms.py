@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.answering import MAX_NEW_TOKENS, Prefix
-from flash_vstream.stream import FlashVStream
+from flash_vstream.models.generation import MAX_NEW_TOKENS, Prefix
+from flash_vstream.pipeline import FlashVStream
 
 NAME = "flash_vstream"
 
@@ -29,14 +29,14 @@ def manifest() -> ModelManifest:
 class FlashVStreamLmms(lmms):  # type: ignore[misc]
     """Watches a document's video, or its pictures as one frame a second, and answers greedily.
 
-    ``model`` is a zoo name, a model folder or a hub id; ``fps`` the frames a second that are looked
+    ``model`` is a model name, a model folder or a hub id; ``fps`` the frames a second that are looked
     at. A document without visuals is plain chat. Requests are answered one by one, in order; those
     about the same video one after another share its memory.
     """
 
     def __init__(self, model: str = "nano", fps: float = 1.0, device: str | None = None, **_: Any):
         super().__init__()
-        self._model = FlashVStream.from_pretrained(model, device)
+        self._pipeline = FlashVStream.from_pretrained(model, device)
         self._fps = float(fps)
         self._read: tuple[Any, Prefix] | None = None
 
@@ -46,7 +46,7 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
             context, settings, to_visual, number, task, split = request.args
             prefix = self._prefix(to_visual(self.task_dict[task][split][number]) if to_visual else [])
             most = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
-            text = self._model.ask(prefix, context, max_new_tokens=most).finished().text
+            text = self._pipeline.ask(prefix, context, max_new_tokens=most).finished().text
             answers.append(cut(text, settings.get("until") or ()))
         return answers
 
@@ -55,18 +55,18 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
         flat = [item for visual in visuals or [] for item in (visual if isinstance(visual, list | tuple) else [visual])]
         key = tuple(item if isinstance(item, str) else id(item) for item in flat)
         if self._read is None or self._read[0] != key:
-            self._read = (key, self._model.answerer.read(self._watched(flat)))
+            self._read = (key, self._pipeline.answerer.read(self._watched(flat)))
         return self._read[1]
 
     def _watched(self, visuals: Sequence[Any]) -> Any:
         if not visuals:
             return None
         if len(visuals) == 1 and isinstance(visuals[0], str | Path):
-            return self._model.watch(visuals[0], self._fps).snapshot()
+            return self._pipeline.watch(visuals[0], self._fps).snapshot()
         if not all(isinstance(visual, Image.Image) for visual in visuals):
             kinds = ", ".join(sorted({type(visual).__name__ for visual in visuals}))
             raise UserError(f"a document shows {kinds}; flash-vstream takes one video's path or pictures")
-        stream = self._model.new_stream()
+        stream = self._pipeline.new_stream()
         stream.write(list(visuals), [float(second) for second in range(len(visuals))])
         return stream.snapshot()
 

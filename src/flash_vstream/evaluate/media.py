@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from flash_vstream.errors import UserError
-from flash_vstream.stream import FlashVStream
+from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame, read_frames
 from flash_vstream.video.sources import Source, watch_source
 
@@ -29,7 +29,7 @@ def find_medium(data: Path, folders: Sequence[str], video: str) -> Path | None:
     return None
 
 
-def features_of(model: FlashVStream, path: Path, fps: float, until: float | None) -> Iterator[tuple[float, Tensor]]:
+def features_of(pipeline: FlashVStream, path: Path, fps: float, until: float | None) -> Iterator[tuple[float, Tensor]]:
     """Times and feature maps ``[P², D]`` of a medium in order, up to ``until`` seconds.
 
     A ``.safetensors`` file holds ``feature [T, P², D]`` at one frame a second, as the papers'
@@ -38,14 +38,14 @@ def features_of(model: FlashVStream, path: Path, fps: float, until: float | None
     if path.suffix == ".safetensors":
         yield from _stored(path, until)
         return
-    size = model.processor.image_processor.size
+    size = pipeline.processor.image_processor.size
     frames: Iterator[Frame]
     if path.is_dir():
         frames = watch_source(Source(str(path), fps, size, pace="fast"))
     else:
         frames = read_frames(path, fps, size, until)
     while batch := list(islice(frames, BATCH)):
-        for frame, feature in zip(batch, model.encode([frame.image for frame in batch]).float(), strict=True):
+        for frame, feature in zip(batch, pipeline.encode([frame.image for frame in batch]).float(), strict=True):
             if until is not None and frame.time > until + 1e-6:
                 return
             yield frame.time, feature

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from flash_vstream.evaluate.checking import overlap
 from flash_vstream.evaluate.judges import Judgement, OfflineJudge, yes_or_no
-from flash_vstream.models.wheels import WheelFile, cache_dir, fetch
-from flash_vstream.train.events import Events
-from flash_vstream.train.questions import Question, stream_questions
-from flash_vstream.train.streams import StreamPlan, StreamStyle, plan_stream
-from flash_vstream.train.views import picture_views
+from flash_vstream.synthetic.events import Events
+from flash_vstream.synthetic.grading import overlap
+from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
+from flash_vstream.synthetic.questions import Question, stream_questions
+from flash_vstream.synthetic.views import picture_views
 from flash_vstream.video import read_frames
 from flash_vstream.video.writer import write_video
+from flash_vstream.wheels import WheelFile, cache_dir, fetch
 
 STREAMS, MOMENTS, AT_A_MOMENT = 16, 5, 3
 FPS = 2.0

@@ -11,6 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from flash_vstream.errors import UserError
+from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.choices import letter_bias
 from flash_vstream.evaluate.items import Benchmark
 from flash_vstream.evaluate.judges import Judge, OfflineJudge
@@ -123,7 +124,7 @@ def headline(report: dict[str, Any]) -> str:
     """What the numbers are of, in a line; failures are part of it."""
     run = report["run"]
     text = (
-        f"{report['title']} · {run['model']} · reader {run['reader']} · protocol {run['protocol']} · {run['fps']:g} fps"
+        f"{report['title']} · {run['model']} · memory {run['memory']} · protocol {run['protocol']} · {run['fps']:g} fps"
     )
     if report["failed"]:
         text += f" · INCOMPLETE: {report['failed']} of {report['questions']} questions failed and count as wrong"
@@ -194,3 +195,47 @@ def print_comparison(result: dict[str, Any], names: tuple[str, str]) -> None:
         console.print(f"{what} {len(result[what])}: {shown}", soft_wrap=True, markup=False)
     if result["only_in_first"] or result["only_in_second"]:
         console.print(f"not shared: {result['only_in_first']} and {result['only_in_second']} questions", style="yellow")
+
+
+def print_side_by_side(reports: list[dict[str, Any]]) -> None:
+    """Reports on several memories as one table."""
+    console = Console(highlight=False)
+    for report in reports:
+        console.print(headline(report), soft_wrap=True)
+    table = Table("kind", "questions", *(report["run"]["memory"] for report in reports))
+    for kind, part in reports[0]["kinds"].items():
+        table.add_row(kind, str(part["questions"]), *(f"{report['kinds'][kind]['accuracy']:.1%}" for report in reports))
+    spans = ("{:.1%} ({:.1%} - {:.1%})".format(report["accuracy"], *report["interval"]) for report in reports)
+    table.add_row("all (95%)", str(reports[0]["questions"]), *spans)
+    console.print(table)
+    if "judge" in reports[0]:
+        console.print(f"judge: {reports[0]['judge']}; does not compare with published numbers", style="yellow")
+
+
+def print_benchmarks(as_json: bool) -> None:
+    """What there is: where it comes from, how large it is, how it is scored."""
+    if as_json:
+        rows = [
+            {
+                "name": b.name,
+                "title": b.title,
+                "metric": b.metric,
+                "protocol": b.protocol,
+                "files": list(b.files),
+                "media": list(b.media),
+                "source": b.source,
+                "size": b.size,
+                "licence": b.licence,
+                "published": dict(b.published),
+            }
+            for b in BENCHMARKS.values()
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    console = Console(highlight=False)
+    for b in BENCHMARKS.values():
+        console.print(f"[bold]{b.name}[/bold]  {b.title}: {b.size}; {b.metric} questions, {b.protocol} by default")
+        console.print(f"    from {b.source}; {b.licence}", soft_wrap=True)
+        console.print(f"    in --data: {' or '.join(b.files)}; media in {' or '.join(b.media)}", soft_wrap=True)
+        for who, value in b.published.items():
+            console.print(f"    published: {who}: {value}", style="dim", soft_wrap=True)

@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from flash_vstream.evaluate.building import KINDS, read_record, records_in, write_record
+from flash_vstream.evaluate.generation import KINDS, read_record, records_in, write_record
 
 
 class Verdict(BaseModel):

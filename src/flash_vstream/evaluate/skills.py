@@ -15,15 +15,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flash_vstream.evaluate.checking import is_correct
-from flash_vstream.evaluate.readers import Reader
-from flash_vstream.stream import FlashVStream
-from flash_vstream.train.captions import PictureSet
-from flash_vstream.train.data import play
-from flash_vstream.train.events import Events
-from flash_vstream.train.questions import ASKERS, Question, stream_questions
-from flash_vstream.train.scoring import bleu4
-from flash_vstream.train.streams import StreamPlan, StreamStyle, plan_stream
+from flash_vstream.evaluate.baselines import MemoryMethod
+from flash_vstream.evaluate.captioning import bleu4
+from flash_vstream.pipeline import FlashVStream
+from flash_vstream.synthetic.captions import PictureSet, play
+from flash_vstream.synthetic.events import Events
+from flash_vstream.synthetic.grading import is_correct
+from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
+from flash_vstream.synthetic.questions import ASKERS, Question, stream_questions
 
 FAR = 4
 """A question is about the far past when its span ended before the newest ``FAR`` frames."""
@@ -51,19 +50,24 @@ def skill_streams(
 
 
 def ask_streams(
-    model: FlashVStream, pictures: PictureSet, plans: Sequence[StreamPlan], reader_name: str, questions: int, seed: int
+    pipeline: FlashVStream,
+    pictures: PictureSet,
+    plans: Sequence[StreamPlan],
+    memory: str,
+    questions: int,
+    seed: int,
 ) -> list[Asked]:
-    """Every plan's questions, answered from what the reader keeps of it."""
+    """Every plan's questions, answered from what the memory keeps of it."""
     events = Events(pictures.captions)
     asked = []
-    for i, plan in enumerate(track(plans, reader_name, console=Console(stderr=True))):
+    for i, plan in enumerate(track(plans, memory, console=Console(stderr=True))):
         rng = random.Random(f"questions/{seed}/{i}")
-        reader = Reader(reader_name, model.network)
+        method = MemoryMethod(memory, pipeline.model)
         for feature, moment in zip(*play(plan, pictures), strict=True):
-            reader.write(float(moment), feature)
-        prefix = model.answerer.read(reader.view(), reader.time_stamps)
+            method.write(float(moment), feature)
+        prefix = pipeline.answerer.read(method.snapshot(), method.time_stamps)
         wanted = stream_questions(plan, events, rng, MIX, questions)
-        answers = model.answerer.ask_all(prefix, [question.text for question in wanted], max_new_tokens=48)
+        answers = pipeline.answerer.ask_all(prefix, [question.text for question in wanted], max_new_tokens=48)
         for question, answer in zip(wanted, answers, strict=True):
             correct = is_correct(question, answer, plan, pictures.captions)
             newest = plan.shots[max(0, len(plan.shots) - FAR)].time
@@ -91,7 +95,7 @@ def summary(asked: Sequence[Asked], captions: dict[str, list[str]]) -> dict[str,
 def run_skills(
     data: Path,
     model_name: str,
-    readers: Sequence[str],
+    methods: Sequence[str],
     scenes: tuple[int, int],
     streams: int,
     questions: int,
@@ -99,26 +103,26 @@ def run_skills(
     frames: tuple[int, int],
     split: str = "test",
 ) -> dict[str, Any]:
-    """The table of skills: a column for each reader, the same questions for all."""
+    """The table of skills: a column for each memory, the same questions for all."""
     pictures = PictureSet.load(data, split)
-    model = FlashVStream.from_pretrained(model_name)
+    pipeline = FlashVStream.from_pretrained(model_name)
     plans = skill_streams(pictures, scenes, streams, seed, frames)
     results, counts = {}, Counter[str]()
-    for name in readers:
-        asked = ask_streams(model, pictures, plans, name, questions, seed)
+    for name in methods:
+        asked = ask_streams(pipeline, pictures, plans, name, questions, seed)
         results[name] = summary(asked, pictures.captions)
-        counts = Counter(item.question.kind for item in asked)  # every reader is asked the same
+        counts = Counter(item.question.kind for item in asked)  # every memory is asked the same
     minutes = sum(plan.duration - plan.shots[0].time for plan in plans) / len(plans) / 60
     told = {"model": model_name, "scenes": list(scenes), "frames": list(frames), "streams": streams, "seed": seed}
-    return {**told, "mean_minutes": round(minutes, 2), "counts": dict(counts), "readers": results}
+    return {**told, "mean_minutes": round(minutes, 2), "counts": dict(counts), "memories": results}
 
 
 def print_skills(report: dict[str, Any]) -> None:
     """The report as a table."""
-    readers = report["readers"]
-    table = Table("skill", *readers)
-    kinds = list(dict.fromkeys(kind for scores in readers.values() for kind in scores))
+    methods = report["memories"]
+    table = Table("skill", *methods)
+    kinds = list(dict.fromkeys(kind for scores in methods.values() for kind in scores))
     for kind in kinds:
-        cells = [scores.get(kind) for scores in readers.values()]
+        cells = [scores.get(kind) for scores in methods.values()]
         table.add_row(kind, *(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
     Console().print(table)

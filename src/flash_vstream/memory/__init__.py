@@ -3,12 +3,12 @@
 from flash_vstream.memory.attention import SemanticAttention, abstract_memory
 from flash_vstream.memory.config import StarConfig
 from flash_vstream.memory.pooling import pool_grid
+from flash_vstream.memory.snapshot import PARTS, MemorySnapshot, Slots
 from flash_vstream.memory.star import StarMemory
-from flash_vstream.memory.view import PARTS, MemoryView, Slots
 
 __all__ = [
     "PARTS",
-    "MemoryView",
+    "MemorySnapshot",
     "SemanticAttention",
     "Slots",
     "StarConfig",

@@ -16,7 +16,7 @@ from flash_vstream.memory.attention import SemanticAttention, abstract_memory
 from flash_vstream.memory.clustering import lloyd
 from flash_vstream.memory.config import StarConfig
 from flash_vstream.memory.pooling import pool_grid
-from flash_vstream.memory.view import MemoryView, Slots
+from flash_vstream.memory.snapshot import MemorySnapshot, Slots
 
 KEY_FRAMES = 3
 """Retrieved frames; the release fixes their number."""
@@ -99,7 +99,7 @@ class ReleaseMemory:
         return centroids, weights, nearest
 
     @torch.no_grad()
-    def read(self) -> MemoryView:
+    def read(self) -> MemorySnapshot:
         """The memory as the release would give it to its language model."""
         if not self.frames:
             raise ValueError("the memory is empty; write at least one frame before reading it")
@@ -115,7 +115,7 @@ class ReleaseMemory:
                     abstract, self.config.abstract_length, self.attention, self.config.update_ratio
                 )
         newest = slice(max(0, self.frames - self.config.spatial_length), None)
-        return MemoryView(
+        return MemorySnapshot(
             self._untimed(abstract, torch.ones(len(abstract))),
             self._untimed(long, weights),
             Slots.of_frames(self._buffer[keys], self._times[keys]),

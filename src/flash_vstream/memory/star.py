@@ -13,8 +13,8 @@ from flash_vstream.memory.attention import SemanticAttention
 from flash_vstream.memory.config import StarConfig
 from flash_vstream.memory.pooling import grid_side, pool_grid
 from flash_vstream.memory.retrieval import FrameBuffer, heaviest, nearest_frames
+from flash_vstream.memory.snapshot import MemorySnapshot, Slots
 from flash_vstream.memory.temporal import TemporalMemory
-from flash_vstream.memory.view import MemoryView, Slots
 
 
 class StarMemory:
@@ -146,7 +146,7 @@ class StarMemory:
         return memory.reshape(self._abstract.shape), stats
 
     @torch.no_grad()
-    def read(self) -> MemoryView:
+    def read(self) -> MemorySnapshot:
         """The memory as it is now. Raises ``ValueError`` before the first frame."""
         frames, config = self.frames, self.config
         if not frames:
@@ -164,7 +164,7 @@ class StarMemory:
             if config.retrieved_length:
                 chosen = heaviest(temporal.weight, config.retrieved_length)
                 retrieved = self._retrieved(temporal, exemplars, chosen)
-        return MemoryView(self._read_abstract(), temporal, retrieved, spatial, float(self._time), frames)
+        return MemorySnapshot(self._read_abstract(), temporal, retrieved, spatial, float(self._time), frames)
 
     def _retrieved(self, temporal: Slots, exemplars: Tensor, chosen: Tensor) -> Slots:
         if self._buffer is None:

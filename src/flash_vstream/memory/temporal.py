@@ -6,7 +6,7 @@ from torch import Tensor
 from flash_vstream.memory.clustering import cheapest_pair, lloyd, squared_distances
 from flash_vstream.memory.config import StarConfig
 from flash_vstream.memory.pooling import pool_grid
-from flash_vstream.memory.view import Slots
+from flash_vstream.memory.snapshot import Slots
 
 _STATE = ("centroids", "exemplars", "stats", "first", "distances", "filled", "free")
 _START, _END, _MEAN, _EXEMPLAR, _WEIGHT = range(5)

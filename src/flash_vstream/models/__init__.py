@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 
 from flash_vstream.models.configuration import FlashVStreamConfig
 from flash_vstream.models.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
-from flash_vstream.models.frames import FrameProcessor
+from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 from flash_vstream.models.processing import FlashVStreamProcessor
 

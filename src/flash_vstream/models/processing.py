@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from flash_vstream.memory import MemoryView
-from flash_vstream.models.frames import FrameProcessor
+from flash_vstream.memory import MemorySnapshot
+from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.prompts import TEMPLATES, VIDEO, PromptTemplate, layout
 
 
@@ -70,20 +70,20 @@ class FlashVStreamProcessor(ProcessorMixin):
             text = text.replace(token, "")
         return text
 
-    def prefix_ids(self, view: MemoryView, time_stamps: bool = True) -> list[int]:
+    def prefix_ids(self, snapshot: MemorySnapshot, time_stamps: bool = True) -> list[int]:
         """Ids of a prompt up to its question: the part that can be read before anybody asks.
 
         ``time_stamps=False`` leaves out the times of a model that was trained with them.
         """
         opening = self.template.first_question.partition("{}")[0] + VIDEO + self.template.video
-        return self.prompt_ids(opening, layout(view, self.time_stamps and time_stamps))
+        return self.prompt_ids(opening, layout(snapshot, self.time_stamps and time_stamps))
 
-    def slot_of_token(self, ids: Sequence[int], view: MemoryView | None) -> Tensor:
+    def slot_of_token(self, ids: Sequence[int], snapshot: MemorySnapshot | None) -> Tensor:
         """Which slot each of a prefix's ``ids`` shows ``[L]``, counted over all parts in reading order; -1 for text."""
         shown = torch.tensor(ids) == self.video_token_id
         slots = torch.full((len(ids),), -1)
-        if view is not None:
-            sizes = [torch.full((len(part),), part.features.shape[1]) for _, part in view.parts()]
+        if snapshot is not None:
+            sizes = [torch.full((len(part),), part.features.shape[1]) for _, part in snapshot.parts()]
             counts = torch.cat(sizes)
             slots[shown] = torch.repeat_interleave(torch.arange(len(counts)), counts)
         return slots
@@ -98,7 +98,7 @@ class FlashVStreamProcessor(ProcessorMixin):
     def __call__(
         self,
         text: str | Sequence[str],
-        memory: MemoryView | Sequence[MemoryView | None] | None = None,
+        memory: MemorySnapshot | Sequence[MemorySnapshot | None] | None = None,
         padding_side: str = "left",
         **_: Any,
     ) -> BatchFeature:
@@ -108,13 +108,13 @@ class FlashVStreamProcessor(ProcessorMixin):
         visual tokens ``[n, D]``. A question without a memory is plain chat.
         """
         questions = [text] if isinstance(text, str) else list(text)
-        views = [memory] * len(questions) if memory is None or isinstance(memory, MemoryView) else list(memory)
+        snapshots = [memory] * len(questions) if memory is None or isinstance(memory, MemorySnapshot) else list(memory)
         rows, features = [], []
-        for question, view in zip(questions, views, strict=True):
-            rendered = self.template.render([(self.plain(question), None)], with_video=view is not None)
-            rows.append(self.prompt_ids(rendered, layout(view, self.time_stamps) if view is not None else ()))
-            if view is not None:
-                features.append(view.tokens())
+        for question, snapshot in zip(questions, snapshots, strict=True):
+            rendered = self.template.render([(self.plain(question), None)], with_video=snapshot is not None)
+            rows.append(self.prompt_ids(rendered, layout(snapshot, self.time_stamps) if snapshot is not None else ()))
+            if snapshot is not None:
+                features.append(snapshot.tokens())
         batch = pad_rows(rows, self.tokenizer.pad_token_id or 0, padding_side)
         return BatchFeature({**batch, "memory_features": features})
 

@@ -7,7 +7,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flash_vstream.memory import MemoryView
+from flash_vstream.memory import MemorySnapshot
 
 VIDEO = "<image>"
 """The mark of the memory's place; the released code and LLaVA data write it so for videos too."""
@@ -96,7 +96,7 @@ def stamp(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def layout(view: MemoryView, time_stamps: bool) -> list[str | int]:
+def layout(snapshot: MemorySnapshot, time_stamps: bool) -> list[str | int]:
     """The memory as pieces of a prompt: texts, and numbers of visual tokens in reading order.
 
     With ``time_stamps``, each temporal and retrieved slot comes after the time of its first or
@@ -104,7 +104,7 @@ def layout(view: MemoryView, time_stamps: bool) -> list[str | int]:
     stream and carry none.
     """
     pieces: list[str | int] = []
-    for name, slots in view.parts():
+    for name, slots in snapshot.parts():
         size = slots.features.shape[1]
         if not time_stamps or name == "abstract":
             pieces.append(len(slots) * size)

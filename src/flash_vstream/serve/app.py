@@ -19,13 +19,13 @@ from starlette.exceptions import HTTPException
 
 from flash_vstream import __version__
 from flash_vstream.errors import UserError
+from flash_vstream.live.question_client import Event
+from flash_vstream.live.stream_state import frames_seen, read_picture, read_slots, read_thumbnails
 from flash_vstream.serve import schemas
-from flash_vstream.serve.access import Refused
 from flash_vstream.serve.chat import add_chat
-from flash_vstream.serve.gate import Gate, error_body
+from flash_vstream.serve.middleware import Gate, error_body
+from flash_vstream.serve.security import ApiError
 from flash_vstream.serve.service import Service
-from flash_vstream.stream.published import frames_seen, picture_on, slots_on, thumbnails_on
-from flash_vstream.stream.question_handler import Event
 from flash_vstream.video import Frame
 from flash_vstream.video.sources import Source
 
@@ -76,7 +76,7 @@ def make_app(service: Service) -> FastAPI:
 
 def _add_errors(app: FastAPI) -> None:
     def refused(_: Request, error: Exception) -> JSONResponse:
-        status = error.status if isinstance(error, Refused) else 422
+        status = error.status if isinstance(error, ApiError) else 422
         return JSONResponse(error_body(status, str(error)), status)
 
     def invalid(_: Request, error: Exception) -> JSONResponse:
@@ -89,7 +89,7 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
 
-    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(UserError, refused)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http_error)
@@ -98,11 +98,11 @@ def _add_errors(app: FastAPI) -> None:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["server"])
     def health() -> dict[str, Any]:
-        """Whether both handlers run; the status is ``restarting`` while one is being started again."""
-        both = {"frame": service.live.handler, "question": service.desk.handler}
-        handlers = {name: {"alive": h.alive, "pid": h.pid, "restarts": h.restarts} for name, h in both.items()}
+        """Whether both workers run; the status is ``restarting`` while one is being started again."""
+        both = {"frame": service.live.worker, "question": service.question_client.worker}
+        workers = {name: {"alive": h.alive, "pid": h.pid, "restarts": h.restarts} for name, h in both.items()}
         status = "ok" if all(h.alive for h in both.values()) else "restarting"
-        return {"status": status, "handlers": handlers, "uptime_seconds": time.time() - service.started}
+        return {"status": status, "workers": workers, "uptime_seconds": time.time() - service.started}
 
     @app.get("/metrics", tags=["server"], response_class=Response)
     def metrics() -> Response:
@@ -137,15 +137,17 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/v1/streams/{name}/memory", tags=["streams"], response_model=schemas.Memory)
     def memory(name: Name) -> dict[str, Any]:
         """The memory's slots, oldest part first, with the times and pictures of their frames."""
-        board = service.board(name)
-        pictures = {moment: data_url(jpeg) for moment, jpeg in thumbnails_on(board).items()}
-        slots = [{**slot.to_dict(), "thumbnail": pictures.get(slot.exemplar)} for slot in slots_on(board)]
-        return {"time": service.status(name).time, "frames": frames_seen(board)[0], "slots": slots}
+        shared = service.shared(name)
+        pictures = {moment: data_url(jpeg) for moment, jpeg in read_thumbnails(shared).items()}
+        slots = [{**slot.to_dict(), "thumbnail": pictures.get(slot.exemplar)} for slot in read_slots(shared)]
+        return {"time": service.status(name).time, "frames": frames_seen(shared)[0], "slots": slots}
 
     @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
     def picture(name: Name) -> Response:
         """The newest frame that was seen, as JPEG, centre-cropped as the model sees it."""
-        return Response(picture_on(service.board(name)), media_type="image/jpeg", headers={"cache-control": "no-store"})
+        return Response(
+            read_picture(service.shared(name)), media_type="image/jpeg", headers={"cache-control": "no-store"}
+        )
 
 
 def data_url(jpeg: bytes) -> str:
@@ -189,7 +191,7 @@ def _add_push(app: FastAPI, service: Service) -> None:
         """
         try:
             ring = service.ring(name)
-        except (Refused, UserError) as error:
+        except (ApiError, UserError) as error:
             await socket.close(1008, str(error)[:120])
             return
         await socket.accept()
@@ -203,7 +205,7 @@ def _add_push(app: FastAPI, service: Service) -> None:
                 data = message.get("bytes") or b""
                 try:
                     image = await anyio.to_thread.run_sync(picture_of, data, side, service.limits.frame_bytes)
-                except Refused as error:
+                except ApiError as error:
                     await socket.send_json({"error": str(error)})
                     continue
                 number = max(number, ring.taken) + 1
@@ -213,15 +215,15 @@ def _add_push(app: FastAPI, service: Service) -> None:
 
 
 def picture_of(data: bytes, side: int, most: int) -> Any:
-    """The centre square of an encoded picture, ``[side, side, 3]`` uint8; raises ``Refused``."""
+    """The centre square of an encoded picture, ``[side, side, 3]`` uint8; raises ``ApiError``."""
     import numpy as np
 
     if len(data) > most:
-        raise Refused(413, f"the frame is {len(data):,} bytes; {most:,} at most are taken")
+        raise ApiError(413, f"the frame is {len(data):,} bytes; {most:,} at most are taken")
     try:
         picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
         if picture.width * picture.height > 40e6:
-            raise Refused(413, "the frame has more than 40 million pixels")
+            raise ApiError(413, "the frame has more than 40 million pixels")
         return np.asarray(ImageOps.fit(picture.convert("RGB"), (side, side)))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise Refused(422, "the frame is not a JPEG, PNG or WebP picture") from None
+        raise ApiError(422, "the frame is not a JPEG, PNG or WebP picture") from None

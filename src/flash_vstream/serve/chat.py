@@ -20,10 +20,10 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from PIL import Image, ImageOps
 
+from flash_vstream.live.question_client import Event
 from flash_vstream.serve import schemas
-from flash_vstream.serve.access import Access, Refused
+from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.service import Service
-from flash_vstream.stream.question_handler import Event
 from flash_vstream.video.writer import write_video
 
 FETCH_SECONDS = 30.0
@@ -43,9 +43,9 @@ def add_chat(app: FastAPI, service: Service) -> None:
     def chat(request: schemas.ChatRequest) -> Any:
         """Chat about a stream, a clip, or nothing; greedy whatever the sampling settings say."""
         if request.n not in (None, 1):
-            raise Refused(400, "n must be 1; decoding is greedy, and every answer would be the same")
+            raise ApiError(400, "n must be 1; decoding is greedy, and every answer would be the same")
         if request.model != service.model_name:
-            raise Refused(404, f"the model here is {service.model_name!r}, not {request.model[:80]!r}")
+            raise ApiError(404, f"the model here is {service.model_name!r}, not {request.model[:80]!r}")
         question, history, media = _conversation(request.messages)
         stream = _stream_of(service, media, request.fps) if media else None
         most = request.max_completion_tokens or request.max_tokens or 96
@@ -62,7 +62,7 @@ def _conversation(messages: list[schemas.ChatMessage]) -> tuple[str, list[tuple[
     question = ""
     media: list[str] = []
     if messages[-1].role != "user":
-        raise Refused(400, "the last message must be the user's")
+        raise ApiError(400, "the last message must be the user's")
     for message in messages:
         text, named = _content(message.content)
         media = named or media
@@ -72,7 +72,7 @@ def _conversation(messages: list[schemas.ChatMessage]) -> tuple[str, list[tuple[
             turns.append((question, text))
             question = ""
     if len(question) > schemas.MOST_QUESTION:
-        raise Refused(
+        raise ApiError(
             422, f"the question has {len(question):,} characters; {schemas.MOST_QUESTION:,} at most are taken"
         )
     return question, turns[-8:], media
@@ -92,10 +92,10 @@ def _content(content: str | list[dict[str, Any]] | None) -> tuple[str, list[str]
             named = part.get(kind)
             url = named.get("url") if isinstance(named, dict) else named
             if not isinstance(url, str):
-                raise Refused(400, f'a part of type {kind} needs {{"{kind}": {{"url": "…"}}}}')
+                raise ApiError(400, f'a part of type {kind} needs {{"{kind}": {{"url": "…"}}}}')
             media = [*media, url] if kind == "image_url" else [url]
         else:
-            raise Refused(
+            raise ApiError(
                 400, f"a part of type {str(kind)[:40]!r} is not understood; send text, video_url or image_url"
             )
     return "\n".join(texts), media
@@ -118,41 +118,41 @@ def _picture(data: bytes) -> np.ndarray:
     try:
         return np.asarray(ImageOps.fit(Image.open(io.BytesIO(data)).convert("RGB"), (256, 256)))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise Refused(422, "one of several image_url parts is not a picture") from None
+        raise ApiError(422, "one of several image_url parts is not a picture") from None
 
 
 def _bytes_of(service: Service, url: str) -> bytes:
-    """What a URL holds; raises ``Refused`` for one that cannot be read."""
+    """What a URL holds; raises ``ApiError`` for one that cannot be read."""
     if url.startswith("data:"):
         _, comma, data = url.partition(",")
         try:
             clip = base64.b64decode(data, validate=True) if comma else b""
         except (binascii.Error, ValueError):
-            raise Refused(400, "the data: URL is not base64") from None
+            raise ApiError(400, "the data: URL is not base64") from None
     elif url.startswith(("http://", "https://")):
         clip = fetch_clip(url, service.access, service.limits.upload_bytes)
     else:
-        raise Refused(400, "a video is named by stream:NAME, a data: URL, or an http(s) URL")
+        raise ApiError(400, "a video is named by stream:NAME, a data: URL, or an http(s) URL")
     if not clip:
-        raise Refused(400, "the clip is empty")
+        raise ApiError(400, "the clip is empty")
     return clip
 
 
 class _Checked(urllib.request.HTTPRedirectHandler):
     """Redirects go only where a source may be."""
 
-    def __init__(self, access: Access):
+    def __init__(self, access: AccessRules):
         self._access = access
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if not newurl.startswith(("http://", "https://")):
-            raise Refused(422, "the clip's address leads away from http(s)")
+            raise ApiError(422, "the clip's address leads away from http(s)")
         self._access.check_source(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def fetch_clip(url: str, access: Access, most: int) -> bytes:
-    """The bytes behind a URL; raises ``Refused`` where it is closed, silent or too large."""
+def fetch_clip(url: str, access: AccessRules, most: int) -> bytes:
+    """The bytes behind a URL; raises ``ApiError`` where it is closed, silent or too large."""
     access.check_source(url)
     try:
         opener = urllib.request.build_opener(_Checked(access))
@@ -160,9 +160,9 @@ def fetch_clip(url: str, access: Access, most: int) -> bytes:
             data: bytes = response.read(most + 1)
     except (urllib.error.URLError, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise Refused(422, f"the clip could not be fetched ({str(reason)[:120]})") from None
+        raise ApiError(422, f"the clip could not be fetched ({str(reason)[:120]})") from None
     if len(data) > most:
-        raise Refused(413, f"the clip is longer than {most:,} bytes, the most that is taken")
+        raise ApiError(413, f"the clip is longer than {most:,} bytes, the most that is taken")
     return data
 
 

@@ -71,10 +71,10 @@ class _Streams(Collector):
         for name, (what, field) in gauges.items():
             known = ((s.name, getattr(s, field)) for s in statuses if getattr(s, field) is not None)
             yield _family(GaugeMetricFamily, name, what, known)
-        handlers = CounterMetricFamily("flash_vstream_handler_restarts", "Handlers started anew", labels=["handler"])
-        handlers.add_metric(["frame"], self._service.live.handler.restarts)
-        handlers.add_metric(["question"], self._service.desk.handler.restarts)
-        yield handlers
+        workers = CounterMetricFamily("flash_vstream_worker_restarts", "Worker restarts", labels=["worker"])
+        workers.add_metric(["frame"], self._service.live.worker.restarts)
+        workers.add_metric(["question"], self._service.question_client.worker.restarts)
+        yield workers
 
 
 def _family(kind: Any, name: str, what: str, rows: Iterable[tuple[str, float]]) -> Metric:

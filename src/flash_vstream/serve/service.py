@@ -9,19 +9,19 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flash_vstream.errors import UserError
-from flash_vstream.serve.access import Access, Refused
+from flash_vstream.live.question_client import Event, QuestionClient
+from flash_vstream.live.shared_tensors import SharedTensors
+from flash_vstream.live.stream_state import save_state
+from flash_vstream.live.streams import LiveStreams, StreamStatus
 from flash_vstream.serve.metrics import Metrics
-from flash_vstream.stream.board import StateBoard
-from flash_vstream.stream.live import LiveStreams, StreamStatus
-from flash_vstream.stream.published import save_board
-from flash_vstream.stream.question_handler import Event, QuestionDesk
-from flash_vstream.stream.store import StateFolder
-from flash_vstream.video.process import FrameRing
+from flash_vstream.serve.security import AccessRules, ApiError
+from flash_vstream.serve.store import StateFolder
+from flash_vstream.video.capture import FrameRing
 from flash_vstream.video.sources import Source
 
 SAVE_SECONDS = 10.0
@@ -42,12 +42,12 @@ class Limits:
 
 
 class Service:
-    """Live streams, the question desk and the state folder of one server."""
+    """Live streams, the question client and the state folder of one server."""
 
-    def __init__(self, model_name: str, access: Access, state: Path | None = None, limits: Limits | None = None):
+    def __init__(self, model_name: str, access: AccessRules, state: Path | None = None, limits: Limits | None = None):
         self.model_name, self.access, self.limits = model_name, access, limits or Limits()
         self.store = StateFolder(state)
-        self.live, self.desk = _both(model_name)
+        self.live, self.question_client = _both(model_name)
         self.metrics = Metrics(self)
         self.started = time.time()
         self._asking = threading.Semaphore(self.limits.questions_at_once)
@@ -70,11 +70,11 @@ class Service:
                 log.warning("stream not restored", extra={"stream": name, "reason": str(error)})
 
     def add_stream(self, name: str, source: Source) -> None:
-        """Watch a source; raises ``Refused`` for a name that is taken, or one stream too many."""
+        """Watch a source; raises ``ApiError`` for a name that is taken, or one stream too many."""
         if name in self.live.names():
-            raise Refused(409, f"there is a stream called {name!r} already; choose another name, or delete it first")
+            raise ApiError(409, f"there is a stream called {name!r} already; choose another name, or delete it first")
         if len(self.stream_names()) >= self.limits.streams:
-            raise Refused(429, f"{self.limits.streams} streams are watched, which is the most; delete one first")
+            raise ApiError(429, f"{self.limits.streams} streams are watched, which is the most; delete one first")
         self.live.add(name, source, self.store.memory_path(name))
         self.store.add_stream(name, source)
 
@@ -89,9 +89,9 @@ class Service:
         return [name for name in self.live.names() if name not in self._clips]
 
     def check_stream(self, name: str) -> None:
-        """Raise ``Refused`` (404) when there is no such stream."""
+        """Raise ``ApiError`` (404) when there is no such stream."""
         if name not in self.live.names():
-            raise Refused(404, f"no stream is called {name[:80]!r}; see GET /v1/streams")
+            raise ApiError(404, f"no stream is called {name[:80]!r}; see GET /v1/streams")
 
     def status(self, name: str) -> StreamStatus:
         """How a stream is doing."""
@@ -106,20 +106,22 @@ class Service:
                 found.append(self.live.status(name))
         return found
 
-    def board(self, name: str) -> StateBoard:
-        """A stream's board; raises ``Refused`` (409) before its first frame."""
+    def shared(self, name: str) -> SharedTensors:
+        """A stream's shared state; raises ``ApiError`` (409) before its first frame."""
         self.check_stream(name)
-        board = self.live.board(name)
-        if board is None or self.live.status(name).time is None:
-            raise Refused(409, f"stream {name!r} has not shown a frame yet; ask again in a moment")
-        return board
+        shared = self.live.shared(name)
+        if shared is None or self.live.status(name).time is None:
+            raise ApiError(409, f"stream {name!r} has not shown a frame yet; ask again in a moment")
+        return shared
 
     def ring(self, name: str) -> FrameRing:
-        """Where frames for a pushed stream are put; raises ``Refused`` for other streams."""
+        """Where frames for a pushed stream are put; raises ``ApiError`` for other streams."""
         self.check_stream(name)
         order = self.live.order(name)
         if order.ring is None:
-            raise Refused(409, f"stream {name!r} has a source of its own; create one with source 'push' to send frames")
+            raise ApiError(
+                409, f"stream {name!r} has a source of its own; create one with source 'push' to send frames"
+            )
         return FrameRing(order.ring, order.source.size)
 
     # --- questions
@@ -129,26 +131,26 @@ class Service:
     ) -> Iterator[Event]:
         """Events of an answer; logged before it begins and when it ends, whatever the end is.
 
-        Raises ``Refused`` at once when the question cannot be taken.
+        Raises ``ApiError`` at once when the question cannot be taken.
         """
-        board = self.board(stream).path if stream is not None else None
+        shared = self.shared(stream).path if stream is not None else None
         if not question.strip():
-            raise Refused(422, "the question is empty; write what you want to know")
+            raise ApiError(422, "the question is empty; write what you want to know")
         if not self._asking.acquire(blocking=False):
-            raise Refused(
+            raise ApiError(
                 429, f"{self.limits.questions_at_once} questions are being answered, which is the most; wait a little"
             )
         number = self.store.ask(stream or "", question)
-        return self._answered(number, board, question, history, max_tokens)
+        return self._answered(number, shared, question, history, max_tokens)
 
     def _answered(
-        self, number: int, board: str | None, question: str, history: Sequence[tuple[str, str]], max_tokens: int
+        self, number: int, shared: str | None, question: str, history: Sequence[tuple[str, str]], max_tokens: int
     ) -> Iterator[Event]:
         answer: str | None = None
         error: str | None = "nobody waited for the answer"
         details: dict[str, Any] = {}
         try:
-            with contextlib.closing(self.desk.ask(board, question, history, max_tokens)) as events:
+            with contextlib.closing(self.question_client.ask(shared, question, history, max_tokens)) as events:
                 for event in events:
                     if event.kind == "done":
                         answer, error, details = event.value["text"], None, event.value
@@ -162,20 +164,20 @@ class Service:
             self.metrics.answered(details, error)
 
     def whole_answer(self, events: Iterator[Event]) -> dict[str, Any]:
-        """The answer with all its details; raises ``Refused`` (409) when it failed."""
+        """The answer with all its details; raises ``ApiError`` (409) when it failed."""
         for event in events:
             if event.kind == "done":
                 return dict(event.value)
             if event.kind == "error":
-                raise Refused(409, event.value)
-        raise Refused(409, "the answer broke off; ask again")
+                raise ApiError(409, event.value)
+        raise ApiError(409, "the answer broke off; ask again")
 
     # --- clips
 
     def clip(self, data: bytes, fps: float) -> str:
         """The stream of an uploaded clip, watched to its end; the same clip is watched once.
 
-        Raises ``Refused`` for a clip that cannot be watched.
+        Raises ``ApiError`` for a clip that cannot be watched.
         """
         name = f"clip-{hashlib.sha256(data).hexdigest()[:24]}-{fps:g}"
         with self._clip_lock:
@@ -190,7 +192,7 @@ class Service:
         deadline = time.monotonic() + CLIP_SECONDS
         while (status := self.live.status(name)).state not in ("ended", "failed"):
             if time.monotonic() > deadline:
-                raise Refused(422, f"the clip took longer than {CLIP_SECONDS:.0f} s to watch; send a shorter one")
+                raise ApiError(422, f"the clip took longer than {CLIP_SECONDS:.0f} s to watch; send a shorter one")
             time.sleep(0.02)
         if status.state == "failed" or status.time is None:
             with self._clip_lock:
@@ -198,7 +200,7 @@ class Service:
             why = (status.error or "no frame of it could be decoded").replace(
                 str(Path(self._scratch.name) / name), "it"
             )
-            raise Refused(422, f"the clip cannot be watched: {why}")
+            raise ApiError(422, f"the clip cannot be watched: {why}")
         return name
 
     def _forget_clip(self, name: str) -> None:
@@ -214,9 +216,9 @@ class Service:
         for name in self.stream_names():
             path = self.store.memory_path(name)
             with contextlib.suppress(UserError):  # removed meanwhile
-                board = self.live.board(name)
-                if path is not None and board is not None:
-                    save_board(board, path)
+                shared = self.live.shared(name)
+                if path is not None and shared is not None:
+                    save_state(shared, path)
 
     def _save_often(self) -> None:
         while not self._stopping.wait(SAVE_SECONDS):
@@ -235,27 +237,19 @@ class Service:
             self.save()
         except OSError as error:
             log.error("memories could not be saved", extra={"reason": str(error)})
-        self.desk.close()
+        self.question_client.close()
         self.live.close()
         self.store.close()
         self._scratch.cleanup()
 
 
-def _both(model_name: str) -> tuple[LiveStreams, QuestionDesk]:
-    """Both handlers, started at once; when one cannot be, neither is left running."""
+def _both(model_name: str) -> tuple[LiveStreams, QuestionClient]:
+    """Both workers, started at once; when one cannot be, neither is left running."""
     with ThreadPoolExecutor(2) as pool:
-        live, desk = pool.submit(LiveStreams, model_name), pool.submit(QuestionDesk, model_name)
-    if (error := live.exception() or desk.exception()) is not None:
-        for started in (live, desk):
+        live, question_client = pool.submit(LiveStreams, model_name), pool.submit(QuestionClient, model_name)
+    if (error := live.exception() or question_client.exception()) is not None:
+        for started in (live, question_client):
             if started.exception() is None:
                 started.result().close()
         raise error
-    return live.result(), desk.result()
-
-
-def command_line_stream(text: str, fps: float) -> tuple[str, Source]:
-    """``NAME=SOURCE`` of ``serve --stream``; raises ``UserError`` when it is not that."""
-    name, equals, source = text.partition("=")
-    if not equals or not name or not source:
-        raise UserError(f"--stream {text!r} must be NAME=SOURCE, such as door=rtsp://camera.local/1")
-    return name, replace(Source(source, fps))
+    return live.result(), question_client.result()

@@ -8,8 +8,8 @@ import random
 import torch
 from torch.utils.data import Dataset
 
-from flash_vstream.train.data import Sample
-from flash_vstream.train.packing import Turn
+from flash_vstream.synthetic.questions import Turn
+from flash_vstream.train.datasets import Sample
 
 CHAT: tuple[tuple[str, str], ...] = (
     ("Hello!", "Hello! What would you like to know about the video?"),

@@ -32,7 +32,7 @@ class Tune:
 class StageConfig:
     """One stage of training. See ``configs/`` for files that are used.
 
-    ``model`` is ``nano-base``, a zoo name or a model folder; ``adapter`` an adapter folder to go
+    ``model`` is ``nano-base``, a model name or a model folder; ``adapter`` an adapter folder to go
     on from, ``grounding`` the file that ``train grounding`` wrote (by default what the model has).
     ``data`` lists sources (``train/sources.py`` says their kinds). A batch is
     ``batch_size`` streams, ``accumulate`` of which make a step. ``dtype`` is ``auto`` (bfloat16

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flash_vstream.errors import UserError
 from flash_vstream.models.grounding import GROUNDING
-from flash_vstream.models.wheels import file_sha256
+from flash_vstream.wheels import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"
 

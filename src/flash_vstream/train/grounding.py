@@ -35,10 +35,10 @@ from flash_vstream.models.grounding import (
     save_grounding,
     soft_best,
 )
-from flash_vstream.train import questions
-from flash_vstream.train.captions import PictureSet
+from flash_vstream.synthetic import questions
+from flash_vstream.synthetic.captions import PictureSet
+from flash_vstream.synthetic.events import Events, as_event, content_words
 from flash_vstream.train.config import read_settings
-from flash_vstream.train.events import Events, as_event, content_words
 
 PARTS_OF_CAPTIONS = 0.3
 """The share of events that are parts of captions."""

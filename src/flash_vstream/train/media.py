@@ -8,7 +8,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from flash_vstream.errors import UserError
-from flash_vstream.stream import FlashVStream
+from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import read_frames
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
@@ -25,15 +25,15 @@ def media_encoder(model_folder: Path) -> Callable[[Path], tuple[Tensor, Tensor]]
     def encode(path: Path) -> tuple[Tensor, Tensor]:
         if not loaded:
             loaded.append(FlashVStream.from_pretrained(str(model_folder)))
-        model = loaded[0]
+        pipeline = loaded[0]
         if path.suffix.lower() in PICTURES:
             try:
                 picture = Image.open(path)
-                return model.encode([picture]).float(), torch.zeros(1, dtype=torch.float64)
+                return pipeline.encode([picture]).float(), torch.zeros(1, dtype=torch.float64)
             except (OSError, UnidentifiedImageError) as error:
                 raise UserError(f"{path} is not a picture that can be read ({error})") from None
-        frames = list(read_frames(path, 1.0, model.processor.image_processor.size))
-        features = torch.cat([model.encode([frame.image]) for frame in frames])
+        frames = list(read_frames(path, 1.0, pipeline.processor.image_processor.size))
+        features = torch.cat([pipeline.encode([frame.image]) for frame in frames])
         return features.float(), torch.tensor([frame.time for frame in frames], dtype=torch.float64)
 
     return encode

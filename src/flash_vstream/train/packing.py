@@ -13,18 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from flash_vstream.memory import MemoryView
+from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.processing import FlashVStreamProcessor
+from flash_vstream.synthetic.questions import Turn
 
 IGNORE = -100
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A question and its answers; several answers are alternatives, each trained alone."""
-
-    question: str
-    answers: tuple[str, ...]
 
 
 @dataclass
@@ -64,7 +57,7 @@ class Packed:
 
 def pack(
     processor: FlashVStreamProcessor,
-    view: MemoryView | None,
+    snapshot: MemorySnapshot | None,
     turns: Sequence[Turn],
     independent: bool = True,
 ) -> Packed:
@@ -76,8 +69,8 @@ def pack(
     template = processor.template
     opening, _, _ = template.first_question.partition("{}")
     packed = Packed()
-    if view is not None:
-        root = packed.add(processor.prefix_ids(view), -1)
+    if snapshot is not None:
+        root = packed.add(processor.prefix_ids(snapshot), -1)
     else:
         root = packed.add(processor.tokenize(opening), -1)
     above = root

@@ -12,8 +12,8 @@ from rich.progress import track
 from safetensors.torch import save_file
 
 from flash_vstream.errors import UserError
-from flash_vstream.stream import FlashVStream
-from flash_vstream.train.views import picture_views
+from flash_vstream.pipeline import FlashVStream
+from flash_vstream.synthetic.views import picture_views
 
 
 def pictures_in(folder: Path, keys: set[str]) -> Iterator[tuple[str, Image.Image]]:
@@ -44,14 +44,14 @@ def prepare(pictures: Path, output: Path, model_name: str) -> None:
         ) from None
     output.mkdir(parents=True, exist_ok=True)
     (output / "captions.json").write_text(json.dumps(captions))
-    model = FlashVStream.from_pretrained(model_name)
+    pipeline = FlashVStream.from_pretrained(model_name)
     for split, keys in splits.items():
         target = output / f"{split}.safetensors"
         if target.exists():
             continue
         found = {}
         for key, picture in track(pictures_in(pictures, set(keys)), f"encoding {split}", total=len(keys)):
-            found[key] = model.encode(picture_views(picture, key)).to(torch.float16).contiguous()
+            found[key] = pipeline.encode(picture_views(picture, key)).to(torch.float16).contiguous()
         if len(found) < len(keys):
             raise UserError(f"{pictures} lacks {len(keys) - len(found)} of the {len(keys)} pictures of {split}")
         scratch = target.with_suffix(".part")

@@ -13,10 +13,10 @@ from transformers import AutoProcessor, Trainer, TrainingArguments
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor
 from flash_vstream.models.grounding import GROUNDING, Grounder, load_grounding, save_grounding
-from flash_vstream.models.zoo import best_dtype
+from flash_vstream.models.precision import best_dtype
 from flash_vstream.train.config import StageConfig, Tune
-from flash_vstream.train.data import Collator
-from flash_vstream.train.sources import Encode, build_dataset
+from flash_vstream.train.datasets import Collator
+from flash_vstream.train.mixture import Encode, build_dataset
 
 LORA_TARGETS = r"language_model\..*layers\.\d+\..*_proj"
 """Every linear layer of the language model's blocks, by the names that Llama-like models use."""

@@ -1,0 +1,140 @@
+"""``bench efficiency``: what a question costs after ever more frames, for memories and for all frames.
+
+The paper's efficiency figure on one machine and one model. Each cell runs in a process of its own,
+so that its peak of memory is its own.
+"""
+
+import json
+import multiprocessing
+import statistics
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from flash_vstream.errors import UserError
+from flash_vstream.evaluate.baselines import MemoryMethod
+from flash_vstream.evaluate.plots import pyplot
+from flash_vstream.pipeline import FlashVStream
+
+MEMORY_METHODS = ("star", "uniform:8", "all")
+COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+QUESTION = "What is happening now?"
+TOKENS = 16
+CELL_SECONDS = 240.0
+"""A cell that takes longer is told as not measured, and so are the longer ones of its memory."""
+
+
+def run_efficiency(model: str, most: int, output: Path | None) -> None:
+    """Measure, tell as a table, plot to ``output``; JSON on the last line of stdout."""
+    if output is not None and output.suffix not in (".png", ".svg"):
+        raise UserError(f"--output {output} must end in .png or .svg")
+    FlashVStream.from_pretrained(model)  # said before the first process is begun, if it cannot be
+    counts = [count for count in COUNTS if count <= most]
+    rows: list[dict[str, Any]] = []
+    over: set[str] = set()
+    cells = [(method, count) for method in MEMORY_METHODS for count in counts]
+    for method, count in track(cells, "measuring", console=Console(stderr=True)):
+        told = None if method in over else _in_own_process(model, method, count)
+        if told is None:
+            over.add(method)
+        rows.append({"memory": method, "frames": count, **(told or {"measured": False})})
+    _tell(rows)
+    if output is not None:
+        plot(rows, output)
+    print(json.dumps({"efficiency": rows, "question_tokens": TOKENS}))
+
+
+def _in_own_process(model: str, method: str, count: int) -> dict[str, Any] | None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(model, method, count, theirs))
+    process.start()
+    theirs.close()
+    try:
+        told: dict[str, Any] | None = ours.recv() if ours.poll(CELL_SECONDS) else None
+    except EOFError:  # out of memory, most likely
+        told = None
+    process.kill()
+    process.join()
+    return told
+
+
+def _measure(model_name: str, memory: str, count: int, pipe: Connection) -> None:
+    """Features of a changing scene; what a question costs after ``count`` frames, three times."""
+    pipeline = FlashVStream.from_pretrained(model_name)
+    config = pipeline.model.config
+    generator = torch.Generator().manual_seed(0)
+    scenes = torch.randn(64, config.pooled_size**2, config.vision_config.hidden_size, generator=generator)
+    method = MemoryMethod(memory, pipeline.model)
+    before = psutil.Process().memory_info().rss
+    begun = time.perf_counter()
+    for i in range(count):
+        method.write(float(i), scenes[(i // 5) % 64])
+    writing = time.perf_counter() - begun
+    pipeline.ask(None, QUESTION, max_new_tokens=2).finished()  # warm
+    firsts, wholes, peak = [], [], 0
+    for _ in range(3 if count <= 1000 else 1):
+        begun = time.perf_counter()
+        answer = pipeline.ask(method.snapshot(), QUESTION, max_new_tokens=TOKENS)
+        for _ in answer:
+            peak = max(peak, psutil.Process().memory_info().rss)
+        wholes.append(time.perf_counter() - begun)
+        firsts.append(wholes[-1] if answer.first_token_seconds is None else answer.first_token_seconds)
+    pipe.send(
+        {
+            "measured": True,
+            "first_token_seconds": statistics.median(firsts),
+            "whole_seconds": statistics.median(wholes),
+            "write_ms_per_frame": 1000 * writing / count,
+            "prompt_tokens": answer.prompt_tokens,
+            "peak_bytes": peak,
+            "grown_bytes": peak - before,
+        }
+    )
+
+
+def _tell(rows: list[dict[str, Any]]) -> None:
+    table = Table("memory", "frames", "prompt tokens", "first token", "whole answer", "peak memory")
+    for row in rows:
+        cells = [row["memory"], f"{row['frames']:,}"]
+        if row["measured"]:
+            cells += [f"{row['prompt_tokens']:,}", f"{row['first_token_seconds']:.3f} s"]
+            cells += [f"{row['whole_seconds']:.2f} s", f"{row['peak_bytes'] / 2**30:.2f} GiB"]
+        else:
+            cells.append("not measured: too long or too large")
+        table.add_row(*cells)
+    Console(stderr=True).print(table)
+
+
+def plot(rows: list[dict[str, Any]], output: Path) -> None:
+    """First token, whole answer (on log axes) and memory against the number of frames (on a log axis)."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4))
+    values = {
+        "first token, s": lambda row: row["first_token_seconds"],
+        "whole answer, s": lambda row: row["whole_seconds"],
+        "peak memory, GiB": lambda row: row["peak_bytes"] / 2**30,
+    }
+    for axis, (title, value) in zip(axes, values.items(), strict=True):
+        for method in dict.fromkeys(row["memory"] for row in rows):
+            own = [row for row in rows if row["memory"] == method and row["measured"]]
+            axis.plot([row["frames"] for row in own], [value(row) for row in own], marker="o", label=method)
+        axis.set(xscale="log", xlabel="frames seen", title=title)
+        axis.grid(alpha=0.3)
+    *times, memory = axes
+    if any(row["measured"] for row in rows):
+        for axis in times:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(lambda number, _: f"{number:g}")
+    memory.set_ylim(bottom=0)
+    axes[0].legend()
+    figure.tight_layout()
+    figure.savefig(output, dpi=120)
+    plt.close(figure)

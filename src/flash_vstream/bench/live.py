@@ -1,0 +1,250 @@
+"""``bench live`` and ``bench soak``: watching and answering at once, measured from outside."""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import track
+
+from flash_vstream.live.question_client import QuestionClient
+from flash_vstream.live.shared_tensors import SharedTensors
+from flash_vstream.live.streams import LiveStreams
+from flash_vstream.models.hub import ensure_pulled
+from flash_vstream.sample_clips import CLIPS
+from flash_vstream.video.sources import Source
+from flash_vstream.wheels import fetch
+
+QUESTION = "What is happening now?"
+LONG_QUESTION = "Tell me what has happened so far."
+SETTLE_SECONDS = 10.0
+SOAK_PAUSE_SECONDS = 1.0
+"""Between an answer and the next question of a soak, so that watching has most of the cores."""
+
+
+@contextmanager
+def _handlers(model: str) -> Iterator[tuple[LiveStreams, QuestionClient]]:
+    with Console(stderr=True).status(f"loading {model}") as status:
+        ensure_pulled(model, status.update)
+    with LiveStreams(model) as live:
+        question_client = QuestionClient(model)
+        try:
+            yield live, question_client
+        finally:
+            question_client.close()
+
+
+def _clip(number: int, fps: float, pace: str = "real") -> Source:
+    return Source(str(fetch(list(CLIPS))[number % len(CLIPS)]), fps, loop=True, pace=pace)
+
+
+def _board(live: LiveStreams, name: str) -> SharedTensors:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        shared = live.shared(name)
+        if shared is not None and live.status(name).time is not None:
+            return shared
+        time.sleep(0.02)
+    raise TimeoutError(f"no frame of {name} came within 60 s")
+
+
+def _ask(
+    question_client: QuestionClient, shared: SharedTensors, question: str = QUESTION, most: int = 40
+) -> dict[str, Any]:
+    for event in question_client.ask(shared.path, question, (), most):
+        if event.kind != "text":
+            break
+    if event.kind == "error":
+        raise RuntimeError(event.value)
+    return dict(event.value)
+
+
+def bench_live(seconds: float, model: str) -> dict[str, Any]:
+    """One stream with questions, eight streams, answering beside watching, twenty questions at once."""
+    with _handlers(model) as (live, question_client):
+        return {
+            "one_stream": _one_stream(live, question_client, seconds),
+            "eight_streams": _eight_streams(live, min(seconds, 60.0)),
+            **_beside(live, question_client),
+        }
+
+
+def _one_stream(live: LiveStreams, question_client: QuestionClient, seconds: float) -> dict[str, Any]:
+    """Two frames a second and a question every five seconds."""
+    live.add("one", _clip(0, 2.0))
+    shared = _board(live, "one")
+    _ask(question_client, shared)
+    time.sleep(SETTLE_SECONDS)
+    lags: list[float] = []
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(0.1):
+            lags.append(live.status("one").lag or 0.0)
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    before = live.status("one")
+    begun = time.monotonic()
+    answers = []
+    for i in track(range(int(seconds / 5)), "asking every 5 s", console=Console(stderr=True)):
+        time.sleep(max(0.0, begun + 5 * i - time.monotonic()))
+        answers.append(_ask(question_client, shared))
+    stop.set()
+    sampler.join()
+    after = live.status("one")
+    live.remove("one")
+    firsts = [answer["first_token_seconds"] for answer in answers]
+    warm = [answer["first_token_seconds"] for answer in answers if answer["warm"]]
+    fresh = [answer["first_token_seconds"] for answer in answers if not answer["warm"]]
+    return {
+        "seconds": round(time.monotonic() - begun, 1),
+        "questions": len(answers),
+        "lag_p95_seconds": _percentile(lags, 0.95),
+        "first_token_p95_seconds": _percentile(firsts, 0.95),
+        "first_token_warm_median_seconds": statistics.median(warm) if warm else None,
+        "first_token_fresh_median_seconds": statistics.median(fresh) if fresh else None,
+        "warm_share": len(warm) / len(answers),
+        "tokens_per_second_median": statistics.median(answer["tokens_per_second"] for answer in answers),
+        "frames_skipped": after.skipped - before.skipped,
+        "frames_kept": after.kept - before.kept,
+    }
+
+
+def _eight_streams(live: LiveStreams, seconds: float) -> dict[str, Any]:
+    """Eight streams of one frame a second."""
+    names = [f"eight-{i}" for i in range(8)]
+    for i, name in enumerate(names):
+        live.add(name, _clip(i, 1.0))
+    for name in names:
+        _board(live, name)
+    time.sleep(SETTLE_SECONDS)
+    before = {name: live.status(name) for name in names}
+    lags: list[float] = []
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        lags += [live.status(name).lag or 0.0 for name in names]
+    after = {name: live.status(name) for name in names}
+    for name in names:
+        live.remove(name)
+    kept = [after[name].kept - before[name].kept for name in names]
+    return {
+        "seconds": seconds,
+        "lag_p95_seconds": _percentile(lags, 0.95),
+        "frames_skipped": sum(after[name].skipped - before[name].skipped for name in names),
+        "slowest_frames_per_second": min(kept) / seconds,
+    }
+
+
+def _beside(live: LiveStreams, question_client: QuestionClient) -> dict[str, Any]:
+    """The same question alone and while a stream is watched; one by one, and twenty at once."""
+    live.add("still", Source(str(fetch(list(CLIPS))[0]), 2.0, pace="fast"))
+    shared = _board(live, "still")
+    while live.status("still").state != "ended":
+        time.sleep(0.05)
+    _timed(lambda: _ask(question_client, shared, LONG_QUESTION))
+    alone = statistics.median(_timed(lambda: _ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
+    live.add("beside", _clip(1, 2.0))
+    _board(live, "beside")
+    watching = statistics.median(_timed(lambda: _ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
+    live.remove("beside")
+    questions = [f"{QUESTION} ({i})" for i in range(20)]
+    singles = sum(_timed(lambda q=q: _ask(question_client, shared, q)) for q in questions)  # type: ignore[misc]
+    threads = [threading.Thread(target=_ask, args=(question_client, shared, q)) for q in questions]
+
+    def all_at_once() -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    together = _timed(all_at_once)
+    live.remove("still")
+    return {
+        "answer_alone_seconds": alone,
+        "answer_while_watching_seconds": watching,
+        "while_watching_over_alone": watching / alone,
+        "twenty_at_once_over_sum_of_singles": together / singles,
+    }
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
+
+
+def _percentile(values: list[float], part: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
+
+
+def bench_soak(frames: int, model: str) -> dict[str, Any]:
+    """``frames`` at full speed with questions all along: every process's memory, the time a frame takes.
+
+    Memory is looked at with every question after a tenth of the frames (at most 5,000). Its growth is from
+    the first tenth of these looks to the last, by their medians, since a reader's comes and goes by 2%.
+    """
+    with _handlers(model) as (live, question_client):
+        live.add("soak", _clip(1, 30.0, "fast"))
+        shared = _board(live, "soak")
+        warm = min(5000, frames // 10)
+        sizes: list[dict[str, int]] = []
+        rates: list[float] = []
+        writes: list[float] = []
+        asked, mark, marked = 0, time.monotonic(), 0
+        with Console(stderr=True).status("soaking") as status:
+            while (done := live.status("soak")).kept < frames:
+                _ask(question_client, shared, most=12)
+                time.sleep(SOAK_PAUSE_SECONDS)
+                asked += 1
+                writes.append(done.write_seconds or 0.0)
+                if done.kept >= warm:
+                    sizes.append(_resident(live, question_client))
+                if time.monotonic() - mark > 10:
+                    rates.append((done.kept - marked) / (time.monotonic() - mark))
+                    mark, marked = time.monotonic(), done.kept
+                    status.update(f"{done.kept:,} of {frames:,} frames, {rates[-1]:.0f} a second")
+        sizes.append(_resident(live, question_client))
+        early, late = map(_medians, _tenths(sizes))
+        write_early, write_late = map(statistics.median, _tenths(writes))
+        return {
+            "frames": frames,
+            "questions": asked,
+            "frames_per_second": statistics.median(rates) if rates else None,
+            "resident_bytes": late,
+            "resident_growth": {name: late[name] / size - 1 for name, size in early.items()},
+            "write_seconds_early": write_early,
+            "write_seconds_late": write_late,
+            "lag_seconds": live.status("soak").lag,
+        }
+
+
+def _tenths(values: list[Any]) -> tuple[list[Any], list[Any]]:
+    """The first and the last tenth."""
+    tenth = max(1, len(values) // 10)
+    return values[:tenth], values[-tenth:]
+
+
+def _medians(sizes: list[dict[str, int]]) -> dict[str, int]:
+    """Each process's median, of the looks that met it."""
+    return {name: int(statistics.median(size[name] for size in sizes if name in size)) for name in sizes[0]}
+
+
+def _resident(live: LiveStreams, question_client: QuestionClient) -> dict[str, int]:
+    """Bytes that each process holds of its own (without the shared states)."""
+    frame = psutil.Process(live.worker.pid)
+    found = {"frame worker": _own(frame), "question worker": _own(psutil.Process(question_client.worker.pid))}
+    for child in frame.children():
+        if "spawn_main" in " ".join(child.cmdline()):
+            found["reader"] = _own(child)
+    return found | {"asking side": _own(psutil.Process())}
+
+
+def _own(process: psutil.Process) -> int:
+    told = process.memory_info()
+    return int(told.rss - getattr(told, "shared", 0))

@@ -1,0 +1,166 @@
+"""``bench``: speed and memory, each figure beside the limit it stands against."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from flash_vstream.errors import UserError
+from flash_vstream.memory import SemanticAttention, StarConfig, StarMemory
+
+WINDOW = 200
+"""Frames whose median is one figure."""
+
+
+def run_bench(what: str, frames: int, seconds: float, model: str = "nano") -> None:
+    """Run the benches named by ``what``; JSON on the last line of stdout.
+
+    ``all`` is memory and nano; live and soak take many minutes and are asked for by name. ``model``
+    is theirs.
+    """
+    from flash_vstream.bench.live import bench_live, bench_soak
+
+    benches: dict[str, Callable[[], dict[str, Any]]] = {
+        "memory": lambda: bench_memory(frames),
+        "nano": bench_nano,
+        "live": lambda: bench_live(seconds, model),
+        "soak": lambda: bench_soak(frames, model),
+    }
+    if what not in (*benches, "all"):
+        raise UserError(f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency or all")
+    if frames < 4 * WINDOW:
+        raise UserError(f"--frames must be at least {4 * WINDOW} to compare early frames with late ones")
+    if seconds < 10:
+        raise UserError("--seconds must be at least 10 for two questions five seconds apart")
+    chosen = ("memory", "nano") if what == "all" else (what,)
+    report = {name: benches[name]() for name in chosen}
+    console = Console(stderr=True)
+    for name, result in report.items():
+        console.print(f"[bold]{name}[/bold]")
+        for key, value in result.items():
+            console.print(f"  {key}: {value:,.4g}" if isinstance(value, float) else f"  {key}: {value}")
+    print(json.dumps(report))
+
+
+def bench_memory(frames: int) -> dict[str, Any]:
+    """The memory's update at the paper's sizes: one thread, ``[1, 64, 1024]`` float32 frames in."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.manual_seed(0)
+        config = StarConfig()
+        memory = StarMemory(config, 1024, SemanticAttention(1024, 32))
+        scenes = torch.randn(256, 64, 1024)
+        medians: dict[int, float] = {}
+        resident = 0
+        taken: list[float] = []
+        for i in track(range(frames), "writing frames", console=Console(stderr=True)):
+            frame = scenes[i * 7919 % 256][None]
+            begun = time.perf_counter()
+            memory.write(frame, [float(i)])
+            taken.append(time.perf_counter() - begun)
+            if i + 1 in (100 + WINDOW, frames // 2, frames):
+                medians[i + 1] = 1000 * statistics.median(taken[-WINDOW:])
+            if len(taken) > WINDOW:
+                taken.pop(0)
+            if i == 1000 or (i == WINDOW and frames <= 1000):
+                resident = psutil.Process().memory_info().rss
+        first, *_, last = medians.values()
+        # One update measures two centroids against all of them: a read, a difference written, a read.
+        moved = 2 * 3 * (config.temporal_length + 1) * config.temporal_size**2 * 1024 * 4
+        limit = moved / _read_bandwidth()
+        return {
+            "ms_per_frame_at": {str(at): round(value, 3) for at, value in medians.items()},
+            "late_over_early": round(last / first, 3),
+            "limit_ms_bytes_moved_over_bandwidth": round(1000 * limit, 3),
+            "memory_bytes": memory.nbytes,
+            "resident_growth_bytes": psutil.Process().memory_info().rss - resident,
+            "frames": frames,
+            "threads": 1,
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def bench_nano() -> dict[str, Any]:
+    """Nano on this machine: encoding, the first token, tokens after it, the process's memory."""
+    from flash_vstream.models.hub import pull
+    from flash_vstream.pipeline import FlashVStream
+
+    pull("nano")
+    before = time.perf_counter()
+    pipeline = FlashVStream.from_pretrained("nano")
+    loaded = time.perf_counter() - before
+    size = pipeline.processor.image_processor.size
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(16)]
+    stream = pipeline.new_stream()
+    for i in range(40):  # every slot filled, and warm
+        stream.write([frames[i % 16]], [float(i)])
+    begun = time.perf_counter()
+    for i in range(60):
+        pipeline.encode([frames[i % 16]])
+    encode = 60 / (time.perf_counter() - begun)
+    question = "Tell me everything that you have seen so far, from the first scene to the last."
+    snapshot = stream.snapshot()
+    pipeline.ask(snapshot, question, max_new_tokens=4).finished()
+    answers = [pipeline.ask(snapshot, question, max_new_tokens=48).finished() for _ in range(5)]
+    prefix = pipeline.answerer.read(snapshot)
+    warm = [pipeline.ask(prefix, question, max_new_tokens=1).finished() for _ in range(5)]
+    language = sum(p.numel() for p in pipeline.model.language_model.parameters())
+    multiply, read = _matrix_rate(pipeline.model.dtype), _read_bandwidth()
+    bytes_a_token = 2 * language
+    return {
+        "load_seconds": loaded,
+        "encode_frames_per_second": encode,
+        "encode_limit_frames_per_second": multiply / _encoder_operations(pipeline),
+        "prompt_tokens": answers[0].prompt_tokens,
+        "first_token_seconds": statistics.median(answer.first_token_seconds or 0.0 for answer in answers),
+        "first_token_warm_seconds": statistics.median(answer.first_token_seconds or 0.0 for answer in warm),
+        "first_token_limit_seconds": 2 * language * answers[0].prompt_tokens / multiply,
+        "tokens_per_second": statistics.median(answer.tokens_per_second or 0.0 for answer in answers),
+        "tokens_per_second_limit": read / bytes_a_token,
+        "process_bytes": psutil.Process().memory_info().rss,
+        "dtype": str(pipeline.model.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "matrix_operations_per_second": multiply,
+        "read_bytes_per_second": read,
+    }
+
+
+def _encoder_operations(pipeline: Any) -> float:
+    """Floating-point operations of one frame through the vision tower."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = pipeline.processor.image_processor.size
+    with FlopCounterMode(display=False) as counter:
+        pipeline.model.encode(torch.zeros(1, 3, size, size))
+    return float(counter.get_total_flops())
+
+
+def _matrix_rate(dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix product."""
+    a, b = torch.randn(1536, 1536).to(dtype), torch.randn(1536, 1536).to(dtype)
+    return 2 * 1536**3 / _best(lambda: a @ b)
+
+
+def _read_bandwidth() -> float:
+    """Bytes a second of reading memory that is in no cache."""
+    values = torch.zeros(64 * 2**20)
+    return values.numel() * 4 / _best(values.sum)
+
+
+def _best(work: Callable[[], Any], tries: int = 5) -> float:
+    times = []
+    for _ in range(tries):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return min(times)

@@ -1,0 +1,133 @@
+"""``ask``: watch a file, stop at the requested times, answer, and show what each answer looked at."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flash_vstream.cli.options import Fps, Json, Model
+from flash_vstream.cli.terminal import describe_evidence, load_pipeline
+from flash_vstream.errors import UserError
+from flash_vstream.timecode import format_time, parse_time
+
+if TYPE_CHECKING:
+    from flash_vstream.models.generation import Answer
+    from flash_vstream.pipeline import FlashVStream, Stream
+    from flash_vstream.video import Frame
+
+
+def ask(
+    video: Annotated[str, typer.Argument(help="A video file.")],
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="One question or several.")],
+    at: Annotated[list[str] | None, typer.Option("--at", help="Stream time to ask at, such as 35s or 1:05.")] = None,
+    fps: Fps = 1.0,
+    model: Model = "nano",
+    as_json: Json = False,
+) -> None:
+    """Watch a video file and answer questions about it, from the memory as of --at (default: its end)."""
+    ask_file(video, questions, at or [], fps, model, as_json)
+
+
+def ask_file(video: str, questions: Sequence[str], at: Sequence[str], fps: float, model: str, as_json: bool) -> None:
+    """Answer ``questions`` about ``video`` at each of the times ``at`` (its end when there are none)."""
+    from flash_vstream.video import probe, read_frames
+
+    if any(not question.strip() for question in questions):
+        raise UserError("a question is empty; write what you want to know")
+    if not 0 < fps <= 1000:
+        raise UserError(f"--fps is {fps:g}; it must be above 0 and at most 1000")
+    info = probe(video)
+    times = sorted({parse_time(text) for text in at})
+    if times and info.duration is not None and times[-1] > info.duration + 0.5:
+        raise UserError(f"--at {times[-1]:g}s lies after the end of {video} ({info.duration:.1f} s)")
+    pipeline = load_pipeline(model)
+    frames = read_frames(video, fps, pipeline.processor.image_processor.size, times[-1] if times else None)
+    moments: list[float | None] = [*times] or [None]
+    asked = [(moment, list(questions)) for moment in moments]
+    report = Session(pipeline, as_json).run(frames, asked, times[-1] if times else info.duration)
+    if as_json:
+        print(json.dumps({"video": video, "model": model, "fps": fps, **report}))
+
+
+class Session:
+    """One pass over a video with questions at given moments, told on a terminal or as a report."""
+
+    def __init__(self, pipeline: "FlashVStream", as_json: bool):
+        self.pipeline = pipeline
+        self.as_json = as_json
+        self.out = Console(highlight=False)
+        self.err = Console(stderr=True)
+
+    def run(
+        self,
+        frames: "Iterable[Frame]",
+        asked: Sequence[tuple[float | None, Sequence[str]]],
+        duration: float | None,
+    ) -> dict[str, Any]:
+        """Watch ``frames`` and answer; ``asked`` has moments in order, None for the end.
+
+        Causal: an answer as of a moment has seen no frame after it.
+        """
+        stream = self.pipeline.new_stream()
+        waiting = list(asked)
+        answers: list[dict[str, Any]] = []
+        watched = 0.0
+        bar = Progress(
+            TextColumn("watching"),
+            BarColumn(),
+            TextColumn("{task.fields[moment]}  {task.fields[rate]:.1f} frames/s"),
+            TimeRemainingColumn(),
+            console=self.err,
+            transient=True,
+        )
+        with bar:
+            task = bar.add_task("watch", total=duration, moment="0 s", rate=0.0)
+            begun = time.perf_counter()
+            for frame in frames:
+                while waiting and waiting[0][0] is not None and frame.time > waiting[0][0]:
+                    watched += time.perf_counter() - begun
+                    bar.stop()
+                    answers += self._answer(stream, waiting.pop(0)[1])
+                    bar.start()
+                    begun = time.perf_counter()
+                stream.write([frame.image], [frame.time])
+                rate = stream.frames / (watched + time.perf_counter() - begun)
+                bar.update(task, completed=frame.time, moment=format_time(frame.time), rate=rate)
+            watched += time.perf_counter() - begun
+        for _, questions in waiting:
+            answers += self._answer(stream, questions)
+        return {"frames": stream.frames, "watch_seconds": watched, "answers": answers}
+
+    def _answer(self, stream: "Stream", questions: Sequence[str]) -> list[dict[str, Any]]:
+        snapshot = stream.snapshot()
+        # Several questions share one reading; a single one pays for its own, as its timing then says.
+        asked = self.pipeline.answerer.read(snapshot) if len(questions) > 1 else snapshot
+        size = {"slots": sum(len(part) for _, part in snapshot.parts()), "tokens": len(snapshot.tokens())}
+        size["bytes"] = stream.memory.nbytes
+        answers = []
+        for question in questions:
+            answer = self.pipeline.ask(asked, question)
+            if self.as_json:
+                answer.finished()
+            else:
+                self._tell(answer)
+            told = answer.to_dict()
+            answers.append({"question": question, "answer": told.pop("text"), **told, "memory": size})
+        return answers
+
+    def _tell(self, answer: "Answer") -> None:
+        moment = format_time(answer.stream_time or 0.0)
+        self.out.print(f"[bold]{moment}[/bold]  ", end="")
+        self.out.print(answer.question, markup=False, style="cyan")
+        self.out.print("  ", end="")
+        for piece in answer:
+            self.out.print(piece, end="", markup=False, soft_wrap=True)
+        self.out.print()
+        speed = f"first token {answer.first_token_seconds:.2f} s"
+        if answer.tokens_per_second:
+            speed += f", {answer.tokens_per_second:.0f} tokens/s"
+        self.out.print(f"  [dim]{describe_evidence(answer)}  ({speed})[/dim]\n", soft_wrap=True)

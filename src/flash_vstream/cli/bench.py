@@ -1,0 +1,30 @@
+"""``bench``: speed and memory."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flash_vstream.cli.options import Model
+
+
+def bench(
+    what: Annotated[str, typer.Argument(help="memory, nano, all (both), live, soak or efficiency.")] = "all",
+    frames: Annotated[
+        int, typer.Option("--frames", help="Frames that memory and soak write, efficiency's most.")
+    ] = 100_000,
+    seconds: Annotated[float, typer.Option("--seconds", help="How long live watches one stream.")] = 600.0,
+    model: Model = "nano",
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Where efficiency puts its plot (PNG or SVG).")
+    ] = None,
+) -> None:
+    """Measure speed and memory; the last line on stdout is JSON."""
+    if what == "efficiency":
+        from flash_vstream.bench.efficiency import run_efficiency
+
+        run_efficiency(model, min(frames, 10_000), output)
+        return
+    from flash_vstream.bench.offline import run_bench
+
+    run_bench(what, frames, seconds, model)

@@ -1,0 +1,39 @@
+"""``demo``: three real clips played in turn as one stream, three questions at two moments."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from flash_vstream.cli.ask import Session
+from flash_vstream.cli.options import Json
+from flash_vstream.cli.terminal import load_pipeline
+from flash_vstream.sample_clips import CLIPS
+from flash_vstream.video import Frame, read_frames
+from flash_vstream.wheels import fetch
+
+FPS = 2.0
+
+
+def demo_frames(clips: list[Path], size: int) -> Iterator[Frame]:
+    """The clips one after the other, their times running on."""
+    begin = 0.0
+    for clip in clips:
+        last = begin
+        for frame in read_frames(clip, FPS, size):
+            last = begin + frame.time
+            yield Frame(last, frame.image)
+        begin = last + 1 / FPS
+
+
+def demo(as_json: Json = False) -> None:
+    """Watch a short real video (a street, a man in a car, a cartoon) and answer three questions about it."""
+    pipeline = load_pipeline("nano")
+    clips = fetch(list(CLIPS))
+    frames = demo_frames(clips, pipeline.processor.image_processor.size)
+    asked = [
+        (6.0, ["What is happening now?"]),
+        (None, ["What is happening now?", "What was happening at 12s?"]),
+    ]
+    report = Session(pipeline, as_json).run(frames, asked, None)
+    if as_json:
+        print(json.dumps({"model": "nano", "fps": FPS, **report}))

@@ -1,0 +1,198 @@
+"""``eval``: benchmarks, and what a model knows about streams."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flash_vstream.cli.options import Data, Json, Model
+from flash_vstream.cli.terminal import load_pipeline
+from flash_vstream.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(help="Run benchmarks and measure what a model knows about streams.")
+# Written out, since the modules behind these names import torch, which --help should not wait for.
+BENCHMARK_NAMES = (
+    *("vs-ego", "vs-movie", "rvs-ego", "rvs-movie", "vstream-qa-mini", "activitynet-qa", "nextqa", "msvd-qa"),
+    *("msrvtt-qa", "egoschema", "mlvu", "lvbench", "mvbench", "videomme", "ovobench", "streamingbench"),
+)
+Judge = Annotated[str, typer.Option("--judge", help="offline, similarity, or an OpenAI-compatible endpoint's URL.")]
+JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="The model to ask at the judge's URL.")]
+
+
+def _add_benchmark(name: str) -> None:
+    @app.command(name, help="Run this benchmark." if name != "vstream-qa-mini" else "Run it; needs no data.")
+    def run(
+        data: Data = None,
+        model: Model = "nano",
+        method: Annotated[
+            list[str] | None, typer.Option("--memory", help="star, recent:N, uniform:N, blind, …")
+        ] = None,
+        protocol: Annotated[str | None, typer.Option("--protocol", help="causal, clip or whole.")] = None,
+        fps: Annotated[float | None, typer.Option("--fps", help="Frames to look at in a second.")] = None,
+        judge: Judge = "offline",
+        judge_model: JudgeModel = None,
+        shard: Annotated[str | None, typer.Option("--shard", help="i/n: this part of the videos.")] = None,
+        limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many questions at most.")] = None,
+        output: Annotated[Path | None, typer.Option("--output", help="Where predictions go (JSONL).")] = None,
+        as_json: Json = False,
+    ) -> None:
+        methods = method or ["star"]
+        evaluate(name, data, model, methods, protocol, fps, judge, judge_model, shard, limit, output, as_json)
+
+
+for _name in BENCHMARK_NAMES:
+    _add_benchmark(_name)
+
+
+@app.command("list")
+def eval_list(as_json: Json = False) -> None:
+    """Explain every benchmark: what to download, layout, size, licence, metric, published results."""
+    from flash_vstream.evaluate.report import print_benchmarks
+
+    print_benchmarks(as_json)
+
+
+@app.command("constant-baselines")
+def eval_constant_baselines(
+    name: Annotated[str, typer.Argument(metavar="BENCHMARK")], data: Data = None, as_json: Json = False
+) -> None:
+    """Score answers that look at nothing: constants, the majority, a uniform guess."""
+    report_constant_baselines(name, data, as_json)
+
+
+@app.command("compare")
+def eval_compare(
+    first: Annotated[Path, typer.Argument(metavar="A.jsonl")],
+    second: Annotated[Path, typer.Argument(metavar="B.jsonl")],
+    judge: Judge = "offline",
+    judge_model: JudgeModel = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two runs on the same questions: paired bootstrap, and which questions flipped."""
+    compare_files(first, second, judge, judge_model, as_json)
+
+
+@app.command("skills")
+def eval_skills(
+    data: Annotated[Path, typer.Option("--data", help="A folder made by train prepare.")],
+    model: Model = "nano",
+    method: Annotated[list[str] | None, typer.Option("--memory", help="star, recent:4, … (several allowed)")] = None,
+    scenes: Annotated[tuple[int, int], typer.Option("--scenes", help="Fewest and most scenes of a stream.")] = (1, 16),
+    frames: Annotated[tuple[int, int], typer.Option("--frames", help="Fewest and most frames of a scene.")] = (2, 6),
+    streams: Annotated[int, typer.Option("--streams", min=1)] = 100,
+    questions: Annotated[int, typer.Option("--questions", min=1, help="Questions on each stream.")] = 10,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Ask about streams composed of unseen pictures: occurrence, order, time, descriptions, and baselines."""
+    from flash_vstream.evaluate.skills import print_skills, run_skills
+
+    for name, (fewest, most) in {"--scenes": scenes, "--frames": frames}.items():
+        if not 1 <= fewest <= most:
+            raise UserError(f"{name} {fewest} {most} must be the fewest, at least 1, and then the most")
+    methods = method or ["star", "recent:4", "uniform:8", "blind"]
+    report = run_skills(data, model, methods, scenes, streams, questions, seed, frames)
+    print(json.dumps(report)) if as_json else print_skills(report)
+
+
+@app.command("captions")
+def eval_captions(
+    data: Annotated[Path, typer.Option("--data", help="A prepared folder.")],
+    model: Model = "nano",
+    split: Annotated[str, typer.Option("--split")] = "test",
+    limit: Annotated[int | None, typer.Option("--limit", help="Score only this many pictures.")] = None,
+    beams: Annotated[int, typer.Option("--beams", min=1, help="Beams of the search; 1 is greedy.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Caption single pictures of a prepared split and score them with BLEU-4."""
+    from flash_vstream.evaluate.captioning import score_captions
+
+    result = score_captions(data, model, split, limit, beams)
+    print(json.dumps(result) if as_json else "\n".join(f"{name}: {value}" for name, value in result.items()))
+
+
+@app.callback(invoke_without_command=True)
+def _eval(
+    context: typer.Context,
+    explain: Annotated[bool, typer.Option("--list", help="Explain every benchmark.")] = False,
+    as_json: Json = False,
+) -> None:
+    if explain:
+        eval_list(as_json)
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def evaluate(
+    name: str,
+    data: Path | None,
+    model: str,
+    methods: Sequence[str],
+    protocol: str | None,
+    fps: float | None,
+    judge_name: str,
+    judge_model: str | None,
+    shard: str | None,
+    limit: int | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Run a benchmark with each memory, judge it, tell of it."""
+    from flash_vstream.evaluate.report import judged, print_report, print_side_by_side, summary
+    from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded
+    from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
+
+    benchmark = find_benchmark(name)
+    judge = find_judge(benchmark, judge_name, judge_model)
+    folder = data_folder(benchmark, data)
+    items = sharded(load_items(benchmark, folder), shard, limit)
+    if not items:
+        raise UserError("no question is left after --shard and --limit")
+    if output is not None and len(methods) > 1:
+        raise UserError("--output takes one memory; name several memories without it")
+    pipeline = load_pipeline(model)
+    reports = []
+    for method in methods:
+        run = Run(name, model, method, protocol or benchmark.protocol, fps or DEFAULT_FPS.get(name, 1.0))
+        path = output or Path("runs/eval") / f"{file_name(run.benchmark, model, method, run.protocol, shard)}.jsonl"
+        rows = run_benchmark(run, benchmark, items, folder, pipeline, path)
+        report = {**summary(judged(rows, judge, path.with_suffix(".judged.jsonl")), judge, benchmark)}
+        report["predictions"] = str(path)
+        reports.append(report)
+        if not as_json and len(methods) == 1:
+            print_report(report)
+    if as_json:
+        print(json.dumps(reports if len(reports) > 1 else reports[0]))
+    elif len(reports) > 1:
+        print_side_by_side(reports)
+
+
+def report_constant_baselines(name: str, data: Path | None, as_json: bool) -> None:
+    """Constant answers on all of a benchmark's questions."""
+    from flash_vstream.evaluate.constant_baselines import constant_baselines, print_constant_baselines
+    from flash_vstream.evaluate.runner import load_items
+    from flash_vstream.evaluate.selection import data_folder, find_benchmark
+
+    benchmark = find_benchmark(name)
+    report = constant_baselines(benchmark, load_items(benchmark, data_folder(benchmark, data)))
+    print(json.dumps(report)) if as_json else print_constant_baselines(report)
+
+
+def compare_files(first: Path, second: Path, judge_name: str, judge_model: str | None, as_json: bool) -> None:
+    """Two prediction files, judged alike."""
+    from flash_vstream.evaluate.report import compare, judged, print_comparison, read_predictions
+    from flash_vstream.evaluate.selection import find_benchmark, find_judge
+
+    sides = []
+    for path in (first, second):
+        rows = read_predictions(path)
+        benchmark = find_benchmark(rows[0]["run"]["benchmark"])
+        judge = find_judge(benchmark, judge_name, judge_model)
+        sides.append(judged(rows, judge, path.with_suffix(".judged.jsonl")))
+    result = compare(*sides)
+    print(json.dumps(result)) if as_json else print_comparison(result, (str(first), str(second)))

@@ -1,0 +1,48 @@
+"""The command line: each verb has a file of its own beside this one."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from flash_vstream.cli import ablate, ask, bench, demo, evaluate, models, serve, train, vstream_qa, watch
+from flash_vstream.errors import UserError
+
+app = typer.Typer(
+    name="flash-vstream",
+    help="Watch a video stream of any length in constant memory, and answer questions about it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (ask.ask, watch.watch, serve.serve, demo.demo, models.models, models.pull, bench.bench, ablate.ablate):
+    app.command()(command)
+app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="eval")
+app.add_typer(vstream_qa.app, name="vstream-qa")
+
+
+def main() -> None:
+    """Run the command line; a user's error is one message on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"flash-vstream: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # such as: flash-vstream ask … | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from flash_vstream import __version__
+
+        print(__version__)
+        raise typer.Exit

@@ -1,0 +1,37 @@
+"""``models`` and ``pull``: which models there are, and fetching one ahead of time."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flash_vstream.cli.options import Json
+
+
+def models(as_json: Json = False) -> None:
+    """List the models: what they are, whether they are here, sizes and licences."""
+    from flash_vstream.models.hub import MODELS, assembled
+
+    folders = {name: assembled(name) for name in MODELS}
+    if as_json:
+        rows = [
+            {**vars(m), "present": folders[m.name].exists(), "folder": str(folders[m.name])} for m in MODELS.values()
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("name", "what it is", "here", "size", "licence", "from")
+    for model in MODELS.values():
+        here = "yes" if folders[model.name].exists() else "no"
+        table.add_row(model.name, model.summary, here, f"{model.megabytes:,} MB", model.licence, model.source)
+    Console().print(table)
+
+
+def pull(name: Annotated[str, typer.Argument(help="A model's name.")], as_json: Json = False) -> None:
+    """Fetch and assemble a model ahead of time."""
+    from flash_vstream.models.hub import pull as pull_model
+
+    with Console(stderr=True).status(f"looking for {name}") as status:
+        folder = pull_model(name, status.update)
+    print(json.dumps({"name": name, "folder": str(folder)}) if as_json else f"{name} is at {folder}")

@@ -1,0 +1,47 @@
+"""What several commands share on a terminal."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+
+from flash_vstream.timecode import format_time
+
+if TYPE_CHECKING:
+    from flash_vstream.models.generation import Answer
+    from flash_vstream.pipeline import FlashVStream
+
+SHOWN_EVIDENCE = 4
+
+
+def load_pipeline(name: str) -> "FlashVStream":
+    """A model by name, with a note on stderr while it is fetched and loaded."""
+    from flash_vstream.models.hub import ensure_pulled, silence_transformers
+    from flash_vstream.pipeline import FlashVStream
+
+    silence_transformers()  # the spinner speaks for all
+    with Console(stderr=True).status(f"loading {name}") as status:
+        ensure_pulled(name, status.update)
+        return FlashVStream.from_pretrained(name)
+
+
+def describe_evidence(answer: "Answer") -> str:
+    """What an answer is based on, in words, as rich markup.
+
+    ``looked at 0 s-4 s (temporal, 31%), …``: the slots that it looked at most. Before that, what the
+    question names and when it was seen: ``found "a dog" at 12 s, …``.
+    """
+    ranked = sorted(answer.evidence, key=lambda slot: -(slot.share or 0.0))[:SHOWN_EVIDENCE]
+    told = []
+    for slot in ranked:
+        span = format_time(slot.start)
+        if slot.end > slot.start:
+            span += f"-{format_time(slot.end)}"
+        share = f", {slot.share:.0%}" if slot.share is not None else ""
+        told.append(f"{span} ({slot.part}{share})")
+    named = [
+        f'"{escape(mention.text)}" at {format_time(mention.time)}' if mention.seen else f'no "{escape(mention.text)}"'
+        for mention in answer.mentions
+    ]
+    found = f"found {', '.join(named)}; " if named else ""
+    return f"{found}looked at {', '.join(told)}"

@@ -1,0 +1,97 @@
+"""``train``: prepare data, run the stages, export what was trained."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flash_vstream.cli.options import Model
+from flash_vstream.errors import UserError
+
+app = typer.Typer(help="Train a model: prepare data, stage 1, stage 2.", no_args_is_help=True)
+
+
+@app.command("prepare")
+def train_prepare(
+    pictures: Annotated[Path, typer.Argument(help="Folder with captions.json, splits.json and pictures or tar files.")],
+    output: Annotated[Path, typer.Argument(help="Folder for captions and cached features.")],
+    model: Model = "nano-base",
+) -> None:
+    """Encode the views of captioned pictures once, for training and evaluation."""
+    from flash_vstream.train.prepare import prepare
+
+    prepare(pictures, output, model)
+
+
+@app.command("stage1")
+def train_stage1(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[Path, typer.Option("--data")],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Stage 1: teach projector and semantic attention (and nano's LoRA) to see, by captions."""
+    _train(1, config, data, output)
+
+
+@app.command("stage2")
+def train_stage2(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[Path, typer.Option("--data")],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Stage 2: teach the language model to answer, by questions about videos."""
+    _train(2, config, data, output)
+
+
+@app.command("grounding")
+def train_grounding(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[Path, typer.Option("--data", help="A prepared folder.")],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Teach a model's grounding which words of a question name an event, and which slot shows it."""
+    from flash_vstream.models.hub import resolve
+    from flash_vstream.train.grounding import GroundingConfig
+    from flash_vstream.train.grounding import train_grounding as train
+
+    settings = GroundingConfig.load(config)
+    print(json.dumps(train(settings, Path(resolve(settings.model)), data, output)))
+
+
+@app.command("average")
+def train_average(
+    before: Annotated[Path, typer.Argument(help="The result folder of a stage.")],
+    after: Annotated[Path, typer.Argument(help="The result folder of a stage that went on from it.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the averaged adapter.")],
+    share: Annotated[float, typer.Option(help="How much of AFTER is in it, from 0 to 1.")] = 0.5,
+) -> None:
+    """Average the adapters of two stages: keep what the later learnt, get back what it forgot."""
+    from flash_vstream.train.averaging import average_adapters
+
+    print(average_adapters(before, after, share, output))
+
+
+@app.command("export")
+def train_export(
+    result: Annotated[Path, typer.Argument(help="The result folder of a stage that trained a LoRA.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the adapter to ship.")],
+) -> None:
+    """Write a trained adapter in bfloat16 with its SHA-256, as nano ships it."""
+    from flash_vstream.train.export import export_adapter
+
+    print(json.dumps(export_adapter(result, output)))
+
+
+def _train(stage: int, config_path: Path, data: Path, output: Path) -> None:
+    from flash_vstream.train.config import StageConfig
+    from flash_vstream.train.media import media_encoder
+    from flash_vstream.train.stage import run_stage
+
+    config = StageConfig.load(config_path)
+    if config.stage != stage:
+        raise UserError(f"{config_path} is of stage {config.stage}; use: flash-vstream train stage{config.stage}")
+    from flash_vstream.models.hub import resolve
+
+    folder = Path(resolve(config.model))
+    print(run_stage(config, folder, data, output, media_encoder(folder)))

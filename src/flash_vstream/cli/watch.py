@@ -1,0 +1,163 @@
+"""``watch``: a live source, a status line and a prompt; frames keep coming while an answer is printed."""
+
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+from rich.console import Console
+
+from flash_vstream.cli.options import Fps, Model
+from flash_vstream.cli.terminal import describe_evidence, load_pipeline
+from flash_vstream.errors import UserError
+from flash_vstream.timecode import format_time
+
+if TYPE_CHECKING:
+    from flash_vstream.live.streams import LiveStreams
+    from flash_vstream.pipeline import FlashVStream
+
+STREAM = "watch"
+FIRST_FRAME_SECONDS = 30.0
+
+
+def watch(
+    source: Annotated[str, typer.Argument(help="A file, rtsp://…, http(s)://…, /dev/video0, a folder, or -.")],
+    fps: Fps = 1.0,
+    model: Model = "nano",
+    loop: Annotated[bool, typer.Option("--loop", help="Begin a file again at its end.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Read a file as fast as possible, not at its own pace.")] = False,
+    transport: Annotated[str, typer.Option("--transport", help="RTSP over tcp or udp.")] = "tcp",
+) -> None:
+    """Watch a live source and answer questions as they are typed, while frames go on being read."""
+    watch_source(source, fps, model, loop, fast, transport)
+
+
+def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast: bool, transport: str) -> None:
+    """Watch ``source_name`` and answer questions from the prompt (or from standard input's lines).
+
+    Ctrl-C ends it at any moment: before the first frame, at the prompt, within an answer.
+    """
+    from flash_vstream.live.fork_server import ensure_fork_server
+    from flash_vstream.video.sources import Source
+
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder:
+        piped = source_name == "-"
+        path = _pump_stdin(Path(folder)) if piped else source_name
+        source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport)
+        ensure_fork_server()
+        from flash_vstream.live.streams import LiveStreams
+
+        pipeline = load_pipeline(model_name)
+        with LiveStreams(model_name) as live:
+            live.add(STREAM, source)
+            _wait_for_frame(live)
+            console = Console(highlight=False)
+            for question in _questions(live, piped):
+                _answer(live, pipeline, question, console)
+
+
+def _pump_stdin(folder: Path) -> str:
+    """A named pipe that standard input flows into, for a reader in another process."""
+    path = folder / "stdin"
+    os.mkfifo(path)
+
+    def pump() -> None:
+        with open(path, "wb") as pipe:
+            try:
+                while chunk := os.read(sys.stdin.fileno(), 65536):
+                    pipe.write(chunk)
+                    pipe.flush()
+            except BrokenPipeError:
+                pass  # the reader is gone
+
+    threading.Thread(target=pump, daemon=True).start()
+    return str(path)
+
+
+def _wait_for_frame(live: "LiveStreams") -> None:
+    deadline = time.monotonic() + FIRST_FRAME_SECONDS
+    with Console(stderr=True).status("waiting for the first frame"):
+        while live.status(STREAM).time is None:
+            status = live.status(STREAM)
+            if status.state == "failed":
+                raise UserError(status.error or f"{status.source} cannot be watched")
+            if time.monotonic() > deadline:
+                why = status.error or "nothing came"
+                raise UserError(f"no frame of {status.source} within {FIRST_FRAME_SECONDS:.0f} s ({why})")
+            time.sleep(0.05)
+
+
+class StatusLine:
+    """The stream in one line: where it is, how fast, how far behind, how much it holds.
+
+    Rates are over the last five seconds or so.
+    """
+
+    def __init__(self, live: "LiveStreams"):
+        self._live = live
+        self._marks: deque[tuple[float, int, int]] = deque(maxlen=10)
+
+    def __call__(self) -> str:
+        from flash_vstream.live.stream_state import read_slots
+
+        status, shared = self._live.status(STREAM), self._live.shared(STREAM)
+        self._marks.append((time.monotonic(), status.came, status.kept))
+        parts = [status.source, status.state, format_time(status.time or 0.0)]
+        (begun, came, kept), (now, *_) = self._marks[0], self._marks[-1]
+        if now > begun:
+            rates = [count / (now - begun) for count in (status.came - came, status.kept - kept)]
+            parts.append("{:.1f} frames/s in, {:.1f} kept".format(*rates))
+        if status.skipped:
+            parts.append(f"{status.skipped} skipped")
+        if status.state == "live" and status.lag is not None:
+            parts.append(f"lag {status.lag:.1f} s")
+        if shared is not None:
+            parts.append(f"{len(read_slots(shared))} memory slots")
+        if status.restarts:
+            parts.append(f"{status.restarts} restarts")
+        return " · ".join(parts)
+
+
+def _questions(live: "LiveStreams", piped: bool) -> Iterator[str]:
+    """Questions as they are typed; ends with Ctrl-D or Ctrl-C."""
+    if piped:
+        try:
+            with open("/dev/tty") as terminal:
+                yield from _lines(terminal)
+        except OSError:
+            raise UserError("with - as the source, questions are typed at a terminal, and there is none") from None
+        return
+    if not sys.stdin.isatty():
+        yield from _lines(sys.stdin)
+        return
+    from prompt_toolkit import PromptSession
+
+    session: PromptSession[str] = PromptSession("ask> ", bottom_toolbar=StatusLine(live), refresh_interval=0.5)
+    while True:
+        try:
+            question = session.prompt().strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if question:
+            yield question
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    yield from (line.strip() for line in file if line.strip())
+
+
+def _answer(live: "LiveStreams", pipeline: "FlashVStream", question: str, console: Console) -> None:
+    snapshot = live.snapshot(STREAM, pipeline)
+    assert snapshot is not None  # the first frame has come
+    answer = pipeline.ask(snapshot, question)
+    console.print(f"[bold]{format_time(snapshot.time)}[/bold]  ", end="")
+    for piece in answer:
+        console.print(piece, end="", markup=False, soft_wrap=True)
+    console.print(f"\n  [dim]{describe_evidence(answer)}[/dim]", soft_wrap=True)

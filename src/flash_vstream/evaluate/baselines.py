@@ -1,0 +1,108 @@
+"""What a model is given of a stream: its memory, parts of it, a few frames, or nothing.
+
+The readers beside ``star`` are the baselines that say whether the memory is worth anything.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flash_vstream.errors import UserError
+from flash_vstream.memory import PARTS, MemorySnapshot, StarConfig, StarMemory
+from flash_vstream.models import FlashVStreamForConditionalGeneration
+
+TIMES = "times"
+MEMORY_METHODS = (
+    "star, star-PART (without abstract, temporal, retrieved, spatial or the times in the prompt), recent:N, uniform:N,"
+    " all, blind"
+)
+
+
+class MemoryMethod:
+    """Watches one stream and says at any moment what a question would be asked of.
+
+    ``star`` writes every frame to the memory; ``recent:N`` and ``uniform:N`` write the newest N
+    frames, or N spread evenly over the stream with its last, to a fresh memory of the same sizes;
+    ``all`` is every frame at full resolution, for as long as that fits; ``blind`` is no video.
+    Raises ``UserError`` for a name that is none of these.
+    """
+
+    def __init__(self, name: str, model: FlashVStreamForConditionalGeneration, star: StarConfig | None = None):
+        self.name = name
+        self._model = model
+        self._star = star or model.config.star
+        self._kind, _, argument = name.partition(":")
+        self._without = name.removeprefix("star-") if name.startswith("star-") else None
+        self._count = int(argument) if argument.isdigit() else 0
+        counted = self._kind in ("recent", "uniform") and self._count > 0
+        if not (name in ("star", "blind", "all") or counted or self._without in (*PARTS, TIMES)):
+            raise UserError(f"no memory is called {name!r}; choose from {MEMORY_METHODS}")
+        self.frames = 0
+        self._kept: list[tuple[float, Tensor]] = []
+        self._memory = self._new_memory()
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether the reader looks at no video at all."""
+        return self._kind == "blind"
+
+    @property
+    def time_stamps(self) -> bool:
+        """Whether the prompt tells the times of the memory's slots."""
+        return self._without != TIMES
+
+    def _new_memory(self) -> StarMemory:
+        channels = self._model.config.vision_config.hidden_size
+        return StarMemory(self._star, channels, self._model.semantic_attention)
+
+    def write(self, time: float, feature: Tensor) -> None:
+        """See a frame ``[P², D]`` at ``time`` seconds."""
+        self.frames += 1
+        if self._kind == "star" or self._without:
+            self._memory.write(feature[None].float(), [time])
+        elif not self.is_blind:
+            self._kept.append((time, feature.half()))
+            if self._kind == "recent":
+                del self._kept[: -self._count]
+
+    def snapshot(self) -> MemorySnapshot | None:
+        """What a question is asked of; None is no video. Raises ``ValueError`` before the first frame."""
+        if self.is_blind:
+            return None
+        if self._kind == "star" or self._without:
+            whole = self._memory.read()
+            return without(whole, self._without) if self._without in PARTS else whole
+        if not self._kept:
+            raise ValueError("no frame has been seen")
+        kept = self._kept
+        if self._kind == "uniform":
+            rows = torch.linspace(0, len(kept) - 1, min(self._count, len(kept))).round().long().tolist()
+            kept = [kept[row] for row in rows]
+        times = [time for time, _ in kept]
+        features = torch.stack([feature for _, feature in kept]).float()
+        if self._kind == "all":
+            return every_frame(features, times, self._star)
+        memory = self._new_memory()
+        memory.write(features, times)
+        return memory.read()
+
+
+def every_frame(features: Tensor, times: list[float], star: StarConfig) -> MemorySnapshot:
+    """Every frame as a slot of full resolution and no other memory: what a bounded memory replaces."""
+    whole = StarConfig(
+        spatial_size=star.spatial_size,
+        temporal_size=star.spatial_size,
+        abstract_length=0,
+        temporal_length=0,
+        retrieved_length=0,
+        spatial_length=len(times),
+    )
+    memory = StarMemory(whole, features.shape[-1])
+    memory.write(features, times)
+    return memory.read()
+
+
+def without(snapshot: MemorySnapshot, part: str) -> MemorySnapshot:
+    """The view with one part empty."""
+    return replace(snapshot, **{part: getattr(snapshot, part)[torch.arange(0)]})

@@ -1,0 +1,52 @@
+"""What no model at all scores: constant answers, judged as a model's would be."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flash_vstream.evaluate.items import LETTERS, Benchmark, Item
+from flash_vstream.evaluate.judges import OfflineJudge
+from flash_vstream.evaluate.statistics import bootstrap_interval
+
+
+def constant_baselines(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, Any]:
+    """Accuracy of answers that look at nothing.
+
+    For choices: each letter always, the letter that is right most often, and a uniform guess. For
+    open questions: "Yes.", "No." and the most frequent answer, by the offline judge.
+    """
+    videos = [item.video for item in items]
+    scored: dict[str, Any] = {}
+    if items[0].choices:
+        right = [item.correct for item in items]
+        for i in range(max(len(item.choices) for item in items)):
+            scored[f"always {LETTERS[i]}"] = _told([float(truth == i) for truth in right], videos)
+        most = Counter(right).most_common(1)[0][0]
+        assert most is not None
+        scored[f"majority ({LETTERS[most]})"] = scored[f"always {LETTERS[most]}"]
+        scored["uniform guess"] = {"accuracy": sum(1 / len(item.choices) for item in items) / len(items)}
+    else:
+        judge = OfflineJudge()
+        frequent = Counter(item.answer.strip(" .") + "." for item in items).most_common(1)[0][0]
+        for said in dict.fromkeys(("Yes.", "No.", frequent)):
+            verdicts = [judge.judge(item.question, item.answer, said) for item in items]
+            told = _told([float(verdict.correct) for verdict in verdicts], videos)
+            scored[f"always {said!r}"] = {**told, "score": sum(verdict.score for verdict in verdicts) / len(items)}
+    told = {"benchmark": benchmark.name, "title": benchmark.title, "questions": len(items), "videos": len(set(videos))}
+    return {**told, "floors": scored}
+
+
+def _told(correct: list[float], videos: list[str]) -> dict[str, Any]:
+    return {"accuracy": sum(correct) / len(correct), "interval": bootstrap_interval(correct, videos)}
+
+
+def print_constant_baselines(report: dict[str, Any]) -> None:
+    """The floors as a table."""
+    table = Table("answer", "accuracy", "95% interval", title=f"{report['title']}: {report['questions']} questions")
+    for name, part in report["floors"].items():
+        interval = "{:.1%} - {:.1%}".format(*part["interval"]) if "interval" in part else ""
+        table.add_row(name, f"{part['accuracy']:.1%}", interval)
+    Console().print(table)

@@ -1,0 +1,60 @@
+"""From names on the command line to a benchmark, its data and a judge."""
+
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from flash_vstream.errors import UserError
+from flash_vstream.evaluate.benchmarks import BENCHMARKS
+from flash_vstream.evaluate.endpoint import ChatEndpoint
+from flash_vstream.evaluate.items import Benchmark
+from flash_vstream.evaluate.judges import EndpointJudge, Judge, OfflineJudge
+
+DEFAULT_FPS = {"vstream-qa-mini": 2.0}
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """The benchmark called ``name``; raises ``UserError`` with the names there are."""
+    if name not in BENCHMARKS:
+        raise UserError(
+            f"no benchmark is called {name!r}; choose from {', '.join(BENCHMARKS)} (eval list explains each)"
+        )
+    return BENCHMARKS[name]
+
+
+def find_judge(benchmark: Benchmark, judge: str, judge_model: str | None) -> Judge:
+    """``offline``, ``similarity``, or an endpoint's URL with the model to ask there."""
+    if judge == "offline":
+        if benchmark.name == "vstream-qa-mini":
+            from flash_vstream.evaluate.mini import MiniJudge
+
+            return MiniJudge()
+        return OfflineJudge()
+    if judge == "similarity":
+        from flash_vstream.evaluate.similarity import SimilarityJudge
+
+        return SimilarityJudge()
+    if not judge.startswith(("http://", "https://")):
+        raise UserError(f"--judge {judge!r} must be offline, similarity, or the URL of an OpenAI-compatible endpoint")
+    if not judge_model:
+        raise UserError("--judge with a URL needs --judge-model, the model to ask there")
+    return EndpointJudge(ChatEndpoint(judge, judge_model, os.environ.get("OPENAI_API_KEY")))
+
+
+def data_folder(benchmark: Benchmark, data: Path | None) -> Path:
+    """Where the benchmark's files are; the mini one is built when no folder is named."""
+    if data is not None:
+        return data
+    if benchmark.name != "vstream-qa-mini":
+        raise UserError(f"--data is needed: the folder with {benchmark.title} ({benchmark.source})")
+    from flash_vstream.evaluate.mini import build_mini
+
+    with Console(stderr=True).status("building VStream-QA-mini") as status:
+        return build_mini(report=status.update)
+
+
+def file_name(*parts: str | None) -> str:
+    """Parts as one file name: whatever a file system might mind becomes a dash."""
+    text = "-".join(part for part in parts if part)
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)

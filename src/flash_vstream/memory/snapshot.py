@@ -1,0 +1,62 @@
+"""What a read of the memory gives: slots with their times and weights."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PARTS = ("abstract", "temporal", "retrieved", "spatial")
+"""The parts of a STAR memory in the order in which the language model reads them."""
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of one part of the memory, oldest first.
+
+    ``features`` is ``[n, P², D]``; the rest are float64 ``[n]``, in seconds of stream time where
+    they are times: ``start`` and ``end`` of the frames behind the slot, their ``mean``, the
+    ``exemplar``'s time (a real frame that stands for the slot) and the ``weight`` (how many frames).
+    """
+
+    features: Tensor
+    start: Tensor
+    end: Tensor
+    mean: Tensor
+    exemplar: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of_frames(cls, features: Tensor, times: Tensor) -> "Slots":
+        """Slots of single frames ``[n, P², D]`` at ``times [n]``."""
+        return cls(features, times, times, times, times, torch.ones_like(times))
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    def __getitem__(self, index: Tensor) -> "Slots":
+        return Slots(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class MemorySnapshot:
+    """An immutable read of a STAR memory: four parts, the newest frame's time, frames written.
+
+    Its tensors are copies: nothing written later shows in it.
+    """
+
+    abstract: Slots
+    temporal: Slots
+    retrieved: Slots
+    spatial: Slots
+    time: float
+    frames: int
+
+    def parts(self) -> Iterator[tuple[str, Slots]]:
+        """The parts by name, in reading order."""
+        for name in PARTS:
+            yield name, getattr(self, name)
+
+    def tokens(self) -> Tensor:
+        """All visual tokens ``[n, D]`` in reading order: abstract, temporal, retrieved, spatial."""
+        return torch.cat([slots.features.flatten(0, 1) for _, slots in self.parts()])

@@ -1,0 +1,274 @@
+"""Answering: a memory is read once, questions are asked of it, text comes as it is generated."""
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from flash_vstream.memory import MemorySnapshot
+from flash_vstream.models.grounding import Grounder, Mention, annotate
+from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
+from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
+
+MAX_NEW_TOKENS = 96
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A memory slot that an answer could draw on.
+
+    ``part`` is abstract, temporal, retrieved or spatial; times are seconds of stream time;
+    ``weight`` is the number of frames behind the slot. ``share`` is the part of the attention that
+    the answer's tokens paid to the memory which went to this slot (None where the attention
+    implementation does not tell): what the model looked at, which is not proof of why it said so.
+    """
+
+    part: str
+    start: float
+    end: float
+    exemplar: float
+    weight: float
+    share: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A memory as the language model has read it, ready for any number of questions."""
+
+    snapshot: MemorySnapshot | None
+    cache: Cache
+    ids: list[int]
+    slot_of_token: Tensor
+    """Which slot each token of ``ids`` shows, counted over all parts in reading order; -1 for text."""
+    time_stamps: bool = True
+
+
+class Answer:
+    """An answer that is generated while it is iterated over.
+
+    Iterating gives pieces of text; ``text`` has what came so far. ``stream_time`` is the moment of
+    the stream that the answer speaks of (None without a video). ``mentions`` are the events that the
+    question names and where the memory shows them (none without grounding). Timings are seconds of wall-clock
+    time from the question to the first token, and tokens a second after it.
+    """
+
+    def __init__(self, question: str, snapshot: MemorySnapshot | None, prefilled: bool, pieces: Iterator[str]):
+        self.question = question
+        self.stream_time = snapshot.time if snapshot is not None else None
+        self.prefilled = prefilled
+        self.text = ""
+        self.tokens = 0
+        self.prompt_tokens = 0
+        self.finish_reason = "stop"
+        self.first_token_seconds: float | None = None
+        self.tokens_per_second: float | None = None
+        self.evidence: list[Evidence] = []
+        self.mentions: list[Mention] = []
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def finished(self) -> "Answer":
+        """The answer with all of its text generated."""
+        for _ in self._pieces:
+            pass
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known of the answer, as plain values for JSON."""
+        public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return public | {name: [item.to_dict() for item in public[name]] for name in ("evidence", "mentions")}
+
+
+class Answerer:
+    """The question's way through a model: greedy, deterministic, one question at a time."""
+
+    def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
+        self.model = model
+        self.processor = processor
+        # Eager attention is the one that tells what was looked at, and on a CPU the faster for the
+        # single rows of decoding.
+        if model.device.type == "cpu":
+            model.language_model.set_attn_implementation("eager")
+        self._tells_attention = model.language_model.config._attn_implementation == "eager"
+        self.grounder = Grounder.of(model, processor.tokenizer)
+        stop = processor.tokenizer.convert_tokens_to_ids(processor.template.stop)
+        self._stops = {stop, processor.tokenizer.eos_token_id} - {None, processor.tokenizer.unk_token_id}
+
+    @torch.inference_mode()
+    def read(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Prefix:
+        """Let the language model read a memory (None: no video); most of a question's cost.
+
+        ``time_stamps=False`` is for measuring what they are worth; it leaves out grounding as well, which
+        says times.
+        """
+        if snapshot is None:
+            opening = self.processor.template.first_question.partition("{}")[0]
+            ids, features = self.processor.tokenize(opening), []
+        else:
+            ids, features = self.processor.prefix_ids(snapshot, time_stamps), [snapshot.tokens()]
+        cache = DynamicCache(config=self.model.language_model.config)
+        self.model(
+            input_ids=torch.tensor([ids], device=self.model.device),
+            memory_features=features,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return Prefix(snapshot, cache, ids, self.processor.slot_of_token(ids, snapshot), time_stamps)
+
+    def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot | None) -> list[list[Mention]]:
+        """The events that each question names, looked up in a memory; none without grounding or a video."""
+        if self.grounder is None or snapshot is None:
+            return [[] for _ in questions]
+        return self.grounder.mentions(questions, snapshot)
+
+    def ask(
+        self,
+        asked: MemorySnapshot | Prefix | None,
+        question: str,
+        history: Sequence[tuple[str, str]] = (),
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Answer:
+        """Ask ``question`` of a memory, of one that is read already, or of nothing (plain chat).
+
+        ``history`` are earlier questions and answers of the same conversation. Nothing is computed
+        until the answer is iterated over. Raises ``ValueError`` for an empty question.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty")
+        prefilled = isinstance(asked, Prefix)
+        snapshot = asked.snapshot if isinstance(asked, Prefix) else asked
+        begun = time.perf_counter()
+        answer = Answer(question, snapshot, prefilled, iter(()))
+        answer._pieces = self._generate(answer, asked, history, max_new_tokens, begun)
+        return answer
+
+    @torch.inference_mode()
+    def ask_all(self, prefix: Prefix, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
+        """The texts that ``ask`` gives to ``questions`` one by one, rounding apart, all made at once.
+
+        For many questions of one memory that nobody waits for: a token for each costs little more than
+        one token.
+        """
+        if not questions:
+            return []
+        texts = [self.processor.plain(text) for text in questions]
+        if prefix.time_stamps:
+            texts = [annotate(*pair) for pair in zip(texts, self.mentions(texts, prefix.snapshot), strict=True)]
+        rows = [self.processor.question_ids(text) for text in texts]
+        # Questions end together; what is masked lies between the memory and the shorter ones.
+        padded = pad_rows(rows, 0, "left")
+        ids = padded["input_ids"]
+        there = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
+        places = (there.cumsum(1) - 1)[:, len(prefix.ids) :]
+        cache: Any = copy.deepcopy(prefix.cache)
+        cache.batch_repeat_interleave(len(rows))
+        made: list[list[int]] = [[] for _ in rows]
+        open_rows = set(range(len(rows)))
+        for _ in range(max_new_tokens):
+            logits = self.model(
+                input_ids=ids.to(self.model.device),
+                attention_mask=there.to(self.model.device),
+                position_ids=places.to(self.model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+            ids = logits[:, -1].argmax(-1, keepdim=True).cpu()
+            for row in tuple(open_rows):
+                if int(ids[row]) in self._stops:
+                    open_rows.remove(row)
+                else:
+                    made[row].append(int(ids[row]))
+            if not open_rows:
+                break
+            there = torch.cat([there, torch.ones_like(ids)], 1)
+            places = places[:, -1:] + 1
+        return [self.processor.decode(row) for row in made]
+
+    def _generate(
+        self,
+        answer: Answer,
+        asked: MemorySnapshot | Prefix | None,
+        history: Sequence[tuple[str, str]],
+        max_new_tokens: int,
+        begun: float,
+    ) -> Iterator[str]:
+        prefix = asked if isinstance(asked, Prefix) else self.read(asked)
+        # The prefix stays as it is for the next question.
+        cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
+        question = self.processor.plain(answer.question)
+        if prefix.time_stamps:
+            answer.mentions = self.mentions([question], prefix.snapshot)[0]
+        ids = self.processor.question_ids(annotate(question, answer.mentions), history)
+        answer.prompt_tokens = len(prefix.ids) + len(ids)
+        attention = torch.zeros(len(prefix.ids))
+        made: list[int] = []
+        steps = 0  # after the first token
+        while True:
+            token = self._step(ids, cache, attention if made else None)
+            if not made:
+                first = time.perf_counter()
+                answer.first_token_seconds = first - begun
+            else:
+                steps += 1
+            if token in self._stops:
+                break
+            made.append(token)
+            answer.tokens = len(made)
+            text = self.processor.decode(made)
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character
+                piece, answer.text = text[len(answer.text) :], text
+                if piece:
+                    yield piece
+            if len(made) >= max_new_tokens:
+                answer.finish_reason = "length"
+                break
+            ids = [token]
+        taken = time.perf_counter() - first
+        answer.tokens_per_second = steps / taken if steps else None
+        answer.evidence = self._evidence(prefix, attention)
+
+    @torch.inference_mode()
+    def _step(self, ids: list[int], cache: Cache, attention: Tensor | None) -> int:
+        """The likeliest next token after ``ids``; what it looked at is added to ``attention``."""
+        tell = self._tells_attention and attention is not None
+        output = self.model(
+            input_ids=torch.tensor([ids], device=self.model.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            output_attentions=tell,
+        )
+        if tell:
+            assert attention is not None
+            for layer in output.attentions:
+                attention += layer[0, :, -1, : len(attention)].float().mean(0).cpu()
+        return int(output.logits[0, -1].argmax())
+
+    def _evidence(self, prefix: Prefix, attention: Tensor) -> list[Evidence]:
+        if prefix.snapshot is None:
+            return []
+        shown = prefix.slot_of_token >= 0
+        total = float(attention[shown].sum())
+        count = sum(len(part) for _, part in prefix.snapshot.parts())
+        shares = torch.zeros(count).index_add(0, prefix.slot_of_token[shown], attention[shown])
+        found, at = [], 0
+        for name, part in prefix.snapshot.parts():
+            rows = zip(*(getattr(part, f).tolist() for f in ("start", "end", "exemplar", "weight")), strict=True)
+            for start, end, exemplar, weight in rows:
+                share = float(shares[at]) / total if total > 0 else None
+                found.append(Evidence(name, start, end, exemplar, weight, share))
+                at += 1
+        return found

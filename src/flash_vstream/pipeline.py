@@ -1,0 +1,152 @@
+"""The front door for Python: watch something, ask about it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flash_vstream.memory import MemorySnapshot
+from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor, hub
+from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, Answerer, Prefix
+from flash_vstream.models.grounding import annotate
+from flash_vstream.video import Frame, read_frames
+
+Picture = np.ndarray | Image.Image
+
+
+class Stream:
+    """The state of one stream: its memory and nothing else of it.
+
+    Made by ``FlashVStream.new_stream`` or ``FlashVStream.watch``. Weights are the model's, so any
+    number of streams share them.
+    """
+
+    def __init__(self, pipeline: "FlashVStream"):
+        self._pipeline = pipeline
+        self.memory = pipeline.model.new_memory(torch.float32 if pipeline.model.device.type == "cpu" else None)
+
+    def write(self, frames: Sequence[Picture] | np.ndarray, times: Sequence[float]) -> None:
+        """See ``frames`` (RGB, ``[H, W, 3]`` uint8 or PIL pictures) at ``times`` (seconds, not falling)."""
+        self.memory.write(self._pipeline.encode(frames), list(times))
+
+    def snapshot(self) -> MemorySnapshot:
+        """The memory as it is now; nothing seen later shows in it."""
+        return self.memory.read()
+
+    @property
+    def frames(self) -> int:
+        """Frames seen so far."""
+        return self.memory.frames
+
+    @property
+    def time(self) -> float | None:
+        """Stream time of the newest frame in seconds, None before the first."""
+        return self.memory.read().time if self.memory.frames else None
+
+
+class FlashVStream:
+    """A model that watches streams and answers questions about them.
+
+    >>> pipeline = FlashVStream.from_pretrained("nano")
+    >>> stream = pipeline.watch("clip.mp4")
+    >>> for text in pipeline.ask(stream, "What is happening now?"):
+    ...     print(text, end="", flush=True)
+    """
+
+    def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
+        self.model = model
+        self.processor = processor
+
+    @cached_property
+    def answerer(self) -> Answerer:
+        """What answers; made when it is first asked, since a frame worker only looks."""
+        return Answerer(self.model, self.processor)
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str = "nano", device: str | None = None, dtype: torch.dtype | None = None
+    ) -> "FlashVStream":
+        """The model of a model name (``nano``, ``flash-vstream-7b``), a model folder or a hub id.
+
+        Defaults to a GPU if there is one, and to the dtype that the device is fast in. Raises
+        ``UserError`` when there is no such model.
+        """
+        return cls(*hub.load(name, device, dtype))
+
+    def encode(self, frames: Sequence[Picture] | np.ndarray) -> torch.Tensor:
+        """Feature maps ``[T, P², D]`` of RGB frames of any size."""
+        square = np.stack([self.processor.image_processor.square(frame) for frame in frames])
+        with torch.inference_mode():
+            return self.model.encode(self.processor.image_processor.pixels(square))
+
+    def new_stream(self) -> Stream:
+        """A stream that has seen nothing yet."""
+        return Stream(self)
+
+    def watch(
+        self,
+        source: str | Path | Iterable[Frame],
+        fps: float = 1.0,
+        until: float | None = None,
+        stream: Stream | None = None,
+        on_frame: Callable[[Stream, Frame], None] | None = None,
+    ) -> Stream:
+        """Watch a video file, as fast as it can be read, and return the stream.
+
+        Looks at ``fps`` frames a second of stream time, up to stream time ``until``. ``on_frame``
+        is called after each. With ``stream``, goes on with one that was begun (frames before its
+        newest are passed over). ``source`` can also be any iterable of ``Frame``.
+        Raises ``UserError`` for a video that cannot be read.
+        """
+        stream = stream or self.new_stream()
+        size = self.processor.image_processor.size
+        frames = read_frames(source, fps, size, until) if isinstance(source, str | Path) else source
+        seen = stream.time
+        for frame in frames:
+            if seen is not None and frame.time <= seen:
+                continue
+            stream.write([frame.image], [frame.time])
+            if on_frame is not None:
+                on_frame(stream, frame)
+        return stream
+
+    def ask(
+        self,
+        asked: Stream | MemorySnapshot | Prefix | None,
+        question: str,
+        history: Sequence[tuple[str, str]] = (),
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> Answer:
+        """Ask about a stream as it is now, a snapshot, or nothing (plain chat).
+
+        The answer is generated while it is iterated over; afterwards it tells its text, the stream
+        time it speaks of, its evidence and its timings. ``history`` holds earlier questions and
+        answers of the conversation. Raises ``ValueError`` for an empty question or a stream that
+        has seen nothing.
+        """
+        snapshot = asked.snapshot() if isinstance(asked, Stream) else asked
+        return self.answerer.ask(snapshot, question, history, max_new_tokens)
+
+    def ask_together(
+        self,
+        snapshots: Sequence[MemorySnapshot | None],
+        questions: Sequence[str],
+        max_new_tokens: int = MAX_NEW_TOKENS,
+        beams: int = 1,
+    ) -> list[str]:
+        """Answers to ``questions``, each asked of its own snapshot or of nothing, in one batch.
+
+        The texts are those that ``ask`` gives one by one, rounding apart; for many short prompts this
+        is several times as fast. More than one of ``beams`` searches for likelier answers than greedy ones.
+        """
+        asked = []
+        for question, snapshot in zip(map(self.processor.plain, questions), snapshots, strict=True):
+            asked.append(annotate(question, self.answerer.mentions([question], snapshot)[0]))
+        batch = self.processor(asked, memory=list(snapshots))
+        model: Any = self.model
+        made = model.generate(**batch.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, num_beams=beams)
+        return [self.processor.decode(row) for row in made[:, batch["input_ids"].shape[1] :]]

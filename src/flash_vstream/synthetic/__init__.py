@@ -1,0 +1,1 @@
+"""Streams composed of captioned pictures, and questions about them: training and evaluation both build on it."""

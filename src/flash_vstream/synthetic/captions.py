@@ -1,0 +1,57 @@
+"""Captions of pictures: Flickr8k's files, and captions as sentences."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from flash_vstream.errors import UserError
+from flash_vstream.synthetic.plans import StreamPlan
+
+
+def sentence(caption: str) -> str:
+    """A caption as a sentence: a capital first, a full stop last, no stray spaces."""
+    text = " ".join(caption.replace(" ,", ",").split()).strip(" .\"'")
+    return text[:1].upper() + text[1:] + "."
+
+
+@dataclass
+class PictureSet:
+    """One split of captioned pictures with their features, cached by ``flash-vstream train prepare``.
+
+    ``captions`` maps a picture's key to its sentences; ``features(key)`` are its views
+    ``[VIEWS, P², D]``, read when asked for.
+    """
+
+    captions: dict[str, list[str]]
+    path: Path
+
+    @classmethod
+    def load(cls, folder: Path, split: str) -> "PictureSet":
+        """Split ``train``, ``val`` or ``test`` of a prepared folder."""
+        captions, path = folder / "captions.json", folder / f"{split}.safetensors"
+        if not (captions.exists() and path.exists()):
+            raise UserError(
+                f"{folder} is not prepared for training; run: flash-vstream train prepare PICTURES {folder}"
+            )
+        sentences = json.loads(captions.read_text())
+        with safe_open(path, "pt") as file:
+            keys = sorted(file.keys())
+        return cls({key: [sentence(caption) for caption in sentences[key]] for key in keys}, path)
+
+    def features(self, key: str) -> Tensor:
+        """The views' feature maps of one picture, float16 ``[VIEWS, P², D]``."""
+        if not hasattr(self, "_file"):
+            self._file = safe_open(self.path, "pt")
+        return self._file.get_tensor(key)
+
+
+def play(plan: StreamPlan, pictures: PictureSet) -> tuple[Tensor, Tensor]:
+    """The plan's frames as features ``[T, P², D]`` and their times ``[T]``; blank frames are zero."""
+    views = {key: pictures.features(key) for key in {shot.key for shot in plan.shots if shot.key}}
+    blank = torch.zeros_like(next(iter(views.values()))[0])
+    frames = [views[shot.key][shot.view] if shot.key else blank for shot in plan.shots]
+    return torch.stack(frames).float(), torch.tensor([shot.time for shot in plan.shots], dtype=torch.float64)

@@ -1,0 +1,95 @@
+"""What happens in a composed stream, in words: events, and events that did not happen."""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from flash_vstream.synthetic.plans import Scene, StreamPlan
+
+NEIGHBOURS = 24
+_STOP = frozenset(
+    "a an the is are was of in on at to and with his her their its for from by while that it as".split()  # noqa: SIM905
+)
+
+
+def as_event(caption: str) -> str:
+    """A caption as it stands inside a question: no capital, no full stop."""
+    text = caption.rstrip(".")
+    first, _, rest = text.partition(" ")
+    # Names keep their capitals; what is a capital only for opening the sentence loses it.
+    lowered = first.lower() if first[1:].islower() or len(first) == 1 else first
+    return f"{lowered} {rest}".strip()
+
+
+class Events:
+    """Captions of a picture set, and for each picture those that are most like it.
+
+    ``likely(key)`` are hard negatives: other pictures in the order of the likeness of their
+    captions (cosine of tf-idf over content words).
+    """
+
+    def __init__(self, captions: Mapping[str, Sequence[str]]):
+        self.captions = {key: list(texts) for key, texts in captions.items()}
+        self.keys = sorted(self.captions)
+        self._nearest: list[list[int]] | None = None
+        self._index = {key: i for i, key in enumerate(self.keys)}
+
+    def describe(self, key: str, rng: random.Random) -> str:
+        """One of the picture's captions."""
+        return rng.choice(self.captions[key])
+
+    def likely(self, key: str) -> list[str]:
+        """Other pictures, those with the most similar captions first."""
+        if self._nearest is None:
+            self._nearest = self._rank()
+        return [self.keys[i] for i in self._nearest[self._index[key]]]
+
+    def _rank(self) -> list[list[int]]:
+        bags = [Counter(content_words(" ".join(self.captions[key]))) for key in self.keys]
+        document_counts = Counter(word for bag in bags for word in bag)
+        shared = sorted(word for word, count in document_counts.items() if count > 1)
+        vocabulary = {word: i for i, word in enumerate(shared)}
+        matrix = torch.zeros(len(bags), len(vocabulary) or 1)
+        for row, bag in enumerate(bags):
+            for word, count in bag.items():
+                if word in vocabulary:
+                    weight = math.log(len(bags) / document_counts[word])
+                    matrix[row, vocabulary[word]] = (1 + math.log(count)) * weight
+        matrix = torch.nn.functional.normalize(matrix, dim=1)
+        count = min(NEIGHBOURS, len(bags) - 1)
+        nearest: list[list[int]] = []
+        for rows in torch.arange(len(bags)).split(512):
+            similar = matrix[rows] @ matrix.T
+            similar[torch.arange(len(rows)), rows] = -1
+            nearest += similar.topk(count, dim=1).indices.tolist()
+        return nearest
+
+    def absent(self, plan: StreamPlan, rng: random.Random, hard: bool) -> str:
+        """A picture that the stream has not shown; when ``hard``, one like a picture that it has."""
+        shown = {scene.key for scene in plan.scenes}
+        if hard:
+            like = rng.choice(plan.scenes).key
+            candidates = [key for key in self.likely(like) if key not in shown]
+            if candidates:
+                return rng.choice(candidates[: NEIGHBOURS // 2])
+        while True:
+            key = rng.choice(self.keys)
+            if key not in shown:
+                return key
+
+
+def content_words(text: str) -> list[str]:
+    """Words in lower case, without those that every caption has."""
+    cleaned = "".join(c if c.isalnum() else " " for c in text.lower())
+    return [word for word in cleaned.split() if word not in _STOP]
+
+
+def first_visits(plan: StreamPlan) -> list[Scene]:
+    """Scenes in order, each picture once: when it was seen first."""
+    visits: dict[str, Scene] = {}
+    for scene in plan.scenes:
+        visits.setdefault(scene.key, scene)
+    return list(visits.values())

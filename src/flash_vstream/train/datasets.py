@@ -1,0 +1,219 @@
+"""Training samples: streams of features with questions, from pictures, LLaVA data or plans."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flash_vstream.errors import UserError
+from flash_vstream.memory import MemorySnapshot, Slots, StarConfig, StarMemory, pool_grid
+from flash_vstream.models.grounding import Grounder, Mention, annotate
+from flash_vstream.models.processing import FlashVStreamProcessor
+from flash_vstream.synthetic.captions import PictureSet, play
+from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
+from flash_vstream.synthetic.questions import Turn
+from flash_vstream.train.packing import collate, pack
+
+UNSURE = 0.25
+"""How often an event that was seen is doubted, in questions of two."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A stream and what is asked of it: ``features [T, P², D]``, ``times [T]``, turns.
+
+    ``features`` is None for plain chat. ``independent`` turns are asked of the stream alone, the
+    others are one dialogue.
+    """
+
+    features: Tensor | None
+    times: Tensor
+    turns: tuple[Turn, ...]
+    independent: bool = True
+
+
+class StreamSamples(Dataset[Sample]):
+    """Endless variety from a set of pictures: sample ``i`` is drawn by ``seed`` and ``i`` alone.
+
+    ``styles`` are ``(share, style)`` pairs; ``ask`` makes the turns of a plan. Each run of ``batch``
+    samples shares a style, so that read in order a batch has sequences of like length: padding
+    long ones against short ones cost half of a step.
+    """
+
+    def __init__(
+        self,
+        pictures: PictureSet,
+        styles: Sequence[tuple[float, StreamStyle]],
+        ask: Callable[[StreamPlan, random.Random], list[Turn]],
+        length: int,
+        seed: str,
+        batch: int = 1,
+    ):
+        self.pictures = pictures
+        self.keys = sorted(pictures.captions)
+        self.styles = list(styles)
+        self.ask = ask
+        self.length = length
+        self.seed = seed
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = random.Random(f"{self.seed}/{index}")
+        shares, styles = zip(*self.styles, strict=True)
+        style = random.Random(f"{self.seed}/batch {index // self.batch}").choices(styles, shares)[0]
+        plan = plan_stream(self.keys, style, rng)
+        features, times = play(plan, self.pictures)
+        return Sample(features, times, tuple(self.ask(plan, rng)))
+
+
+class LlavaSamples(Dataset[Sample]):
+    """LLaVA-format JSON: a list of ``{"conversations": [{"from", "value"}, …], …}``.
+
+    A sample's stream comes from ``"features": "file.safetensors:key"`` (``[T, P², D]``, and its
+    times from ``file.safetensors:key.times`` if that is there, else one frame a second), from
+    ``"image"`` or from ``"video"``; the last two go through ``encode`` (a path to features and
+    times). Without any of them it is plain chat. Paths are relative to ``folder``.
+    """
+
+    def __init__(
+        self, path: Path, folder: Path, encode: Callable[[Path], tuple[Tensor, Tensor]], independent: bool = False
+    ):
+        if not path.exists():
+            raise UserError(f"no training data at {path}")
+        self.entries = json.loads(path.read_text())
+        self.folder = folder
+        self.encode = encode
+        self.independent = independent
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        entry = self.entries[index]
+        features, times = self._stream(entry)
+        said = [turn["value"].replace("<image>", "").replace("<video>", "").strip() for turn in entry["conversations"]]
+        turns = tuple(Turn(question, (answer,)) for question, answer in zip(said[::2], said[1::2], strict=False))
+        if not turns:
+            raise UserError(f"sample {entry.get('id', index)} has no question with an answer")
+        return Sample(features, times, turns, self.independent)
+
+    def _stream(self, entry: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
+        if "features" in entry:
+            name, _, key = entry["features"].partition(":")
+            with safe_open(self.folder / name, "pt") as file:
+                features = file.get_tensor(key)
+                known = f"{key}.times" in file.keys()  # noqa: SIM118 - not a dict
+                times = file.get_tensor(f"{key}.times") if known else torch.arange(len(features)).double()
+            return features.float(), times.double()
+        for kind in ("image", "video"):
+            if kind in entry:
+                return self.encode(self.folder / entry[kind])
+        return None, torch.zeros(0, dtype=torch.float64)
+
+
+class Mixture(Dataset[Sample]):
+    """Several sources as one, to be read in order: each run of ``batch`` samples is of one source.
+
+    Sources are drawn by ``shares``. A source that is read rather than drawn is gone through in an
+    order of its own, shuffled anew each time round.
+    """
+
+    def __init__(self, parts: Sequence[Any], shares: Sequence[float], length: int, batch: int, seed: int):
+        self.parts = parts
+        self.length = length
+        self.batch = batch
+        self.seed = seed
+        rng = random.Random(f"{seed}/mixture")
+        self._chosen = rng.choices(range(len(parts)), shares, k=-(-length // batch))
+        # How many batches of its source came before each batch.
+        counts = [0] * len(parts)
+        self._before = []
+        self._shuffled: dict[int, tuple[int, list[int]]] = {}
+        for part in self._chosen:
+            self._before.append(counts[part])
+            counts[part] += 1
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        batch, within = divmod(index, self.batch)
+        part = self.parts[self._chosen[batch]]
+        if isinstance(part, StreamSamples):
+            return part[index]
+        turn, place = divmod(self._before[batch] * self.batch + within, len(part))
+        return part[self._order(self._chosen[batch], turn)[place]]
+
+    def _order(self, part: int, turn: int) -> list[int]:
+        """The order in which a source is gone through for the ``turn``-th time."""
+        if self._shuffled.get(part, (None, []))[0] != turn:
+            rows = list(range(len(self.parts[part])))
+            random.Random(f"{self.seed}/{part}/{turn}").shuffle(rows)
+            self._shuffled[part] = (turn, rows)
+        return self._shuffled[part][1]
+
+
+class Collator:
+    """Samples to a batch for the model: memories written, questions packed, everything padded.
+
+    The abstract memory is left to the model, which differentiates it. With a ``grounder`` questions
+    are trained as they will be read: with what it finds put behind the events that they name.
+    """
+
+    def __init__(self, processor: FlashVStreamProcessor, star: StarConfig, grounder: Grounder | None = None):
+        self.processor = processor
+        self.star = star
+        self.grounder = grounder
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        packed, tokens, frames = [], [], []
+        for sample in samples:
+            if sample.features is None:
+                packed.append(pack(self.processor, None, sample.turns, sample.independent))
+                tokens.append(torch.zeros(0))
+                frames.append(torch.zeros(0))
+                continue
+            memory = StarMemory(replace(self.star, abstract_length=0), sample.features.shape[-1])
+            memory.write(sample.features, sample.times)
+            snapshot = memory.read()
+            pooled = pool_grid(pool_grid(sample.features, self.star.spatial_size), self.star.abstract_size)
+            kept = min(len(pooled), self.star.abstract_length)
+            shown = replace(snapshot, abstract=Slots.of_frames(pooled[:kept], sample.times[:kept]))
+            packed.append(pack(self.processor, shown, self._noted(sample.turns, snapshot), sample.independent))
+            tokens.append(snapshot.tokens())
+            frames.append(pooled)
+        batch = collate(packed, self.processor.tokenizer.pad_token_id or 0)
+        return {**batch, "memory_features": tokens, "abstract_frames": frames}
+
+    def _noted(self, turns: Sequence[Turn], snapshot: MemorySnapshot) -> Sequence[Turn]:
+        if self.grounder is None:
+            return turns
+        found = self.grounder.mentions([turn.question for turn in turns], snapshot)
+        return [
+            replace(turn, question=annotate(turn.question, _less_sure(own)))
+            for turn, own in zip(turns, found, strict=True)
+        ]
+
+
+def _less_sure(mentions: list[Mention]) -> list[Mention]:
+    """Two events of a question, now and then one called unseen that was seen.
+
+    That happens with new pictures and hardly ever with those that grounding was trained on; which came
+    first can be told all the same.
+    """
+    if len(mentions) < 2:
+        return mentions
+    rng = random.Random("".join(mention.text for mention in mentions))
+    return [replace(mention, score=-1.0) if rng.random() < UNSURE else mention for mention in mentions]

@@ -1,0 +1,13 @@
+"""Waiting for what another process does."""
+
+import time
+
+
+def until(condition, seconds: float = 30.0):
+    """Wait for a condition and return its value."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s")

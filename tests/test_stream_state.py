@@ -1,0 +1,196 @@
+"""What a stream shares beside its memory, the state folder, and the question client."""
+
+import io
+import math
+import os
+import signal
+import stat
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flash_vstream.errors import UserError
+from flash_vstream.live.question_client import DIED, QuestionClient
+from flash_vstream.live.shared_tensors import SharedTensors
+from flash_vstream.live.stream_state import (
+    Pictures,
+    empty_slots,
+    load_state,
+    max_slots,
+    memory_state,
+    read_picture,
+    read_slots,
+    read_thumbnails,
+    save_state,
+    slot_table,
+    slots_of,
+    stream_state,
+    unpack_thumbnails,
+)
+from flash_vstream.memory import PARTS
+from flash_vstream.serve.store import StateFolder
+from flash_vstream.video.capture import FrameRing, PushReader
+from flash_vstream.video.reader import Frame
+from flash_vstream.video.sources import Source
+from helpers.memory import small_memory
+from helpers.waiting import until
+
+
+def noise(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+
+
+def test_thumbnails_are_those_of_the_slots_in_constant_space():
+    memory = small_memory()
+    pictures = Pictures(max_slots(memory))
+    size = sum(value.nbytes for value in pictures.state_dict().values())
+    generator = torch.Generator().manual_seed(0)
+    for i in range(60):
+        memory.write(torch.randn(1, 4, 8, generator=generator), [i / 10])
+        snapshot = memory.read()
+        wanted = {moment for _, slots in snapshot.parts() for moment in slots.exemplar.tolist()}
+        pictures.see(i / 10, noise(i), wanted)  # the hardest of pictures to make small
+        assert set(unpack_thumbnails(pictures.state_dict())) == wanted
+    assert sum(value.nbytes for value in pictures.state_dict().values()) == size
+    for jpeg in unpack_thumbnails(pictures.state_dict()).values():
+        assert Image.open(io.BytesIO(jpeg)).size == (128, 128)
+
+
+def test_slots_are_told_as_they_are():
+    memory = small_memory()
+    rows = max_slots(memory)
+    assert slots_of(torch.full((rows, 6), -1.0)) == []
+    memory.write(torch.randn(9, 4, 8), torch.arange(9))
+    snapshot = memory.read()
+    told = slots_of(slot_table(snapshot, rows))
+    assert [slot.part for slot in told] == [name for name, slots in snapshot.parts() for _ in range(len(slots))]
+    assert sum(slot.weight for slot in told if slot.part == "temporal") == 9
+    assert {slot.part for slot in told} == set(PARTS)
+    assert told[-1].start == told[-1].exemplar == 8.0
+
+
+def test_what_was_saved_is_what_was_published(tmp_path):
+    memory = small_memory()
+    pictures = Pictures(max_slots(memory))
+    shared = SharedTensors.create(str(tmp_path / "state"), stream_state(memory, empty_slots(memory), pictures))
+    assert save_state(shared, tmp_path / "saved.safetensors") is False
+    assert (read_slots(shared), read_thumbnails(shared), read_picture(shared)) == ([], {}, None)
+    memory.write(torch.randn(1, 4, 8), [2.5])
+    pictures.see(2.5, noise(0), {2.5})
+    slots = slot_table(memory.read(), max_slots(memory))
+    shared.publish(stream_state(memory, slots, pictures), {"kept": 1})
+    assert Image.open(io.BytesIO(read_picture(shared))).size == (256, 256)
+    assert list(read_thumbnails(shared)) == [2.5]
+    assert save_state(shared, tmp_path / "saved.safetensors")
+    saved, notes = load_state(tmp_path / "saved.safetensors")
+    again = small_memory()
+    again.load_state_dict(memory_state(saved))
+    assert notes == {"kept": 1}
+    assert torch.equal(again.read().tokens(), memory.read().tokens())
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_board_of_another_layout_is_replaced(tmp_path):
+    path = str(tmp_path / "state")
+    SharedTensors.create(path, {"a": torch.zeros(3)}).publish({"a": torch.ones(3)}, {})
+    assert SharedTensors.create(path, {"a": torch.zeros(3)}).read()[0]["a"].sum() == 3
+    assert SharedTensors.create(path, {"a": torch.zeros(4)}).read() is None
+    with pytest.raises(FileNotFoundError):
+        SharedTensors(str(tmp_path / "none"))
+
+
+def test_pushed_frames_are_timed_from_the_first(tmp_path):
+    ring = FrameRing(str(tmp_path / "ring"), 4, create=True)
+    reader = PushReader(str(tmp_path / "ring"), 4)
+    assert reader.newest() is None
+    for number, moment in ((1, 1000.0), (2, 1000.5), (3, 1002.0)):
+        ring.write(number, Frame(moment, np.zeros((4, 4, 3), np.uint8)))
+        if number != 2:
+            assert reader.newest().time == moment - 1000.0
+    assert (reader.status.came, reader.status.skipped) == (3, 1)
+    later = PushReader(str(tmp_path / "ring"), 4, origin=900.0)
+    ring.write(4, Frame(1003.0, np.zeros((4, 4, 3), np.uint8)))
+    assert later.newest().time == 103.0
+
+
+# --- the state folder
+
+
+def test_the_state_folder_keeps_questions_and_streams(tmp_path):
+    folder = StateFolder(tmp_path / "state")
+    source = Source("rtsp://user:pass@cam/1", 2.0)
+    folder.add_stream("a/b", source)
+    first, second = folder.ask("a/b", "what?"), folder.ask("a/b", "and now?")
+    folder.answer(first, "this", None, {"stream_time": 3.0, "tokens": 1})
+    folder.close()
+    assert stat.S_IMODE(os.stat(tmp_path / "state").st_mode) == 0o700
+    again = StateFolder(tmp_path / "state")
+    assert Source(**again.streams()["a/b"]) == source
+    told = again.history("a/b", 10)
+    assert [(entry["answer"], entry["error"]) for entry in told] == [("this", None), (None, "the server stopped")]
+    assert told[0]["details"]["tokens"] == 1
+    assert [entry["id"] for entry in again.history("a/b", 10, before=second)] == [first]
+    assert again.memory_path("a/b").parent == tmp_path / "state" / "memories"
+    again.remove_stream("a/b")
+    assert (again.streams(), again.history("a/b", 10)) == ({}, [])
+    again.close()
+
+
+def test_without_a_folder_the_log_is_in_memory():
+    folder = StateFolder(None)
+    folder.answer(folder.ask("x", "what?"), None, "why", {})
+    assert folder.history("x", 1)[0]["error"] == "why"
+    assert folder.memory_path("x") is None
+    folder.close()
+
+
+# --- the question client
+
+
+@pytest.fixture(scope="module")
+def question_client(tiny_folder):
+    running = QuestionClient(str(tiny_folder))
+    yield running
+    running.close()
+
+
+def test_an_answer_comes_in_pieces_and_then_whole(question_client):
+    events = list(question_client.ask(None, "hello", (), 6))
+    assert [event.kind for event in events[-2:]] == ["text", "done"]
+    assert "".join(event.value for event in events[:-1]) == events[-1].value["text"]
+    assert not math.isnan(events[-1].value["first_token_seconds"])
+
+
+def test_a_question_that_nobody_waits_for_is_dropped(question_client):
+    waiting = question_client.ask(None, "hello", (), 400)
+    assert next(waiting).kind == "text"
+    waiting.close()
+    begun = time.monotonic()
+    assert list(question_client.ask(None, "hello", (), 4))[-1].kind == "done"
+    assert time.monotonic() - begun < 5
+
+
+def test_mistakes_are_events(question_client, tmp_path):
+    (event,) = question_client.ask(str(tmp_path / "none"), "what?")
+    assert event.kind == "error"
+    assert "not watched" in event.value
+    shared = SharedTensors.create(str(tmp_path / "empty"), {"memory.frames": torch.zeros((), dtype=torch.int64)})
+    (event,) = question_client.ask(shared.path, "what?")
+    assert "not shown a frame" in event.value
+
+
+def test_a_killed_worker_fails_its_questions_and_comes_back(question_client):
+    waiting = question_client.ask(None, "hello", (), 500)
+    assert next(waiting).kind == "text"
+    os.kill(question_client.worker.pid, signal.SIGKILL)
+    assert list(waiting)[-1] == DIED
+    until(lambda: list(question_client.ask(None, "hello", (), 2))[-1].kind == "done")
+    assert question_client.worker.restarts == 1
+
+
+def test_a_model_that_cannot_be_loaded_is_told():
+    with pytest.raises(UserError, match="no model"):
+        QuestionClient("no-such-model")
