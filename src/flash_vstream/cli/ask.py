@@ -105,14 +105,14 @@ class Session:
     def _answer(self, stream: "Stream", questions: Sequence[str]) -> list[dict[str, Any]]:
         snapshot = stream.snapshot()
         # Several questions share one reading; a single one pays for its own, as its timing then says.
-        asked = self.pipeline.answerer.read(snapshot) if len(questions) > 1 else snapshot
+        asked = self.pipeline.generator.read(snapshot) if len(questions) > 1 else snapshot
         size = {"slots": sum(len(part) for _, part in snapshot.parts()), "tokens": len(snapshot.tokens())}
         size["bytes"] = stream.memory.nbytes
         answers = []
         for question in questions:
             answer = self.pipeline.ask(asked, question)
             if self.as_json:
-                answer.finished()
+                answer.finish()
             else:
                 self._tell(answer)
             told = answer.to_dict()

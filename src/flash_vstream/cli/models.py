@@ -12,9 +12,9 @@ from flash_vstream.cli.options import Json
 
 def models(as_json: Json = False) -> None:
     """List the models: what they are, whether they are here, sizes and licences."""
-    from flash_vstream.models.hub import MODELS, assembled
+    from flash_vstream.models.hub import MODELS, model_folder
 
-    folders = {name: assembled(name) for name in MODELS}
+    folders = {name: model_folder(name) for name in MODELS}
     if as_json:
         rows = [
             {**vars(m), "present": folders[m.name].exists(), "folder": str(folders[m.name])} for m in MODELS.values()

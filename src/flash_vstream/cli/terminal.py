@@ -16,12 +16,12 @@ SHOWN_EVIDENCE = 4
 
 def load_pipeline(name: str) -> "FlashVStream":
     """A model by name, with a note on stderr while it is fetched and loaded."""
-    from flash_vstream.models.hub import ensure_pulled, silence_transformers
+    from flash_vstream.models.hub import fetch_model, silence_transformers
     from flash_vstream.pipeline import FlashVStream
 
     silence_transformers()  # the spinner speaks for all
     with Console(stderr=True).status(f"loading {name}") as status:
-        ensure_pulled(name, status.update)
+        fetch_model(name, status.update)
         return FlashVStream.from_pretrained(name)
 
 

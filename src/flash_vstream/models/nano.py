@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from flash_vstream.memory import StarConfig
@@ -65,7 +66,8 @@ def assemble(folder: Path, adapter: Path | None = ADAPTER, report: Callable[[str
         from peft import PeftModel  # slow to import, and only assembly needs it
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    model.half().save_pretrained(folder)
+    nn.Module.to(model, torch.float16)
+    model.save_pretrained(folder)
     processor(language).save_pretrained(folder)
 
 
@@ -96,7 +98,8 @@ def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGenera
     model.vision_tower.load_state_dict(convert_lukemelas_state_dict(state))
     model.language_model.load_state_dict(text.state_dict())
     model.generation_config = text.generation_config
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def processor(language: Path) -> FlashVStreamProcessor:

@@ -28,7 +28,7 @@ class FlashVStreamProcessor(ProcessorMixin):
         time_stamps: bool = False,
         chat_template: str | None = None,
     ):
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
         if prompt_template not in TEMPLATES:
             raise ValueError(f"unknown prompt template {prompt_template!r}; choose from {', '.join(TEMPLATES)}")
         self.prompt_template = prompt_template
@@ -121,7 +121,8 @@ class FlashVStreamProcessor(ProcessorMixin):
     def decode(self, ids: Any, **kwargs: Any) -> str:
         """Text of generated ids, without special tokens or the visual tokens' places."""
         ids = [i for i in (ids.tolist() if isinstance(ids, Tensor) else ids) if i >= 0]
-        return self.tokenizer.decode(ids, skip_special_tokens=True, **kwargs).strip()
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, **kwargs)
+        return text.strip()
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str = "right") -> dict[str, Tensor]:
