@@ -132,7 +132,8 @@ class FlashVStream:
 
         The answer is generated while it is iterated over; afterwards it has its text, the stream time
         it speaks of, its evidence and its timings. ``history`` holds earlier questions and answers
-        of the conversation. Raises ``ValueError`` for an empty question or a stream without frames.
+        of the conversation. Raises ``ValueError`` for an empty question or a stream without frames,
+        ``PromptTooLong`` for a question that does not fit the model with its history.
         """
         read_from = context.snapshot() if isinstance(context, Stream) else context
         return self.generator.ask(read_from, question, history, max_new_tokens)
@@ -151,7 +152,7 @@ class FlashVStream:
         the greedy ones.
         """
         annotated = []
-        for question, snapshot in zip(map(self.processor.plain, questions), snapshots, strict=True):
+        for question, snapshot in zip(questions, snapshots, strict=True):
             annotated.append(annotate(question, self.generator.mentions([question], snapshot)[0]))
         batch = self.processor(annotated, memory=list(snapshots))
         model: Any = self.model

@@ -18,8 +18,11 @@ from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.grounding import Grounder, Mention, annotate
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
+from flash_vstream.models.prompt_limit import PromptLimit
 
 MAX_NEW_TOKENS = 96
+CHUNK_TOKENS = 512
+"""Tokens of a long question that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,18 @@ class Answer:
         return public | {name: [item.to_dict() for item in public[name]] for name in ("evidence", "mentions")}
 
 
+def cut(text: str, stop: Sequence[str], whole: bool) -> tuple[str, bool]:
+    """``text`` up to the first of the ``stop`` strings, and whether there is one.
+
+    Unless ``whole``, an end of the text that a stop string may begin with is held back.
+    """
+    found = [at for ending in stop if (at := text.find(ending)) >= 0]
+    if found:
+        return text[: min(found)], True
+    held = [n for ending in stop for n in range(1, len(ending)) if text.endswith(ending[:n])]
+    return (text if whole or not held else text[: len(text) - max(held)]), False
+
+
 class AnswerGenerator:
     """Reads memories and answers questions about them with a model: greedy and deterministic.
 
@@ -113,6 +128,7 @@ class AnswerGenerator:
     def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
         self.model = model
         self.processor = processor
+        self.prompt_limit = PromptLimit(model.config, processor)
         # Eager attention is the one that returns its weights, and on a CPU it is the faster one for
         # the single rows of decoding.
         if model.device.type == "cpu":
@@ -156,18 +172,21 @@ class AnswerGenerator:
         question: str,
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = MAX_NEW_TOKENS,
+        stop: Sequence[str] = (),
     ) -> Answer:
         """Ask ``question`` about a memory, one that has been read already, or nothing (plain chat).
 
         ``history`` holds earlier questions and answers of the same conversation. Nothing is computed
-        until the answer is iterated over. Raises ``ValueError`` for an empty question.
+        until the answer is iterated over. The text ends before the first of the ``stop`` strings.
+        Raises ``ValueError`` for an empty question, ``PromptTooLong`` for one that does not fit the model.
         """
         if not question.strip():
             raise ValueError("the question is empty")
+        self.prompt_limit.check(question, history, max_new_tokens)
         started = time.perf_counter()
         snapshot = context.snapshot if isinstance(context, Prefix) else context
         answer = Answer(question, snapshot, isinstance(context, Prefix), iter(()))
-        answer._pieces = self._generate(answer, context, history, max_new_tokens, started)
+        answer._pieces = self._generate(answer, context, history, max_new_tokens, stop, started)
         return answer
 
     @torch.inference_mode()
@@ -179,7 +198,7 @@ class AnswerGenerator:
         """
         if not questions:
             return []
-        texts = [self.processor.plain(text) for text in questions]
+        texts = list(questions)
         if prefix.time_stamps:
             texts = [annotate(*pair) for pair in zip(texts, self.mentions(texts, prefix.snapshot), strict=True)]
         rows = [self.processor.question_ids(text) for text in texts]
@@ -219,15 +238,15 @@ class AnswerGenerator:
         context: MemorySnapshot | Prefix | None,
         history: Sequence[tuple[str, str]],
         max_new_tokens: int,
+        stop: Sequence[str],
         started: float,
     ) -> Iterator[str]:
         prefix = context if isinstance(context, Prefix) else self.read(context)
         # A prefix must stay as it is for the next question.
         cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
-        question = self.processor.plain(answer.question)
         if prefix.time_stamps:
-            answer.mentions = self.mentions([question], prefix.snapshot)[0]
-        ids = self.processor.question_ids(annotate(question, answer.mentions), history)
+            answer.mentions = self.mentions([answer.question], prefix.snapshot)[0]
+        ids = self.processor.question_ids(annotate(answer.question, answer.mentions), history)
         answer.prompt_tokens = len(prefix.ids) + len(ids)
         attention = torch.zeros(len(prefix.ids))
         generated: list[int] = []
@@ -240,15 +259,23 @@ class AnswerGenerator:
             else:
                 steps += 1
             if token in self._stops:
+                text, _ = cut(self.processor.decode(generated), stop, True)
+                piece, answer.text = text[len(answer.text) :], text
+                if piece:  # held back, since a stop string might have begun
+                    yield piece
                 break
             generated.append(token)
             answer.tokens = len(generated)
             text = self.processor.decode(generated)
+            full = len(generated) >= max_new_tokens
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character
+                text, stopped = cut(text, stop, full)
                 piece, answer.text = text[len(answer.text) :], text
                 if piece:
                     yield piece
-            if len(generated) >= max_new_tokens:
+                if stopped:
+                    break
+            if full:
                 answer.finish_reason = "length"
                 break
             ids = [token]
@@ -258,6 +285,14 @@ class AnswerGenerator:
     @torch.inference_mode()
     def _step(self, ids: list[int], cache: Cache, attention: Tensor | None) -> int:
         """The likeliest next token after ``ids``; its attention to the prefix is added to ``attention [L]``."""
+        while len(ids) > CHUNK_TOKENS:  # a matrix of attention for each head must fit beside the weights
+            self.model(
+                input_ids=torch.tensor([ids[:CHUNK_TOKENS]], device=self.model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            ids = ids[CHUNK_TOKENS:]
         add = self._returns_attention and attention is not None
         output = self.model(
             input_ids=torch.tensor([ids], device=self.model.device),

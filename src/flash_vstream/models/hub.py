@@ -3,7 +3,8 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -124,7 +125,7 @@ def load(
     folder = fetch_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or best_dtype(device)
-    model, processor = _read_folder(folder, dtype)
+    model, processor = _read_model(folder, dtype), _read_processor(folder)
     try:
         nn.Module.to(model, device)
     except torch.OutOfMemoryError:
@@ -135,31 +136,51 @@ def load(
     return model, processor
 
 
-def _read_folder(
-    folder: Path, dtype: torch.dtype
-) -> tuple[FlashVStreamForConditionalGeneration, FlashVStreamProcessor]:
-    """Model and processor of a folder; whatever is wrong with its files is one ``UserError``."""
-    _read_config(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        if not isinstance(config, FlashVStreamConfig):
-            raise UserError(f"{folder} is a {config.model_type} model, not a Flash-VStream one")
+def load_processor(name: str) -> tuple[FlashVStreamConfig, FlashVStreamProcessor]:
+    """Configuration and processor of a model, without its weights; raises ``UserError`` as ``load`` does."""
+    folder = fetch_model(name)
+    return _read_model_config(folder), _read_processor(folder)
+
+
+def _read_model(folder: Path, dtype: torch.dtype) -> FlashVStreamForConditionalGeneration:
+    _read_model_config(folder)
+    with _damage_as_user_error(folder):
         loaded: Any = FlashVStreamForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True
         )
-        processor = FlashVStreamProcessor.from_pretrained(folder, local_files_only=True)
-    except torch.OutOfMemoryError:
-        raise
-    # A damaged file can fail anywhere in Transformers, with any of these.
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise _broken(folder, str(error).strip() or type(error).__name__) from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:  # Transformers would fill them with random numbers
         raise _broken(folder, f"{len(missing)} weights are missing, {missing[0]} among them")
     assert isinstance(model, FlashVStreamForConditionalGeneration)
+    return model
+
+
+def _read_model_config(folder: Path) -> FlashVStreamConfig:
+    _read_config(folder)
+    with _damage_as_user_error(folder):
+        config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, FlashVStreamConfig):
+        raise UserError(f"{folder} is a {config.model_type} model, not a Flash-VStream one")
+    return config
+
+
+def _read_processor(folder: Path) -> FlashVStreamProcessor:
+    with _damage_as_user_error(folder):
+        processor = FlashVStreamProcessor.from_pretrained(folder, local_files_only=True)
     assert isinstance(processor, FlashVStreamProcessor)
-    return model, processor
+    return processor
+
+
+@contextmanager
+def _damage_as_user_error(folder: Path) -> Iterator[None]:
+    """Turn what a damaged file of a model folder can raise, anywhere in Transformers, into one ``UserError``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise _broken(folder, str(error).strip() or type(error).__name__) from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

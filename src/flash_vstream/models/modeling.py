@@ -29,6 +29,7 @@ class Projector(nn.Sequential):
 class FlashVStreamPreTrainedModel(PreTrainedModel):
     """What Transformers needs to know about this family of models."""
 
+    config: FlashVStreamConfig
     config_class = FlashVStreamConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
