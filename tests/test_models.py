@@ -11,7 +11,13 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from flash_vstream.errors import UserError
-from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor, hub
+from flash_vstream.models import (
+    FlashVStreamConfig,
+    FlashVStreamForConditionalGeneration,
+    FlashVStreamProcessor,
+    hub,
+    precision,
+)
 from flash_vstream.models.convert import convert_checkpoint
 from flash_vstream.models.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
 from flash_vstream.models.generation import AnswerGenerator
@@ -311,9 +317,25 @@ def test_a_cpu_uses_bfloat16_where_that_is_fast(monkeypatch, amx, avx512, second
     """The flag of AVX512-BF16 does not say so: on some processors it is the slower way."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(hub, "_product_seconds", lambda kind: seconds[kind])
-    hub._cpu_is_fast_in_bfloat16.cache_clear()
+    monkeypatch.setattr(precision, "_product_seconds", lambda kind: seconds[kind])
+    precision._cpu_is_fast_in_bfloat16.cache_clear()
     try:
-        assert hub.best_dtype("cpu") == dtype
+        assert precision.best_dtype("cpu") == dtype
     finally:
-        hub._cpu_is_fast_in_bfloat16.cache_clear()
+        precision._cpu_is_fast_in_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 10_000), (10_000, 1), (1, 1), (3, 5_000)])
+def test_a_thin_picture_is_not_scaled_to_gigabytes(monkeypatch, width, height):
+    sizes, resize = [], Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *a: sizes.append(size) or resize(self, size, *a))
+    square = FrameProcessor(224).square(np.full((height, width, 3), 90, np.uint8))
+    assert square.shape == (224, 224, 3)
+    assert (square == 90).all()
+    assert max(max(size) for size in sizes) <= 224 * 16
+
+
+def test_a_thin_picture_shows_its_centre():
+    frame = np.zeros((2, 200, 3), np.uint8)
+    frame[:, 99:101] = 200
+    assert (FrameProcessor(8).square(frame)[:, 2:6] > 150).all()

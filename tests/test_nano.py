@@ -11,7 +11,7 @@ import pytest
 
 from flash_vstream import FlashVStream
 from flash_vstream.files import file_sha256
-from flash_vstream.models import hub, nano
+from flash_vstream.models import catalog, nano
 from flash_vstream.models.grounding import GROUNDING
 from flash_vstream.sample_clips import CLIPS
 from flash_vstream.train.export import WEIGHTS
@@ -23,7 +23,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def model() -> FlashVStream:
-    if not hub.model_folder("nano").exists() or not all(cached_path(clip).exists() for clip in CLIPS):
+    if not catalog.model_folder("nano").exists() or not all(cached_path(clip).exists() for clip in CLIPS):
         pytest.fail("nano or the demo's clips are not here; run the tests by: make test")
     return FlashVStream.from_pretrained("nano", device="cpu")
 
@@ -36,8 +36,8 @@ def clip(tmp_path, monkeypatch) -> Path:
 
 
 def test_the_adapter_is_the_one_on_its_card():
-    card = nano.adapter_card()
-    files = [nano.ADAPTER / name for name in (WEIGHTS, GROUNDING)]
+    card = catalog.adapter_card()
+    files = [catalog.NANO_ADAPTER / name for name in (WEIGHTS, GROUNDING)]
     assert {file.name: file_sha256(file) for file in files} == card["sha256"]
     assert sum(file.stat().st_size for file in files) == card["bytes"] <= 40e6
 

