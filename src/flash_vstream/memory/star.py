@@ -27,8 +27,8 @@ class StarMemory:
     >>> snapshot = memory.read()             # slots, times and weights; later writes do not show
 
     ``channels`` is D, the width of the features; ``dtype`` and ``device`` are where frames are kept.
-    Centroids are float64 and the abstract memory float32 whatever the dtype: a mean over n frames
-    moves by 1/n of a difference, which float16 loses after 2^11 frames and float32 after 2^24.
+    Whatever the dtype, centroids have the precision of float64 and the abstract memory that of
+    float32, since in half precision a mean over many frames stops moving.
 
     All space is taken at construction; a write does the same work for the first frame and the ten
     millionth. Writing never tracks gradients (training differentiates ``abstract_memory`` instead).
