@@ -4,7 +4,6 @@ Knows tensors and times. Knows nothing of models, video files or processes.
 """
 
 import math
-import threading
 from typing import Any
 
 import torch
@@ -13,13 +12,14 @@ from torch import Tensor
 from flash_vstream.memory.attention import SemanticAttention
 from flash_vstream.memory.checks import checked_frames
 from flash_vstream.memory.config import StarConfig
+from flash_vstream.memory.locks import Locked
 from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.retrieval import FrameBuffer, heaviest, nearest_frames
 from flash_vstream.memory.snapshot import MemorySnapshot, Slots
 from flash_vstream.memory.temporal import TemporalMemory
 
 
-class StarMemory:
+class StarMemory(Locked):
     """Spatial, temporal, abstract and retrieved memory of one stream.
 
     >>> memory = StarMemory(StarConfig(), channels=1024, attention=SemanticAttention(1024, 32))
@@ -49,6 +49,7 @@ class StarMemory:
             raise ValueError("StarMemory is this project's memory; use ReleaseMemory for compat='release'")
         if config.abstract_length and attention is None:
             raise ValueError("an abstract memory needs its SemanticAttention; pass one or set abstract_length=0")
+        super().__init__()
         self.config = config
         self.channels = channels
         self.attention = attention
@@ -68,7 +69,6 @@ class StarMemory:
         self._pending_times = torch.zeros(length, dtype=torch.float64)
         self._frames = torch.zeros((), dtype=torch.int64)
         self._time = torch.full((), math.nan, dtype=torch.float64)
-        self._lock = threading.RLock()
 
     @property
     def frames(self) -> int:
