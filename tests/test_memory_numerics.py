@@ -183,3 +183,12 @@ def test_a_copy_goes_its_own_way(kind, duplicate):
     other = duplicate(memory)
     other.write(frames(1), [3.0])
     assert (memory.frames, other.frames) == (3, 4)
+
+
+def test_a_state_of_version_0_1_is_restored():
+    memory, restored = new_memory(), new_memory()
+    memory.write(frames(9), torch.arange(9))
+    state = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
+    assert state.pop("temporal.remainders").any()
+    restored.load_state_dict(state)
+    assert torch.equal(restored.read().tokens(), memory.read().tokens())

@@ -205,6 +205,8 @@ class StarMemory(Locked):
         """Restore a state bit for bit; raises ``ValueError`` when names, shapes or dtypes differ."""
         with self._lock:
             own = self.state_dict()
+            if "temporal.remainders" in own:  # states of version 0.1 have none
+                state = {"temporal.remainders": torch.zeros_like(own["temporal.remainders"]), **state}
             if own.keys() != state.keys():
                 raise ValueError(
                     f"not a state of this memory: it differs in {', '.join(sorted(own.keys() ^ state.keys()))}"
