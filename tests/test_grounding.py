@@ -102,7 +102,7 @@ def test_members_differ_and_their_mean_counts(pipeline):
     grounding = pipeline.model.grounding
     first, second = grounding.each()
     assert not torch.equal(first.sight[2].weight, second.sight[2].weight)
-    embeddings, there, _ = pipeline.generator.grounder.words.of(["all red", "it is blue"])
+    embeddings, there, _ = pipeline.generator.grounder.words.embed(["all red", "it is blue"])
     features = torch.randn(3, 4, 32)
     each = [member.compare(member.events(embeddings, there), member.sights(features)) for member in (first, second)]
     torch.testing.assert_close(grounding.compare(embeddings, there, [features]), (each[0] + each[1]) / 2)
@@ -190,7 +190,7 @@ def test_training_reads_questions_as_answering_does(pipeline, pictures):
     loaded = PictureSet.load(pictures, "train")
     features = torch.cat([loaded.features(f"{name}.png")[:1] for name in ("red", "blue")]).float()
     sample = Sample(features, torch.tensor([3.0, 8.0]).double(), (Turn("Did you see all blue?", ("Yes.",)),))
-    grounder = Grounder.of(pipeline.model, pipeline.processor.tokenizer)
+    grounder = Grounder.from_model(pipeline.model, pipeline.processor.tokenizer)
     batch = Collator(pipeline.processor, pipeline.model.config.star, grounder)([sample])
     tokens = [token for token in batch["input_ids"][0].tolist() if token > 0]
     shown = "".join(pipeline.processor.tokenizer.decode([token]) for token in tokens)

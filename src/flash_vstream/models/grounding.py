@@ -213,7 +213,7 @@ class Words:
         self.table = table
         self.mean = table.detach().mean(0, dtype=torch.float32)
 
-    def of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+    def embed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
         """Embeddings ``[B, L, width]``, which of them are no padding ``[B, L]``, and each token's character span."""
         coded = self.tokenizer(
             list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=LONGEST
@@ -227,7 +227,7 @@ class Words:
             there[row, : len(tokens)] = True
         return self._scaled(self.table[ids]), there.to(self.table.device), coded.offset_mapping
 
-    def mean_of(self, words: Sequence[str]) -> Tensor:
+    def embed_words(self, words: Sequence[str]) -> Tensor:
         """Embeddings ``[W, width]`` of single words, each the mean of its tokens'."""
         if not words:
             return self.table.new_zeros(0, self.table.shape[1])
@@ -247,7 +247,7 @@ class Grounder:
         self.words = words
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any) -> "Grounder | None":
+    def from_model(cls, model: Any, tokenizer: Any) -> "Grounder | None":
         """The grounder of a model; None for a model without grounding."""
         if model.grounding is None:
             return None
@@ -273,13 +273,13 @@ class Grounder:
 
     def spans(self, questions: Sequence[str]) -> list[list[tuple[int, int]]]:
         """The character spans of the events in each question."""
-        embeddings, there, offsets = self.words.of(questions)
+        embeddings, there, offsets = self.words.embed(questions)
         marked = (self.grounding.marks(embeddings, there) > 0).tolist()
         return [_runs(text, *row) for text, *row in zip(questions, marked, offsets, strict=True)]
 
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity, less the threshold, of m events and n slots ``[m, n]``, and the slots' n start times."""
-        embeddings, there, _ = self.words.of([" " + text for text in named])
+        embeddings, there, _ = self.words.embed([" " + text for text in named])
         known = [slots for slots in parts if len(slots)]
         scores = self.grounding.compare(embeddings, there, [slots.features for slots in known])
         times = [time for slots in known for time in slots.start.tolist()]
