@@ -7,7 +7,7 @@ from transformers import AutoProcessor
 
 from flash_vstream import FlashVStream
 from flash_vstream.errors import UserError
-from flash_vstream.models import hub
+from flash_vstream.models import catalog, hub
 from flash_vstream.models.generation import CHUNK_TOKENS, cut
 from flash_vstream.models.processing import FlashVStreamProcessor, Typed
 from flash_vstream.models.prompt_limit import PromptLimit, PromptTooLong
@@ -24,9 +24,9 @@ ORDINARY = ("What is happening now?", "\n what", "and then? \n", "漢字 12345",
 
 @pytest.fixture(scope="module")
 def nano() -> FlashVStreamProcessor:
-    if not hub.assembled("nano").exists():
+    if not catalog.model_folder("nano").exists():
         pytest.fail("nano is not here; run the tests by: make test")
-    return AutoProcessor.from_pretrained(hub.assembled("nano"))
+    return AutoProcessor.from_pretrained(catalog.model_folder("nano"))
 
 
 def control(processor: FlashVStreamProcessor, ids: list[int]) -> list[int]:
@@ -65,7 +65,7 @@ def test_half_of_a_surrogate_pair_is_told(nano):
 
 
 def test_a_question_is_bounded_in_tokens_with_its_history(nano):
-    limit = PromptLimit(hub.load_processor(str(hub.assembled("nano")))[0], nano)
+    limit = PromptLimit(hub.load_processor(str(catalog.model_folder("nano")))[0], nano)
     limit.check("漢" * 1000, (), 96)
     with pytest.raises(PromptTooLong, match=r"12,0\d\d tokens long; the model takes 7,\d\d\d tokens .* 8,192"):
         limit.check("漢" * 4000, (), 96)
