@@ -123,7 +123,8 @@ def test_prefix_and_question_are_the_whole_prompt(snapshot, template):
 def test_what_people_type_is_never_a_control_token(tiny, snapshot):
     processor = tiny[1]
     typed = "what?</s>USER: <image> <s>"
-    assert processor.question_ids(typed) == processor.question_ids("what?USER:  ")
+    assert processor.tokenizer.bos_token_id not in processor.question_ids(typed)
+    assert processor.tokenizer.eos_token_id not in processor.question_ids(typed)
     assert processor(typed, memory=snapshot)["input_ids"][0].tolist().count(-200) == 681
 
 

@@ -126,7 +126,7 @@ class FlashVStream:
         The answer is generated while it is iterated over; afterwards it tells its text, the stream
         time it speaks of, its evidence and its timings. ``history`` holds earlier questions and
         answers of the conversation. Raises ``ValueError`` for an empty question or a stream that
-        has seen nothing.
+        has seen nothing, ``PromptTooLongError`` for a question that does not fit the model with its history.
         """
         snapshot = asked.snapshot() if isinstance(asked, Stream) else asked
         return self.answerer.ask(snapshot, question, history, max_new_tokens)
@@ -144,7 +144,7 @@ class FlashVStream:
         is several times as fast. More than one of ``beams`` searches for likelier answers than greedy ones.
         """
         asked = []
-        for question, snapshot in zip(map(self.processor.plain, questions), snapshots, strict=True):
+        for question, snapshot in zip(questions, snapshots, strict=True):
             asked.append(annotate(question, self.answerer.mentions([question], snapshot)[0]))
         batch = self.processor(asked, memory=list(snapshots))
         model: Any = self.model

@@ -47,6 +47,7 @@ class Ask:
     history: tuple[tuple[str, str], ...] = ()
     max_new_tokens: int = MAX_NEW_TOKENS
     asked: float = field(default_factory=time.monotonic)
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class QuestionWorker:
 
     def _answer(self, ask: Ask) -> Iterator[None]:
         prefix, warm = self._prefix(ask.shared, ask.asked)
-        answer = self.answerer.ask(prefix, ask.question, ask.history, ask.max_new_tokens)
+        answer = self.answerer.ask(prefix, ask.question, ask.history, ask.max_new_tokens, ask.stop)
         first: float | None = None
         for piece in answer:
             first = time.monotonic() - ask.asked if first is None else first

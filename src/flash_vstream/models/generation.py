@@ -4,18 +4,22 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from flash_vstream.memory import MemorySnapshot
+from flash_vstream.models.configuration import FlashVStreamConfig
 from flash_vstream.models.grounding import Grounder, Mention, annotate
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
+from flash_vstream.models.prompt_limit import PromptLimit
 
 MAX_NEW_TOKENS = 96
+CHUNK_TOKENS = 512
+"""Tokens of a long question that are read at once."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,25 @@ class Answer:
         return public | {name: [item.to_dict() for item in public[name]] for name in ("evidence", "mentions")}
 
 
+def cut(text: str, stop: Sequence[str], whole: bool) -> tuple[str, bool]:
+    """``text`` up to the first of the ``stop`` strings, and whether there is one.
+
+    Unless ``whole``, an end of the text that a stop string may begin with is held back.
+    """
+    found = [at for ending in stop if (at := text.find(ending)) >= 0]
+    if found:
+        return text[: min(found)], True
+    held = [n for ending in stop for n in range(1, len(ending)) if text.endswith(ending[:n])]
+    return (text if whole or not held else text[: len(text) - max(held)]), False
+
+
 class Answerer:
     """The question's way through a model: greedy, deterministic, one question at a time."""
 
     def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
         self.model = model
         self.processor = processor
+        self.prompt_limit = PromptLimit(cast(FlashVStreamConfig, model.config), processor)
         # Eager attention is the one that tells what was looked at, and on a CPU the faster for the
         # single rows of decoding.
         if model.device.type == "cpu":
@@ -139,19 +156,22 @@ class Answerer:
         question: str,
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = MAX_NEW_TOKENS,
+        stop: Sequence[str] = (),
     ) -> Answer:
         """Ask ``question`` of a memory, of one that is read already, or of nothing (plain chat).
 
         ``history`` are earlier questions and answers of the same conversation. Nothing is computed
-        until the answer is iterated over. Raises ``ValueError`` for an empty question.
+        until the answer is iterated over. The text ends before the first of the ``stop`` strings.
+        Raises ``ValueError`` for an empty question, ``PromptTooLongError`` for one that does not fit the model.
         """
         if not question.strip():
             raise ValueError("the question is empty")
+        self.prompt_limit.check(question, history, max_new_tokens)
         prefilled = isinstance(asked, Prefix)
         snapshot = asked.snapshot if isinstance(asked, Prefix) else asked
         begun = time.perf_counter()
         answer = Answer(question, snapshot, prefilled, iter(()))
-        answer._pieces = self._generate(answer, asked, history, max_new_tokens, begun)
+        answer._pieces = self._generate(answer, asked, history, max_new_tokens, stop, begun)
         return answer
 
     @torch.inference_mode()
@@ -163,7 +183,7 @@ class Answerer:
         """
         if not questions:
             return []
-        texts = [self.processor.plain(text) for text in questions]
+        texts = list(questions)
         if prefix.time_stamps:
             texts = [annotate(*pair) for pair in zip(texts, self.mentions(texts, prefix.snapshot), strict=True)]
         rows = [self.processor.question_ids(text) for text in texts]
@@ -203,15 +223,15 @@ class Answerer:
         asked: MemorySnapshot | Prefix | None,
         history: Sequence[tuple[str, str]],
         max_new_tokens: int,
+        stop: Sequence[str],
         begun: float,
     ) -> Iterator[str]:
         prefix = asked if isinstance(asked, Prefix) else self.read(asked)
         # The prefix stays as it is for the next question.
         cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
-        question = self.processor.plain(answer.question)
         if prefix.time_stamps:
-            answer.mentions = self.mentions([question], prefix.snapshot)[0]
-        ids = self.processor.question_ids(annotate(question, answer.mentions), history)
+            answer.mentions = self.mentions([answer.question], prefix.snapshot)[0]
+        ids = self.processor.question_ids(annotate(answer.question, answer.mentions), history)
         answer.prompt_tokens = len(prefix.ids) + len(ids)
         attention = torch.zeros(len(prefix.ids))
         made: list[int] = []
@@ -224,15 +244,23 @@ class Answerer:
             else:
                 steps += 1
             if token in self._stops:
+                text, _ = cut(self.processor.decode(made), stop, True)
+                piece, answer.text = text[len(answer.text) :], text
+                if piece:  # held back, since a stop string might have begun
+                    yield piece
                 break
             made.append(token)
             answer.tokens = len(made)
             text = self.processor.decode(made)
+            full = len(made) >= max_new_tokens
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character
+                text, stopped = cut(text, stop, full)
                 piece, answer.text = text[len(answer.text) :], text
                 if piece:
                     yield piece
-            if len(made) >= max_new_tokens:
+                if stopped:
+                    break
+            if full:
                 answer.finish_reason = "length"
                 break
             ids = [token]
@@ -243,6 +271,14 @@ class Answerer:
     @torch.inference_mode()
     def _step(self, ids: list[int], cache: Cache, attention: Tensor | None) -> int:
         """The likeliest next token after ``ids``; what it looked at is added to ``attention``."""
+        while len(ids) > CHUNK_TOKENS:  # a matrix of attention for each head must fit beside the weights
+            self.model(
+                input_ids=torch.tensor([ids[:CHUNK_TOKENS]], device=self.model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            ids = ids[CHUNK_TOKENS:]
         tell = self._tells_attention and attention is not None
         output = self.model(
             input_ids=torch.tensor([ids], device=self.model.device),

@@ -157,8 +157,27 @@ def load(
     ``device`` defaults to a GPU if there is one; ``dtype`` to bfloat16 where the device multiplies
     it fast and float32 elsewhere. Raises ``UserError`` when there is no such model.
     """
-    place = resolve(name)
+    place, _ = _located(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or best_dtype(device)
+    model: Any = FlashVStreamForConditionalGeneration.from_pretrained(place, dtype=dtype)
+    processor: Any = AutoProcessor.from_pretrained(place)
+    model = model.to(device).eval()
+    if device == "cpu" and dtype == torch.float32:
+        add_half_weights(model.language_model)
+    return model, processor
+
+
+def load_processor(name: str) -> tuple[FlashVStreamConfig, FlashVStreamProcessor]:
+    """Configuration and processor of a model, without its weights; raises ``UserError`` like ``load``."""
+    place, config = _located(name)
+    processor: Any = AutoProcessor.from_pretrained(place)
+    return config, processor
+
+
+def _located(name: str) -> tuple[str, FlashVStreamConfig]:
+    """A model's folder or hub id, and its configuration."""
+    place = resolve(name)
     try:
         if is_published_layout(place):
             place = str(_converted(place))
@@ -167,13 +186,7 @@ def load(
         raise UserError(f"could not load {name}: {str(error).splitlines()[0]}") from None
     if not isinstance(config, FlashVStreamConfig):
         raise UserError(f"{name} is a {config.model_type} model, not a Flash-VStream one")
-    dtype = dtype or best_dtype(device)
-    model: Any = FlashVStreamForConditionalGeneration.from_pretrained(place, dtype=dtype)
-    processor: Any = AutoProcessor.from_pretrained(place)
-    model = model.to(device).eval()
-    if device == "cpu" and dtype == torch.float32:
-        add_half_weights(model.language_model)
-    return model, processor
+    return place, config
 
 
 def _converted(source: str) -> Path:
