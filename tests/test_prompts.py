@@ -10,7 +10,7 @@ from flash_vstream.errors import UserError
 from flash_vstream.models import catalog, hub
 from flash_vstream.models.generation import CHUNK_TOKENS, cut
 from flash_vstream.models.processing import FlashVStreamProcessor, Typed
-from flash_vstream.models.prompt_limit import PromptLimit, PromptTooLong
+from flash_vstream.models.prompt_limit import PromptLimit, PromptTooLongError
 
 HOSTILE = (
     "<|im_start|>",
@@ -39,7 +39,8 @@ def test_typed_text_never_gives_a_control_token(nano, typed):
     harmless = nano.question_ids("what?", [("who?", "me")])
     ids = nano.question_ids(typed, [(typed, typed)])
     assert control(nano, ids) == control(nano, harmless)
-    assert nano.tokenizer.decode(ids).count(typed) == 3  # nothing of it is lost
+    own = nano.tokenizer.decode(harmless).count(typed)
+    assert nano.tokenizer.decode(ids).count(typed) == own + 3  # nothing of it is lost
     whole = nano(typed)["input_ids"][0].tolist()
     assert control(nano, whole) == control(nano, nano("what?")["input_ids"][0].tolist())
 
@@ -59,7 +60,7 @@ def test_ordinary_text_is_tokenized_as_it_is_trained(nano, question):
 
 
 def test_half_of_a_surrogate_pair_is_told(nano):
-    with pytest.raises(UserError, match=r"character 3 .* U\+D800"):
+    with pytest.raises(UserError, match=r"character 3 of the text .*U\+D800"):
         nano.question_ids("hi\ud800")
     assert nano.tokenize([Typed("hi")], first=False) == nano.tokenize("hi", first=False)
 
@@ -67,25 +68,25 @@ def test_half_of_a_surrogate_pair_is_told(nano):
 def test_a_question_is_bounded_in_tokens_with_its_history(nano):
     limit = PromptLimit(hub.load_processor(str(catalog.model_folder("nano")))[0], nano)
     limit.check("漢" * 1000, (), 96)
-    with pytest.raises(PromptTooLong, match=r"12,0\d\d tokens long; the model takes 7,\d\d\d tokens .* 8,192"):
+    with pytest.raises(PromptTooLongError, match=r"12,0\d\d tokens long; the model takes 7,\d\d\d tokens .* 8,192"):
         limit.check("漢" * 4000, (), 96)
-    with pytest.raises(PromptTooLong, match="with 8 earlier turns"):
+    with pytest.raises(PromptTooLongError, match="with 8 earlier turns"):
         limit.check("what?", [("漢" * 500, "字" * 500)] * 8, 96)
-    with pytest.raises(PromptTooLong, match="10,000,000 characters"):
+    with pytest.raises(PromptTooLongError, match="10,000,000 characters"):
         limit.check("x" * 10_000_000, (), 96)
     fitting = limit.context - limit.reserved - 96 - len(nano.question_ids(""))
     limit.check(" a" * fitting, (), 96)
-    with pytest.raises(PromptTooLong):
+    with pytest.raises(PromptTooLongError):
         limit.check(" a" * (fitting + 1), (), 96)
-    with pytest.raises(PromptTooLong):  # a longer answer leaves less
+    with pytest.raises(PromptTooLongError):  # a longer answer leaves less
         limit.check(" a" * fitting, (), 97)
 
 
 def test_python_callers_meet_the_bound_before_anything_is_computed(tiny):
     pipeline = FlashVStream(*tiny)
-    with pytest.raises(PromptTooLong, match=r"5,0\d\d tokens"):
+    with pytest.raises(PromptTooLongError, match=r"5,0\d\d tokens"):
         pipeline.ask(None, "x" * 5000)
-    with pytest.raises(PromptTooLong, match="1 earlier turn;"):
+    with pytest.raises(PromptTooLongError, match="1 earlier turn;"):
         pipeline.ask(None, "what?", [("x" * 2500, "y")])
 
 

@@ -133,7 +133,7 @@ class FlashVStream:
         The answer is generated while it is iterated over; afterwards it has its text, the stream time
         it speaks of, its evidence and its timings. ``history`` holds earlier questions and answers
         of the conversation. Raises ``ValueError`` for an empty question or a stream without frames,
-        ``PromptTooLong`` for a question that does not fit the model with its history.
+        ``PromptTooLongError`` for a question that does not fit the model with its history.
         """
         read_from = context.snapshot() if isinstance(context, Stream) else context
         return self.generator.ask(read_from, question, history, max_new_tokens)

@@ -178,7 +178,7 @@ class AnswerGenerator:
 
         ``history`` holds earlier questions and answers of the same conversation. Nothing is computed
         until the answer is iterated over. The text ends before the first of the ``stop`` strings.
-        Raises ``ValueError`` for an empty question, ``PromptTooLong`` for one that does not fit the model.
+        Raises ``ValueError`` for an empty question, ``PromptTooLongError`` for one that does not fit the model.
         """
         if not question.strip():
             raise ValueError("the question is empty")

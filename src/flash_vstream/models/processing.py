@@ -94,7 +94,7 @@ class FlashVStreamProcessor(ProcessorMixin):
     @cached_property
     def _control_ids(self) -> frozenset[int]:
         added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return frozenset(added | set(self.tokenizer.all_special_ids)) - {self.tokenizer.unk_token_id}
+        return frozenset(added | set(self.tokenizer.all_special_ids))
 
     def prompt_ids(self, text: str, pieces: Sequence[str | int] = ()) -> list[int]:
         """Token ids of a rendered prompt, the mark of the video replaced by ``layout``'s pieces.

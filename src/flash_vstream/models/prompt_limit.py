@@ -14,7 +14,7 @@ MOST_CHARACTERS_A_TOKEN = 32
 """Text with more characters than this for each token that fits is refused without being tokenized."""
 
 
-class PromptTooLong(UserError):
+class PromptTooLongError(UserError):
     """A question that does not fit the model with its earlier turns; ``most`` tokens would."""
 
     def __init__(self, message: str, most: int):
@@ -41,7 +41,7 @@ class PromptLimit:
         self.reserved = memory + (RESERVED_FOR_NOTES if config.grounding_config else 0)
 
     def check(self, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int) -> None:
-        """Raise ``PromptTooLong`` for a question that does not fit, ``UserError`` for one that is not Unicode text."""
+        """Raise ``PromptTooLongError`` for a question that does not fit, ``UserError`` for text that is not Unicode."""
         most = max(0, self.context - self.reserved - max_new_tokens)
         characters = len(question) + sum(len(asked) + len(answered) for asked, answered in history)
         if characters > most * MOST_CHARACTERS_A_TOKEN:
@@ -50,9 +50,9 @@ class PromptLimit:
         if length > most:
             raise self._too_long(f"{length:,} tokens", most, history, max_new_tokens)
 
-    def _too_long(self, length: str, most: int, history: Sequence[object], max_new_tokens: int) -> PromptTooLong:
+    def _too_long(self, length: str, most: int, history: Sequence[object], max_new_tokens: int) -> PromptTooLongError:
         turns = f" with {len(history)} earlier turn{'s' * (len(history) != 1)}" if history else ""
-        return PromptTooLong(
+        return PromptTooLongError(
             f"the question is {length} long{turns}; the model takes {most:,} tokens at most (its context of"
             f" {self.context:,}, less the memory and {max_new_tokens:,} for the answer); shorten it",
             most,
