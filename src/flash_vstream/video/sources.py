@@ -275,14 +275,19 @@ def _open_container(source: Source, patience: float) -> InputContainer:
         return av.open(source.name, format="v4l2", options=options)
     if scheme_of(source.name) not in ("http", "https"):
         return av.open(source.name, options=options)
+    limit = 0.7 * patience
     try:
-        return av.open(source.name, options=options, timeout=(0.7 * patience, None))
-    except (InvalidDataError, ExitError) as error:
-        failure: Exception = error
-        if isinstance(error, ExitError):  # the time limit; an endless body that is not understood is read for ever
-            failure = TimeoutError(f"nothing was understood of it within {0.7 * patience:.0f} s")
+        container = av.open(source.name, options=options, timeout=(limit, None))
+        if container.format.name != "mpjpeg":
+            return container
+        container.close()  # taken for a multipart body, whose parts may yet be none that FFmpeg understands
+        failure: Exception = InvalidDataError(0, "no JPEGs in a multipart body")
+    except InvalidDataError as error:
+        failure = error
+    except ExitError:  # the time limit: what is not understood and has no end is read for ever
+        failure = TimeoutError(f"nothing was understood of it within {limit:.0f} s")
     with suppress(FFmpegError, OSError, ValueError):
-        container = av.open(source.name, format="mjpeg", options=options, timeout=(0.7 * patience, None))
+        container = av.open(source.name, format="mjpeg", options=options, timeout=(limit, None))
         if container.streams.video and container.streams.video[0].codec_context.width:
             return container
         container.close()
