@@ -276,22 +276,28 @@ def _open_container(source: Source, patience: float, beat: Callable[[], None]) -
         return av.open(source.name, format="v4l2", options=options)
     if scheme_of(source.name) not in ("http", "https"):
         return av.open(source.name, options=options)
-    # What is not understood and has no end is read for ever, unless there is a limit.
-    limit, begun = _OPEN_SHARE * patience, time.monotonic()
-    failure: Exception = TimeoutError(f"nothing was understood of it within {limit:.0f} s")
     try:
-        container = av.open(source.name, options=options, timeout=(limit, READ_LIMIT_SECONDS))
-        if time.monotonic() - begun < limit:
-            return container
-        container.close()  # it was interrupted within, and will say so at the next packet
-    except InvalidDataError as error:
-        failure = error
-    except ExitError:
-        pass
+        return _open_within(_OPEN_SHARE * patience, source.name, None, options)
+    except (InvalidDataError, TimeoutError) as error:
+        failure: Exception = error
     beat()
-    with suppress(FFmpegError, OSError, ValueError):
+    try:
         return _open_as_jpegs(source, patience)
-    raise failure
+    except TimeoutError:
+        raise
+    except (FFmpegError, OSError, ValueError):
+        raise failure from None
+
+
+def _open_within(seconds: float, name: str, format: str | None, options: dict[str, str]) -> InputContainer:
+    """The opened address. Raises ``TimeoutError``: what is not understood and has no end would be read for ever."""
+    begun = time.monotonic()
+    with suppress(ExitError):
+        container = av.open(name, format=format, options=options, timeout=(seconds, READ_LIMIT_SECONDS))
+        if time.monotonic() - begun < seconds:
+            return container
+        container.close()  # it was interrupted within, and would say so at the next packet
+    raise TimeoutError(f"nothing was understood of it within {seconds:.0f} s")
 
 
 def _open_as_jpegs(source: Source, patience: float) -> InputContainer:
@@ -301,8 +307,7 @@ def _open_as_jpegs(source: Source, patience: float) -> InputContainer:
     that were never announced, or none.
     """
     options = _ffmpeg_options(source, patience) | {"analyzeduration": "1", "fpsprobesize": "0"}
-    limit = _OPEN_SHARE * patience
-    container = av.open(source.name, format="mjpeg", options=options, timeout=(limit, READ_LIMIT_SECONDS))
+    container = _open_within(_OPEN_SHARE * patience, source.name, "mjpeg", options)
     if container.streams.video and container.streams.video[0].codec_context.width:
         return container
     container.close()
