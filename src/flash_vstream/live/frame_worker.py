@@ -27,7 +27,7 @@ from flash_vstream.live.stream_state import (
     stream_state,
 )
 from flash_vstream.memory import StarMemory
-from flash_vstream.video.capture import RESUME_AFTER, PushReader, SourceReader, wait_for_any
+from flash_vstream.video.capture import RESUME_AFTER, Capture, PushedFrames, wait_for_any
 from flash_vstream.video.sources import Source
 
 IDLE_SECONDS = 0.02
@@ -65,19 +65,21 @@ class WatchedStream:
         self.slots = empty_slots(memory)
         self.shared = SharedTensors.create(order.shared, stream_state(memory, self.slots, self.pictures))
         self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": []}
-        self.notes |= {"clock": None, "position": 0.0, "encode_seconds": None}
+        self.notes |= {"clock": None, "position": None, "encode_seconds": None}
         self.published = 0.0
-        self.offset = 0.0
-        source, origin = self._resume(order)
+        source, start = self._resume(order)
         self.reader = (
-            PushReader(order.ring, source.size, origin)
+            PushedFrames(order.ring, source.size, source.fps, start)
             if order.ring is not None
-            else SourceReader(source, os.path.dirname(order.shared))
+            else Capture(source, os.path.dirname(order.shared), start)
         )
         self.reader.status.came, self.reader.status.skipped = self.notes["came"], self.notes["skipped"]
 
     def _resume(self, order: Add) -> tuple[Source, float | None]:
-        """Go on from what was shared, or from what was saved of an earlier one."""
+        """Go on from what was shared, or from what was saved of an earlier one.
+
+        Returns the source and where stream time goes on, None for a stream that begins.
+        """
         known = self.shared.read()
         if known is None and order.saved is not None and Path(order.saved).exists():
             known = self._load(Path(order.saved))
@@ -91,15 +93,11 @@ class WatchedStream:
         if not self.memory.frames:
             return order.source, None
         newest = self.memory.read().time
-        if order.source.resumes:
-            self.offset = newest - self.notes["position"]
-            return replace(order.source, begin=self.notes["position"] + RESUME_AFTER), None
+        if order.source.can_resume and self.notes["position"] is not None:
+            return replace(order.source, begin=self.notes["position"] + RESUME_AFTER), newest + RESUME_AFTER
         gap = max(0.0, time.time() - self.notes["clock"])
         self.notes["gaps"] = [*self.notes["gaps"][-19:], [newest, newest + gap]]
-        if order.ring is not None:
-            return order.source, self.notes["clock"] - newest
-        self.offset = newest + gap
-        return order.source, None
+        return order.source, newest + gap
 
     def _load(self, saved: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
         """What was saved; a file that is damaged or of another model is set aside, never written over."""
@@ -115,7 +113,6 @@ class WatchedStream:
     def write(self, feature: torch.Tensor, image: Any, moment: float, encode_seconds: float) -> None:
         """Write a frame and publish what the stream has come to."""
         begun = time.perf_counter()
-        moment += self.offset
         self.memory.write(feature[None], [moment])
         snapshot = self.memory.read()
         self.slots = slot_table(snapshot, max_slots(self.memory))

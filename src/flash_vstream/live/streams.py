@@ -23,7 +23,8 @@ from flash_vstream.video.sources import Source
 class StreamStatus:
     """How a live stream is doing.
 
-    ``state`` is starting, live, reconnecting, ended or failed, with ``error`` where it says why.
+    ``state`` is starting, live, reconnecting, ended or failed, with ``error`` where it says why. A stream that ended
+    with an error broke off before the length that it declares. ``note`` is what else should be known of its source.
     ``came`` frames came at the wanted rate, ``kept`` were written, ``skipped`` passed over for
     newer ones. ``lag`` is the wall-clock age in seconds of the newest frame in memory. ``gaps`` are
     the stretches of stream time in which nobody watched, newest last.
@@ -33,6 +34,7 @@ class StreamStatus:
     source: str
     state: str
     error: str | None = None
+    note: str | None = None
     time: float | None = None
     came: int = 0
     kept: int = 0
@@ -149,6 +151,7 @@ class LiveStreams:
             source=source.shown,
             state=notes["state"],
             error=notes["error"],
+            note=notes.get("note"),
             time=float(state[MEMORY + "time"]) if int(state[MEMORY + "frames"]) else None,
             came=notes["came"],
             kept=notes["kept"],
