@@ -45,9 +45,8 @@ def _clip(number: int, fps: float, pace: str = "real") -> Source:
 def _board(live: LiveStreams, name: str) -> SharedTensors:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        shared = live.shared(name)
-        if shared is not None and live.status(name).time is not None:
-            return shared
+        if live.status(name).time is not None:
+            return live.shared_state(name)
         time.sleep(0.02)
     raise TimeoutError(f"no frame of {name} came within 60 s")
 

@@ -107,7 +107,7 @@ class StatusLine:
     def __call__(self) -> str:
         from flash_vstream.live.stream_state import read_slots
 
-        status, shared = self._live.status(STREAM), self._live.shared(STREAM)
+        status, shared = self._live.status(STREAM), self._live.shared_state(STREAM)
         self._marks.append((time.monotonic(), status.came, status.kept))
         parts = [status.source, status.state, format_time(status.time or 0.0)]
         (begun, came, kept), (now, *_) = self._marks[0], self._marks[-1]
@@ -118,8 +118,7 @@ class StatusLine:
             parts.append(f"{status.skipped} skipped")
         if status.state == "live" and status.lag is not None:
             parts.append(f"lag {status.lag:.1f} s")
-        if shared is not None:
-            parts.append(f"{len(read_slots(shared))} memory slots")
+        parts.append(f"{len(read_slots(shared))} memory slots")
         if status.restarts:
             parts.append(f"{status.restarts} restarts")
         return " · ".join(parts)

@@ -6,44 +6,66 @@ reads the newest and counts what it skipped. There is no lock that a killed chil
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import random
-import select
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 import numpy as np
+import xxhash
 from av.error import FFmpegError
 
 from flash_vstream.errors import UserError
 from flash_vstream.video.reader import Frame
+from flash_vstream.video.shared_memory import reserve
 from flash_vstream.video.sources import Source, watch_source
 
 SLOTS = 4
 END = "end"
 RESUME_AFTER = 1e-3
 """Seconds after the newest frame of a file at which it is taken up again."""
+END_SECONDS = 5.0
 RESTART_SECONDS = (0.2, 5.0)
 """The first and the longest wait before a source is opened again; each wait doubles, with jitter."""
 
 
-def shared_folder() -> str | None:
-    """A folder in memory, where there is one, for files that processes share."""
-    return "/dev/shm" if os.path.isdir("/dev/shm") else None
+def ring_bytes(size: int) -> int:
+    """The size of a ring's file for frames of ``size`` pixels square."""
+    return _ring_layout(size).itemsize
+
+
+def _ring_layout(size: int) -> np.dtype:
+    slot = np.dtype([("sequence", "<i8"), ("checksum", "<u8"), ("time", "<f8"), ("image", "u1", (size, size, 3))])
+    return np.dtype([("taken", "<i8"), ("slots", slot, (SLOTS,))])
+
+
+def _frame_checksum(number: int, frame: Frame) -> int:
+    """Tells a whole frame from a torn one, in whatever order a processor makes stores visible."""
+    digest = xxhash.xxh3_64(np.ascontiguousarray(frame.image).data, seed=number)
+    digest.update(np.float64(frame.time).tobytes())
+    return digest.intdigest()
 
 
 class FrameRing:
     """The newest frames of one source in a file that two processes map; one writes, one reads."""
 
     def __init__(self, path: str, size: int, create: bool = False):
-        slot = np.dtype([("sequence", "<i8"), ("time", "<f8"), ("image", "u1", (size, size, 3))])
-        whole = np.memmap(
-            path, np.dtype([("taken", "<i8"), ("slots", slot, (SLOTS,))]), "w+" if create else "r+", shape=1
-        )
+        """Open the ring at ``path`` or make an empty one; raises ``UserError`` when there is too little space."""
+        layout = _ring_layout(size)
+        if create:
+            reserve(path, layout.itemsize)
+        whole = np.memmap(path, layout, "r+", shape=1)
         self._taken, self._slots = whole["taken"], whole["slots"][0]
+
+    def clear(self) -> None:
+        """Forget every frame, for a writer that counts from 1 again."""
+        self._slots["sequence"] = 0
+        self.taken = 0
 
     def write(self, number: int, frame: Frame) -> None:
         """Put the frame numbered ``number`` (from 1) over the oldest."""
@@ -51,6 +73,7 @@ class FrameRing:
         slot["sequence"] = -number  # being written
         slot["time"] = frame.time
         slot["image"] = frame.image
+        slot["checksum"] = _frame_checksum(number, frame)
         slot["sequence"] = number
 
     @property
@@ -71,7 +94,16 @@ class FrameRing:
             return None
         slot = self._slots[at]
         frame = Frame(float(slot["time"]), np.array(slot["image"]))
-        return (number, frame) if int(slot["sequence"]) == number else None
+        return (number, frame) if int(slot["checksum"]) == _frame_checksum(number, frame) else None
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Where a stream was left: its stream time, the place in its source, and how many seconds ago that was."""
+
+    stream_time: float
+    position: float
+    seconds_ago: float
 
 
 @dataclass
@@ -93,9 +125,11 @@ class SourceReader:
     keeps failing; a file is taken up where it was left, and for the rest stream time goes on across
     the gap by the clock. A finite source that ends is done.
     What is shared with the child lies in ``folder``, best one in memory (``shared_folder``).
+    A stream that another reader began goes on from ``resume``. Times are stream time; nobody adds to them.
+    Raises ``UserError`` when there is too little space for the ring.
     """
 
-    def __init__(self, source: Source, folder: str, silence: float = 12.0):
+    def __init__(self, source: Source, folder: str, silence: float = 12.0, resume: Resume | None = None):
         self.source = source
         self.status = SourceStatus()
         self._silence = silence
@@ -113,6 +147,10 @@ class SourceReader:
         self._word: str | None = None  # the child's last, once it has said it
         self._failures = 0
         self._start_at = 0.0
+        if resume is not None:
+            self.position = resume.position
+            self._offset = resume.stream_time - resume.position
+            self._last_time, self._last_clock = resume.stream_time, time.monotonic() - resume.seconds_ago
 
     def fileno(self) -> int | None:
         """A descriptor that is readable when frames wait, None while no child runs."""
@@ -145,7 +183,7 @@ class SourceReader:
             source = replace(source, begin=self.position + RESUME_AFTER)
         elif self._last_time is not None:  # the gap is part of the stream's time
             self._offset = self._last_time + (now - self._last_clock)
-        self._ring = FrameRing(self._path, self.source.size, create=True)
+        self._ring.clear()
         self._number, self._heard, self._word = 0, now, None
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe(duplex=False)
@@ -189,14 +227,14 @@ class SourceReader:
         self.status.state = "reconnecting"
         self.status.restarts += 1
         first, longest = RESTART_SECONDS
-        wait = min(longest, first * 2**self._failures) * random.uniform(0.7, 1.0)
+        wait = min(longest, first * 2.0 ** min(self._failures, 10)) * random.uniform(0.7, 1.0)
         self._failures += 1
         self._start_at = now + wait
 
     def _end_child(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.join()
+            self._process.join(timeout=END_SECONDS)  # not for ever: it may hang in the kernel
         if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
@@ -204,22 +242,24 @@ class SourceReader:
     def close(self) -> None:
         """End the child and give back what is shared."""
         self._end_child()
-        os.unlink(self._path)
+        with contextlib.suppress(FileNotFoundError):  # the folder may be gone already
+            os.unlink(self._path)
 
 
 class PushReader:
     """The frames that another process puts into a ring as it gets them (a WebSocket, say).
 
-    Their times in the ring are wall-clock seconds; stream time begins at the first, or counts from
-    ``origin`` where the stream was begun earlier.
+    Their times in the ring are seconds of the monotonic clock, which processes share and nobody sets. Stream time
+    begins at the first, or goes on from ``resume`` where the stream was begun earlier.
     """
 
-    def __init__(self, path: str, size: int, origin: float | None = None):
+    def __init__(self, path: str, size: int, resume: Resume | None = None):
         self.status = SourceStatus()
-        self.position = 0.0
         self._ring = FrameRing(path, size)
         self._number = self._ring.taken
-        self._origin = origin
+        self.position = resume.stream_time if resume is not None else 0.0  # stream time of the newest frame
+        # What stream time 0 was on the monotonic clock.
+        self._origin = time.monotonic() - resume.seconds_ago - resume.stream_time if resume is not None else None
 
     def fileno(self) -> int | None:
         """Nothing to wait on: a ring is looked at."""
@@ -248,7 +288,7 @@ def wait_for_any(readers: Sequence[SourceReader | PushReader], seconds: float) -
     """Sleep until a reader has frames, at most ``seconds``."""
     descriptors = [number for reader in readers if (number := reader.fileno()) is not None]
     if descriptors:
-        select.select(descriptors, [], [], seconds)
+        multiprocessing.connection.wait(descriptors, seconds)  # select takes no descriptor above 1,023
     else:
         time.sleep(seconds)
 
@@ -258,8 +298,17 @@ def _read(source: Source, path: str, pipe: Connection) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(BrokenPipeError):  # the parent is gone, and nobody is left to tell
         pipe.send(_read_all(source, FrameRing(path, source.size), pipe))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, whatever it waits for: FFmpeg, or its frames to be taken."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _read_all(source: Source, ring: FrameRing, pipe: Connection) -> str:
