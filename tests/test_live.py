@@ -28,6 +28,7 @@ from flash_vstream.live.streams import LiveStreams
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import FrameRing, SourceReader
+from flash_vstream.video.shared_memory import FOLDER_VARIABLE
 from flash_vstream.video.sources import Source, hide_secrets, watch_source
 from helpers.videos import write_video
 from helpers.waiting import until
@@ -242,6 +243,47 @@ def test_streams_have_names_of_their_own(live, looped):
     live.remove("two")
 
 
+def test_one_failing_stream_leaves_the_others_alone_even_over_a_kill(live, looped, tmp_path):
+    """A file that ended is deleted and the frame worker killed: the other stream goes on, and this one stays ended."""
+    video = write_video(tmp_path / "once.mp4", frames=4)
+    live.add("once", Source(str(video), fps=10))
+    live.add("door", looped)
+    until(lambda: live.status("once").state == "ended" and live.status("door").kept > 0)
+    video.unlink()
+    restarts, kept = live.worker.restarts, live.status("once").kept
+    os.kill(live.worker.pid, signal.SIGKILL)
+    until(lambda: live.worker.restarts > restarts)
+    before = live.status("door").kept
+    until(lambda: live.status("door").kept > before + 2)
+    assert live.worker.restarts == restarts + 1
+    assert (live.status("once").state, live.status("once").kept) == ("ended", kept)
+    live.remove("once")
+    live.remove("door")
+
+
+def test_too_little_shared_memory_is_told_and_nothing_is_left(live, looped, monkeypatch):
+    def refuse(path: str, size: int) -> None:
+        raise UserError("no space")
+
+    folder = Path(live._folder.path)
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr("flash_vstream.live.streams.check_space", refuse)
+    with pytest.raises(UserError, match="no space"):
+        live.add("door", looped)
+    assert live.names() == []
+    assert sorted(folder.iterdir()) == before
+
+
+def test_closing_twice_gives_everything_back(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    live = LiveStreams(str(tiny_folder))
+    live.add("pushed", Source("push"))
+    live.close()
+    live.close()
+    assert not live.worker.alive
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- the command
 
 
@@ -307,6 +349,30 @@ class Terminal:
         assert self.process.wait(timeout=20) == 0
         assert b"Traceback" not in self.told
         assert b"Aborted" not in self.told
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_watch_leaves_nothing_behind_when_it_is_ended(tiny_folder, tmp_path, number):
+    """Not by Ctrl-C but by a signal: processes end, shared memory is given back."""
+    video = write_video(tmp_path / "clip.mp4", frames=20)
+    (tmp_path / "shared").mkdir()
+    command = [sys.executable, "-m", "flash_vstream", "watch", str(video), "--loop", "--model", str(tiny_folder)]
+    process = subprocess.Popen(
+        command,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+        env={**os.environ, FOLDER_VARIABLE: str(tmp_path / "shared")},
+        text=True,
+    )
+    process.stdin.write("what?\n")
+    process.stdin.flush()
+    until(lambda: "looked at" in process.stdout.readline(), 60)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert list((tmp_path / "shared").iterdir())
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    assert "Traceback" not in process.stderr.read()
+    assert not list((tmp_path / "shared").iterdir())
+    assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 def test_watch_at_a_terminal(tiny_folder, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from flash_vstream.errors import UserError
 from flash_vstream.video import read_frames
 from flash_vstream.video.capture import SourceReader
+from flash_vstream.video.shared_memory import FOLDER_VARIABLE, shared_folder
 from flash_vstream.video.sources import Source
 from helpers.environment import missing
 from helpers.server import Server, serving
@@ -42,7 +44,15 @@ EXAMPLES = 170
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder, tmp_path_factory):
+def shared(tmp_path_factory) -> Iterator[Path]:
+    """The folder that the server's shared memory lies in."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=shared_folder()) as folder:
+        patch.setenv(FOLDER_VARIABLE, folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder, tmp_path_factory, shared):
     video = write_video(tmp_path_factory.mktemp("killed") / "clip.mp4", frames=40)
     with serving(str(tiny_folder)) as running:
         running.watch("door", video, loop=True, fps=5)
@@ -56,7 +66,7 @@ def ask(server: Server) -> int:
     return status
 
 
-def test_every_process_may_be_killed_at_any_moment(server):
+def test_every_process_may_be_killed_at_any_moment(server, shared):
     """Twenty kill -9 in turn: watching again within 5 s with its memory, no question without an answer or an error."""
     rng = random.Random(0)
     lost, recoveries, statuses = [], [], []
@@ -84,12 +94,16 @@ def test_every_process_may_be_killed_at_any_moment(server):
         weights = sum(slot["weight"] for slot in memory["slots"] if slot["part"] == "temporal")
         assert weights == memory["frames"]
     assert len(statuses) == KILLS
+    assert len(list(shared.glob("*/*/ring-*"))) == 1  # none is left of the readers and workers that were killed
     for kind, values, limit in (("without frames", lost, 2), ("until all is well", recoveries, 5)):
         print(f"seconds {kind}:", [round(value, 1) for value in values])
         assert sorted(values)[KILLS // 2] < limit  # not the longest: the machine of a test may be busy
 
 
-def test_a_killed_server_takes_no_children_along_and_comes_back(tiny_folder, tmp_path):
+def test_a_killed_server_takes_no_children_along_and_comes_back(tiny_folder, tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(shared))
     video = write_video(tmp_path / "clip.mp4", frames=40)
     with serving(str(tiny_folder), "--state", str(tmp_path / "state")) as first:
         first.watch("door", video, loop=True, fps=5)
@@ -97,9 +111,12 @@ def test_a_killed_server_takes_no_children_along_and_comes_back(tiny_folder, tmp
         children = [pid for pids in first.children().values() for pid in pids]
         os.kill(first.process.pid, signal.SIGKILL)
         until(lambda: not any(Path(f"/proc/{pid}/stat").exists() and _runs(pid) for pid in children), 20)
+    (left,) = shared.iterdir()
     with serving(str(tiny_folder), "--state", str(tmp_path / "state")) as second:
+        assert not left.exists()
         told = second.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0)
         assert told["gaps"]
+    assert list(shared.iterdir()) == []
 
 
 def _runs(pid: int) -> bool:
