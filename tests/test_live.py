@@ -27,7 +27,7 @@ from flash_vstream.live.stream_state import Pictures, empty_slots, max_slots, st
 from flash_vstream.live.streams import LiveStreams
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
-from flash_vstream.video.capture import FrameRing, SourceReader
+from flash_vstream.video.capture import Capture, FrameRing
 from flash_vstream.video.shared_memory import FOLDER_VARIABLE
 from flash_vstream.video.sources import Source, hide_secrets, watch_source
 from helpers.videos import write_video
@@ -102,7 +102,7 @@ def test_the_ring_gives_the_newest_frame_whole(tmp_path):
     assert other.newest(7) is None
 
 
-def read_to_the_end(reader: SourceReader) -> list[Frame]:
+def read_to_the_end(reader: Capture) -> list[Frame]:
     frames = []
 
     def step():
@@ -117,7 +117,7 @@ def read_to_the_end(reader: SourceReader) -> list[Frame]:
 
 def test_a_fast_file_is_read_without_a_gap(tmp_path):
     video = write_video(tmp_path / "clip.mp4", frames=30)
-    reader = SourceReader(Source(str(video), fps=10, size=16, pace="fast"), str(tmp_path))
+    reader = Capture(Source(str(video), fps=10, size=16, pace="fast"), str(tmp_path))
     frames = read_to_the_end(reader)
     assert [frame.time for frame in frames] == pytest.approx([i / 10 for i in range(30)], abs=0.01)
     assert (reader.status.came, reader.status.skipped, reader.status.state) == (30, 0, "ended")
@@ -125,7 +125,7 @@ def test_a_fast_file_is_read_without_a_gap(tmp_path):
 
 def test_a_slow_taker_gets_the_newest_and_the_rest_is_counted(tmp_path):
     video = write_video(tmp_path / "clip.mp4", frames=30)
-    reader = SourceReader(Source(str(video), fps=10, size=16), str(tmp_path))
+    reader = Capture(Source(str(video), fps=10, size=16), str(tmp_path))
     first = until(reader.newest)
     time.sleep(1.0)
     second = until(reader.newest)
@@ -137,7 +137,7 @@ def test_a_slow_taker_gets_the_newest_and_the_rest_is_counted(tmp_path):
 
 def test_a_killed_reader_comes_back_and_time_goes_on(tmp_path):
     video = write_video(tmp_path / "clip.mp4", frames=20)
-    reader = SourceReader(Source(str(video), fps=10, size=16, loop=True), str(tmp_path))
+    reader = Capture(Source(str(video), fps=10, size=16, loop=True), str(tmp_path))
     before = until(reader.newest)
     os.kill(reader._process.pid, signal.SIGKILL)
     gap = time.monotonic()
@@ -151,7 +151,7 @@ def test_a_killed_reader_comes_back_and_time_goes_on(tmp_path):
 def test_a_source_that_sends_nothing_is_opened_again(tmp_path):
     pipe = tmp_path / "silent"
     os.mkfifo(pipe)
-    reader = SourceReader(Source(str(pipe), size=16, loop=True), str(tmp_path), silence=0.5)
+    reader = Capture(Source(str(pipe), size=16, loop=True), str(tmp_path), silence=0.5)
     until(lambda: reader.newest() is None and reader.status.restarts >= 1)
     assert "nothing came" in reader.status.error
     reader.close()
@@ -166,7 +166,7 @@ def test_a_live_source_that_ends_is_opened_again(tmp_path):
     def write() -> None:
         threading.Thread(target=pipe.write_bytes, args=(video,), daemon=True).start()
 
-    reader = SourceReader(Source(str(pipe), fps=50, size=16, loop=True), str(tmp_path))
+    reader = Capture(Source(str(pipe), fps=50, size=16, loop=True), str(tmp_path))
     write()
     first = until(reader.newest)
     until(lambda: (reader.newest(), reader.status.restarts)[1] == 1)
@@ -178,7 +178,7 @@ def test_a_live_source_that_ends_is_opened_again(tmp_path):
 
 def test_a_file_that_cannot_be_read_fails_for_good(tmp_path):
     (tmp_path / "text.mp4").write_text("no video" * 100)
-    reader = SourceReader(Source(str(tmp_path / "text.mp4"), size=16), str(tmp_path))
+    reader = Capture(Source(str(tmp_path / "text.mp4"), size=16), str(tmp_path))
     assert read_to_the_end(reader) == []
     assert reader.status.state == "failed"
     assert "not a video" in reader.status.error

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 
 from flash_vstream.errors import UserError
 from flash_vstream.video import read_frames
-from flash_vstream.video.capture import SourceReader
+from flash_vstream.video.capture import Capture
 from flash_vstream.video.shared_memory import FOLDER_VARIABLE, shared_folder
 from flash_vstream.video.sources import Source
 from helpers.environment import missing
@@ -94,7 +94,7 @@ def test_every_process_may_be_killed_at_any_moment(server, shared):
         weights = sum(slot["weight"] for slot in memory["slots"] if slot["part"] == "temporal")
         assert weights == memory["frames"]
     assert len(statuses) == KILLS
-    assert len(list(shared.glob("*/*/ring-*"))) == 1  # none is left of the readers and workers that were killed
+    assert [path.name for path in shared.glob("*/*/*")] == ["state"]  # nothing is left of those that were killed
     for kind, values, limit in (("without frames", lost, 2), ("until all is well", recoveries, 5)):
         print(f"seconds {kind}:", [round(value, 1) for value in values])
         assert sorted(values)[KILLS // 2] < limit  # not the longest: the machine of a test may be busy
@@ -167,7 +167,7 @@ def rtsp(port: int, *size: str) -> Iterator[str]:
 def test_an_rtsp_server_that_goes_away_and_returns_in_another_size(tmp_path, transport):
     port = free_port()
     with rtsp(port) as url:
-        reader = SourceReader(Source(url, fps=5, size=32, transport=transport), str(tmp_path), silence=3)
+        reader = Capture(Source(url, fps=5, size=32, transport=transport), str(tmp_path), silence=3)
         first = until(reader.newest)
         until(lambda: (frame := reader.newest()) is not None and frame.time > first.time)
     until(lambda: (reader.newest(), reader.status.state)[1] == "reconnecting", 30)
@@ -185,7 +185,7 @@ def test_an_rtsp_server_that_goes_away_and_returns_in_another_size(tmp_path, tra
 def test_lost_packets_cost_frames_and_nothing_else(tmp_path):
     """A fifth of the packets of RTP over UDP never come: frames go on and times do not fall."""
     with rtsp(free_port(), "320", "240", "0.2") as url:
-        reader = SourceReader(Source(url, fps=10, size=32, transport="udp"), str(tmp_path), silence=10)
+        reader = Capture(Source(url, fps=10, size=32, transport="udp"), str(tmp_path), silence=10)
         begun = time.monotonic()
         frames = [until(reader.newest) for _ in range(10)]
         print(f"a frame every {(time.monotonic() - begun) / 10:.2f} s")
@@ -251,7 +251,7 @@ def site(tmp_path_factory) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", ["clip.mp4", "clip.ts", "list.m3u8", "camera"])
 def test_http_sources_are_watched(site, tmp_path, path):
-    reader = SourceReader(Source(f"{site}/{path}", fps=50, size=16), str(tmp_path))
+    reader = Capture(Source(f"{site}/{path}", fps=50, size=16), str(tmp_path))
     first = until(reader.newest)
     assert first.image.shape == (16, 16, 3)
     until(lambda: (frame := reader.newest()) is not None and frame.time > first.time)
@@ -266,7 +266,7 @@ def test_a_playlist_from_the_network_opens_no_local_file(site, tmp_path):
     )
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), worker) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        reader = SourceReader(Source(f"http://127.0.0.1:{server.server_port}/evil.m3u8", size=16), str(tmp_path))
+        reader = Capture(Source(f"http://127.0.0.1:{server.server_port}/evil.m3u8", size=16), str(tmp_path))
         until(lambda: (reader.newest(), reader.status.restarts)[1] >= 1)
         assert reader.status.came == 0
         reader.close()
@@ -298,7 +298,7 @@ def test_a_4k_source_at_60_frames_a_second_is_kept_up_with(tmp_path):
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    reader = SourceReader(Source(str(video), fps=2, size=256, loop=True), str(tmp_path))
+    reader = Capture(Source(str(video), fps=2, size=256, loop=True), str(tmp_path))
     first, begun = until(reader.newest), time.monotonic()
     time.sleep(2)
     newest = until(lambda: (frame := reader.newest()) is not None and frame.time > first.time and frame)

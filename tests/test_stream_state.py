@@ -32,7 +32,7 @@ from flash_vstream.live.stream_state import (
 )
 from flash_vstream.memory import PARTS
 from flash_vstream.serve.store import StateFolder
-from flash_vstream.video.capture import FrameRing, PushReader, Resume
+from flash_vstream.video.capture import FrameRing, PushedFrames
 from flash_vstream.video.reader import Frame
 from flash_vstream.video.sources import Source
 from helpers.memory import small_memory
@@ -95,16 +95,17 @@ def test_what_was_saved_is_what_was_published(tmp_path):
 
 def test_pushed_frames_are_timed_from_the_first(tmp_path):
     ring = FrameRing(str(tmp_path / "ring"), 4, create=True)
-    reader = PushReader(str(tmp_path / "ring"), 4)
+    reader = PushedFrames(str(tmp_path / "ring"), 4, fps=2)
     assert reader.newest() is None
     for number, moment in ((1, 1000.0), (2, 1000.5), (3, 1002.0)):
         ring.write(number, Frame(moment, np.zeros((4, 4, 3), np.uint8)))
         if number != 2:
             assert reader.newest().time == moment - 1000.0
     assert (reader.status.came, reader.status.skipped) == (3, 1)
-    later = PushReader(str(tmp_path / "ring"), 4, Resume(stream_time=2.0, position=2.0, seconds_ago=100.0))
-    ring.write(4, Frame(time.monotonic() + 1.0, np.zeros((4, 4, 3), np.uint8)))
-    assert later.newest().time == pytest.approx(103.0, abs=0.5)
+    begun = time.monotonic()
+    later = PushedFrames(str(tmp_path / "ring"), 4, fps=2, start=100.0)
+    ring.write(4, Frame(begun + 3.0, np.zeros((4, 4, 3), np.uint8)))
+    assert later.newest().time == pytest.approx(103.0, abs=time.monotonic() - begun)
 
 
 # --- the state folder

@@ -113,4 +113,4 @@ def command_line_stream(text: str, fps: float) -> "tuple[str, Source]":
         raise UserError(f"--stream {text!r} must be NAME=SOURCE, such as door=rtsp://camera.local/1")
     from flash_vstream.video.sources import Source
 
-    return name, Source(source, fps)
+    return name, Source(source, fps).checked()

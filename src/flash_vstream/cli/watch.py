@@ -52,7 +52,7 @@ def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast
     with _clean_end_by_signals(), suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder:
         piped = source_name == "-"
         path = _pump_stdin(Path(folder)) if piped else source_name
-        source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport)
+        source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport).checked()
         ensure_fork_server()
         from flash_vstream.live.streams import LiveStreams
 

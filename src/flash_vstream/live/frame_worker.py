@@ -14,7 +14,7 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from flash_vstream.live.stream_state import (
 from flash_vstream.memory import StarMemory
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
-from flash_vstream.video.capture import PushReader, Resume, SourceReader, SourceStatus, wait_for_any
+from flash_vstream.video.capture import RESUME_AFTER, Capture, PushedFrames, SourceStatus, wait_for_any
 from flash_vstream.video.sources import Source
 
 IDLE_SECONDS = 0.02
@@ -93,7 +93,7 @@ class WatchedStream:
         self.pictures = Pictures(max_slots(memory))
         self.slots = empty_slots(memory)
         self.shared = SharedTensors(order.shared_path)
-        self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": [], "position": 0.0}
+        self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": [], "position": None}
         # When the newest frame was kept: by the wall clock, and by the monotonic one, which nobody sets.
         self.notes |= {"clock": None, "monotonic": None, "encode_seconds": None, "write_seconds": None}
         self.status_due = 0.0
@@ -101,45 +101,46 @@ class WatchedStream:
         self.reader.status.came, self.reader.status.skipped = self.notes["came"], self.notes["skipped"]
         self.reader.status.restarts = failure.count if failure is not None else 0
 
-    def _reader(self) -> "SourceReader | PushReader | EndedReader":
+    def _reader(self) -> "Capture | PushedFrames | EndedReader":
         """The source's reader, going on from what was published, or from what was saved of an earlier run."""
-        order = self.order
-        folder = os.path.dirname(order.shared_path)
-        for ring in Path(folder).glob("ring-*"):
-            ring.unlink()  # of a frame worker that was killed
-        resume, ended = self._restored()
-        if order.ring is not None:
-            return PushReader(order.ring, order.source.size, resume)
-        if ended and order.source.is_finite:
-            return EndedReader(self.notes["position"])  # its file need not be there any more
-        return SourceReader(order.source, folder, resume=resume)
+        source, ring = self.order.source, self.order.ring
+        known = self._known()
+        start: float | None = None
+        if known is not None:
+            state, notes, seconds_ago = known
+            self.notes |= {name: notes[name] for name in self.notes if name in notes}
+            self.slots = state["slots"]
+            if notes.get("state") == "ended":
+                return EndedReader(notes.get("error"))  # its file need not be there any more
+        if known is not None and self.memory.frames:
+            newest = self.memory.read().time
+            self.notes["monotonic"] = time.monotonic() - seconds_ago
+            if source.can_resume and self.notes["position"] is not None:
+                source = replace(source, begin=self.notes["position"] + RESUME_AFTER)
+                start = newest + RESUME_AFTER
+            else:
+                start = newest + seconds_ago
+                self.notes["gaps"] = [*self.notes["gaps"], [newest, start]][-GAPS_KEPT:]
+        if ring is not None:
+            return PushedFrames(ring, source.size, source.fps, start)
+        return Capture(source, os.path.dirname(self.order.shared_path), start)
 
-    def _restored(self) -> tuple[Resume | None, bool]:
-        """Restore the stream; where it was left (None if it has seen nothing), and whether its source had ended."""
+    def _known(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], float] | None:
+        """Restore memory and pictures from what is known of the stream: state, notes, and how many seconds old it is.
+
+        Ages are told by the monotonic clock within a run, and by the wall clock, which may have been set, across one.
+        """
         known = self.shared.read()
         if known is not None:
             state, notes = known
-            ended = (self.shared.read_status() or {}).get("state") == "ended"
             self.memory.load_state_dict(memory_state(state))
             self.pictures.load_state_dict(state)
-            seconds_ago = time.monotonic() - (notes["monotonic"] or time.monotonic())
-        elif self.order.saved is not None and os.path.exists(self.order.saved):
+            notes = {**(self.shared.read_status() or {}), **notes}
+            return state, notes, time.monotonic() - (notes["monotonic"] or time.monotonic())
+        if self.order.saved is not None and os.path.exists(self.order.saved):
             state, notes = self._load(Path(self.order.saved))
-            ended = notes.get("state") == "ended"
-            seconds_ago = time.time() - (notes["clock"] or time.time())
-        else:
-            return None, False
-        self.notes |= {name: notes[name] for name in self.notes if name in notes}
-        self.slots = state["slots"]
-        if not self.memory.frames:
-            return None, ended
-        # The wall clock may have been set back since.
-        resume = Resume(self.memory.read().time, self.notes["position"], max(0.0, seconds_ago))
-        self.notes["monotonic"] = time.monotonic() - resume.seconds_ago
-        if not self.order.source.is_finite:
-            gap = [resume.stream_time, resume.stream_time + resume.seconds_ago]
-            self.notes["gaps"] = [*self.notes["gaps"], gap][-GAPS_KEPT:]
-        return resume, ended
+            return state, notes, max(0.0, time.time() - (notes["clock"] or time.time()))
+        return None
 
     def _load(self, saved: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What was saved. A file that is damaged or of another model is set aside, never written over: ``UserError``
@@ -188,9 +189,10 @@ class WatchedStream:
 class EndedReader:
     """In place of a reader, for a file that ended before the frame worker was started again."""
 
-    def __init__(self, position: float):
-        self.status = SourceStatus(state="ended")
-        self.position = position
+    position = None
+
+    def __init__(self, error: str | None):
+        self.status = SourceStatus(state="ended", error=error)
 
     def newest(self) -> Frame | None:
         """No frame comes any more."""

@@ -16,7 +16,7 @@ from flash_vstream.live.stream_state import read_memory
 from flash_vstream.live.supervisor import Supervisor
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.pipeline import FlashVStream
-from flash_vstream.video.capture import FrameRing, ring_bytes
+from flash_vstream.video.ring import FrameRing, ring_bytes
 from flash_vstream.video.shared_memory import OwnedFolder, check_space, shared_folder
 from flash_vstream.video.sources import Source
 
@@ -29,8 +29,9 @@ REMOVE_SECONDS = 10.0
 class StreamStatus:
     """How a live stream is doing.
 
-    ``state`` is starting, live, reconnecting, ended or failed, with ``error`` where it says why; a stream that
-    failed is begun again by itself after a while. ``came`` frames came at the wanted rate, ``kept`` were written,
+    ``state`` is starting, live, reconnecting, ended or failed, with ``error`` where it says why. A stream that ended
+    with an error broke off before the length that it declares. ``note`` is what else should be known of its source.
+    ``fps`` is the wanted rate. ``came`` frames came at the wanted rate, ``kept`` were written,
     ``skipped`` passed over for newer ones. ``time`` is the stream time of the newest frame in memory, ``lag`` its
     age in wall-clock seconds. ``gaps`` are the stretches of stream time in which nobody watched, newest last.
     """
@@ -38,7 +39,9 @@ class StreamStatus:
     name: str
     source: str
     state: str
+    fps: float
     error: str | None = None
+    note: str | None = None
     time: float | None = None
     came: int = 0
     kept: int = 0
@@ -155,15 +158,17 @@ class LiveStreams:
 
     def status(self, name: str) -> StreamStatus:
         """How the stream is doing."""
-        source = self.order(name).source.shown
+        source = self.order(name).source
         known = self.shared_state(name).read_status()
         if known is None:
-            return StreamStatus(name, source, "starting")
+            return StreamStatus(name, source.shown, "starting", source.fps)
         return StreamStatus(
             name=name,
-            source=source,
+            source=source.shown,
             state=known["state"],
+            fps=source.fps,
             error=known["error"],
+            note=known.get("note"),
             time=known.get("time"),
             came=known.get("came", 0),
             kept=known.get("kept", 0),

@@ -120,7 +120,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     def create_stream(new: schemas.NewStream) -> dict[str, Any]:
         """Begin to watch a source."""
         service.access.check_source(new.source)  # before anything is said of what is there
-        source = Source(new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport)
+        source = Source(new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport).checked()
         service.add_stream(new.name, source)
         return service.status(new.name).to_dict()
 

@@ -42,6 +42,7 @@ class StreamInfo(BaseModel):
     source: str
     state: Literal["starting", "live", "reconnecting", "ended", "failed"]
     error: str | None
+    note: str | None
     time: float | None
     came: int
     kept: int

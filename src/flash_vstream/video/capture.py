@@ -1,159 +1,97 @@
 """A source in a process of its own, so that FFmpeg may hang or crash without taking anybody along.
 
-The child writes frames into a ring in shared memory and a byte into a pipe for each; the parent
-reads the newest and counts what it skipped. There is no lock that a killed child could keep.
+The reader process writes frames into a ring in shared memory and tells the parent by a pipe what happens. The parent
+reads the newest frame, counts what it passed over, and starts another reader when one hangs or dies.
 """
 
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-import os
 import random
-import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
-import numpy as np
-import xxhash
-from av.error import FFmpegError
+from flash_vstream.video.reader import Frame, FrameRate
+from flash_vstream.video.reader_process import Broken, Ended, Note, Opened, run_reader
+from flash_vstream.video.ring import FrameRing
+from flash_vstream.video.shared_memory import shared_folder
+from flash_vstream.video.sources import ARRIVAL_SLACK, SILENCE_SECONDS, Source
 
-from flash_vstream.errors import UserError
-from flash_vstream.video.reader import Frame
-from flash_vstream.video.shared_memory import reserve
-from flash_vstream.video.sources import Source, watch_source
+__all__ = ["RESUME_AFTER", "Capture", "FrameRing", "PushedFrames", "SourceStatus", "shared_folder", "wait_for_any"]
 
-SLOTS = 4
-END = "end"
 RESUME_AFTER = 1e-3
-"""Seconds after the newest frame of a file at which it is taken up again."""
-END_SECONDS = 5.0
+"""Seconds after the newest frame of a recording at which it is taken up again."""
 RESTART_SECONDS = (0.2, 5.0)
 """The first and the longest wait before a source is opened again; each wait doubles, with jitter."""
-
-
-def ring_bytes(size: int) -> int:
-    """The size of a ring's file for frames of ``size`` pixels square."""
-    return _ring_layout(size).itemsize
-
-
-def _ring_layout(size: int) -> np.dtype:
-    slot = np.dtype([("sequence", "<i8"), ("checksum", "<u8"), ("time", "<f8"), ("image", "u1", (size, size, 3))])
-    return np.dtype([("taken", "<i8"), ("slots", slot, (SLOTS,))])
-
-
-def _frame_checksum(number: int, frame: Frame) -> int:
-    """Tells a whole frame from a torn one, in whatever order a processor makes stores visible."""
-    digest = xxhash.xxh3_64(np.ascontiguousarray(frame.image).data, seed=number)
-    digest.update(np.float64(frame.time).tobytes())
-    return digest.intdigest()
-
-
-class FrameRing:
-    """The newest frames of one source in a file that two processes map; one writes, one reads."""
-
-    def __init__(self, path: str, size: int, create: bool = False):
-        """Open the ring at ``path`` or make an empty one; raises ``UserError`` when there is too little space."""
-        layout = _ring_layout(size)
-        if create:
-            reserve(path, layout.itemsize)
-        whole = np.memmap(path, layout, "r+", shape=1)
-        self._taken, self._slots = whole["taken"], whole["slots"][0]
-
-    def clear(self) -> None:
-        """Forget every frame, for a writer that counts from 1 again."""
-        self._slots["sequence"] = 0
-        self.taken = 0
-
-    def write(self, number: int, frame: Frame) -> None:
-        """Put the frame numbered ``number`` (from 1) over the oldest."""
-        slot = self._slots[number % SLOTS]
-        slot["sequence"] = -number  # being written
-        slot["time"] = frame.time
-        slot["image"] = frame.image
-        slot["checksum"] = _frame_checksum(number, frame)
-        slot["sequence"] = number
-
-    @property
-    def taken(self) -> int:
-        """The number of the newest frame that the reader of the ring has taken."""
-        return int(self._taken[0])
-
-    @taken.setter
-    def taken(self, number: int) -> None:
-        self._taken[0] = number
-
-    def newest(self, after: int) -> tuple[int, Frame] | None:
-        """The newest whole frame with a number above ``after``, and its number."""
-        numbers = self._slots["sequence"].copy()
-        at = int(numbers.argmax())
-        number = int(numbers[at])
-        if number <= after:
-            return None
-        slot = self._slots[at]
-        frame = Frame(float(slot["time"]), np.array(slot["image"]))
-        return (number, frame) if int(slot["checksum"]) == _frame_checksum(number, frame) else None
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Where a stream was left: its stream time, the place in its source, and how many seconds ago that was."""
-
-    stream_time: float
-    position: float
-    seconds_ago: float
+START_SECONDS = 120.0
+"""How long a reader process may take until it says its first word: a busy machine imports slowly."""
+LOCAL_SILENCE_SECONDS = 60.0
+"""How long the reader of a file may make no progress: neither read, decode, sleep, nor wait for its taker."""
+MOST_PATIENCE = 10.0
+"""A live source that is slow may be silent for at most this many times what others may."""
+RECORDING_TRIES = 8
+"""How often in a row a recording on a server may break off without a new frame before it is given up."""
+_END_SECONDS = 1.0
 
 
 @dataclass
 class SourceStatus:
-    """How a source is doing: frames that came, frames passed over for newer ones, restarts."""
+    """How a source is doing: frames that came, frames passed over for newer ones, restarts.
+
+    ``state`` is starting, live, reconnecting, ended or failed. ``error`` says why it is reconnecting or failed, or that
+    a recording ended before the length that it declares. ``note`` is what else should be known of the source.
+    """
 
     came: int = 0
     skipped: int = 0
     restarts: int = 0
     state: str = "starting"
     error: str | None = None
+    note: str | None = None
 
 
-class SourceReader:
+class Capture:
     """Reads a source in a child process and keeps it going.
 
-    ``newest`` gives the newest frame since the last call. A child that dies, or that has sent
-    nothing for ``silence`` seconds, is ended and started again, after a wait that grows while it
-    keeps failing; a file is taken up where it was left, and for the rest stream time goes on across
-    the gap by the clock. A finite source that ends is done.
-    What is shared with the child lies in ``folder``, best one in memory (``shared_folder``).
-    A stream that another reader began goes on from ``resume``. Times are stream time; nobody adds to them.
-    Raises ``UserError`` when there is too little space for the ring.
+    ``newest`` gives the newest frame since the last call. Its time is ``start`` and on: a recording has its own clock,
+    ``start`` being the moment ``source.begin`` in it; a live source goes by the clock, ``start`` being the moment when
+    the capture was made. With ``start`` None, stream time is 0 at the first frame.
+
+    A reader that dies, or that makes no progress, is ended and started again, after a wait that grows while it keeps
+    failing. A recording is taken up where it was left; for the rest stream time goes on across the gap by the clock.
+    A live source may be silent for ``silence`` seconds at first; one that turns out to send less often gets more time.
+    A recording that ends is done; a source fails for good only when its reader says that it cannot be read.
+    What is shared with the reader lies in ``folder``, best one in memory (``shared_folder``), in a file without a name.
+    Raises ``UserError`` when there is no room in it.
     """
 
-    def __init__(self, source: Source, folder: str, silence: float = 12.0, resume: Resume | None = None):
+    def __init__(self, source: Source, folder: str, start: float | None = None, silence: float = SILENCE_SECONDS):
         self.source = source
         self.status = SourceStatus()
-        self._silence = silence
-        handle, self._path = tempfile.mkstemp(prefix="ring-", dir=folder)
-        os.close(handle)
-        self._ring = FrameRing(self._path, source.size, create=True)
+        self.position: float | None = None
+        """Where in the recording to go on from: the time of the newest frame taken. None where that cannot be done."""
+        self._silence, self._patience = silence, silence
+        self._ring = FrameRing.unnamed(folder, source.size)
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
-        self._number = 0  # of the newest frame taken, in this child's counting
-        self._offset = 0.0  # added to the child's times
-        self.position = source.begin  # in the source's own time, of the newest frame taken
+        self._opened: Opened | None = None  # what this reader said of the source
+        self._last_word: Ended | Broken | None = None
+        self._number = 0  # of the newest frame taken, in this reader's counting
+        self._spoke = False  # whether this reader has said anything
+        self._heard_at = 0.0
+        self._start = start
+        self._zero = None if start is None else time.monotonic() - start  # the moment of stream time 0, by the clock
+        self._offset = 0.0  # from a recording's time to stream time
         self._last_time: float | None = None
         self._last_clock = 0.0
-        self._heard = 0.0
-        self._word: str | None = None  # the child's last, once it has said it
         self._failures = 0
+        self._broke_off: str | None = None
         self._start_at = 0.0
-        if resume is not None:
-            self.position = resume.position
-            self._offset = resume.stream_time - resume.position
-            self._last_time, self._last_clock = resume.stream_time, time.monotonic() - resume.seconds_ago
 
     def fileno(self) -> int | None:
-        """A descriptor that is readable when frames wait, None while no child runs."""
+        """A descriptor that is readable when frames wait, None while no reader runs."""
         return self._pipe.fileno() if self._pipe is not None else None
 
     def newest(self) -> Frame | None:
@@ -163,167 +101,173 @@ class SourceReader:
         now = time.monotonic()
         if self._process is None:
             if now >= self._start_at:
-                self._start(now)
+                self._start_reader(now)
             return None
-        self._listen(now)
-        found = self._ring.newest(self._number)
-        if found is not None:
-            return self._take(*found, now)
-        if self._word is not None:
-            self._over(now, None if self._word == END else self._word)
+        self._listen()
+        if self._opened is not None:
+            found = self._ring.newest(self._number)
+            if found is not None:
+                return self._take(*found, self._opened, now)
+        if self._last_word is not None:
+            self._over(now, self._last_word)
         elif not self._process.is_alive():
-            self._over(now, "the reader stopped")
-        elif now - self._heard > self._silence:
-            self._over(now, f"nothing came for {self._silence:.0f} s")
+            self._over(now, Broken("the reader stopped"))
+        elif now - self._heard_at > (limit := self._limit()):
+            self._over(now, Broken(f"nothing came for {limit:.0f} s", silent=True))
         return None
 
-    def _start(self, now: float) -> None:
+    def _limit(self) -> float:
+        """How long the reader may say nothing, in seconds."""
+        if not self._spoke:
+            return START_SECONDS
+        return LOCAL_SILENCE_SECONDS if self.source.is_local else self._patience
+
+    def _start_reader(self, now: float) -> None:
         source = self.source
-        if self._last_time is not None and source.resumes:
+        if self.position is not None:
             source = replace(source, begin=self.position + RESUME_AFTER)
         elif self._last_time is not None:  # the gap is part of the stream's time
-            self._offset = self._last_time + (now - self._last_clock)
+            self._offset = self._last_time + (now - self._last_clock) - source.begin
+        else:
+            self._offset = (self._start or 0.0) - source.begin
         self._ring.clear()
-        self._number, self._heard, self._word = 0, now, None
+        self._number, self._heard_at, self._spoke, self._opened, self._last_word = 0, now, False, None, None
         context = multiprocessing.get_context("spawn")
         self._pipe, child = context.Pipe(duplex=False)
-        self._process = context.Process(target=_read, args=(source, self._path, child), daemon=True)
+        arguments = (source, self._ring, child, self._patience)
+        self._process = context.Process(target=run_reader, args=arguments, daemon=True)
         self._process.start()
         child.close()
 
-    def _listen(self, now: float) -> None:
-        """Take what the child has said: a frame came, the source ended, or why it cannot be read."""
+    def _listen(self) -> None:
+        """Take what the reader has said: that it works, what the source is, how it ended."""
         assert self._pipe is not None
         try:
             while self._pipe.poll():
-                self._heard = now
-                self._word = self._pipe.recv() or self._word
+                word = self._pipe.recv()
+                self._spoke = True
+                if isinstance(word, float):
+                    if self._opened is not None and self._opened.live:
+                        self._learn_pace(word - self._heard_at)
+                    self._heard_at = word
+                elif isinstance(word, Opened):
+                    self._opened = word
+                elif isinstance(word, Note):
+                    self.status.note = word.text
+                else:
+                    self._last_word = word
         except (EOFError, OSError):
-            self._word = self._word or "the reader stopped"
+            self._last_word = self._last_word or Broken("the reader stopped")
 
-    def _take(self, number: int, frame: Frame, now: float) -> Frame:
+    def _learn_pace(self, pause: float) -> None:
+        """A source that has paused for long may do so again: three times as long is silence."""
+        slower = min(3 * pause, MOST_PATIENCE * self._silence)
+        self._patience = max(self._silence, slower, 0.9 * self._patience)
+
+    def _take(self, number: int, frame: Frame, opened: Opened, now: float) -> Frame:
         self.status.came += number - self._number
         self.status.skipped += number - self._number - 1
         self.status.state, self.status.error = "live", None
-        self._failures, self._number = 0, number
+        self._failures, self._number, self._broke_off = 0, number, None
         self._ring.taken = number
-        self.position = frame.time
-        moment = frame.time + self._offset
-        if self._last_time is not None:
-            moment = max(moment, self._last_time)
+        if opened.live:
+            if self._zero is None:
+                self._zero = frame.time if self._last_time is None else self._last_clock - self._last_time
+            moment = frame.time - self._zero
+        else:
+            moment = frame.time + self._offset
+            self.position = None if self.source.loop else frame.time
+        moment = max(moment, self._last_time or 0.0)
         self._last_time, self._last_clock = moment, now
         return Frame(moment, frame.image)
 
-    def _over(self, now: float, error: str | None) -> None:
-        """The child is done for: the source has ended, or another child is started in a while."""
-        self._end_child()
-        if error is None:
-            self.status.state = "ended"
+    def _over(self, now: float, word: Ended | Broken) -> None:
+        """The reader is done for: the source has ended or failed, or another reader is started in a while."""
+        self._end_reader()
+        if isinstance(word, Ended):
+            self.status.state, self.status.error = "ended", word.error
             return
-        self.status.error = error
-        if self.source.is_finite and self._number == 0 and self._last_time is None:
-            self.status.state = "failed"  # a file that cannot be read will not mend itself
+        if word.broke_off:
+            self._broke_off = word.error
+        self._failures += 1
+        given_up = self._broke_off is not None and self._failures > RECORDING_TRIES
+        self.status.error = self._broke_off if given_up else word.error
+        if given_up or (word.final and self._last_time is None):
+            self.status.state = "failed"
             return
+        if word.silent:
+            self._patience = min(2 * self._patience, MOST_PATIENCE * self._silence)
         self.status.state = "reconnecting"
         self.status.restarts += 1
         first, longest = RESTART_SECONDS
-        wait = min(longest, first * 2.0 ** min(self._failures, 10)) * random.uniform(0.7, 1.0)
-        self._failures += 1
-        self._start_at = now + wait
+        self._start_at = now + min(longest, first * 2.0 ** min(self._failures - 1, 10)) * random.uniform(0.7, 1.0)
 
-    def _end_child(self) -> None:
+    def _end_reader(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.join(timeout=END_SECONDS)  # not for ever: it may hang in the kernel
+            self._process.join(_END_SECONDS)  # longer only where the system itself hangs, on a network drive say
+            with contextlib.suppress(ValueError):
+                self._process.close()
         if self._pipe is not None:
             self._pipe.close()
         self._process = self._pipe = None
 
     def close(self) -> None:
-        """End the child and give back what is shared."""
-        self._end_child()
-        with contextlib.suppress(FileNotFoundError):  # the folder may be gone already
-            os.unlink(self._path)
+        """End the reader and give back what is shared."""
+        self._end_reader()
+        self._ring.close()
 
 
-class PushReader:
-    """The frames that another process puts into a ring as it gets them (a WebSocket, say).
+class PushedFrames:
+    """The frames that another process puts into a ring as it gets them (a WebSocket, say), at most ``fps`` a second.
 
-    Their times in the ring are seconds of the monotonic clock, which processes share and nobody sets. Stream time
-    begins at the first, or goes on from ``resume`` where the stream was begun earlier.
+    Their times in the ring are those of the system's monotonic clock, the same for all processes. Stream time is 0 at
+    the first frame or, with ``start``, that much when this object was made.
     """
 
-    def __init__(self, path: str, size: int, resume: Resume | None = None):
+    def __init__(self, path: str, size: int, fps: float, start: float | None = None):
         self.status = SourceStatus()
+        self.position = None
         self._ring = FrameRing(path, size)
         self._number = self._ring.taken
-        self.position = resume.stream_time if resume is not None else 0.0  # stream time of the newest frame
-        # What stream time 0 was on the monotonic clock.
-        self._origin = time.monotonic() - resume.seconds_ago - resume.stream_time if resume is not None else None
+        self._fps = fps
+        self._rate = FrameRate(fps, ARRIVAL_SLACK)
+        self._zero = None if start is None else time.monotonic() - start
+        self._last_time: float | None = start
 
     def fileno(self) -> int | None:
         """Nothing to wait on: a ring is looked at."""
         return None
 
     def newest(self) -> Frame | None:
-        """The newest frame that was pushed since the last call."""
+        """The newest frame that was pushed since the last call, if it is due."""
         found = self._ring.newest(self._number)
         if found is None:
             return None
         number, frame = found
-        self.status.came += number - self._number
-        self.status.skipped += number - self._number - 1
-        self.status.state = "live"
+        passed_over = number - self._number - 1
         self._number = self._ring.taken = number
-        if self._origin is None:
-            self._origin = frame.time
-        self.position = max(self.position, frame.time - self._origin)
-        return Frame(self.position, frame.image)
+        self._zero = frame.time if self._zero is None else self._zero
+        moment = max(frame.time - self._zero, self._last_time or 0.0)
+        if not self._rate.picks(moment):
+            return None
+        # Of the frames that nobody looked at, only as many as the rate allows would have been kept.
+        due = int((moment - self._last_time) * self._fps) - 1 if self._last_time is not None else 0
+        skipped = max(0, min(passed_over, due))
+        self.status.came += skipped + 1
+        self.status.skipped += skipped
+        self.status.state = "live"
+        self._last_time = moment
+        return Frame(moment, frame.image)
 
     def close(self) -> None:
         """The ring is its maker's."""
 
 
-def wait_for_any(readers: Sequence[SourceReader | PushReader], seconds: float) -> None:
+def wait_for_any(readers: Sequence[Capture | PushedFrames], seconds: float) -> None:
     """Sleep until a reader has frames, at most ``seconds``."""
     descriptors = [number for reader in readers if (number := reader.fileno()) is not None]
     if descriptors:
         multiprocessing.connection.wait(descriptors, seconds)  # select takes no descriptor above 1,023
     else:
         time.sleep(seconds)
-
-
-def _read(source: Source, path: str, pipe: Connection) -> None:
-    """The child: frames into the ring, a word into the pipe for each."""
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone, and nobody is left to tell
-        pipe.send(_read_all(source, FrameRing(path, source.size), pipe))
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent has ended, whatever it waits for: FFmpeg, or its frames to be taken."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _read_all(source: Source, ring: FrameRing, pipe: Connection) -> str:
-    """Put every frame into the ring; the last word: that the source has ended, or why it broke off."""
-    try:
-        for number, frame in enumerate(watch_source(source), 1):
-            while source.pace == "fast" and number - ring.taken > 1:
-                time.sleep(0.0005)  # nothing is skipped of what waits for its reader
-            ring.write(number, frame)
-            pipe.send(None)
-    except UserError as error:
-        return str(error)
-    except BrokenPipeError:
-        raise
-    except (FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or type(error).__name__
-        return f"{source.shown} broke off ({reason})"
-    return END if source.is_finite else f"{source.shown} ended"

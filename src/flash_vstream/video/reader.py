@@ -1,21 +1,35 @@
 """Video files as timed RGB frames, through FFmpeg (PyAV)."""
 
+import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import Interpolation
+from PIL import Image
 
 from flash_vstream.errors import UserError
+from flash_vstream.video.demux import BrokenOffError, Playback
 
-MAX_BROKEN_FRAMES = 300
-"""Consecutive packets that do not decode before a file counts as broken from there on."""
+MAX_PIXELS = 139_264 * 256
+"""Pixels of the largest picture that is decoded, 35.7 million: the largest of H.264 and H.265, enough for 8K."""
+LARGE_PIXELS = 4096 * 2304
+MAX_THREADS = 4
+"""Decoder threads; each of them holds pictures of its own. Above ``LARGE_PIXELS`` there are two."""
+MAX_ASPECT = 16
+"""A picture longer than this in proportion is cut to its centre before it is scaled, not after."""
+
+logger = logging.getLogger(__name__)
+
+
+class MissingSourceError(UserError):
+    """There is nothing at a source's path. Unlike a file that cannot be read, it may come back."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +51,33 @@ class VideoInfo:
     codec: str
 
 
+class FrameRate:
+    """Picks at most ``fps`` frames a second: the first at or after each tick, never two within half a tick.
+
+    Ticks are the multiples of ``1 / fps`` counted from time 0, so the choice does not depend on where reading began.
+    ``slack`` is the share of a tick by which a frame may be early: live frames do not come on the tick.
+    ``fps`` None picks every frame.
+    """
+
+    def __init__(self, fps: float | None, slack: float = 0.0):
+        self._fps = fps
+        self._slack = slack / fps if fps is not None else 0.0
+        self._due = -math.inf
+
+    def picks(self, time: float) -> bool:
+        """Whether the frame at ``time`` is picked; times must not decrease."""
+        if self._fps is None:
+            return True
+        if time < self._due - self._slack - 1e-6:
+            return False
+        next_tick = (math.floor((time + self._slack) * self._fps + 1e-6) + 1) / self._fps
+        self._due = max(next_tick, time + 0.5 / self._fps)
+        return True
+
+
 def probe(path: str | Path) -> VideoInfo:
     """What ``path`` says of its video; raises ``UserError`` when it has none that can be read."""
-    with _opened(path) as (container, stream):
+    with opened(path) as (container, stream):
         seconds = None
         if stream.duration and stream.time_base:
             seconds = float(stream.duration * stream.time_base)
@@ -59,37 +97,49 @@ def read_frames(
 ) -> Iterator[Frame]:
     """Frames of the file in order of time, at most ``fps`` of them a second (None: all).
 
-    With ``size``, each is scaled and its centre cropped to ``size`` by ``size`` in one pass over
-    the decoded picture. Rotation that the file asks for is applied. Times are the file's own, from
-    0 at the first frame; where they are missing or run backwards, the nominal frame rate goes on.
-    Begins at stream time ``begin`` and stops after ``until``. A file that breaks off ends there, with what was read.
-    Raises ``UserError`` when the file cannot be opened or not one frame of it decodes.
+    With ``size``, each is scaled and its centre cropped to ``size`` by ``size``. Rotation that the file asks for is
+    applied. Times are the file's own, from 0 at the first frame; where they are missing or run backwards, the nominal
+    frame rate goes on. In formats whose clock may start anew (MPEG-TS), so it does across a jump of over 10 seconds.
+    Begins at stream time ``begin`` (from the key frame before, with the same times) and stops after ``until``.
+    A file that breaks off ends there, with what was read and a warning in the log.
+    Raises ``UserError`` when the file cannot be opened, is larger than ``MAX_PIXELS``, or not one frame of it decodes.
+    """
+    with opened(path) as (container, stream):
+        try:
+            yield from play(Playback(container, stream), os.fspath(path), fps, size, until, begin)
+        except BrokenOffError as error:
+            logger.warning("%s %s; what follows is missing", path, error)
+
+
+def play(
+    playback: Playback, name: str, fps: float | None, size: int | None, until: float | None = None, begin: float = 0.0
+) -> Iterator[Frame]:
+    """Frames of an opened recording, as ``read_frames`` gives them.
+
+    Raises ``UserError`` when not one frame decodes, and after the last frame ``BrokenOffError`` when the recording
+    ended before the length that it declares.
     """
     if fps is not None and not fps > 0:
         raise UserError(f"the frame rate must be above 0, not {fps:g}")
-    with _opened(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        due, count = 0.0, 0
-        for time, frame in _timed(container, stream):
-            if until is not None and time > until + 1e-6:
-                break
-            # A frame stands for its moment: the first at or after each tick of the wanted rate.
-            if fps is not None:
-                if time < due - 1e-6:
-                    continue
-                due = max(due + 1 / fps, time + 0.5 / fps)
-            count += 1
-            if time >= begin - 1e-6:
-                yield Frame(time, rgb(frame, size))
-        if not count:
-            raise UserError(f"no frame of {path} could be decoded; it may be damaged or in an unknown format")
+    rate, decoded_one = FrameRate(fps), False
+    # A few ticks early, so that the rate is in step before the first frame that is wanted.
+    for time, frame in playback.timed(begin - 4 / fps if fps is not None else begin):
+        if until is not None and time > until + 1e-6:
+            return
+        decoded_one = True
+        if rate.picks(time) and time >= begin - 1e-6:
+            yield Frame(time, rgb(frame, size))
+    if not decoded_one and playback.error is None:
+        raise UserError(f"no frame of {name} could be decoded; it may be damaged or in an unknown format")
+    playback.check_end()
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The file's container and its video; raises ``UserError`` as ``read_frames`` does."""
     name = os.fspath(path)
     if not os.path.exists(name):
-        raise UserError(f"no video at {name}; check the path")
+        raise MissingSourceError(f"no video at {name}; check the path")
     if os.path.isdir(name):
         raise UserError(f"{name} is a folder; name a video file in it")
     if os.path.getsize(name) == 0:
@@ -99,79 +149,71 @@ def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.
     except PermissionError:
         raise UserError(f"{name} may not be read; check its permissions") from None
     except (FFmpegError, ValueError, OSError) as error:
-        raise UserError(f"{name} is not a video that FFmpeg can open ({_reason(error)})") from None
+        raise UserError(f"{name} is not a video that FFmpeg can open ({reason_of(error)})") from None
     with container:
         yield container, video_stream(container, name)
 
 
 def video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The container's first moving picture; raises ``UserError`` when there is none to decode."""
+    """The container's first moving picture, its decoder bounded in pixels and threads.
+
+    Raises ``UserError`` when there is none to decode, or its pictures are larger than ``MAX_PIXELS``.
+    """
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
         what = "only sound" if container.streams.audio else "no video"
         raise UserError(f"{name} holds {what}; a video stream is needed")
-    if streams[0].codec_context is None:
+    stream = streams[0]
+    codec = stream.codec_context
+    if codec is None:
         raise UserError(f"{name} holds video in a format that this FFmpeg cannot decode")
-    return streams[0]
+    pixels = codec.width * codec.height
+    if pixels > MAX_PIXELS:
+        raise UserError(
+            f"the pictures of {name} are {codec.width} by {codec.height};"
+            f" at most {MAX_PIXELS / 1e6:.1f} million pixels are decoded, so scale it down first"
+        )
+    codec.options = {"max_pixels": str(MAX_PIXELS)}  # for a size that changes in mid-stream
+    codec.thread_count = 2 if pixels > LARGE_PIXELS else min(MAX_THREADS, os.cpu_count() or 1)
+    stream.thread_type = "AUTO"
+    return stream
 
 
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).lower()
-
-
-def _timed(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[tuple[float, av.VideoFrame]]:
-    """Decoded frames with never-decreasing times from 0."""
-    step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
-    first: Fraction | float | None = None
-    last = -step
-    for frame in decoded(container, stream):
-        time = last + step
-        if frame.pts is not None and frame.time_base is not None:
-            stamped = frame.pts * frame.time_base
-            first = stamped - Fraction(max(time, 0.0)).limit_denominator(10**6) if first is None else first
-            if float(stamped - first) > last:
-                time = float(stamped - first)
-        last = time
-        yield time, frame
-
-
-def decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Frames that decode; what does not is passed over, up to a bound."""
-    broken = 0
-    packets = container.demux(stream)
-    while broken < MAX_BROKEN_FRAMES:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except (FFmpegError, ValueError):
-            return  # the container breaks off here
-        try:
-            frames = packet.decode()
-        except (FFmpegError, ValueError):
-            broken += 1
-            continue
-        for frame in frames:
-            broken = 0
-            if frame.width and frame.height:
-                yield frame
+def reason_of(error: Exception) -> str:
+    """Why FFmpeg refused, in its own words: the last thing that it logged, where that is recorded."""
+    log = getattr(error, "log", None)
+    said = str(log[2]).strip() if log else ""
+    reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+    return f"{reason}: {said}" if said and said.lower() not in reason else reason
 
 
 def rgb(frame: av.VideoFrame, size: int | None = None) -> np.ndarray:
     """The frame upright as ``[H, W, 3]`` uint8, or its centre scaled to ``[size, size, 3]``."""
     quarter_turns = round(frame.rotation / 90) % 4
     width, height = frame.width, frame.height
-    if size is not None:
+    if size is None:
+        image = frame.to_ndarray(format="rgb24")
+    elif max(width, height) > MAX_ASPECT * min(width, height):
+        image = _scaled_centre(frame.to_ndarray(format="rgb24"), size)
+    else:
         short = min(width, height)
         width, height = max(size, round(size * width / short)), max(size, round(size * height / short))
-    shrink = frame.width > 2 * width
-    image = frame.to_ndarray(
-        format="rgb24",
-        width=width,
-        height=height,
-        interpolation=Interpolation.AREA if shrink else Interpolation.BICUBIC,
-    )
-    if size is not None:
+        shrink = frame.width > 2 * width
+        image = frame.to_ndarray(
+            format="rgb24",
+            width=width,
+            height=height,
+            interpolation=Interpolation.AREA if shrink else Interpolation.BICUBIC,
+        )
         top, left = (height - size) // 2, (width - size) // 2
         image = image[top : top + size, left : left + size]
     return np.ascontiguousarray(np.rot90(image, quarter_turns))
+
+
+def _scaled_centre(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre square of an RGB picture ``[H, W, 3]``, scaled: [size, size, 3]."""
+    height, width, _ = image.shape
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    centre = Image.fromarray(np.ascontiguousarray(image[top : top + short, left : left + short]))
+    return np.asarray(centre.resize((size, size), Image.Resampling.BICUBIC))

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
+from typing import IO
 
 from flash_vstream.errors import UserError
 
@@ -35,33 +36,45 @@ def shared_folder() -> str:
 def reserve(path: str, size: int) -> None:
     """Make a file of ``size`` zero bytes at ``path``, with all of its space taken.
 
+    Raises ``UserError`` when there is too little space; no file is left then.
+    """
+    try:
+        with open(path, "wb") as file:
+            take_space(file, size)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def take_space(file: IO[bytes], size: int) -> None:
+    """Make an empty file ``size`` bytes long, all of them there.
+
     A mapped file whose space was not taken ends the process that writes to it (SIGBUS) once the folder is full.
     Raises ``UserError`` when there is too little space.
     """
     try:
-        with open(path, "wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, size)
-            else:
-                for at in range(0, size, len(_ZEROS)):
-                    file.write(_ZEROS[: size - at])
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for at in range(0, size, len(_ZEROS)):
+            file.write(_ZEROS[: size - at])
+        file.flush()
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise UserError(_too_little(os.path.dirname(path), size, error.strerror or str(error))) from None
+        raise UserError(_too_little(size, error.strerror or str(error))) from None
 
 
 def check_space(folder: str, size: int) -> None:
     """Raise ``UserError`` unless ``folder`` has ``size`` bytes left."""
     space = os.statvfs(folder)
     if space.f_bavail * space.f_frsize < size:
-        raise UserError(_too_little(folder, size, "No space left on device"))
+        raise UserError(_too_little(size, f"{folder} is full"))
 
 
-def _too_little(folder: str, size: int, reason: str) -> str:
+def _too_little(size: int, reason: str) -> str:
     return (
-        f"{size / 1e6:.1f} MB of shared memory cannot be taken in {folder} ({reason}); watch fewer streams, enlarge it"
-        f" (docker run --shm-size), or name a folder on disk in {FOLDER_VARIABLE}"
+        f"there is no room for {size / 1e6:.1f} MB of shared memory ({reason}); watch fewer streams, give the machine"
+        f" or container more (docker run --shm-size), or name a folder on disk in {FOLDER_VARIABLE}"
     )
 
 

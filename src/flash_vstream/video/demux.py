@@ -1,0 +1,206 @@
+"""An opened recording as decoded pictures with times: clocks that jump, seeking, ends that come too early.
+
+Knows nothing of files, pictures' sizes or rates of frames; see reader.py for those.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from itertools import chain
+from typing import TypeAlias, cast
+
+import av
+from av.error import FFmpegError
+from av.format import Flags
+
+MAX_BROKEN_PACKETS = 300
+"""Consecutive packets that do not decode before a recording counts as broken from there on."""
+JUMP_SECONDS = 10.0
+"""From here on a step of a clock that may start anew is a jump and no pause: the threshold of the ffmpeg command."""
+MAX_HELD_BYTES = 64 * 2**20
+"""Bytes of packets that are held while the key frame before a position is looked for."""
+
+
+Packet: TypeAlias = "av.Packet[av.VideoStream]"
+
+
+def clock_may_jump(container: av.container.InputContainer) -> bool:
+    """Whether the format's clock may start anew within it, as MPEG-TS's and HLS's may."""
+    return bool(container.format.flags & cast(int, Flags.ts_discont.value))
+
+
+class BrokenOffError(Exception):
+    """A recording ended before the length that it declares; ``final`` when opening it again cannot help."""
+
+    def __init__(self, message: str, final: bool):
+        super().__init__(message)
+        self.final = final
+
+
+class Playback:
+    """One pass over an opened recording, ``stream`` being the video in ``container``.
+
+    ``beat`` is called for every packet that is read, so that whoever waits can tell work from a hang. ``error`` is
+    what FFmpeg said when the container broke off, None while it has not.
+    """
+
+    def __init__(
+        self,
+        container: av.container.InputContainer,
+        stream: av.VideoStream,
+        beat: Callable[[], None] = lambda: None,
+    ):
+        self.container = container
+        self.stream = stream
+        self.error: str | None = None
+        self._beat = beat
+        self._step = float(1 / stream.average_rate) if stream.average_rate else 1 / 25
+        self._clock_may_jump = clock_may_jump(container)
+        self._shift = 0  # added to every time stamp, in the stream's time base
+        self._last_dts: int | None = None
+        self._end = 0.0  # the latest moment of any packet, in seconds of the container's clock
+        self._held: deque[Packet] = deque()  # packets that were read and are to be read again
+
+    def timed(self, begin: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
+        """Decoded frames with times that never decrease, from 0 at the recording's first frame.
+
+        Frames well before ``begin`` may be left out; times are the same with and without it.
+        """
+        packets = self._packets()
+        frames = self.decoded(packets)
+        head = next(frames, None)
+        if head is None:
+            return
+        origin = head.pts * head.time_base if head.pts is not None and head.time_base is not None else None
+        frames = chain([head], frames)
+        if begin > 0 and origin is not None:
+            frames = self._from_key_frame(frames, packets, float(origin) + begin)
+        last = -math.inf
+        for frame in frames:
+            moment = 0.0 if last == -math.inf else last + self._step
+            if frame.pts is not None and frame.time_base is not None:
+                stamped = frame.pts * frame.time_base
+                if origin is None:
+                    origin = stamped - Fraction(moment).limit_denominator(10**6)
+                if float(stamped - origin) > last:
+                    moment = max(float(stamped - origin), 0.0)
+            last = moment
+            yield moment, frame
+
+    def check_end(self) -> None:
+        """Raise ``BrokenOffError`` when the recording has come to an end before the length that it declares."""
+        declared = (self.container.duration or 0) / av.time_base
+        reached = self._end - (self.container.start_time or 0) / av.time_base
+        if self.error is None and not self._clock_may_jump and reached < declared - max(2.0, 0.05 * declared):
+            raise BrokenOffError(f"broke off at {reached:.1f} s of {declared:.1f} s", final=True)
+        # A server that ends without saying how much it had to send is an error to FFmpeg, although all has come.
+        if self.error is not None and (not declared or reached < declared - 0.5 or self._clock_may_jump):
+            of = f" of {declared:.1f} s" if declared > reached else ""
+            raise BrokenOffError(f"broke off at {max(reached, 0.0):.1f} s{of} ({self.error})", final=False)
+
+    def decoded(
+        self, packets: Iterator[Packet] | None = None, patience_seconds: float = 0.0
+    ) -> Iterator[av.VideoFrame]:
+        """Frames that decode; what does not is passed over, up to a bound.
+
+        The bound is ``MAX_BROKEN_PACKETS`` in a row, and in a live stream at least ``patience_seconds``, since some
+        cameras send a key frame twice a minute and nothing decodes before it.
+        """
+        broken, broken_since = 0, 0.0
+        for packet in packets if packets is not None else self._packets():
+            try:
+                frames = packet.decode()
+            except (FFmpegError, ValueError):
+                broken_since = time.monotonic() if not broken else broken_since
+                broken += 1
+                if broken >= MAX_BROKEN_PACKETS and time.monotonic() - broken_since >= patience_seconds:
+                    self.error = "nothing more of it decodes"
+                    return
+                continue
+            for frame in frames:
+                broken = 0
+                if frame.width and frame.height:
+                    yield frame
+
+    def _packets(self) -> Iterator[Packet]:
+        """The video's packets; a clock that starts anew goes on from where it was. Ends where the container does."""
+        packets = cast(Iterator[Packet], self.container.demux())
+        while True:
+            if self._held:
+                yield self._held.popleft()
+                continue
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except (FFmpegError, ValueError, OSError) as error:
+                self.error = (getattr(error, "strerror", None) or type(error).__name__).lower()
+                return
+            if packet.pts is not None and packet.time_base:
+                self._end = max(self._end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index != self.stream.index:
+                continue
+            self._beat()
+            if self._clock_may_jump and packet.dts is not None and packet.time_base:
+                self._smooth(packet)
+            yield packet
+
+    def _smooth(self, packet: Packet) -> None:
+        """Shift the packet's time stamps so that its clock goes on where the last packet's was."""
+        assert packet.dts is not None
+        step = round(self._step / packet.time_base)
+        dts = packet.dts + self._shift
+        if self._last_dts is not None:
+            seconds = float((dts - self._last_dts - step) * packet.time_base)
+            if seconds > JUMP_SECONDS or (seconds < -0.1 and dts <= self._last_dts):
+                self._shift += self._last_dts + step - dts
+                dts = self._last_dts + step
+        self._last_dts = dts
+        packet.dts = dts
+        if packet.pts is not None:
+            packet.pts += self._shift
+
+    def _from_key_frame(
+        self, frames: Iterator[av.VideoFrame], packets: Iterator[Packet], target: float
+    ) -> Iterator[av.VideoFrame]:
+        """Frames from the key frame at or before ``target``, in seconds of the video's clock.
+
+        The container's index tells where that is. Where clocks may jump it cannot, and packets are passed over
+        without being decoded until there. Falls back to ``frames``, from the start.
+        """
+        if self._clock_may_jump:
+            self._skip(packets, target)
+            return frames
+        assert self.stream.time_base is not None
+        try:
+            self.container.seek(int(target / self.stream.time_base), stream=self.stream, backward=True)
+        except (FFmpegError, OSError, ValueError):
+            return frames
+        found = self.decoded()
+        head = next(found, None)
+        if head is not None and head.pts is not None and head.time_base and head.pts * head.time_base <= target + 1e-6:
+            return chain([head], found)
+        try:
+            self.container.seek(0, stream=self.stream, backward=True)
+        except (FFmpegError, OSError, ValueError):
+            return iter(())
+        self.error = None
+        return self.decoded()
+
+    def _skip(self, packets: Iterator[Packet], target: float) -> None:
+        """Pass over packets up to the newest key frame at or before ``target``, if there is one to come."""
+        held: list[Packet] = []
+        found, size = False, 0
+        for packet in packets:
+            moment = float(packet.pts * packet.time_base) if packet.pts is not None and packet.time_base else math.inf
+            if packet.is_keyframe and moment <= target:
+                held, size, found = [], 0, True
+            held.append(packet)
+            size += packet.size
+            if moment > target or size > MAX_HELD_BYTES:
+                break
+        if found:
+            self.stream.codec_context.flush_buffers()
+        self._held.extend(held)

@@ -1,0 +1,80 @@
+"""A folder of pictures as a stream."""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from flash_vstream.errors import UserError
+from flash_vstream.video.reader import MAX_PIXELS, Frame, MissingSourceError
+
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
+
+
+def read_folder(
+    folder: str,
+    fps: float,
+    size: int,
+    begin: float = 0.0,
+    note: Callable[[str], None] = lambda _: None,
+    beat: Callable[[], None] = lambda: None,
+) -> Iterator[Frame]:
+    """A folder's pictures in natural order of their names, one at each tick of the frame rate, from ``begin`` on.
+
+    Hidden files and what is no picture are passed over; ``note`` is called once with their names, at the end.
+    ``beat`` is called for every picture.
+    Raises ``MissingSourceError`` when the folder is not there (any more), and ``UserError`` when it holds no picture.
+    """
+    names, passed_over = _list(folder)
+    shown = 0
+    for name in names:
+        path = os.path.join(folder, name)
+        try:
+            image = _read_picture(path, size, decode=shown / fps >= begin - 1e-6)
+        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+            if not os.path.isdir(folder):
+                raise MissingSourceError(f"the folder {folder} is not there") from None
+            passed_over.append(name)
+            continue
+        beat()
+        if image is not None:
+            yield Frame(shown / fps, image)
+        shown += 1
+    if not shown:
+        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))})")
+    if passed_over:
+        listed = ", ".join(sorted(passed_over)[:3]) + (", …" if len(passed_over) > 3 else "")
+        note(f"{len(passed_over)} of the files in the folder are not pictures and were passed over: {listed}")
+
+
+def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
+    """A key for sorting by the numbers in a name: frame2 before frame10."""
+    pieces = re.split(r"([0-9]+)", name)
+    return [(0, int(piece)) if piece.isdecimal() else (1, piece.casefold()) for piece in pieces], name
+
+
+def _list(folder: str) -> tuple[list[str], list[str]]:
+    """Names that may be pictures, in order, and the names of other files that are not hidden."""
+    try:
+        files = [path.name for path in Path(folder).iterdir() if not path.name.startswith(".") and path.is_file()]
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingSourceError(f"the folder {folder} is not there") from None
+    except PermissionError:
+        raise UserError(f"the folder {folder} may not be read; check its permissions") from None
+    pictures = [name for name in files if Path(name).suffix.lower() in PICTURES]
+    return sorted(pictures, key=natural_order), sorted(set(files) - set(pictures))
+
+
+def _read_picture(path: str, size: int, decode: bool) -> np.ndarray | None:
+    """The centre of a picture ``[size, size, 3]``, upright; None when it is not to be decoded but could be opened."""
+    with Image.open(path) as picture:
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError("too many pixels")
+        if not decode:
+            return None
+        picture.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded no larger than it will be used
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+        return np.asarray(ImageOps.fit(upright, (size, size)))

@@ -1,0 +1,109 @@
+"""A ring of frames in shared memory: one process writes, one reads, neither waits for the other."""
+
+import os
+import tempfile
+import zlib
+from multiprocessing import reduction
+from typing import Any
+
+import numpy as np
+
+from flash_vstream.video.reader import Frame
+from flash_vstream.video.shared_memory import take_space
+
+SLOTS = 4
+
+
+def _layout(size: int) -> np.dtype:
+    slot = np.dtype([("sequence", "<i8"), ("checksum", "<u4"), ("time", "<f8"), ("image", "u1", (size, size, 3))])
+    return np.dtype([("taken", "<i8"), ("slots", slot, (SLOTS,))])
+
+
+def ring_bytes(size: int) -> int:
+    """The space that a ring of frames ``[size, size, 3]`` takes."""
+    return _layout(size).itemsize
+
+
+class FrameRing:
+    """The newest frames ``[size, size, 3]`` of one source in a file that two processes map; one writes, one reads.
+
+    There is no lock that a killed process could keep, and nothing depends on the order in which stores become visible
+    to other processors: a frame that does not have its checksum is not whole yet. The file is at ``path``, or, for
+    ``FrameRing.unnamed``, it has no name and goes when the last process that maps it ends; such a ring can be passed to
+    a child process as it starts. Its space is taken when it is made: raises ``UserError`` when there is too little.
+    """
+
+    def __init__(self, path: str, size: int, create: bool = False):
+        with open(path, "w+b" if create else "r+b") as file:
+            self._map(file, size, create)
+
+    @classmethod
+    def unnamed(cls, folder: str, size: int) -> "FrameRing":
+        """A new ring whose file, in ``folder``, has no name."""
+        ring = cls.__new__(cls)
+        ring._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open for as long as the ring
+        try:
+            ring._map(ring._file, size, create=True)
+        except BaseException:
+            ring._file.close()
+            raise
+        return ring
+
+    def _map(self, file: Any, size: int, create: bool) -> None:
+        whole = _layout(size)
+        if create:
+            take_space(file, whole.itemsize)
+        self._size = size
+        mapped = np.memmap(file, whole, "r+", shape=1)
+        self._taken, self._slots = mapped["taken"], mapped["slots"][0]
+
+    def __getstate__(self) -> tuple[Any, int]:
+        return reduction.DupFd(self._file.fileno()), self._size
+
+    def __setstate__(self, state: tuple[Any, int]) -> None:
+        descriptor, size = state
+        self._file = os.fdopen(descriptor.detach(), "r+b")
+        self._map(self._file, size, create=False)
+
+    def clear(self) -> None:
+        """Forget every frame, for a new writer that counts from 1."""
+        self._slots["sequence"] = 0
+        self.taken = 0
+
+    def close(self) -> None:
+        """Close and unmap an unnamed ring, which cannot be used after."""
+        self._file.close()
+        del self._taken, self._slots
+
+    def write(self, number: int, frame: Frame) -> None:
+        """Put the frame numbered ``number`` (from 1) over the oldest."""
+        slot = self._slots[number % SLOTS]
+        slot["sequence"] = -number  # being written
+        slot["checksum"] = _checksum(frame)
+        slot["time"] = frame.time
+        slot["image"] = frame.image
+        slot["sequence"] = number
+
+    @property
+    def taken(self) -> int:
+        """The number of the newest frame that the reader of the ring has taken."""
+        return int(self._taken[0])
+
+    @taken.setter
+    def taken(self, number: int) -> None:
+        self._taken[0] = number
+
+    def newest(self, after: int) -> tuple[int, Frame] | None:
+        """The newest whole frame with a number above ``after``, and its number."""
+        numbers = self._slots["sequence"].copy()
+        at = int(numbers.argmax())
+        number = int(numbers[at])
+        if number <= after:
+            return None
+        slot = self._slots[at]
+        frame = Frame(float(slot["time"]), np.array(slot["image"]))
+        return (number, frame) if int(slot["checksum"]) == _checksum(frame) else None
+
+
+def _checksum(frame: Frame) -> int:
+    return zlib.crc32(np.ascontiguousarray(frame.image).data, zlib.crc32(np.float64(frame.time).tobytes()))
