@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from flash_vstream.errors import UserError
+from flash_vstream.live import supervisor
 from flash_vstream.live.frame_worker import state_layout
 from flash_vstream.live.question_worker import Ask, QuestionWorker
 from flash_vstream.live.shared_tensors import SharedTensors
@@ -258,6 +259,19 @@ def test_one_failing_stream_leaves_the_others_alone_even_over_a_kill(live, loope
     assert live.worker.restarts == restarts + 1
     assert (live.status("once").state, live.status("once").kept) == ("ended", kept)
     live.remove("once")
+    live.remove("door")
+
+
+def test_a_hung_frame_worker_is_started_again(live, looped, monkeypatch):
+    live.add("door", looped)
+    until(lambda: live.status("door").kept > 0)
+    restarts = live.worker.restarts
+    monkeypatch.setattr(supervisor, "HANG_SECONDS", 2.0)
+    psutil.Process(live.worker.pid).suspend()
+    until(lambda: live.worker.restarts > restarts)
+    monkeypatch.undo()
+    kept = live.status("door").kept
+    until(lambda: live.status("door").kept > kept)
     live.remove("door")
 
 

@@ -5,10 +5,10 @@ write; a question worker reads it whenever it likes; a frame worker that was res
 side waits for the other, and there is no lock that a killed process could keep: there are two places, written in
 turn, and a reader that meets one being rewritten reads again.
 
-Whether what was read is whole is told by a checksum (xxh3) of every tensor and of the notes, not by the order in
-which stores become visible, which only x86 guarantees. Measured on one AMD core, checksums add 0.04 ms to the
-0.05 ms of copying nano's 2 MB and 3.5 ms to the 16 ms of copying 80 MB, as the paper's sizes take; a new file
-renamed into place would take 1 ms and 68 ms, and could find no space at any moment.
+A checksum (xxh3) of every tensor and of the notes tells whether what was read is whole. Nothing relies on the order in
+which stores become visible, which only x86 guarantees. On one core of a busy AMD machine, publishing nano's 2.2 MB
+takes 0.25 ms, of which checksums are 0.05, and the paper's sizes in float32, 81 MB, take 31 ms, of which checksums are
+14. Writing a new file and renaming it into place would take 1.1 ms and 94 ms, and could run out of space at any moment.
 """
 
 import json
@@ -86,6 +86,11 @@ class SharedTensors:
         """How often tensors were published; 0 before the first."""
         return int(self._published[0])
 
+    @property
+    def status_version(self) -> int:
+        """How often a status was published; 0 before the first."""
+        return int(self._published[1])
+
     def publish(self, state: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
         """Make ``state`` the newest; only one process may publish.
 
@@ -97,7 +102,7 @@ class SharedTensors:
         _erase_text(place[self._tensor_bytes :])
         checksums = []
         for name, (at, _, _) in self._fields.items():
-            raw = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            raw = _bytes_of(state[name].detach().cpu().contiguous())
             place[at : at + raw.size] = raw
             checksums.append(xxhash.xxh3_64_intdigest(raw.data))
         head = json.dumps([version, checksums]).encode()
@@ -106,7 +111,7 @@ class SharedTensors:
 
     def publish_status(self, status: Mapping[str, Any]) -> None:
         """Make ``status`` the newest; it is bounded as notes are."""
-        version = int(self._published[1]) + 1
+        version = self.status_version + 1
         _write_text(self._status_place(version), bounded_json(status))
         self._published[1] = version
 
@@ -126,7 +131,7 @@ class SharedTensors:
     def read_status(self) -> dict[str, Any] | None:
         """The newest status, None before the first."""
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while version := int(self._published[1]):
+        while version := self.status_version:
             text = _read_text(self._status_place(version))
             if text is None and time.monotonic() > deadline:
                 text = _read_text(self._status_place(version - 1))
@@ -149,10 +154,11 @@ class SharedTensors:
         state = {}
         for (name, (at, shape, dtype)), checksum in zip(self._fields.items(), checksums, strict=True):
             if names is None or name in names:
-                raw = np.array(place[at : at + int(np.prod(shape)) * dtype.itemsize])
+                state[name] = torch.empty(shape, dtype=dtype)
+                raw = _bytes_of(state[name])
+                raw[:] = place[at : at + raw.size]
                 if xxhash.xxh3_64_intdigest(raw.data) != checksum:
                     return None
-                state[name] = torch.from_numpy(raw).view(dtype).reshape(shape)
         return state, json.loads(notes)
 
     def _status_place(self, version: int) -> np.ndarray:
@@ -162,6 +168,10 @@ class SharedTensors:
     def _place(self, version: int) -> np.ndarray:
         begin = _LAYOUT_BYTES + 2 * _text_bytes(0) + (version % 2) * self._place_bytes
         return self._map[begin : begin + self._place_bytes]
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def shared_bytes(layout: Layout) -> int:

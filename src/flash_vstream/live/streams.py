@@ -75,7 +75,9 @@ class LiveStreams:
         self._shared_states: dict[str, SharedTensors] = {}
         self._made = 0
         try:
-            self.worker = Supervisor(run_frame_worker, model_name, "frame worker", self._send_all)
+            self.worker = Supervisor(
+                run_frame_worker, model_name, "frame worker", self._send_all, progress=self._progress
+            )
         except BaseException:
             self._folder.cleanup()
             raise
@@ -89,6 +91,10 @@ class LiveStreams:
     def _send_all(self, pipe: Connection) -> None:
         for order in self._orders.values():
             pipe.send(order)
+
+    def _progress(self) -> tuple[int, ...] | None:
+        """What changes twice a second while the frame worker works: how often each stream's status was published."""
+        return tuple(shared.status_version for shared in list(self._shared_states.values())) or None
 
     def add(self, name: str, source: Source, saved: Path | None = None) -> None:
         """Begin to watch ``source`` as ``name``, going on from ``saved`` (of ``save_state``) if it is there.

@@ -22,6 +22,8 @@ SHORT_LIFE_SECONDS = 2.0
 """A worker that dies sooner after its start is started again after a wait, which grows while this goes on."""
 RESTART_SECONDS = (0.2, 10.0)
 """The first and the longest of these waits; each doubles, with jitter."""
+HANG_SECONDS = 120.0
+"""A worker whose progress stands still for so long is ended and started again."""
 log = logging.getLogger("flash_vstream.live")
 
 
@@ -29,8 +31,8 @@ class Supervisor:
     """Runs ``main(argument, pipe)`` in a process of its own and keeps it alive.
 
     The process says ``("ready", info)`` once it is, or else why it cannot be: ``UserError``. ``on_start`` is called
-    with each new pipe before anything else is sent, ``on_death`` when a process has died. ``send`` waits while a new
-    process starts.
+    with each new pipe before anything else is sent, ``on_death`` when a process has died. ``progress`` gives something
+    that changes while the process works, or None where nothing need change. ``send`` waits while a new process starts.
     """
 
     def __init__(
@@ -40,9 +42,10 @@ class Supervisor:
         name: str,
         on_start: Callable[[Connection], None],
         on_death: Callable[[], None] = lambda: None,
+        progress: Callable[[], Any] = lambda: None,
     ):
         self._main, self._argument, self._name = main, argument, name
-        self._on_start, self._on_death = on_start, on_death
+        self._on_start, self._on_death, self._progress = on_start, on_death, progress
         self.lock = threading.RLock()
         self.pipe: Connection
         self.info: dict[str, Any] = {}
@@ -114,10 +117,17 @@ class Supervisor:
         return dict(message[1])
 
     def _watch_over(self) -> None:
-        failures = 0
+        failures, looks, progress = 0, 0, None
         while not self._stopping.wait(LOOK_SECONDS):
             if self._process.is_alive():
+                # Looks are counted, not seconds: while this process is stopped itself, nobody hangs.
+                looks = looks + 1 if progress is not None and self._progress() == progress else 0
+                progress = self._progress()
+                if looks * LOOK_SECONDS > HANG_SECONDS:
+                    log.warning("the %s hangs, and is started again", self._name)
+                    self.kill()
                 continue
+            looks, progress = 0, None
             try:
                 ensure_fork_server()  # for it may be the fork server alone that died
                 if self.alive:
