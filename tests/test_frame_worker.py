@@ -31,6 +31,7 @@ class Worker:
         self.folder = folder
         self.layout = state_layout(pipeline.new_stream().memory)
         self.rings: dict[str, FrameRing] = {}
+        self.pushed_at = 0.0
         self.orders, theirs = multiprocessing.Pipe()
         self.worker = FrameWorker(pipeline, theirs)
 
@@ -43,15 +44,18 @@ class Worker:
         ring = str(own / "pushed") if source == PUSH else None
         if ring:
             self.rings[name] = FrameRing(ring, SIDE, create=not os.path.exists(ring))
-        order = Add(name, Source(source, size=SIDE, **more), path, str(saved) if saved else None, ring)
+        order = Add(
+            name, Source(source, **{"size": SIDE, "fps": 120, **more}), path, str(saved) if saved else None, ring
+        )
         self.orders.send(order)
         return SharedTensors(path)
 
     def push(self, *names: str, grey: int = 100) -> None:
+        self.pushed_at = max(self.pushed_at + 0.1, time.monotonic())  # further apart than the rate of a stream
         for name in names:
             ring = self.rings[name]
             number = max(ring.taken, int(ring._slots["sequence"].max())) + 1
-            ring.write(number, Frame(time.monotonic(), np.full((SIDE, SIDE, 3), grey, np.uint8)))
+            ring.write(number, Frame(self.pushed_at, np.full((SIDE, SIDE, 3), grey, np.uint8)))
 
     def until(self, condition, seconds: float = 60.0):
         return until(lambda: self.worker.step() and condition(), seconds)
