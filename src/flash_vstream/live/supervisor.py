@@ -63,7 +63,7 @@ class Supervisor:
     @property
     def pid(self) -> int:
         """The process's id."""
-        return int(self._process.pid)
+        return int(self._running.pid)
 
     @property
     def alive(self) -> bool:
@@ -88,10 +88,9 @@ class Supervisor:
         with self.lock:
             self.pipe, child = context.Pipe()
             # Not a daemon: a worker may have children of its own.
-            self._process = context.Process(
-                target=self._main, args=(self._argument, child), name=self._name, daemon=False
-            )
-            self._process.start()
+            process = context.Process(target=self._main, args=(self._argument, child), name=self._name, daemon=False)
+            process.start()
+            self._process = process
             child.close()
             with contextlib.suppress(psutil.NoSuchProcess):  # it is dead already, as the pipe will tell
                 self._running = psutil.Process(self._process.pid)
