@@ -86,6 +86,13 @@ def test_a_lone_surrogate_ends_its_question_alone(worker):
     assert ends[2][0] == "done"
 
 
+def test_errors_that_callers_provoke_do_not_fill_the_log(worker, caplog):
+    for number in range(20):
+        worker.worker.take(Ask(number, None, "\ud800", max_new_tokens=3))
+    assert {kind for kind, _ in worker.ends().values()} == {"error"}
+    assert len(caplog.records) == 1
+
+
 def test_a_question_has_so_many_seconds(worker):
     worker.worker.take(Ask(0, None, "hello", max_new_tokens=10**9, seconds=0.5))
     worker.worker.take(Ask(1, None, "hello", max_new_tokens=3))

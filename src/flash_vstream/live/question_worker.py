@@ -40,6 +40,8 @@ GRACE_SECONDS = 0.5
 
 Where reading a memory takes as long as it stays the newest, a question would else wait for two readings.
 """
+LOG_SECONDS = 10.0
+"""How often at most an unexpected error is logged, so that callers cannot fill a disk."""
 _ERROR_CHARACTERS = 500
 log = logging.getLogger("flash_vstream.live")
 
@@ -79,7 +81,7 @@ class QuestionWorker:
         self.shared_states: OrderedDict[str, tuple[SharedTensors, float]] = OrderedDict()
         # By path: the frames in a memory and the prefix that was read of it.
         self.prefixes: OrderedDict[str, tuple[int, Prefix]] = OrderedDict()
-        self._drop_at = 0.0
+        self._drop_at = self._log_at = 0.0
 
     def run(self) -> None:
         """Answer until the pipe closes or says that it is over."""
@@ -132,7 +134,9 @@ class QuestionWorker:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of tokenizers is no Exception
-            log.warning("a question could not be answered", exc_info=error)
+            if time.monotonic() >= self._log_at:
+                self._log_at = time.monotonic() + LOG_SECONDS
+                log.warning("a question could not be answered", exc_info=error)
             reason = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
             return "error", f"the question could not be answered ({reason}); ask in other words"
 
