@@ -324,7 +324,7 @@ def test_watch_says_why_it_cannot(tiny_folder, tmp_path):
 
 
 class Terminal:
-    """A program at a terminal of its own: what it has told so far, and keys to press."""
+    """A program at a terminal of its own: what it has shown so far, and keys to press."""
 
     def __init__(self, *command: str):
         self._outer, inner = pty.openpty()
@@ -337,7 +337,7 @@ class Terminal:
             preexec_fn=lambda: self._as_a_shell_would(inner),
         )
         os.close(inner)
-        self.told = bytearray()
+        self.shown = bytearray()
         threading.Thread(target=self._listen, daemon=True).start()
 
     @staticmethod
@@ -349,7 +349,7 @@ class Terminal:
     def _listen(self) -> None:
         try:
             while chunk := os.read(self._outer, 4096):
-                self.told.extend(chunk)
+                self.shown.extend(chunk)
                 if b"\x1b[6n" in chunk:  # where is the cursor? a terminal answers
                     self.press(b"\x1b[1;1R")
         except OSError:
@@ -362,8 +362,8 @@ class Terminal:
         """Press Ctrl-C; the program must end cleanly."""
         self.press(b"\x03")
         assert self.process.wait(timeout=120) == 0
-        assert b"Traceback" not in self.told
-        assert b"Aborted" not in self.told
+        assert b"Traceback" not in self.shown
+        assert b"Aborted" not in self.shown
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -394,16 +394,16 @@ def test_watch_at_a_terminal(tiny_folder, tmp_path):
     """A status line that moves, a prompt, an answer, and a clean end by Ctrl-C."""
     video = write_video(tmp_path / "clip.mp4", frames=20)
     terminal = Terminal("watch", str(video), "--loop", "--fps", "5", "--model", str(tiny_folder))
-    until(lambda: b"memory slots" in terminal.told)
+    until(lambda: b"memory slots" in terminal.shown)
     terminal.press(b"what?\r")
-    until(lambda: b"looked at" in terminal.told)
+    until(lambda: b"looked at" in terminal.shown)
     terminal.interrupt()
 
 
 def test_watch_can_be_ended_before_the_first_frame(tiny_folder, tmp_path):
     os.mkfifo(tmp_path / "silent")
     terminal = Terminal("watch", str(tmp_path / "silent"), "--model", str(tiny_folder))
-    until(lambda: b"waiting for the first frame" in terminal.told)
+    until(lambda: b"waiting for the first frame" in terminal.shown)
     terminal.interrupt()
 
 
@@ -432,7 +432,7 @@ def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tin
     ours, theirs = multiprocessing.Pipe()
     worker = QuestionWorker(model, theirs)
 
-    def told() -> tuple[float, bool]:
+    def asked() -> tuple[float, bool]:
         worker.take(Ask(1, path, "What is happening?", max_new_tokens=1))
         while worker.step():
             pass
@@ -442,14 +442,14 @@ def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tin
         return events[-1][2]["stream_time"], events[-1][2]["warm"]
 
     see(0, 9)
-    assert told() == (0, False)
+    assert asked() == (0, False)
     see(1, 0)
-    assert told() == (0, True)  # it came as the question did
+    assert asked() == (0, True)  # it came as the question did
     see(2, 0)
-    assert told() == (2, False)  # not two of them
+    assert asked() == (2, False)  # not two of them
     see(3, 9)
-    assert told() == (3, False)  # it has been there for long
+    assert asked() == (3, False)  # it has been there for long
     assert worker.read_ahead() is False
     see(4, 0)
     assert worker.read_ahead() is True
-    assert told() == (4, True)
+    assert asked() == (4, True)
