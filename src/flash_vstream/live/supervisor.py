@@ -125,6 +125,7 @@ class Supervisor:
                 if looks * LOOK_SECONDS > HANG_SECONDS:
                     log.warning("the %s hangs, and is started again", self._name)
                     self.kill()
+                    looks = 0
                 continue
             looks, progress = 0, None
             try:
