@@ -120,8 +120,8 @@ class Supervisor:
         while not self._stopping.wait(LOOK_SECONDS):
             if self._process.is_alive():
                 # Looks are counted, not seconds: while this process is stopped itself, nobody hangs.
-                looks = looks + 1 if progress is not None and self._progress() == progress else 0
-                progress = self._progress()
+                before, progress = progress, self._progress()
+                looks = looks + 1 if progress is not None and progress == before else 0
                 if looks * LOOK_SECONDS > HANG_SECONDS:
                     log.warning("the %s hangs, and is started again", self._name)
                     self.kill()
