@@ -80,7 +80,7 @@ def test_a_pipe_is_a_stream(tmp_path):
 )
 def test_bad_sources_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
-        Source(**{"name": "rtsp://host/1", **settings})
+        Source(**{"name": "rtsp://host/1", **settings}).checked()
 
 
 def test_secrets_are_never_shown():

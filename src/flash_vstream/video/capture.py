@@ -31,6 +31,8 @@ LOCAL_SILENCE_SECONDS = 60.0
 """How long the reader of a file may make no progress: neither read, decode, sleep, nor wait for its taker."""
 MOST_PATIENCE = 10.0
 """A live source that is slow may be silent for at most this many times what others may."""
+LEARNING_PERIODS = 60
+"""After this many times the usual silence, long pauses from before no longer count."""
 RECORDING_TRIES = 8
 """How often in a row a recording on a server may break off without a new frame before it is given up."""
 _END_SECONDS = 1.0
@@ -73,6 +75,7 @@ class Capture:
         self.position: float | None = None
         """Where in the recording to go on from: the time of the newest frame taken. None where that cannot be done."""
         self._silence, self._patience = silence, silence
+        self._longest_pause, self._learning_since = 0.0, time.monotonic()
         self._ring = FrameRing.unnamed(folder, source.size)
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
@@ -148,7 +151,7 @@ class Capture:
                 self._spoke = True
                 if isinstance(word, float):
                     if self._opened is not None and self._opened.live:
-                        self._learn_pace(word - self._heard_at)
+                        self._learn_pace(word - self._heard_at, word)
                     self._heard_at = word
                 elif isinstance(word, Opened):
                     self._opened = word
@@ -159,10 +162,13 @@ class Capture:
         except (EOFError, OSError):
             self._last_word = self._last_word or Broken("the reader stopped")
 
-    def _learn_pace(self, pause: float) -> None:
+    def _learn_pace(self, pause: float, now: float) -> None:
         """A source that has paused for long may do so again: three times as long is silence."""
-        slower = min(3 * pause, MOST_PATIENCE * self._silence)
-        self._patience = max(self._silence, slower, 0.9 * self._patience)
+        self._longest_pause = max(self._longest_pause, pause)
+        needed = max(self._silence, min(3 * self._longest_pause, MOST_PATIENCE * self._silence))
+        self._patience = max(self._patience, needed)
+        if now - self._learning_since > LEARNING_PERIODS * self._silence:
+            self._patience, self._longest_pause, self._learning_since = needed, 0.0, now
 
     def _take(self, number: int, frame: Frame, opened: Opened, now: float) -> Frame:
         self.status.came += number - self._number

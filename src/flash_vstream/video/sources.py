@@ -30,11 +30,15 @@ PROTOCOLS = "rtsp,rtsps,rtmp,rtmps,rtp,srtp,http,https,httpproxy,tls,tcp,udp,srt
 """What a network source may lead FFmpeg to: a playlist from elsewhere must not open local files."""
 SILENCE_SECONDS = 12.0
 """How long a live source may be silent before it is given up, as long as nothing is known of its pace."""
+_OPEN_SHARE = 0.7
 KEY_FRAME_SECONDS = 60.0
 """How long a live source may send what does not decode: some cameras send two key frames a minute."""
 ARRIVAL_SLACK = 0.25
 """The share of a tick by which a frame that is timed by its arrival may be early."""
 BEAT_SECONDS = 0.5
+"""How often work in progress is told of, at most."""
+READ_LIMIT_SECONDS = 3600.0
+"""For PyAV, which would otherwise go on with the limit for opening; whoever started this judges silence."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +175,10 @@ def open_source(
     """
     if source.is_local:
         return OpenedSource(_recorded(source, _passes_of_path(source, beat, note), beat), live=False)
-    container = _open_container(source, patience)
+    container = _open_container(source, patience, beat)
     if _is_recording(container, source):
         return OpenedSource(_recorded(source, _passes_of_url(source, container, beat, patience), beat), live=False)
-    return OpenedSource(_arriving(source, container, beat), live=True)
+    return OpenedSource(_arriving(source, container, beat, patience), live=True)
 
 
 def _recorded(source: Source, read: Callable[[float], Iterator[Frame]], beat: Callable[[], None]) -> Iterator[Frame]:
@@ -223,14 +227,14 @@ def _passes_of_url(
     unused = [container]
 
     def read(begin: float) -> Iterator[Frame]:
-        with unused.pop() if unused else _open_container(source, patience) as recording:
+        with unused.pop() if unused else _open_container(source, patience, beat) as recording:
             playback = Playback(recording, video_stream(recording, source.shown), beat)
             yield from play(playback, source.shown, source.fps, source.size, begin=begin)
 
     return read
 
 
-def _arriving(source: Source, container: InputContainer, beat: Callable[[], None]) -> Iterator[Frame]:
+def _arriving(source: Source, container: InputContainer, beat: Callable[[], None], patience: float) -> Iterator[Frame]:
     """Frames of a camera, a network stream or a pipe, timed by their arrival."""
     with container:
         playback = Playback(container, video_stream(container, source.shown), beat)
@@ -240,7 +244,9 @@ def _arriving(source: Source, container: InputContainer, beat: Callable[[], None
             first = now if first is None else first
             if rate.picks(now - first):
                 yield Frame(now - first, rgb(frame, source.size))
-    if playback.error is not None and not source.is_finite:
+    if first is None and playback.error is not None and container.format.name == "mpjpeg":
+        yield from _arriving(source, _open_as_jpegs(source, patience), beat, patience)
+    elif playback.error is not None and not source.is_finite:
         raise OSError(playback.error)
 
 
@@ -263,27 +269,46 @@ def _ffmpeg_options(source: Source, patience: float) -> dict[str, str]:
     return options
 
 
-def _open_container(source: Source, patience: float) -> InputContainer:
-    """The opened source, with the error of the first attempt when none succeeds.
-
-    Some cameras send JPEGs in a multipart body that FFmpeg does not take for one (no content types, bare line feeds,
-    boundaries that were never announced, or none). What a web server sends and FFmpeg does not know is therefore tried
-    as a mere sequence of JPEGs.
-    """
+def _open_container(source: Source, patience: float, beat: Callable[[], None]) -> InputContainer:
+    """The opened source. What a web server sends and FFmpeg does not know is tried as a mere sequence of JPEGs."""
     options = _ffmpeg_options(source, patience)
     if source.is_device:
         return av.open(source.name, format="v4l2", options=options)
     if scheme_of(source.name) not in ("http", "https"):
         return av.open(source.name, options=options)
     try:
-        return av.open(source.name, options=options, timeout=(0.7 * patience, None))
-    except (InvalidDataError, ExitError) as error:
+        return _open_within(_OPEN_SHARE * patience, source.name, None, options)
+    except (InvalidDataError, TimeoutError) as error:
         failure: Exception = error
-        if isinstance(error, ExitError):  # the time limit; an endless body that is not understood is read for ever
-            failure = TimeoutError(f"nothing was understood of it within {0.7 * patience:.0f} s")
-    with suppress(FFmpegError, OSError, ValueError):
-        container = av.open(source.name, format="mjpeg", options=options, timeout=(0.7 * patience, None))
-        if container.streams.video and container.streams.video[0].codec_context.width:
+    beat()
+    try:
+        return _open_as_jpegs(source, patience)
+    except TimeoutError:
+        raise
+    except (FFmpegError, OSError, ValueError):
+        raise failure from None
+
+
+def _open_within(seconds: float, name: str, format: str | None, options: dict[str, str]) -> InputContainer:
+    """The opened address. Raises ``TimeoutError``: what is not understood and has no end would be read for ever."""
+    begun = time.monotonic()
+    with suppress(ExitError):
+        container = av.open(name, format=format, options=options, timeout=(seconds, READ_LIMIT_SECONDS))
+        if time.monotonic() - begun < seconds:
             return container
-        container.close()
-    raise failure
+        container.close()  # it was interrupted within, and would say so at the next packet
+    raise TimeoutError(f"nothing was understood of it within {seconds:.0f} s")
+
+
+def _open_as_jpegs(source: Source, patience: float) -> InputContainer:
+    """The source as JPEGs with anything between them.
+
+    Some cameras send a multipart body that FFmpeg does not take for one: no content types, bare line feeds, boundaries
+    that were never announced, or none.
+    """
+    options = _ffmpeg_options(source, patience) | {"analyzeduration": "1", "fpsprobesize": "0"}
+    container = _open_within(_OPEN_SHARE * patience, source.name, "mjpeg", options)
+    if container.streams.video and container.streams.video[0].codec_context.width:
+        return container
+    container.close()
+    raise ValueError("no JPEGs")
