@@ -20,6 +20,8 @@ import torch
 from PIL import Image
 
 from flash_vstream.errors import UserError
+from flash_vstream.live import supervisor
+from flash_vstream.live.frame_worker import state_layout
 from flash_vstream.live.question_worker import Ask, QuestionWorker
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import Pictures, empty_slots, max_slots, stream_state
@@ -27,8 +29,8 @@ from flash_vstream.live.streams import LiveStreams
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import Capture, FrameRing
+from flash_vstream.video.shared_memory import FOLDER_VARIABLE
 from flash_vstream.video.sources import Source, hide_secrets, watch_source
-from helpers.memory import small_memory
 from helpers.videos import write_video
 from helpers.waiting import until
 
@@ -41,7 +43,7 @@ def test_a_file_plays_at_its_own_pace_and_loops(tmp_path):
     frames = watch_source(Source(str(video), fps=5, size=16, loop=True))
     times = [next(frames).time for _ in range(8)]
     assert times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4], abs=0.02)
-    assert 1.3 < time.monotonic() - begun < 20
+    assert 1.3 < time.monotonic() - begun < 15
     fast = list(watch_source(Source(str(video), fps=5, size=16, pace="fast")))
     assert len(fast) == 5
 
@@ -126,7 +128,8 @@ def test_a_slow_taker_gets_the_newest_and_the_rest_is_counted(tmp_path):
     video = write_video(tmp_path / "clip.mp4", frames=30)
     reader = Capture(Source(str(video), fps=10, size=16), str(tmp_path))
     first = until(reader.newest)
-    time.sleep(1.0)
+    begun = reader._number
+    until(lambda: (found := reader._ring.newest(0)) is not None and found[0] > begun + 6)
     second = until(reader.newest)
     assert second.time - first.time > 0.5
     assert reader.status.skipped >= 4
@@ -143,7 +146,7 @@ def test_a_killed_reader_comes_back_and_time_goes_on(tmp_path):
     until(lambda: reader.newest() is None and reader.status.state == "reconnecting")
     after = until(reader.newest)
     assert reader.status.restarts == 1
-    assert after.time - before.time == pytest.approx(time.monotonic() - gap, abs=0.7)
+    assert after.time - before.time == pytest.approx(time.monotonic() - gap, abs=3)
     reader.close()
 
 
@@ -183,52 +186,6 @@ def test_a_file_that_cannot_be_read_fails_for_good(tmp_path):
     assert "not a video" in reader.status.error
 
 
-# --- shared tensors
-
-
-def test_shared_tensors_carry_a_memory_whole(tmp_path):
-    memory = small_memory()
-    shared = SharedTensors.create(str(tmp_path / "state"), memory.state_dict())
-    assert shared.read() is None
-    memory.write(torch.randn(9, 4, 8), torch.arange(9))
-    shared.publish(memory.state_dict(), {"state": "live"})
-    state, notes = SharedTensors(str(tmp_path / "state")).read()
-    restored = small_memory()
-    restored.load_state_dict(state)
-    assert notes == {"state": "live"}
-    assert torch.equal(restored.read().tokens(), memory.read().tokens())
-    size = shared.nbytes
-    for i in range(9, 200):
-        memory.write(torch.randn(1, 4, 8), [float(i)])
-        shared.publish(memory.state_dict(), {})
-    assert shared.nbytes == size == os.path.getsize(shared.path)
-    with pytest.raises(ValueError, match="notes"):
-        shared.publish(memory.state_dict(), {"error": "x" * 5000})
-
-
-def _hammer(path: str, seconds: float) -> None:
-    shared = SharedTensors(path)
-    deadline, i = time.monotonic() + seconds, 0
-    while time.monotonic() < deadline:
-        i += 1
-        shared.publish({"a": torch.full((50_000,), float(i)), "b": torch.full((50_000,), float(i))}, {"i": i})
-
-
-def test_a_board_is_never_read_half_written(tmp_path):
-    path = str(tmp_path / "state")
-    shared = SharedTensors.create(path, {"a": torch.zeros(50_000), "b": torch.zeros(50_000)})
-    writer = multiprocessing.get_context("spawn").Process(target=_hammer, args=(path, 1.5))
-    writer.start()
-    seen = set()
-    while writer.is_alive():
-        known = shared.read()
-        if known is not None:
-            state, notes = known
-            assert state["a"].min() == state["a"].max() == state["b"].min() == state["b"].max() == notes["i"]
-            seen.add(notes["i"])
-    assert len(seen) > 20
-
-
 # --- the frame worker
 
 
@@ -255,7 +212,7 @@ def test_frames_are_watched_while_questions_are_asked(live, looped, tiny):
     status = live.status("door")
     assert status.state == "live"
     assert status.kept >= later.frames
-    assert status.lag < 2
+    until(lambda: live.status("door").lag < 2)
     live.remove("door")
     assert live.names() == []
     with pytest.raises(UserError, match="no stream is called 'door'"):
@@ -288,12 +245,66 @@ def test_streams_have_names_of_their_own(live, looped):
     live.remove("two")
 
 
+def test_one_failing_stream_leaves_the_others_alone_even_over_a_kill(live, looped, tmp_path):
+    """A file that ended is deleted and the frame worker killed: the other stream goes on, and this one stays ended."""
+    video = write_video(tmp_path / "once.mp4", frames=4)
+    live.add("once", Source(str(video), fps=10))
+    live.add("door", looped)
+    until(lambda: live.status("once").state == "ended" and live.status("door").kept > 0)
+    video.unlink()
+    restarts, kept = live.worker.restarts, live.status("once").kept
+    os.kill(live.worker.pid, signal.SIGKILL)
+    until(lambda: live.worker.restarts > restarts)
+    before = live.status("door").kept
+    until(lambda: live.status("door").kept > before + 2)
+    assert live.worker.restarts == restarts + 1
+    assert (live.status("once").state, live.status("once").kept) == ("ended", kept)
+    live.remove("once")
+    live.remove("door")
+
+
+def test_a_hung_frame_worker_is_started_again(live, looped, monkeypatch):
+    live.add("door", looped)
+    until(lambda: live.status("door").kept > 0)
+    restarts = live.worker.restarts
+    monkeypatch.setattr(supervisor, "HANG_SECONDS", 2.0)
+    psutil.Process(live.worker.pid).suspend()
+    until(lambda: live.worker.restarts > restarts)
+    monkeypatch.undo()
+    kept = live.status("door").kept
+    until(lambda: live.status("door").kept > kept)
+    live.remove("door")
+
+
+def test_too_little_shared_memory_is_told_and_nothing_is_left(live, looped, monkeypatch):
+    def refuse(path: str, size: int) -> None:
+        raise UserError("no space")
+
+    folder = Path(live._folder.path)
+    before = sorted(folder.iterdir())
+    monkeypatch.setattr("flash_vstream.live.streams.check_space", refuse)
+    with pytest.raises(UserError, match="no space"):
+        live.add("door", looped)
+    assert live.names() == []
+    assert sorted(folder.iterdir()) == before
+
+
+def test_closing_twice_gives_everything_back(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    live = LiveStreams(str(tiny_folder))
+    live.add("pushed", Source("push"))
+    live.close()
+    live.close()
+    assert not live.worker.alive
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- the command
 
 
 def watch(folder: Path, source: object, *options: str, typed: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "flash_vstream", "watch", str(source), "--model", str(folder), *options]
-    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, input=typed, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_watch_answers_lines(tiny_folder, tmp_path):
@@ -313,7 +324,7 @@ def test_watch_says_why_it_cannot(tiny_folder, tmp_path):
 
 
 class Terminal:
-    """A program at a terminal of its own: what it has told so far, and keys to press."""
+    """A program at a terminal of its own: what it has shown so far, and keys to press."""
 
     def __init__(self, *command: str):
         self._outer, inner = pty.openpty()
@@ -326,7 +337,7 @@ class Terminal:
             preexec_fn=lambda: self._as_a_shell_would(inner),
         )
         os.close(inner)
-        self.told = bytearray()
+        self.shown = bytearray()
         threading.Thread(target=self._listen, daemon=True).start()
 
     @staticmethod
@@ -338,7 +349,7 @@ class Terminal:
     def _listen(self) -> None:
         try:
             while chunk := os.read(self._outer, 4096):
-                self.told.extend(chunk)
+                self.shown.extend(chunk)
                 if b"\x1b[6n" in chunk:  # where is the cursor? a terminal answers
                     self.press(b"\x1b[1;1R")
         except OSError:
@@ -350,25 +361,49 @@ class Terminal:
     def interrupt(self) -> None:
         """Press Ctrl-C; the program must end cleanly."""
         self.press(b"\x03")
-        assert self.process.wait(timeout=20) == 0
-        assert b"Traceback" not in self.told
-        assert b"Aborted" not in self.told
+        assert self.process.wait(timeout=120) == 0
+        assert b"Traceback" not in self.shown
+        assert b"Aborted" not in self.shown
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_watch_leaves_nothing_behind_when_it_is_ended(tiny_folder, tmp_path, number):
+    """Not by Ctrl-C but by a signal: processes end, shared memory is given back."""
+    video = write_video(tmp_path / "clip.mp4", frames=20)
+    (tmp_path / "shared").mkdir()
+    command = [sys.executable, "-m", "flash_vstream", "watch", str(video), "--loop", "--model", str(tiny_folder)]
+    process = subprocess.Popen(
+        command,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+        env={**os.environ, FOLDER_VARIABLE: str(tmp_path / "shared")},
+        text=True,
+    )
+    process.stdin.write("what?\n")
+    process.stdin.flush()
+    until(lambda: "looked at" in process.stdout.readline())
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert list((tmp_path / "shared").iterdir())
+    process.send_signal(number)
+    assert process.wait(timeout=120) == 128 + number
+    assert "Traceback" not in process.stderr.read()
+    assert not list((tmp_path / "shared").iterdir())
+    assert not psutil.wait_procs(children, timeout=120)[1]
 
 
 def test_watch_at_a_terminal(tiny_folder, tmp_path):
     """A status line that moves, a prompt, an answer, and a clean end by Ctrl-C."""
     video = write_video(tmp_path / "clip.mp4", frames=20)
     terminal = Terminal("watch", str(video), "--loop", "--fps", "5", "--model", str(tiny_folder))
-    until(lambda: b"memory slots" in terminal.told, 60)
+    until(lambda: b"memory slots" in terminal.shown)
     terminal.press(b"what?\r")
-    until(lambda: b"looked at" in terminal.told, 30)
+    until(lambda: b"looked at" in terminal.shown)
     terminal.interrupt()
 
 
 def test_watch_can_be_ended_before_the_first_frame(tiny_folder, tmp_path):
     os.mkfifo(tmp_path / "silent")
     terminal = Terminal("watch", str(tmp_path / "silent"), "--model", str(tiny_folder))
-    until(lambda: b"waiting for the first frame" in terminal.told, 60)
+    until(lambda: b"waiting for the first frame" in terminal.shown)
     terminal.interrupt()
 
 
@@ -385,17 +420,19 @@ def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tin
     model = FlashVStream(*tiny)
     memory = model.new_stream().memory
     pictures, path = Pictures(max_slots(memory)), str(tmp_path / "state")
-    shared = SharedTensors.create(path, stream_state(memory, empty_slots(memory), pictures))
+    shared = SharedTensors.create(path, state_layout(memory))
     channels = model.model.config.vision_config.hidden_size
 
     def see(moment: float, seconds_ago: float) -> None:
         memory.write(torch.randn(1, model.model.config.pooled_size**2, channels), [moment])
-        shared.publish(stream_state(memory, empty_slots(memory), pictures), {"clock": time.time() - seconds_ago})
+        shared.publish(
+            stream_state(memory, empty_slots(memory), pictures), {"monotonic": time.monotonic() - seconds_ago}
+        )
 
     ours, theirs = multiprocessing.Pipe()
     worker = QuestionWorker(model, theirs)
 
-    def told() -> tuple[float, bool]:
+    def asked() -> tuple[float, bool]:
         worker.take(Ask(1, path, "What is happening?", max_new_tokens=1))
         while worker.step():
             pass
@@ -405,14 +442,14 @@ def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tin
         return events[-1][2]["stream_time"], events[-1][2]["warm"]
 
     see(0, 9)
-    assert told() == (0, False)
+    assert asked() == (0, False)
     see(1, 0)
-    assert told() == (0, True)  # it came as the question did
+    assert asked() == (0, True)  # it came as the question did
     see(2, 0)
-    assert told() == (2, False)  # not two of them
+    assert asked() == (2, False)  # not two of them
     see(3, 9)
-    assert told() == (3, False)  # it has been there for long
+    assert asked() == (3, False)  # it has been there for long
     assert worker.read_ahead() is False
     see(4, 0)
     assert worker.read_ahead() is True
-    assert told() == (4, True)
+    assert asked() == (4, True)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from flash_vstream.errors import UserError
 from flash_vstream.video import read_frames
 from flash_vstream.video.capture import Capture
+from flash_vstream.video.shared_memory import FOLDER_VARIABLE, shared_folder
 from flash_vstream.video.sources import Source
 from helpers.environment import missing
 from helpers.server import Server, serving
@@ -42,7 +44,15 @@ EXAMPLES = 170
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder, tmp_path_factory):
+def shared(tmp_path_factory) -> Iterator[Path]:
+    """The folder that the server's shared memory lies in."""
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=shared_folder()) as folder:
+        patch.setenv(FOLDER_VARIABLE, folder)
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder, tmp_path_factory, shared):
     video = write_video(tmp_path_factory.mktemp("killed") / "clip.mp4", frames=40)
     with serving(str(tiny_folder)) as running:
         running.watch("door", video, loop=True, fps=5)
@@ -56,8 +66,11 @@ def ask(server: Server) -> int:
     return status
 
 
-def test_every_process_may_be_killed_at_any_moment(server):
-    """Twenty kill -9 in turn: watching again within 5 s with its memory, no question without an answer or an error."""
+def test_every_process_may_be_killed_at_any_moment(server, shared):
+    """Twenty kill -9 in turn: watching again with its memory, no question without an answer or an error.
+
+    The limits are three times what two quiet cores need (docs/reliability.md).
+    """
     rng = random.Random(0)
     lost, recoveries, statuses = [], [], []
     for number in range(KILLS):
@@ -70,12 +83,12 @@ def test_every_process_may_be_killed_at_any_moment(server):
         os.kill(victim, signal.SIGKILL)
         begun = time.monotonic()
         after = server.wait_for(
-            "/v1/streams/door", lambda _, body, kept=before["kept"]: body["kept"] > kept + 1 and body["lag"] < 1.0, 60
+            "/v1/streams/door", lambda _, body, kept=before["kept"]: body["kept"] > kept + 1 and body["lag"] < 1.0, 180
         )
         lost.append(time.monotonic() - begun)
         if kind == "question":
-            server.wait_for("/healthz", lambda _, body: body["status"] == "ok", 60)
-            until(lambda: ask(server) == 200, 60)
+            server.wait_for("/healthz", lambda _, body: body["status"] == "ok", 180)
+            until(lambda: ask(server) == 200)
         recoveries.append(time.monotonic() - begun)
         questions.join()
         memory = server.call("GET", "/v1/streams/door/memory")[1]
@@ -84,22 +97,29 @@ def test_every_process_may_be_killed_at_any_moment(server):
         weights = sum(slot["weight"] for slot in memory["slots"] if slot["part"] == "temporal")
         assert weights == memory["frames"]
     assert len(statuses) == KILLS
-    for kind, values, limit in (("without frames", lost, 2), ("until all is well", recoveries, 5)):
+    assert [path.name for path in shared.glob("*/*/*")] == ["state"]  # nothing is left of those that were killed
+    for kind, values, limit in (("without frames", lost, 6), ("until all is well", recoveries, 15)):
         print(f"seconds {kind}:", [round(value, 1) for value in values])
         assert sorted(values)[KILLS // 2] < limit  # not the longest: the machine of a test may be busy
 
 
-def test_a_killed_server_takes_no_children_along_and_comes_back(tiny_folder, tmp_path):
+def test_a_killed_server_takes_no_children_along_and_comes_back(tiny_folder, tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setenv(FOLDER_VARIABLE, str(shared))
     video = write_video(tmp_path / "clip.mp4", frames=40)
     with serving(str(tiny_folder), "--state", str(tmp_path / "state")) as first:
         first.watch("door", video, loop=True, fps=5)
-        until(lambda: list((tmp_path / "state" / "memories").glob("*.safetensors")), 30)
+        until(lambda: list((tmp_path / "state" / "memories").glob("*.safetensors")))
         children = [pid for pids in first.children().values() for pid in pids]
         os.kill(first.process.pid, signal.SIGKILL)
-        until(lambda: not any(Path(f"/proc/{pid}/stat").exists() and _runs(pid) for pid in children), 20)
+        until(lambda: not any(Path(f"/proc/{pid}/stat").exists() and _runs(pid) for pid in children))
+    (left,) = shared.iterdir()
     with serving(str(tiny_folder), "--state", str(tmp_path / "state")) as second:
-        told = second.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0)
+        assert not left.exists()
+        told = second.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0, 120)
         assert told["gaps"]
+    assert list(shared.iterdir()) == []
 
 
 def _runs(pid: int) -> bool:
@@ -115,9 +135,9 @@ def test_a_file_is_taken_up_where_it_was_left(tiny_folder, tmp_path):
     with serving(str(tiny_folder)) as server:
         server.watch("once", video, fps=5)
         for kind in ("reader", "frame"):
-            server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "live" and body["time"] > 0)
+            server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "live" and body["time"] > 0, 120)
             os.kill(until(lambda kind=kind: server.children()[kind])[0], signal.SIGKILL)
-        told = server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "ended", 60)
+        told = server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "ended", 180)
         assert told["time"] == pytest.approx(9.8, abs=0.3)
 
 

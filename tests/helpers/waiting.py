@@ -3,8 +3,8 @@
 import time
 
 
-def until(condition, seconds: float = 30.0):
-    """Wait for a condition and return its value."""
+def until(condition, seconds: float = 120.0):
+    """Wait for a condition and return its value; far longer than it should take, since machines may be busy."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():

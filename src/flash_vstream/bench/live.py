@@ -27,7 +27,8 @@ SOAK_PAUSE_SECONDS = 1.0
 
 
 @contextmanager
-def _handlers(model: str) -> Iterator[tuple[LiveStreams, QuestionClient]]:
+def _workers(model: str) -> Iterator[tuple[LiveStreams, QuestionClient]]:
+    """Both workers of a model, which is fetched first if need be."""
     with Console(stderr=True).status(f"loading {model}") as status:
         fetch_model(model, status.update)
     with LiveStreams(model) as live:
@@ -42,12 +43,12 @@ def _clip(number: int, fps: float, pace: str = "real") -> Source:
     return Source(str(fetch(list(CLIPS))[number % len(CLIPS)]), fps, loop=True, pace=pace)
 
 
-def _board(live: LiveStreams, name: str) -> SharedTensors:
+def _shown_state(live: LiveStreams, name: str) -> SharedTensors:
+    """A stream's shared state, once it has shown a frame."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        shared = live.shared(name)
-        if shared is not None and live.status(name).time is not None:
-            return shared
+        if live.status(name).time is not None:
+            return live.shared_state(name)
         time.sleep(0.02)
     raise TimeoutError(f"no frame of {name} came within 60 s")
 
@@ -64,8 +65,8 @@ def _ask(
 
 
 def bench_live(seconds: float, model: str) -> dict[str, Any]:
-    """One stream with questions, eight streams, answering beside watching, twenty questions at once."""
-    with _handlers(model) as (live, question_client):
+    """One stream with questions, eight streams, answering while watching, twenty questions at once."""
+    with _workers(model) as (live, question_client):
         return {
             "one_stream": _one_stream(live, question_client, seconds),
             "eight_streams": _eight_streams(live, min(seconds, 60.0)),
@@ -76,7 +77,7 @@ def bench_live(seconds: float, model: str) -> dict[str, Any]:
 def _one_stream(live: LiveStreams, question_client: QuestionClient, seconds: float) -> dict[str, Any]:
     """Two frames a second and a question every five seconds."""
     live.add("one", _clip(0, 2.0))
-    shared = _board(live, "one")
+    shared = _shown_state(live, "one")
     _ask(question_client, shared)
     time.sleep(SETTLE_SECONDS)
     lags: list[float] = []
@@ -116,12 +117,12 @@ def _one_stream(live: LiveStreams, question_client: QuestionClient, seconds: flo
 
 
 def _eight_streams(live: LiveStreams, seconds: float) -> dict[str, Any]:
-    """Eight streams of one frame a second."""
+    """Eight streams at one frame a second each."""
     names = [f"eight-{i}" for i in range(8)]
     for i, name in enumerate(names):
         live.add(name, _clip(i, 1.0))
     for name in names:
-        _board(live, name)
+        _shown_state(live, name)
     time.sleep(SETTLE_SECONDS)
     before = {name: live.status(name) for name in names}
     lags: list[float] = []
@@ -144,13 +145,13 @@ def _eight_streams(live: LiveStreams, seconds: float) -> dict[str, Any]:
 def _beside(live: LiveStreams, question_client: QuestionClient) -> dict[str, Any]:
     """The same question alone and while a stream is watched; one by one, and twenty at once."""
     live.add("still", Source(str(fetch(list(CLIPS))[0]), 2.0, pace="fast"))
-    shared = _board(live, "still")
+    shared = _shown_state(live, "still")
     while live.status("still").state != "ended":
         time.sleep(0.05)
     _timed(lambda: _ask(question_client, shared, LONG_QUESTION))
     alone = statistics.median(_timed(lambda: _ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
     live.add("beside", _clip(1, 2.0))
-    _board(live, "beside")
+    _shown_state(live, "beside")
     watching = statistics.median(_timed(lambda: _ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
     live.remove("beside")
     questions = [f"{QUESTION} ({i})" for i in range(20)]
@@ -184,24 +185,24 @@ def _percentile(values: list[float], part: float) -> float:
 
 
 def bench_soak(frames: int, model: str) -> dict[str, Any]:
-    """``frames`` at full speed with questions all along: every process's memory, the time a frame takes.
+    """Watch ``frames`` at full speed and ask all along: every process's memory, the time that a frame takes.
 
-    Memory is looked at with every question after a tenth of the frames (at most 5,000). Its growth is from
-    the first tenth of these looks to the last, by their medians, since a reader's comes and goes by 2%.
+    Memory is sampled with every question after the first tenth of the frames (at most 5,000). Growth compares the
+    medians of the first and the last tenth of the samples, since a reader's memory varies by 2%.
     """
-    with _handlers(model) as (live, question_client):
+    with _workers(model) as (live, question_client):
         live.add("soak", _clip(1, 30.0, "fast"))
-        shared = _board(live, "soak")
+        shared = _shown_state(live, "soak")
         warm = min(5000, frames // 10)
         sizes: list[dict[str, int]] = []
         rates: list[float] = []
         writes: list[float] = []
-        asked, mark, marked = 0, time.monotonic(), 0
+        questions, mark, marked = 0, time.monotonic(), 0
         with Console(stderr=True).status("soaking") as status:
             while (done := live.status("soak")).kept < frames:
                 _ask(question_client, shared, most=12)
                 time.sleep(SOAK_PAUSE_SECONDS)
-                asked += 1
+                questions += 1
                 writes.append(done.write_seconds or 0.0)
                 if done.kept >= warm:
                     sizes.append(_resident(live, question_client))
@@ -214,7 +215,7 @@ def bench_soak(frames: int, model: str) -> dict[str, Any]:
         write_early, write_late = map(statistics.median, _tenths(writes))
         return {
             "frames": frames,
-            "questions": asked,
+            "questions": questions,
             "frames_per_second": statistics.median(rates) if rates else None,
             "resident_bytes": late,
             "resident_growth": {name: late[name] / size - 1 for name, size in early.items()},
@@ -231,12 +232,12 @@ def _tenths(values: list[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _medians(sizes: list[dict[str, int]]) -> dict[str, int]:
-    """Each process's median, of the looks that met it."""
+    """The median of each process, over the samples that have it."""
     return {name: int(statistics.median(size[name] for size in sizes if name in size)) for name in sizes[0]}
 
 
 def _resident(live: LiveStreams, question_client: QuestionClient) -> dict[str, int]:
-    """Bytes that each process holds of its own (without the shared states)."""
+    """Bytes that each process holds by itself, without what it shares."""
     frame = psutil.Process(live.worker.pid)
     found = {"frame worker": _own(frame), "question worker": _own(psutil.Process(question_client.worker.pid))}
     for child in frame.children():
@@ -246,5 +247,5 @@ def _resident(live: LiveStreams, question_client: QuestionClient) -> dict[str, i
 
 
 def _own(process: psutil.Process) -> int:
-    told = process.memory_info()
-    return int(told.rss - getattr(told, "shared", 0))
+    memory = process.memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))

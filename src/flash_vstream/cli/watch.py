@@ -1,13 +1,14 @@
 """``watch``: a live source, a status line and a prompt; frames keep coming while an answer is printed."""
 
 import os
+import signal
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -42,12 +43,13 @@ def watch(
 def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast: bool, transport: str) -> None:
     """Watch ``source_name`` and answer questions from the prompt (or from standard input's lines).
 
-    Ctrl-C ends it at any moment: before the first frame, at the prompt, within an answer.
+    Ctrl-C ends it at any moment: before the first frame, at the prompt, within an answer. So do SIGTERM and SIGHUP,
+    with the exit code that shells expect. Processes end and shared memory is given back in each case.
     """
     from flash_vstream.live.fork_server import ensure_fork_server
     from flash_vstream.video.sources import Source
 
-    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder:
+    with _clean_end_by_signals(), suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder:
         piped = source_name == "-"
         path = _pump_stdin(Path(folder)) if piped else source_name
         source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport).checked()
@@ -61,6 +63,23 @@ def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast
             console = Console(highlight=False)
             for question in _questions(live, piped):
                 _answer(live, pipeline, question, console)
+
+
+@contextmanager
+def _clean_end_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the program by way of every ``with``, not at once."""
+
+    def end(number: int, _: object) -> None:
+        for also in before:
+            signal.signal(also, signal.SIG_IGN)  # a terminal that closes sends several
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _pump_stdin(folder: Path) -> str:
@@ -107,7 +126,7 @@ class StatusLine:
     def __call__(self) -> str:
         from flash_vstream.live.stream_state import read_slots
 
-        status, shared = self._live.status(STREAM), self._live.shared(STREAM)
+        status, shared = self._live.status(STREAM), self._live.shared_state(STREAM)
         self._marks.append((time.monotonic(), status.came, status.kept))
         parts = [status.source, status.state, format_time(status.time or 0.0)]
         (begun, came, kept), (now, *_) = self._marks[0], self._marks[-1]
@@ -118,8 +137,7 @@ class StatusLine:
             parts.append(f"{status.skipped} skipped")
         if status.state == "live" and status.lag is not None:
             parts.append(f"lag {status.lag:.1f} s")
-        if shared is not None:
-            parts.append(f"{len(read_slots(shared))} memory slots")
+        parts.append(f"{len(read_slots(shared))} memory slots")
         if status.restarts:
             parts.append(f"{status.restarts} restarts")
         return " · ".join(parts)

@@ -1,12 +1,19 @@
 """The frame worker: a process that reads sources, encodes frames and writes memories.
 
-It never waits for a question. It shares what each stream has come to through a ``SharedTensors`` and
-takes orders through a pipe, so whoever asks the questions can live anywhere that can read the shared states.
+It never waits for a question. It publishes what each stream has come to through ``SharedTensors`` and takes
+orders through a pipe, so whoever asks the questions can live anywhere that can read the shared states.
+
+Whatever a stream raises ends that stream alone: it is shown as failed and begun again from what it published last,
+after a wait that grows.
 """
 
+import contextlib
+import logging
 import os
+import random
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.shared_tensors import SharedTensors
+from flash_vstream.live.shared_tensors import Layout, SharedTensors, layout_of
 from flash_vstream.live.stream_state import (
     Pictures,
     empty_slots,
@@ -27,115 +34,326 @@ from flash_vstream.live.stream_state import (
     stream_state,
 )
 from flash_vstream.memory import StarMemory
-from flash_vstream.video.capture import RESUME_AFTER, Capture, PushedFrames, wait_for_any
+from flash_vstream.pipeline import FlashVStream
+from flash_vstream.video import Frame
+from flash_vstream.video.capture import RESUME_AFTER, Capture, PushedFrames, SourceStatus, wait_for_any
 from flash_vstream.video.sources import Source
 
 IDLE_SECONDS = 0.02
-NOTES_SECONDS = 0.5
+STATUS_SECONDS = 0.5
 """How often a stream's status is published while no frame comes."""
+RETRY_SECONDS = (1.0, 60.0)
+"""The first and the longest wait before a failed stream is begun again; each doubles, with jitter."""
+GAPS_KEPT = 20
+log = logging.getLogger("flash_vstream.live")
 
 
 @dataclass(frozen=True)
 class Add:
-    """Watch ``source`` as the stream ``name``, publishing to the shared state at ``shared``.
+    """Watch ``source`` as the stream ``name``, publishing to the shared state at ``shared_path``.
 
-    ``saved`` is a file that an earlier state was saved to. A pushed source has its ring at ``ring``.
+    That file is there already, alone in a folder of the stream's own. ``saved`` is a file that an earlier state was
+    saved to. A pushed source has its ring at ``ring``.
     """
 
     name: str
     source: Source
-    shared: str
+    shared_path: str
     saved: str | None = None
     ring: str | None = None
 
 
 @dataclass(frozen=True)
 class Remove:
-    """Stop watching the stream ``name``."""
+    """Stop watching the stream ``name``; answered by its shared path."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a stream failed, how often in a row, and when (monotonic seconds) it is begun again."""
+
+    error: str
+    count: int
+    retry_at: float
 
 
 class WatchedStream:
     """One stream in the frame worker: its reader, its memory, its pictures, its shared state."""
 
-    def __init__(self, order: Add, memory: StarMemory):
+    def __init__(self, order: Add, memory: StarMemory, failure: Failure | None = None):
+        """Begin ``order`` or go on with it; raises whatever its source or its saved memory raises.
+
+        ``failure`` is the one after which the stream is begun again; it is shown until a frame is kept.
+        """
+        self.order = order
         self.memory = memory
+        self.failure = failure
         self.pictures = Pictures(max_slots(memory))
         self.slots = empty_slots(memory)
-        self.shared = SharedTensors.create(order.shared, stream_state(memory, self.slots, self.pictures))
-        self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": []}
-        self.notes |= {"clock": None, "position": None, "encode_seconds": None}
-        self.published = 0.0
-        source, start = self._resume(order)
-        self.reader = (
-            PushedFrames(order.ring, source.size, source.fps, start)
-            if order.ring is not None
-            else Capture(source, os.path.dirname(order.shared), start)
-        )
+        self.shared = SharedTensors(order.shared_path)
+        self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": [], "position": None}
+        # When the newest frame was kept: by the wall clock, and by the monotonic one, which nobody sets.
+        self.notes |= {"clock": None, "monotonic": None, "encode_seconds": None, "write_seconds": None}
+        self.status_due = 0.0
+        self.reader = self._reader()
         self.reader.status.came, self.reader.status.skipped = self.notes["came"], self.notes["skipped"]
+        self.reader.status.restarts = failure.count if failure is not None else 0
 
-    def _resume(self, order: Add) -> tuple[Source, float | None]:
-        """Go on from what was shared, or from what was saved of an earlier one.
+    def _reader(self) -> "Capture | PushedFrames | EndedReader":
+        """The source's reader, going on from what was published, or from what was saved of an earlier run."""
+        source, ring = self.order.source, self.order.ring
+        known = self._known()
+        start: float | None = None
+        if known is not None:
+            state, notes, seconds_ago = known
+            self.notes |= {name: notes[name] for name in self.notes if name in notes}
+            self.slots = state["slots"]
+            if notes.get("state") == "ended":
+                return EndedReader(notes.get("error"))  # its file need not be there any more
+        if known is not None and self.memory.frames:
+            newest = self.memory.read().time
+            self.notes["monotonic"] = time.monotonic() - seconds_ago
+            if source.can_resume and self.notes["position"] is not None:
+                source = replace(source, begin=self.notes["position"] + RESUME_AFTER)
+                start = newest + RESUME_AFTER
+            else:
+                start = newest + seconds_ago
+                self.notes["gaps"] = [*self.notes["gaps"], [newest, start]][-GAPS_KEPT:]
+        if ring is not None:
+            return PushedFrames(ring, source.size, source.fps, start)
+        return Capture(source, os.path.dirname(self.order.shared_path), start)
 
-        Returns the source and where stream time goes on, None for a stream that begins.
+    def _known(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], float] | None:
+        """Restore memory and pictures from what is known of the stream: state, notes, and how many seconds old it is.
+
+        Ages are told by the monotonic clock within a run, and by the wall clock, which may have been set, across one.
         """
         known = self.shared.read()
-        if known is None and order.saved is not None and Path(order.saved).exists():
-            known = self._load(Path(order.saved))
-        if known is None:
-            return order.source, None
-        state, notes = known
-        self.memory.load_state_dict(memory_state(state))
-        self.pictures.load_state_dict(state)
-        self.notes |= {name: notes[name] for name in self.notes if name in notes}
-        self.slots = state["slots"]
-        if not self.memory.frames:
-            return order.source, None
-        newest = self.memory.read().time
-        if order.source.can_resume and self.notes["position"] is not None:
-            return replace(order.source, begin=self.notes["position"] + RESUME_AFTER), newest + RESUME_AFTER
-        gap = max(0.0, time.time() - self.notes["clock"])
-        self.notes["gaps"] = [*self.notes["gaps"][-19:], [newest, newest + gap]]
-        return order.source, newest + gap
-
-    def _load(self, saved: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-        """What was saved; a file that is damaged or of another model is set aside, never written over."""
-        try:
-            state, notes = load_state(saved)
+        if known is not None:
+            state, notes = known
             self.memory.load_state_dict(memory_state(state))
             self.pictures.load_state_dict(state)
-        except (SafetensorError, ValueError, KeyError, RuntimeError, OSError, TypeError):
-            saved.replace(saved.with_suffix(".set-aside"))
-            return None
+            notes = {**(self.shared.read_status() or {}), **notes}
+            return state, notes, time.monotonic() - (notes["monotonic"] or time.monotonic())
+        if self.order.saved is not None and os.path.exists(self.order.saved):
+            state, notes = self._load(Path(self.order.saved))
+            return state, notes, max(0.0, time.time() - (notes["clock"] or time.time()))
+        return None
+
+    def _load(self, saved: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What was saved. A file that is damaged or of another model is set aside, never written over: ``UserError``
+        says so, and the stream is begun again without it.
+        """
+        try:
+            state, notes = load_state(saved)
+            if missing := {"slots"} - state.keys() | {"clock", "position"} - notes.keys():
+                raise ValueError(f"it has no {', '.join(sorted(missing))}")
+            self.memory.load_state_dict(memory_state(state))
+            self.pictures.load_state_dict(state)
+        except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            number, aside = 1, saved.with_suffix(".set-aside")
+            while aside.exists():
+                number, aside = number + 1, saved.with_suffix(f".set-aside-{number + 1}")
+            saved.replace(aside)
+            raise UserError(f"the saved memory cannot be used and is set aside as {aside} ({error})") from None
         return state, notes
 
-    def write(self, feature: torch.Tensor, image: Any, moment: float, encode_seconds: float) -> None:
-        """Write a frame and publish what the stream has come to."""
+    def write(self, feature: torch.Tensor, frame: Frame, encode_seconds: float) -> None:
+        """Write a frame to the memory and publish what the stream has come to."""
         begun = time.perf_counter()
-        self.memory.write(feature[None], [moment])
+        self.memory.write(feature[None], [frame.time])
         snapshot = self.memory.read()
         self.slots = slot_table(snapshot, max_slots(self.memory))
         wanted = {time for _, slots in snapshot.parts() for time in slots.exemplar.tolist()}
-        self.pictures.see(moment, image, wanted)
-        self.notes |= {"kept": self.notes["kept"] + 1, "clock": time.time(), "position": self.reader.position}
+        self.pictures.see(frame.time, frame.image, wanted)
+        self.notes |= {"came": self.reader.status.came, "skipped": self.reader.status.skipped}
+        self.notes |= {"kept": self.notes["kept"] + 1, "position": self.reader.position}
+        self.notes |= {"clock": time.time(), "monotonic": time.monotonic()}
         self.notes |= {"encode_seconds": encode_seconds, "write_seconds": time.perf_counter() - begun}
-        self.publish()
+        self.shared.publish(stream_state(self.memory, self.slots, self.pictures), self.notes)
+        self.failure = None
+        self.publish_status()
 
-    def publish(self) -> None:
-        """Publish the stream as it is now."""
-        state = stream_state(self.memory, self.slots, self.pictures)
-        self.shared.publish(state, {**self.notes, **asdict(self.reader.status)})
-        self.published = time.time()
+    def publish_status(self) -> None:
+        """Publish how the stream is doing."""
+        status = asdict(self.reader.status)
+        if self.failure is not None and status["state"] == "starting":
+            status |= {"state": "failed", "error": self.failure.error}
+        stream_time = self.memory.read().time if self.memory.frames else None
+        self.shared.publish_status({**self.notes, "time": stream_time, **status})
+        self.status_due = time.monotonic() + STATUS_SECONDS
+
+
+class EndedReader:
+    """In place of a reader, for a file that ended before the frame worker was started again."""
+
+    position = None
+
+    def __init__(self, error: str | None):
+        self.status = SourceStatus(state="ended", error=error)
+
+    def newest(self) -> Frame | None:
+        """No frame comes any more."""
+        return None
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FrameWorker:
+    """The frame worker's loop: orders, the newest frame of every stream, one batch, the memories."""
+
+    def __init__(self, pipeline: FlashVStream, orders: Connection):
+        self.pipeline, self.orders = pipeline, orders
+        self.added: dict[str, Add] = {}
+        self.watched: dict[str, WatchedStream] = {}
+        self.failures: dict[str, Failure] = {}
+
+    def run(self) -> None:
+        """Watch until the pipe closes or says that it is over."""
+        try:
+            while self.step():
+                pass
+        finally:
+            for name in list(self.watched):
+                self._end(name)
+
+    def step(self) -> bool:
+        """Obey the orders that wait and take the frames that came; False when it is over."""
+        try:
+            while self.orders.poll():
+                order = self.orders.recv()
+                if order is None:
+                    return False
+                self._obey(order)
+        except (EOFError, OSError):
+            return False  # whoever gave the orders is gone
+        self._retry()
+        fresh = self._newest_frames()
+        for name, frame, feature, seconds in self._encoded(fresh):
+            with self._alone(name):
+                self.watched[name].write(feature, frame, seconds)
+        if not fresh:
+            self._wait()
+        return True
+
+    def _obey(self, order: Add | Remove) -> None:
+        if isinstance(order, Add):
+            self.added[order.name] = order
+            self._begin(order.name)
+        elif order.name in self.added:
+            self._end(order.name)
+            self.failures.pop(order.name, None)
+            self.orders.send(self.added.pop(order.name).shared_path)
+
+    def _begin(self, name: str) -> None:
+        with self._alone(name):
+            memory: Any = self.pipeline.new_stream().memory
+            self.watched[name] = WatchedStream(self.added[name], memory, self.failures.get(name))
+            self.watched[name].publish_status()
+
+    def _end(self, name: str) -> None:
+        watched = self.watched.pop(name, None)
+        if watched is not None:
+            try:
+                watched.reader.close()
+            except Exception as error:
+                log.warning("the reader of %r did not close: %s", name, error)
+
+    def _retry(self) -> None:
+        now = time.monotonic()
+        for name, failure in list(self.failures.items()):
+            if name not in self.watched and now >= failure.retry_at:
+                self._begin(name)
+            elif name in self.watched and now > failure.retry_at + RETRY_SECONDS[1]:
+                del self.failures[name]  # it has gone well for long enough
+
+    def _newest_frames(self) -> list[tuple[str, Frame]]:
+        fresh = []
+        for name, watched in list(self.watched.items()):
+            with self._alone(name):
+                if (frame := watched.reader.newest()) is not None:
+                    fresh.append((name, frame))
+                elif time.monotonic() > watched.status_due:
+                    watched.publish_status()
+        return fresh
+
+    def _encoded(self, fresh: list[tuple[str, Frame]]) -> Iterator[tuple[str, Frame, torch.Tensor, float]]:
+        """Each frame with its features and its share of the seconds, from one batch.
+
+        Should that fail, frames are encoded one by one, to find the one at fault.
+        """
+        if not fresh:
+            return
+        begun = time.perf_counter()
+        try:
+            features = self.pipeline.encode([frame.image for _, frame in fresh])
+        except Exception as error:
+            log.warning("a batch of %d frames could not be encoded: %s", len(fresh), _reason(error))
+        else:
+            seconds = (time.perf_counter() - begun) / len(fresh)
+            yield from ((name, frame, feature, seconds) for (name, frame), feature in zip(fresh, features, strict=True))
+            return
+        for name, frame in fresh:
+            begun, feature = time.perf_counter(), None
+            with self._alone(name):
+                feature = self.pipeline.encode([frame.image])[0]
+            if feature is not None:
+                yield name, frame, feature, time.perf_counter() - begun
+
+    def _wait(self) -> None:
+        readers = [watched.reader for watched in self.watched.values()]
+        try:
+            wait_for_any([reader for reader in readers if not isinstance(reader, EndedReader)], IDLE_SECONDS)
+        except (OSError, ValueError):  # of a descriptor that has just gone; its reader will tell
+            time.sleep(IDLE_SECONDS)
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Whatever is raised within fails the stream ``name`` and no other."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # a panic of tokenizers or safetensors is no Exception
+            self._fail(name, error)
+
+    def _fail(self, name: str, error: BaseException) -> None:
+        """End a stream, tell why, and have it begun again in a while."""
+        count = self.failures[name].count if name in self.failures else 0
+        first, longest = RETRY_SECONDS
+        wait = min(longest, first * 2.0 ** min(count, 10)) * random.uniform(0.7, 1.0)
+        failure = Failure(_reason(error), count + 1, time.monotonic() + wait)
+        expected = isinstance(error, UserError | OSError)
+        log.warning(
+            "stream %r failed, and is begun again in %.0f s: %s", name, wait, failure.error[:500],
+            exc_info=None if expected else error,
+        )  # fmt: skip
+        self._end(name)
+        self.failures[name] = failure
+        try:
+            shared = SharedTensors(self.added[name].shared_path)
+            known = shared.read_status() or {}
+            shared.publish_status({**known, "state": "failed", "error": failure.error, "restarts": failure.count})
+        except Exception as lost:
+            log.warning("the status of %r cannot be published: %s", name, lost)
+
+
+def _reason(error: BaseException) -> str:
+    """What is told of an error: a user's as it is, any other with its kind."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def run_frame_worker(model: str, orders: Connection) -> None:
     """The process's main function: say ``("ready", info)``, then watch until the pipe closes.
 
-    ``info`` tells the side in pixels that frames must have.
+    ``info`` has the side in pixels that frames must have, and the layout of a stream's shared state.
     """
     from flash_vstream.models.hub import silence_transformers
-    from flash_vstream.pipeline import FlashVStream
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that gives the orders
     silence_transformers()
@@ -146,49 +364,15 @@ def run_frame_worker(model: str, orders: Connection) -> None:
     except UserError as error:
         orders.send(str(error))
         return
-    if not isinstance(pipeline.new_stream().memory, StarMemory):
+    memory = pipeline.new_stream().memory
+    if not isinstance(memory, StarMemory):
         orders.send("live streams need a memory of constant size; compat='release' has none")
         return
-    pipeline.model.language_model = torch.nn.Identity()  # it is for the question worker to speak
-    streams: dict[str, WatchedStream] = {}
-    orders.send(("ready", {"size": pipeline.processor.image_processor.size}))
-    try:
-        while _obey(orders, streams, pipeline):
-            if not _look(streams, pipeline):
-                wait_for_any([watched.reader for watched in streams.values()], IDLE_SECONDS)
-    except (EOFError, OSError):
-        pass  # whoever gave the orders is gone
-    finally:
-        for watched in streams.values():
-            watched.reader.close()
+    pipeline.model.language_model = torch.nn.Identity()  # the question worker has it
+    orders.send(("ready", {"size": pipeline.processor.image_processor.size, "layout": state_layout(memory)}))
+    FrameWorker(pipeline, orders).run()
 
 
-def _obey(orders: Connection, streams: dict[str, WatchedStream], pipeline: Any) -> bool:
-    """Carry out the orders that wait; False when there will be no more."""
-    while orders.poll():
-        order = orders.recv()
-        if isinstance(order, Add):
-            streams[order.name] = WatchedStream(order, pipeline.new_stream().memory)
-        elif isinstance(order, Remove) and order.name in streams:
-            streams.pop(order.name).reader.close()
-            orders.send(order.name)
-        elif order is None:
-            return False
-    return True
-
-
-def _look(streams: dict[str, WatchedStream], pipeline: Any) -> bool:
-    """Encode the newest frame of each stream in one batch and write the memories."""
-    fresh = [(watched, frame) for watched in streams.values() if (frame := watched.reader.newest()) is not None]
-    now = time.time()
-    for watched in streams.values():
-        if now - watched.published > NOTES_SECONDS:
-            watched.publish()
-    if not fresh:
-        return False
-    begun = time.perf_counter()
-    features = pipeline.encode([frame.image for _, frame in fresh])
-    taken = (time.perf_counter() - begun) / len(fresh)
-    for (watched, frame), feature in zip(fresh, features, strict=True):
-        watched.write(feature, frame.image, frame.time, taken)
-    return True
+def state_layout(memory: StarMemory) -> Layout:
+    """The layout of the shared state of a stream with such a memory."""
+    return layout_of(stream_state(memory, empty_slots(memory), Pictures(max_slots(memory))))

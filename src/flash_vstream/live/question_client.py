@@ -13,6 +13,11 @@ from flash_vstream.live.question_worker import Ask, Cancel, run_question_worker
 from flash_vstream.live.supervisor import Supervisor
 from flash_vstream.models.generation import MAX_NEW_TOKENS
 
+QUESTION_SECONDS = 120.0
+"""How long a question may take, from when it is asked to the end of its answer."""
+HANG_SECONDS = 30.0
+"""How long after that the question worker may still say nothing before it is ended and started again."""
+
 
 @dataclass(frozen=True)
 class Event:
@@ -22,52 +27,81 @@ class Event:
     value: Any
 
 
-class QuestionClient:
-    """Where questions are handed in, from any thread: the question worker is kept alive behind it."""
+DIED = Event("error", "the question worker stopped while it answered; it is being started again, ask once more")
+HUNG = Event("error", "the question worker did not answer in time; it is being started again, ask once more")
 
-    def __init__(self, model_name: str):
+
+class QuestionClient:
+    """Takes questions from any thread and keeps the question worker behind it alive.
+
+    A question that takes longer than ``question_seconds`` ends with an error, and the others go on. A worker from which
+    nothing is heard for ``hang_seconds`` more is ended and started again. Raises ``UserError`` for a model that cannot
+    be loaded.
+    """
+
+    def __init__(self, model_name: str, question_seconds: float = QUESTION_SECONDS, hang_seconds: float = HANG_SECONDS):
+        self._question_seconds, self._hang_seconds = question_seconds, hang_seconds
         self._events: dict[int, queue.SimpleQueue[Event]] = {}
         self._number = 0
+        self._heard = time.monotonic()
         self._lock = threading.Lock()
-        self._listener: threading.Thread | None = None
         self.worker = Supervisor(run_question_worker, model_name, "question worker", self._listen_to, self._fail_all)
 
     def ask(
         self,
-        shared: str | None,
+        shared_path: str | None,
         question: str,
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = MAX_NEW_TOKENS,
         stop: Sequence[str] = (),
     ) -> Generator[Event, None, None]:
-        """Events of an answer as they come; the last is done or error. Closing it cancels the question."""
-        asked = time.monotonic()
+        """Events of an answer as they come; the last is done or error. Closing it cancels the question.
+
+        The question is about the stream whose shared state is at ``shared_path``, or plain chat (None).
+        """
+        asked_at = time.monotonic()
         with self._lock:
             self._number += 1
             number = self._number
             events = self._events[number] = queue.SimpleQueue()
         event = Event("text", "")
+        restarts = -1
         try:
-            self.worker.send(Ask(number, shared, question, tuple(history), max_new_tokens, asked, tuple(stop)))
+            ask = Ask(number, shared_path, question, tuple(history), max_new_tokens, asked_at, self._question_seconds)
+            self.worker.send(ask)
+            restarts = self.worker.restarts
             while event.kind == "text":
-                event = events.get()
+                event = self._next_event(events, asked_at)
                 yield event
         except OSError:
             yield DIED
         finally:
             del self._events[number]
-            if event.kind == "text":
+            # A worker that was started since does not know of it.
+            if event.kind == "text" and restarts == self.worker.restarts:
                 with contextlib.suppress(OSError):  # dead: nothing is left to cancel
                     self.worker.send(Cancel(number))
 
+    def _next_event(self, events: "queue.SimpleQueue[Event]", asked_at: float) -> Event:
+        """The question's next event; an error when the worker, which should have said one, hangs."""
+        while True:
+            patient_until = max(asked_at + self._question_seconds, self._heard) + self._hang_seconds
+            try:
+                return events.get(timeout=max(0.0, patient_until - time.monotonic()))
+            except queue.Empty:
+                if max(asked_at + self._question_seconds, self._heard) + self._hang_seconds <= time.monotonic():
+                    self.worker.kill()
+                    return HUNG
+
     def _listen_to(self, pipe: Connection) -> None:
-        self._listener = threading.Thread(target=self._listen, args=(pipe,), name="answers", daemon=True)
-        self._listener.start()
+        self._heard = time.monotonic()
+        threading.Thread(target=self._listen, args=(pipe,), name="answers", daemon=True).start()
 
     def _listen(self, pipe: Connection) -> None:
         try:
             while True:
                 number, kind, value = pipe.recv()
+                self._heard = time.monotonic()
                 if (events := self._events.get(number)) is not None:
                     events.put(Event(kind, value))
         except (EOFError, OSError):
@@ -78,8 +112,5 @@ class QuestionClient:
             events.put(DIED)
 
     def close(self) -> None:
-        """End the question worker; questions under way end with an error."""
+        """End the question worker; questions under way end with an error. May be called again."""
         self.worker.close()
-
-
-DIED = Event("error", "the question worker stopped while it answered; it is being started again, ask once more")

@@ -1,31 +1,50 @@
-"""What a stream has come to, in shared memory: how workers see it, and how it outlives them.
+"""Tensors of fixed sizes in a file that processes map: how workers see a stream, and how it outlives them.
 
-A memory is constant, so its whole state has a place of fixed size. The frame worker publishes it
-after every write; a question worker reads it whenever it likes; a frame worker that was restarted
-goes on from it. Neither side waits for the other: there are two places, and a reader that meets one
-being rewritten reads again.
+A memory is constant, so its whole state has a place of fixed size. The frame worker publishes it after every
+write; a question worker reads it whenever it likes; a frame worker that was restarted goes on from it. Neither
+side waits for the other, and there is no lock that a killed process could keep: there are two places, written in
+turn, and a reader that meets one being rewritten reads again.
+
+A checksum (xxh3) of every tensor and of the notes tells whether what was read is whole. Nothing relies on the order in
+which stores become visible, which only x86 guarantees. On one core of a busy AMD machine, publishing nano's 2.2 MB
+takes 0.25 ms, of which checksums are 0.05, and the paper's sizes in float32, 81 MB, take 31 ms, of which checksums are
+14. Writing a new file and renaming it into place would take 1.1 ms and 94 ms, and could run out of space at any moment.
 """
 
 import json
 import os
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
-from flash_vstream.files import atomic_write
+from flash_vstream.video.shared_memory import reserve
 
-_NOTES_BYTES = 4096
-_LAYOUT_BYTES = 16384
-_HEADER = np.dtype([("latest", "<i8"), ("sequence", "<i8", (2,))])
-_LAYOUT_AT = 64
+NOTES_BYTES = 4096
+_LAYOUT_AT, _LAYOUT_BYTES = 64, 16384
+_TEXT = np.dtype([("checksum", "<u8"), ("size", "<i8")])
+_CHECKSUM_DIGITS = 24
+"""What one checksum takes at most in the text of a place."""
+PATIENCE_SECONDS = 1.0
+"""How long a read is tried again before the state before the newest is given."""
+
+Layout = list[tuple[str, list[int], str]]
+"""Names, shapes and dtypes, as plain values."""
+
+
+def layout_of(template: Mapping[str, Tensor]) -> Layout:
+    """The layout of tensors like those of ``template``."""
+    return [(name, list(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in template.items()]
 
 
 class SharedTensors:
-    """Two places for named tensors of fixed shapes and a few notes (JSON), in a file that is mapped.
+    """Two places for named tensors with notes, and two for a status; notes and status are JSON.
 
+    The status is apart from the tensors so that it can be told without them, also when they cannot be written.
     The file begins with its own layout, so whoever opens it needs to know nothing else.
     """
 
@@ -33,36 +52,23 @@ class SharedTensors:
         """Open the tensors at ``path``; raises ``FileNotFoundError`` when there is none."""
         self.path = path
         self._map = np.memmap(path, np.uint8, "r+")
-        self._header = self._map[: _HEADER.itemsize].view(_HEADER)
-        layout = bytes(self._map[_LAYOUT_AT:_LAYOUT_BYTES]).partition(b"\0")[0]
-        self._fields: dict[str, tuple[int, list[int], torch.dtype]] = {}
-        at = 0
-        for name, shape, kind in json.loads(layout):
-            dtype = getattr(torch, kind)
-            self._fields[name] = (at, shape, dtype)
-            at += -(-int(np.prod(shape)) * dtype.itemsize // 64) * 64
-        self._place = at + _NOTES_BYTES
+        # How often tensors and status were published.
+        self._published = self._map[:16].view(np.int64)
+        layout = json.loads(bytes(self._map[_LAYOUT_AT:_LAYOUT_BYTES]).partition(b"\0")[0])
+        self._fields, self._tensor_bytes = _places(layout)
+        self._place_bytes = _place_bytes(layout)
 
     @classmethod
-    def create(cls, path: str, template: Mapping[str, Tensor]) -> "SharedTensors":
-        """The file at ``path`` for tensors like those of ``template``, with what it holds.
-
-        A file that is there with another layout is replaced by an empty one. It appears whole.
-        """
-        layout = json.dumps(
-            [[name, list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in template.items()]
-        ).encode()
-        if len(layout) >= _LAYOUT_BYTES - _LAYOUT_AT:
-            raise ValueError(f"the layout takes {len(layout)} bytes; {_LAYOUT_BYTES - _LAYOUT_AT - 1} at most fit")
-        if os.path.exists(path):
-            shared = cls(path)
-            if bytes(shared._map[_LAYOUT_AT : _LAYOUT_AT + len(layout) + 1]) == layout + b"\0":
-                return shared
-        sizes = [-(-value.numel() * value.element_size() // 64) * 64 for value in template.values()]
-        with atomic_write(path) as scratch, open(scratch, "wb") as file:
-            file.truncate(_LAYOUT_BYTES + 2 * (sum(sizes) + _NOTES_BYTES))
+    def create(cls, path: str, layout: Layout) -> "SharedTensors":
+        """An empty file at ``path`` with its space taken; raises ``UserError`` when there is too little."""
+        text = json.dumps(layout).encode()
+        if len(text) >= _LAYOUT_BYTES - _LAYOUT_AT:
+            raise ValueError(f"the layout takes {len(text)} bytes; {_LAYOUT_BYTES - _LAYOUT_AT - 1} at most fit")
+        reserve(f"{path}.part", shared_bytes(layout))
+        with open(f"{path}.part", "r+b") as file:
             file.seek(_LAYOUT_AT)
-            file.write(layout)
+            file.write(text)
+        os.replace(f"{path}.part", path)  # it appears whole
         return cls(path)
 
     @property
@@ -71,41 +77,176 @@ class SharedTensors:
         return self._map.size
 
     @property
+    def names(self) -> Collection[str]:
+        """The tensors' names."""
+        return self._fields.keys()
+
+    @property
     def version(self) -> int:
-        """How often something was published; 0 before the first."""
-        return int(self._header["latest"][0])
+        """How often tensors were published; 0 before the first."""
+        return int(self._published[0])
+
+    @property
+    def status_version(self) -> int:
+        """How often a status was published; 0 before the first."""
+        return int(self._published[1])
 
     def publish(self, state: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Make ``state`` the newest; only one process may publish. ``notes`` must fit 4 kB of JSON."""
+        """Make ``state`` the newest; only one process may publish.
+
+        ``notes`` get 4 kB of JSON; texts in them are shortened to fit. Raises ``ValueError`` when they cannot be.
+        """
         version = self.version + 1
-        place = self._at(version)
-        text = json.dumps(notes).encode()
-        if len(text) >= _NOTES_BYTES:
-            raise ValueError(f"the notes are {len(text)} bytes; {_NOTES_BYTES - 1} at most fit")
-        self._header["sequence"][0, version % 2] = -version  # being written
+        text = bounded_json(notes)
+        place = self._place(version)
+        _erase_text(place[self._tensor_bytes :])
+        checksums = []
         for name, (at, _, _) in self._fields.items():
-            raw = state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            raw = _bytes_of(state[name].detach().cpu().contiguous())
             place[at : at + raw.size] = raw
-        place[-_NOTES_BYTES:][: len(text) + 1] = np.frombuffer(text + b"\0", np.uint8)
-        self._header["sequence"][0, version % 2] = version
-        self._header["latest"][0] = version
+            checksums.append(xxhash.xxh3_64_intdigest(raw.data))
+        head = json.dumps([version, checksums]).encode()
+        _write_text(place[self._tensor_bytes :], head + b"\n" + text)
+        self._published[0] = version
+
+    def publish_status(self, status: Mapping[str, Any]) -> None:
+        """Make ``status`` the newest; it is bounded as notes are."""
+        version = self.status_version + 1
+        _write_text(self._status_place(version), bounded_json(status))
+        self._published[1] = version
 
     def read(self, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest tensors (all, or those of ``names``) and notes, copied; None before the first."""
+        """The newest tensors (all, or those of ``names``) and their notes, copied; None before the first.
+
+        Should the newest not be whole for a second, those before it are given, or None.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while version := self.version:
-            place = self._at(version)
-            wanted = self._fields if names is None else [name for name in self._fields if name in names]
-            state = {name: self._copied(place, name) for name in wanted}
-            notes = bytes(place[-_NOTES_BYTES:])
-            if int(self._header["sequence"][0, version % 2]) == version:
-                return state, json.loads(notes.partition(b"\0")[0])
+            if (found := self._read(version, names)) is not None:
+                return found
+            if time.monotonic() > deadline:
+                return self._read(version - 1, names)
         return None
 
-    def _at(self, version: int) -> np.ndarray:
-        begin = _LAYOUT_BYTES + (version % 2) * self._place
-        return self._map[begin : begin + self._place]
+    def read_status(self) -> dict[str, Any] | None:
+        """The newest status, None before the first."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while version := self.status_version:
+            text = _read_text(self._status_place(version))
+            if text is None and time.monotonic() > deadline:
+                text = _read_text(self._status_place(version - 1))
+                if text is None:
+                    return None
+            if text is not None:
+                return dict(json.loads(text))
+        return None
 
-    def _copied(self, place: np.ndarray, name: str) -> Tensor:
-        at, shape, dtype = self._fields[name]
-        raw = np.array(place[at : at + int(np.prod(shape)) * dtype.itemsize])
-        return torch.from_numpy(raw).view(dtype).reshape(shape)
+    def _read(self, version: int, names: Collection[str] | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The tensors of one version, None unless every byte is as it was published."""
+        place = self._place(version)
+        text = _read_text(place[self._tensor_bytes :])
+        if text is None:
+            return None
+        head, _, notes = text.partition(b"\n")
+        written, checksums = json.loads(head)
+        if written != version:
+            return None
+        state = {}
+        for (name, (at, shape, dtype)), checksum in zip(self._fields.items(), checksums, strict=True):
+            if names is None or name in names:
+                state[name] = torch.empty(shape, dtype=dtype)
+                raw = _bytes_of(state[name])
+                raw[:] = place[at : at + raw.size]
+                if xxhash.xxh3_64_intdigest(raw.data) != checksum:
+                    return None
+        return state, json.loads(notes)
+
+    def _status_place(self, version: int) -> np.ndarray:
+        begin = _LAYOUT_BYTES + (version % 2) * _text_bytes(0)
+        return self._map[begin : begin + _text_bytes(0)]
+
+    def _place(self, version: int) -> np.ndarray:
+        begin = _LAYOUT_BYTES + 2 * _text_bytes(0) + (version % 2) * self._place_bytes
+        return self._map[begin : begin + self._place_bytes]
+
+
+def _bytes_of(tensor: Tensor) -> np.ndarray:
+    return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def shared_bytes(layout: Layout) -> int:
+    """The size of a file for tensors of a layout."""
+    return _LAYOUT_BYTES + 2 * _text_bytes(0) + 2 * _place_bytes(layout)
+
+
+def _places(layout: Layout) -> tuple[dict[str, tuple[int, list[int], torch.dtype]], int]:
+    """Where each tensor begins, its shape and dtype; the bytes of all."""
+    fields, at = {}, 0
+    for name, shape, kind in layout:
+        dtype: torch.dtype = getattr(torch, kind)
+        fields[name] = (at, shape, dtype)
+        at += _rounded(int(np.prod(shape)) * dtype.itemsize)
+    return fields, at
+
+
+def _place_bytes(layout: Layout) -> int:
+    return _places(layout)[1] + _text_bytes(len(layout))
+
+
+def _text_bytes(checksums: int) -> int:
+    return _rounded(_TEXT.itemsize + NOTES_BYTES + _CHECKSUM_DIGITS * (checksums + 2))
+
+
+def _rounded(size: int) -> int:
+    """Up to a multiple of a cache line."""
+    return -(-size // 64) * 64
+
+
+def _erase_text(place: np.ndarray) -> None:
+    place[: _TEXT.itemsize].view(_TEXT)["checksum"] = 0
+
+
+def _write_text(place: np.ndarray, text: bytes) -> None:
+    head = place[: _TEXT.itemsize].view(_TEXT)
+    head["size"] = len(text)
+    place[_TEXT.itemsize : _TEXT.itemsize + len(text)] = np.frombuffer(text, np.uint8)
+    head["checksum"] = xxhash.xxh3_64_intdigest(text)
+
+
+def _read_text(place: np.ndarray) -> bytes | None:
+    """A text, None unless it is whole."""
+    raw = bytes(place)
+    (checksum, size) = np.frombuffer(raw[: _TEXT.itemsize], _TEXT)[0]
+    text = raw[_TEXT.itemsize : _TEXT.itemsize + max(0, int(size))]
+    return text if len(text) == size and xxhash.xxh3_64_intdigest(text) == checksum else None
+
+
+def bounded_json(notes: Mapping[str, Any], most: int = NOTES_BYTES) -> bytes:
+    """``notes`` as JSON of at most ``most`` bytes of UTF-8: texts lose their middles until it fits.
+
+    Raises ``ValueError`` when it does not fit without any text.
+    """
+    if len(text := _json(notes)) <= most:
+        return text
+    texts = [name for name, value in notes.items() if isinstance(value, str)]
+    rest = len(_json({**notes, **dict.fromkeys(texts, "")}))
+    if rest > most:
+        raise ValueError(f"the notes are {rest} bytes without their texts; {most} at most fit")
+    room = (most - rest) // max(1, len(texts))
+    return _json({**notes, **{name: shortened(notes[name], room) for name in texts}})
+
+
+def shortened(text: str, most: int) -> str:
+    """``text``, without its middle if it takes more than ``most`` bytes as JSON: the beginning names the thing, the
+    end the reason.
+    """
+    kept, short = len(text), text
+    while kept and len(_json(short)) - 2 > most:
+        kept = min(kept - 1, most, kept * 9 // 10)
+        half = max(kept, 0) // 2
+        short = f"{text[:half]} … {text[len(text) - half :]}" if half else ""
+    return short
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")

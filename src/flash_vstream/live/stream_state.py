@@ -1,7 +1,7 @@
 """What the frame worker publishes of a stream: its memory, what its slots are, and pictures of them.
 
-All of constant size. A reader takes what it needs: the web page never touches the features, the
-question worker never the pictures of slots that its answer did not look at.
+All of it has a constant size. Readers take what they need: the web page never touches the features, the
+question worker reads the memory without the pictures.
 """
 
 import io
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -84,7 +85,7 @@ class Pictures:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state_dict`` gave."""
+        """Restore what ``state_dict`` gave; raises ``KeyError`` or ``RuntimeError`` for anything else."""
         for name, own in self.state_dict().items():
             own.copy_(state[name])
 
@@ -105,7 +106,7 @@ def _put(place: Tensor, data: bytes) -> int:
 
 
 def slot_table(snapshot: MemorySnapshot, rows: int) -> Tensor:
-    """A view's slots as numbers ``[rows, 6]``: part, start, end, mean, exemplar, weight; -1 is no slot."""
+    """A snapshot's slots as numbers ``[rows, 6]``: part, start, end, mean, exemplar, weight; -1 is no slot."""
     table = torch.full((rows, 6), -1.0, dtype=torch.float64)
     at = 0
     for number, (_, slots) in enumerate(snapshot.parts()):
@@ -143,13 +144,19 @@ def memory_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(MEMORY): value for name, value in state.items() if name.startswith(MEMORY)}
 
 
+def read_memory(shared: SharedTensors) -> dict[str, Tensor] | None:
+    """The newest memory's ``state_dict``, None before the first."""
+    known = shared.read([name for name in shared.names if name.startswith(MEMORY)])
+    return memory_state(known[0]) if known is not None else None
+
+
 def frames_seen(shared: SharedTensors) -> tuple[int, float]:
     """Frames in the newest shared memory (0 before the first), and how many seconds ago the last of them came."""
     known = shared.read((MEMORY + "frames",))
     if known is None:
         return 0, 0.0
     state, notes = known
-    return int(state[MEMORY + "frames"]), time.time() - (notes.get("clock") or 0.0)
+    return int(state[MEMORY + "frames"]), time.monotonic() - (notes.get("monotonic") or 0.0)
 
 
 def read_slots(shared: SharedTensors) -> list[SlotInfo]:
@@ -187,13 +194,32 @@ def save_state(shared: SharedTensors, path: Path) -> bool:
     if known is None:
         return False
     state, notes = known
-    with atomic_write(path) as scratch:
-        save_file({name: value.contiguous() for name, value in state.items()}, scratch, {"notes": json.dumps(notes)})
+    text = json.dumps({**(shared.read_status() or {}), **notes})
+    scratch = path.with_suffix(".part")
+    metadata = {"notes": text, "checksum": _checksum(state, text)}
+    save_file({name: value.contiguous() for name, value in state.items()}, scratch, metadata)
+    scratch.replace(path)
     return True
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What ``save_state`` wrote."""
+    """What ``save_state`` wrote: the tensors, and notes with the stream's status.
+
+    Raises ``ValueError`` or ``SafetensorError`` for a file that is damaged.
+    """
     with safe_open(path, "pt") as file:
-        notes = json.loads(file.metadata()["notes"])
-        return {name: file.get_tensor(name) for name in file.keys()}, notes  # noqa: SIM118 - not a dict
+        metadata = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    if "checksum" in metadata and metadata["checksum"] != _checksum(state, metadata["notes"]):  # version 0.1 wrote none
+        raise ValueError(f"{path} is damaged: its checksum is not that of what it holds")
+    return state, json.loads(metadata["notes"])
+
+
+def _checksum(state: dict[str, Tensor], notes: str) -> str:
+    """Over names, layouts, values and notes; a flipped bit anywhere changes it."""
+    digest = xxhash.xxh3_128(notes.encode())
+    for name in sorted(state):
+        value = state[name].contiguous()
+        digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -2,6 +2,8 @@
 
 import atexit
 import contextlib
+import logging
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -16,13 +18,21 @@ from flash_vstream.live.fork_server import ensure_fork_server
 START_SECONDS = 120.0
 LOOK_SECONDS = 0.1
 END_SECONDS = 5.0
+SHORT_LIFE_SECONDS = 2.0
+"""A worker that dies sooner after its start is started again after a wait, which grows while this goes on."""
+RESTART_SECONDS = (0.2, 10.0)
+"""The first and the longest of these waits; each doubles, with jitter."""
+HANG_SECONDS = 120.0
+"""A worker whose progress stands still for so long is ended and started again."""
+log = logging.getLogger("flash_vstream.live")
 
 
 class Supervisor:
     """Runs ``main(argument, pipe)`` in a process of its own and keeps it alive.
 
-    The process says ``("ready", info)`` once it is, or else why it cannot be. ``on_start`` is called with
-    each new pipe before anything else is sent. ``send`` waits while a new process starts.
+    The process says ``("ready", info)`` once it is, or else why it cannot be: ``UserError``. ``on_start`` is called
+    with each new pipe before anything else is sent, ``on_death`` when a process has died. ``progress`` gives something
+    that changes while the process works, or None where nothing need change. ``send`` waits while a new process starts.
     """
 
     def __init__(
@@ -32,9 +42,10 @@ class Supervisor:
         name: str,
         on_start: Callable[[Connection], None],
         on_death: Callable[[], None] = lambda: None,
+        progress: Callable[[], Any] = lambda: None,
     ):
         self._main, self._argument, self._name = main, argument, name
-        self._on_start, self._on_death = on_start, on_death
+        self._on_start, self._on_death, self._progress = on_start, on_death, progress
         self.lock = threading.RLock()
         self.pipe: Connection
         self.info: dict[str, Any] = {}
@@ -42,6 +53,7 @@ class Supervisor:
         # multiprocessing knows of a process through the one that forked it, whose own death it outlives.
         self._running: psutil.Process
         self._stopping = threading.Event()
+        self._started_at = 0.0
         self.restarts = -1
         self._start()
         atexit.register(self.close)  # or the interpreter would wait for the process for ever
@@ -51,7 +63,7 @@ class Supervisor:
     @property
     def pid(self) -> int:
         """The process's id."""
-        return int(self._process.pid)
+        return int(self._running.pid)
 
     @property
     def alive(self) -> bool:
@@ -66,56 +78,88 @@ class Supervisor:
         with self.lock:
             self.pipe.send(message)
 
+    def kill(self) -> None:
+        """End the process at once, as when it hangs; it is started again."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._running.kill()
+
     def _start(self) -> None:
         context = ensure_fork_server()
         with self.lock:
             self.pipe, child = context.Pipe()
             # Not a daemon: a worker may have children of its own.
-            self._process = context.Process(
-                target=self._main, args=(self._argument, child), name=self._name, daemon=False
-            )
-            self._process.start()
+            process = context.Process(target=self._main, args=(self._argument, child), name=self._name, daemon=False)
+            process.start()
+            self._process = process
             child.close()
             with contextlib.suppress(psutil.NoSuchProcess):  # it is dead already, as the pipe will tell
                 self._running = psutil.Process(self._process.pid)
             self.restarts += 1
-            if not self.pipe.poll(START_SECONDS):
-                self._process.kill()
-                raise UserError(f"the {self._name} did not start within {START_SECONDS:.0f} s")
-            try:
-                said = self.pipe.recv()
-            except (EOFError, OSError):
-                said = f"the {self._name} died while it started"
-            if isinstance(said, str):
-                self._process.join(timeout=5)
-                raise UserError(said)
-            self.info = said[1]
+            self.info = self._ready()
+            self._started_at = time.monotonic()
             self._on_start(self.pipe)
 
+    def _ready(self) -> dict[str, Any]:
+        """What the process tells once it is ready; ``UserError`` when it will never be."""
+        deadline = time.monotonic() + START_SECONDS
+        while not self.pipe.poll(LOOK_SECONDS):
+            if self._stopping.is_set() or time.monotonic() > deadline:
+                self._process.kill()
+                raise UserError(f"the {self._name} did not start within {START_SECONDS:.0f} s")
+        try:
+            message = self.pipe.recv()
+        except (EOFError, OSError):
+            message = f"the {self._name} died while it started"
+        if isinstance(message, str):
+            self._process.join(timeout=END_SECONDS)
+            raise UserError(message)
+        return dict(message[1])
+
     def _watch_over(self) -> None:
+        failures, looks, progress = 0, 0, None
         while not self._stopping.wait(LOOK_SECONDS):
             if self._process.is_alive():
+                # Looks are counted, not seconds: while this process is stopped itself, nobody hangs.
+                before, progress = progress, self._progress()
+                looks = looks + 1 if progress is not None and progress == before else 0
+                if looks * LOOK_SECONDS > HANG_SECONDS:
+                    log.warning("the %s hangs, and is started again", self._name)
+                    self.kill()
+                    looks = 0
                 continue
+            looks, progress = 0, None
             try:
                 ensure_fork_server()  # for it may be the fork server alone that died
-                if not self.alive:
-                    self._on_death()
+                if self.alive:
+                    continue
+                self._on_death()
+                lived = time.monotonic() - self._started_at
+                failures = failures + 1 if lived < SHORT_LIFE_SECONDS else 0
+                if not failures or not self._stopping.wait(_restart_seconds(failures)):
                     self._start()
-            except (UserError, OSError):
-                self._stopping.wait(1.0)  # and try again
+            except Exception as error:  # whatever it is, giving up would leave every caller without a worker
+                if not self._stopping.is_set():
+                    log.warning("the %s could not be started again: %s", self._name, error)
+                failures += 1
+                self._stopping.wait(_restart_seconds(failures))
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; may be called again, and while it is being started."""
         if self._stopping.is_set():
             return
         self._stopping.set()
         atexit.unregister(self.close)
-        self._guard.join(timeout=5)
+        self._guard.join(timeout=2 * END_SECONDS)  # it looks at the event all along
         with contextlib.suppress(OSError):
             self.pipe.send(None)
         deadline = time.monotonic() + END_SECONDS
         while self.alive and time.monotonic() < deadline:
             time.sleep(0.01)
         if self.alive:
-            self._running.kill()
-        self._process.join()
+            self.kill()
+        self._process.join(timeout=END_SECONDS)
+
+
+def _restart_seconds(failures: int) -> float:
+    first, longest = RESTART_SECONDS
+    return min(longest, first * 2.0 ** min(failures - 1, 10)) * random.uniform(0.7, 1.0)

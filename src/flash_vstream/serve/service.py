@@ -109,8 +109,8 @@ class Service:
     def shared(self, name: str) -> SharedTensors:
         """A stream's shared state; raises ``ApiError`` (409) before its first frame."""
         self.check_stream(name)
-        shared = self.live.shared(name)
-        if shared is None or self.live.status(name).time is None:
+        shared = self.live.shared_state(name)
+        if self.live.status(name).time is None:
             raise ApiError(409, f"stream {name!r} has not shown a frame yet; ask again in a moment")
         return shared
 
@@ -216,8 +216,8 @@ class Service:
         for name in self.stream_names():
             path = self.store.memory_path(name)
             with contextlib.suppress(UserError):  # removed meanwhile
-                shared = self.live.shared(name)
-                if path is not None and shared is not None:
+                shared = self.live.shared_state(name)
+                if path is not None:
                     save_state(shared, path)
 
     def _save_often(self) -> None:

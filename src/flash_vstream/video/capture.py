@@ -6,8 +6,8 @@ reads the newest frame, counts what it passed over, and starts another reader wh
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import random
-import select
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,8 @@ from multiprocessing.connection import Connection
 
 from flash_vstream.video.reader import Frame, FrameRate
 from flash_vstream.video.reader_process import Broken, Ended, Note, Opened, run_reader
-from flash_vstream.video.ring import FrameRing, shared_folder
+from flash_vstream.video.ring import FrameRing
+from flash_vstream.video.shared_memory import shared_folder
 from flash_vstream.video.sources import ARRIVAL_SLACK, SILENCE_SECONDS, Source
 
 __all__ = ["RESUME_AFTER", "Capture", "FrameRing", "PushedFrames", "SourceStatus", "shared_folder", "wait_for_any"]
@@ -205,7 +206,7 @@ class Capture:
         self.status.state = "reconnecting"
         self.status.restarts += 1
         first, longest = RESTART_SECONDS
-        self._start_at = now + min(longest, first * 2 ** (self._failures - 1)) * random.uniform(0.7, 1.0)
+        self._start_at = now + min(longest, first * 2.0 ** min(self._failures - 1, 10)) * random.uniform(0.7, 1.0)
 
     def _end_reader(self) -> None:
         if self._process is not None:
@@ -273,6 +274,6 @@ def wait_for_any(readers: Sequence[Capture | PushedFrames], seconds: float) -> N
     """Sleep until a reader has frames, at most ``seconds``."""
     descriptors = [number for reader in readers if (number := reader.fileno()) is not None]
     if descriptors:
-        select.select(descriptors, [], [], seconds)
+        multiprocessing.connection.wait(descriptors, seconds)  # select takes no descriptor above 1,023
     else:
         time.sleep(seconds)

@@ -5,7 +5,10 @@ Words are moments of the monotonic clock at which work went on, ``Opened``, ``No
 
 import contextlib
 import logging
+import multiprocessing
+import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -85,6 +88,7 @@ class Teller:
 def run_reader(source: Source, ring: FrameRing, pipe: Connection, patience: float) -> None:
     """The process's main function; a network source that is silent for ``patience`` seconds is given up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     log = logging.getLogger("libav")
     log.addHandler(logging.NullHandler())
     log.propagate = False
@@ -92,6 +96,14 @@ def run_reader(source: Source, ring: FrameRing, pipe: Connection, patience: floa
     with contextlib.suppress(BrokenPipeError):  # the parent is gone, and nobody is left to tell
         teller.wake()
         teller.send(_read(source, ring, teller, patience))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, even while it waits for a pipe that nobody writes to."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _read(source: Source, ring: FrameRing, teller: Teller, patience: float) -> Ended | Broken:

@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from flash_vstream.errors import UserError
 from flash_vstream.video.reader import Frame
+from flash_vstream.video.shared_memory import take_space
 
 SLOTS = 4
 
 
-def shared_folder() -> str | None:
-    """A folder in memory, where there is one, for files that processes share."""
-    return "/dev/shm" if os.path.isdir("/dev/shm") else None
+def _layout(size: int) -> np.dtype:
+    slot = np.dtype([("sequence", "<i8"), ("checksum", "<u4"), ("time", "<f8"), ("image", "u1", (size, size, 3))])
+    return np.dtype([("taken", "<i8"), ("slots", slot, (SLOTS,))])
+
+
+def ring_bytes(size: int) -> int:
+    """The space that a ring of frames ``[size, size, 3]`` takes."""
+    return _layout(size).itemsize
 
 
 class FrameRing:
@@ -45,10 +50,9 @@ class FrameRing:
         return ring
 
     def _map(self, file: Any, size: int, create: bool) -> None:
-        slot = np.dtype([("sequence", "<i8"), ("checksum", "<u4"), ("time", "<f8"), ("image", "u1", (size, size, 3))])
-        whole = np.dtype([("taken", "<i8"), ("slots", slot, (SLOTS,))])
+        whole = _layout(size)
         if create:
-            _take_space(file, whole.itemsize)
+            take_space(file, whole.itemsize)
         self._size = size
         mapped = np.memmap(file, whole, "r+", shape=1)
         self._taken, self._slots = mapped["taken"], mapped["slots"][0]
@@ -103,18 +107,3 @@ class FrameRing:
 
 def _checksum(frame: Frame) -> int:
     return zlib.crc32(np.ascontiguousarray(frame.image).data, zlib.crc32(np.float64(frame.time).tobytes()))
-
-
-def _take_space(file: Any, size: int) -> None:
-    """Make the file ``size`` bytes long, all of them there: writing to a sparse file that cannot grow is fatal."""
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.write(bytes(size))
-            file.flush()
-    except OSError as error:
-        raise UserError(
-            f"there is no room for {size / 2**20:.1f} MiB of frames in shared memory ({error.strerror});"
-            " remove a stream, or give the machine or container more (docker run --shm-size)"
-        ) from None
