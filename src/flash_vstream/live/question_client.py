@@ -67,7 +67,9 @@ class QuestionClient:
         event = Event("text", "")
         restarts = -1
         try:
-            ask = Ask(number, shared_path, question, tuple(history), max_new_tokens, asked_at, self._question_seconds)
+            seconds = self._question_seconds
+            turns = tuple(history)
+            ask = Ask(number, shared_path, question, turns, max_new_tokens, asked_at, seconds, tuple(stop))
             self.worker.send(ask)
             restarts = self.worker.restarts
             while event.kind == "text":

@@ -60,6 +60,7 @@ class Ask:
     max_new_tokens: int = MAX_NEW_TOKENS
     asked_at: float = field(default_factory=time.monotonic)
     seconds: float = 120.0
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class QuestionWorker:
     def _answer(self, ask: Ask) -> Iterator[tuple[str, Any]]:
         shared = self._shared(ask.shared_path) if ask.shared_path is not None else None
         prefix, warm = self._prefix(shared, ask.asked_at)
-        answer = self.answerer.ask(prefix, ask.question, ask.history, ask.max_new_tokens)
+        answer = self.generator.ask(prefix, ask.question, ask.history, ask.max_new_tokens, ask.stop)
         first_token_seconds: float | None = None
         for piece in answer:
             if first_token_seconds is None:
@@ -167,7 +168,7 @@ class QuestionWorker:
     def _prefix(self, shared: SharedTensors | None, asked_at: float) -> tuple[Prefix, bool]:
         """The memory of a stream as of a question, as the model has read it, and whether it was read ahead."""
         if shared is None:
-            return self.answerer.read(None), False
+            return self.generator.read(None), False
         warm = self._is_read(shared, time.monotonic() - asked_at + GRACE_SECONDS)
         return (self.prefixes[shared.path][1] if warm else self._read(shared)), warm
 
@@ -183,7 +184,7 @@ class QuestionWorker:
         snapshot = read_snapshot(shared, self.pipeline)
         if snapshot is None:
             raise UserError("the stream has not shown a frame yet; ask again in a moment")
-        prefix = self.answerer.read(snapshot)
+        prefix = self.generator.read(snapshot)
         self.prefixes[shared.path] = (snapshot.frames, prefix)
         self.prefixes.move_to_end(shared.path)
         while len(self.prefixes) > KEPT_PREFIXES:

@@ -12,7 +12,6 @@ takes 0.25 ms, of which checksums are 0.05, and the paper's sizes in float32, 81
 """
 
 import json
-import os
 import time
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from flash_vstream.files import atomic_write
 from flash_vstream.video.shared_memory import reserve
 
 NOTES_BYTES = 4096
@@ -64,11 +64,11 @@ class SharedTensors:
         text = json.dumps(layout).encode()
         if len(text) >= _LAYOUT_BYTES - _LAYOUT_AT:
             raise ValueError(f"the layout takes {len(text)} bytes; {_LAYOUT_BYTES - _LAYOUT_AT - 1} at most fit")
-        reserve(f"{path}.part", shared_bytes(layout))
-        with open(f"{path}.part", "r+b") as file:
-            file.seek(_LAYOUT_AT)
-            file.write(text)
-        os.replace(f"{path}.part", path)  # it appears whole
+        with atomic_write(path) as scratch:
+            reserve(str(scratch), shared_bytes(layout))
+            with open(scratch, "r+b") as file:
+                file.seek(_LAYOUT_AT)
+                file.write(text)
         return cls(path)
 
     @property

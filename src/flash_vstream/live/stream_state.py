@@ -195,10 +195,9 @@ def save_state(shared: SharedTensors, path: Path) -> bool:
         return False
     state, notes = known
     text = json.dumps({**(shared.read_status() or {}), **notes})
-    scratch = path.with_suffix(".part")
     metadata = {"notes": text, "checksum": _checksum(state, text)}
-    save_file({name: value.contiguous() for name, value in state.items()}, scratch, metadata)
-    scratch.replace(path)
+    with atomic_write(path) as scratch:
+        save_file({name: value.contiguous() for name, value in state.items()}, scratch, metadata)
     return True
 
 
