@@ -14,6 +14,12 @@ from av.video.reformatter import Interpolation
 
 from flash_vstream.errors import UserError
 
+FILE_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,webm,mpegts,mpeg,mpegvideo,flv,live_flv,avi,ogg,gif,asf,mxf,nut,ivf,yuv4mpegpipe,"
+    "h264,hevc,av1,obu,m4v,mjpeg,mpjpeg,apng,webp,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif_pipe,dv,rm,wtv",
+}
+"""A file is read and nothing that it names: no playlist, no list of files, no address."""
 MAX_BROKEN_FRAMES = 300
 """Consecutive packets that do not decode before a file counts as broken from there on."""
 
@@ -95,7 +101,7 @@ def _opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.
     if os.path.getsize(name) == 0:
         raise UserError(f"{name} is empty")
     try:
-        container = av.open(name)
+        container = av.open(name, options=FILE_OPTIONS)
     except PermissionError:
         raise UserError(f"{name} may not be read; check its permissions") from None
     except (FFmpegError, ValueError, OSError) as error:

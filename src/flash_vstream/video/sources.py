@@ -9,6 +9,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -18,10 +19,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from flash_vstream.errors import UserError
+from flash_vstream.video.gateway import reach
+from flash_vstream.video.network import SCHEMES, SourceRules, check_name, is_url, parse_url
 from flash_vstream.video.reader import Frame, decoded, read_frames, rgb, video_stream
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
-NETWORK = {"rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp", "srt"}
+NETWORK = SCHEMES
 PUSH = "push"
 PROTOCOLS = "rtsp,rtsps,rtmp,rtp,srtp,http,https,httpproxy,tls,tcp,udp,srt,crypto,data"
 """What a network source may lead FFmpeg to: a playlist from elsewhere must not open local files."""
@@ -37,6 +40,7 @@ class Source:
     pixels square. ``pace`` is for files: ``"real"`` plays at the file's own speed, ``"fast"`` as
     fast as it can be read. ``loop`` begins a file or folder again at its end, stream time going on.
     ``transport`` is RTSP's, ``"tcp"`` or ``"udp"``. ``begin`` is where in a file to begin, in seconds.
+    ``rules`` are what it may reach (None: anything); they hold for every connection and file that it leads to.
     """
 
     name: str
@@ -46,8 +50,12 @@ class Source:
     loop: bool = False
     transport: str = "tcp"
     begin: float = 0.0
+    rules: SourceRules | None = None
 
     def __post_init__(self) -> None:
+        check_name(self.name, "the source's name")
+        if self.is_network:
+            parse_url(self.name)
         if not 0 < self.fps <= 120:
             raise UserError(f"the frame rate is {self.fps:g}; it must be above 0 and at most 120")
         if self.pace not in ("real", "fast"):
@@ -60,7 +68,7 @@ class Source:
     @property
     def is_network(self) -> bool:
         """Whether the source comes over a network."""
-        return urlsplit(self.name).scheme.lower() in NETWORK
+        return is_url(self.name)
 
     @property
     def is_push(self) -> bool:
@@ -117,6 +125,8 @@ def watch_source(source: Source) -> Iterator[Frame]:
     begin = source.begin
     while True:
         last = offset
+        if source.rules is not None:
+            source.rules.check_path(source.name)
         folder = os.path.isdir(source.name)
         frames = _pictures(source, begin) if folder else read_frames(source.name, source.fps, source.size, None, begin)
         for frame in frames:
@@ -135,6 +145,8 @@ def _pictures(source: Source, begin: float) -> Iterator[Frame]:
     if not paths:
         raise UserError(f"{source.name} holds no pictures ({', '.join(sorted(PICTURES))})")
     for i, path in enumerate(paths):
+        if source.rules is not None:
+            source.rules.check_path(str(path))
         if i / source.fps < begin - 1e-6:
             continue
         try:
@@ -150,7 +162,15 @@ def _live(source: Source) -> Iterator[Frame]:
     options = {"rw_timeout": patience, "protocol_whitelist": PROTOCOLS} if source.is_network else {}
     if source.name.lower().startswith("rtsp"):
         options |= {"rtsp_transport": source.transport, "timeout": patience}
-    with av.open(source.name, format="v4l2" if source.is_device else None, options=options) as container:
+    if source.rules is not None and not source.is_network:
+        source.rules.check_path(source.name)
+    opened: AbstractContextManager[tuple[str, dict[str, str]]] = (
+        reach(source.name, source.rules, source.transport) if source.is_network else nullcontext((source.name, {}))
+    )
+    with (
+        opened as (name, guard),
+        av.open(name, format="v4l2" if source.is_device else None, options=options | guard) as container,
+    ):
         stream = video_stream(container, source.shown)
         stream.thread_type = "AUTO"
         first, due = None, 0.0
