@@ -122,7 +122,7 @@ class LiveStreams:
     def order(self, name: str) -> Add:
         """What was asked for with ``add``; raises ``UserError`` when there is no such stream."""
         if name not in self._orders:
-            raise UserError(f"no stream is called {name!r}; there are {', '.join(self._orders) or 'none'}")
+            raise UserError(f"no stream is called {name!r}")
         return self._orders[name]
 
     def shared(self, name: str) -> SharedTensors | None:
