@@ -89,7 +89,8 @@ class SourceRules:
             return
         parts = parse_url(name)
         self.check_options(parts, transport)
-        self.addresses(parts.hostname or "")
+        if (parts.hostname or "") not in self.hosts:  # else it may come up later
+            self.addresses(parts.hostname or "")
 
     def check_options(self, parts: SplitResult, transport: str = "tcp") -> None:
         """Raise ``ForbiddenSourceError`` for a URL with options that open ports or lead elsewhere."""

@@ -17,7 +17,7 @@ from flash_vstream.errors import UserError
 FILE_OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,matroska,webm,mpegts,mpeg,mpegvideo,flv,live_flv,avi,ogg,gif,asf,mxf,nut,ivf,yuv4mpegpipe,"
-    "h264,hevc,av1,obu,m4v,mjpeg,mpjpeg,apng,webp,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif_pipe,dv,rm,wtv",
+    "h264,hevc,av1,obu,m4v,mjpeg,mpjpeg,apng,webp,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif_pipe,dv,rm,wtv,wav,mp3,aac,flac",
 }
 """A file is read and nothing that it names: no playlist, no list of files, no address."""
 MAX_BROKEN_FRAMES = 300
