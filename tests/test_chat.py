@@ -21,6 +21,7 @@ from flash_vstream.serve.answers import OngoingAnswer, while_connected
 from flash_vstream.serve.conversation import MOST_PICTURES, RequestError, read_conversation
 from flash_vstream.serve.openai_shape import MOST_TOKENS, ChatRequest, ResponseRequest
 from flash_vstream.serve.security import ApiError
+from flash_vstream.video.network import SourceRules
 from helpers.server import serving
 from helpers.videos import write_video
 from helpers.waiting import until
@@ -450,6 +451,10 @@ class Files(http.server.SimpleHTTPRequestHandler):
                     threading.Event().wait(0.01)
             except OSError:
                 pass
+        elif self.path.startswith("/moved"):
+            self.send_response(302)
+            self.send_header("location", f"http://127.0.0.1:{self.server.server_address[1]}/clip.mp4")
+            self.end_headers()
         elif self.path.startswith("/round"):
             self.send_response(302)
             self.send_header("location", "/round")
@@ -501,3 +506,12 @@ def test_a_clip_that_drips_is_given_up(files, monkeypatch):
 def test_a_clip_is_bounded(files, video):
     with pytest.raises(ApiError, match="longer than 100 bytes"):
         anyio.run(fetching.Fetcher(None, 100).fetch, f"http://{files}/{video.name}")
+
+
+def test_a_redirect_does_not_lead_a_guarded_server_to_a_closed_address(files, video):
+    fetcher = fetching.Fetcher(SourceRules(hosts=frozenset({"localhost"})), 10**7)
+    port = files.partition(":")[2]
+    assert anyio.run(fetcher.fetch, f"http://localhost:{port}/{video.name}") == video.read_bytes()
+    with pytest.raises(ApiError, match="private address") as refused:
+        anyio.run(fetcher.fetch, f"http://localhost:{port}/moved")
+    assert refused.value.status == 403
