@@ -1,17 +1,13 @@
 """The HTTP API, driven from outside: real processes, real files, OpenAI's own client."""
 
 import base64
-import http.server
 import io
 import json
 import socket
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import openai
 import pytest
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -117,7 +113,6 @@ def test_twenty_questions_at_once_are_all_answered(server):
         ("GET", "/v1/streams/door/history?limit=0", None, 422),
         ("PUT", "/v1/streams", None, 405),
         ("GET", "/nowhere", None, 404),
-        ("POST", "/v1/chat/completions", {"model": "other", "messages": [{"role": "user", "content": "hi"}]}, 404),
     ],
 )
 def test_mistakes_get_one_clear_error(server, method, path, body, status):
@@ -182,88 +177,6 @@ def test_pictures_are_bounded():
     with pytest.raises(ApiError, match="at most"):
         picture_of(b"x" * 101, 16, 100)
     assert picture_of(encoded((9, 9, 9)), 16, 10_000).shape == (16, 16, 3)
-
-
-# --- OpenAI's client
-
-
-@pytest.fixture
-def client(server, tiny_folder) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url + "/v1", api_key="unused", max_retries=0)
-
-
-def about(url: str, text: str = "what?") -> list[dict]:
-    return [
-        {"role": "user", "content": [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": text}]}
-    ]
-
-
-def test_openais_client_asks_a_stream(server, client, tiny_folder):
-    assert [model.id for model in client.models.list()] == [str(tiny_folder)]
-    whole = client.chat.completions.create(model=str(tiny_folder), messages=about("stream:door"), max_tokens=6)
-    assert whole.choices[0].finish_reason in ("stop", "length")
-    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
-    assert whole.flash_vstream["evidence"]
-    chunks = list(
-        client.chat.completions.create(
-            model=str(tiny_folder),
-            messages=about("stream:door"),
-            max_tokens=6,
-            stream=True,
-            stream_options={"include_usage": True},
-        )
-    )
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
-    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-
-
-def test_openais_client_sends_a_clip_and_goes_on_talking(server, client, tiny_folder, video):
-    clip = "data:video/mp4;base64," + base64.b64encode(video.read_bytes()).decode()
-    first = client.chat.completions.create(
-        model=str(tiny_folder), messages=about(clip), max_tokens=6, extra_body={"fps": 5}
-    )
-    assert first.flash_vstream["stream_time"] == pytest.approx(1.8, abs=0.2)
-    turns = [*about(clip), {"role": "assistant", "content": "this"}, {"role": "user", "content": "and then?"}]
-    begun = time.monotonic()
-    again = client.chat.completions.create(model=str(tiny_folder), messages=turns, max_tokens=6, extra_body={"fps": 5})
-    assert again.usage.prompt_tokens > first.usage.prompt_tokens
-    assert time.monotonic() - begun < 10
-    assert [stream["name"] for stream in server.call("GET", "/v1/streams")[1]] == ["door"]
-
-
-def test_openais_client_names_a_clip_by_url(client, tiny_folder, video):
-    worker = partial(http.server.SimpleHTTPRequestHandler, directory=str(video.parent))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), worker) as files:
-        threading.Thread(target=files.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{files.server_port}/{video.name}"
-        told = client.chat.completions.create(model=str(tiny_folder), messages=about(url), max_tokens=4)
-        assert told.flash_vstream["stream_time"] > 0
-        with pytest.raises(openai.UnprocessableEntityError, match="could not be fetched"):
-            client.chat.completions.create(model=str(tiny_folder), messages=about(url + ".none"), max_tokens=4)
-        files.shutdown()
-
-
-def test_plain_chat_needs_no_video(client, tiny_folder):
-    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
-    told = client.chat.completions.create(model=str(tiny_folder), messages=messages, max_tokens=4, temperature=0.2)
-    assert told.flash_vstream["stream_time"] is None
-
-
-@pytest.mark.parametrize(
-    ("messages", "error"),
-    [
-        (about("stream:none"), openai.NotFoundError),
-        (about("ftp://host/x"), openai.BadRequestError),
-        (about("data:video/mp4;base64,@@@"), openai.BadRequestError),
-        (about("data:video/mp4;base64," + base64.b64encode(b"no video").decode()), openai.UnprocessableEntityError),
-        ([{"role": "assistant", "content": "hi"}], openai.BadRequestError),
-        ([{"role": "user", "content": [{"type": "sound"}]}], openai.BadRequestError),
-    ],
-)
-def test_openais_client_raises_its_own_errors(client, tiny_folder, messages, error):
-    with pytest.raises(error):
-        client.chat.completions.create(model=str(tiny_folder), messages=messages, max_tokens=4)
 
 
 # --- what a keeper sees

@@ -151,7 +151,7 @@ class LiveStreams:
         try:
             return self._orders[name]
         except KeyError:
-            raise UserError(f"no stream is called {name!r}; there are {', '.join(self._orders) or 'none'}") from None
+            raise UserError(f"no stream is called {name!r}") from None
 
     def shared_state(self, name: str) -> SharedTensors:
         """What the stream shares; raises ``UserError`` when there is no such stream."""

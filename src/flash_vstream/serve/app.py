@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import io
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -10,11 +9,11 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 import anyio.to_thread
+import numpy as np
 from fastapi import FastAPI, Path, Query, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from PIL import Image, ImageOps
 from starlette.exceptions import HTTPException
 
 from flash_vstream import __version__
@@ -27,6 +26,7 @@ from flash_vstream.serve.middleware import Gate, error_body
 from flash_vstream.serve.security import ApiError
 from flash_vstream.serve.service import Service
 from flash_vstream.video import Frame
+from flash_vstream.video.pictures import decode_picture
 from flash_vstream.video.sources import Source
 
 THREADS = 128
@@ -119,7 +119,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     @app.post("/v1/streams", tags=["streams"], status_code=201, response_model=schemas.StreamInfo)
     def create_stream(new: schemas.NewStream) -> dict[str, Any]:
         """Begin to watch a source."""
-        service.access.check_source(new.source)  # before anything is said of what is there
+        service.access.check_source(new.source, new.transport)  # before anything is said of what is there
         source = Source(new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport).checked()
         service.add_stream(new.name, source)
         return service.status(new.name).to_dict()
@@ -216,14 +216,9 @@ def _add_push(app: FastAPI, service: Service) -> None:
 
 def picture_of(data: bytes, side: int, most: int) -> Any:
     """The centre square of an encoded picture, ``[side, side, 3]`` uint8; raises ``ApiError``."""
-    import numpy as np
-
     if len(data) > most:
         raise ApiError(413, f"the frame is {len(data):,} bytes; {most:,} at most are taken")
     try:
-        picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
-        if picture.width * picture.height > 40e6:
-            raise ApiError(413, "the frame has more than 40 million pixels")
-        return np.asarray(ImageOps.fit(picture.convert("RGB"), (side, side)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ApiError(422, "the frame is not a JPEG, PNG or WebP picture") from None
+        return np.asarray(decode_picture(data, side))
+    except UserError as error:
+        raise ApiError(422, f"the frame cannot be taken: {error}") from None

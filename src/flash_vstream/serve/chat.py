@@ -1,175 +1,78 @@
-"""``POST /v1/chat/completions`` in OpenAI's shape, so that its clients work unchanged.
+"""``/v1/models``, ``/v1/chat/completions`` and ``/v1/responses`` in OpenAI's shape, so that its clients work unchanged.
 
-A video is a content part of type ``video_url``: ``stream:NAME`` for a live stream as it is now, a
-``data:`` URL for a clip that is sent along, or an http(s) URL of one. Parts of type ``image_url`` are
-pictures; several in one message are frames, one a second.
+A video is a content part of type ``video_url``: ``stream:NAME`` for a live stream as it is now, a ``data:`` URL for
+a clip that is sent along, or an http(s) URL of one. Parts of type ``image_url`` are pictures, one a second.
 """
 
-import base64
-import binascii
-import io
 import json
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
-from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
-from PIL import Image, ImageOps
+from fastapi import APIRouter, FastAPI, Request
 
 from flash_vstream.live.question_client import Event
-from flash_vstream.serve import schemas
-from flash_vstream.serve.security import AccessRules, ApiError
+from flash_vstream.serve.answers import Answers, AnswerStream, while_connected
+from flash_vstream.serve.conversation import RequestError, read_conversation
+from flash_vstream.serve.openai_shape import ChatRequest, OpenAIRoute, ResponseRequest, extras
+from flash_vstream.serve.responses import response_events, response_of
 from flash_vstream.serve.service import Service
-from flash_vstream.video.writer import write_video
-
-FETCH_SECONDS = 30.0
 
 
 def add_chat(app: FastAPI, service: Service) -> None:
     """The endpoints that OpenAI's clients call."""
+    router = APIRouter(route_class=OpenAIRoute, tags=["chat"])
+    answers = Answers(service)
+    model = {"id": service.model_name, "object": "model", "created": int(service.started), "owned_by": "flash-vstream"}
 
-    @app.get("/v1/models", tags=["chat"])
+    def check_model(name: str) -> None:
+        if name != service.model_name:
+            message = f"the model here is {service.model_name!r}, not {name[:80]!r}"
+            raise RequestError(message, "model", "model_not_found", 404)
+
+    @router.get("/v1/models")
     def models() -> dict[str, Any]:
         """The one model that this server runs."""
-        created = int(service.started)
-        model = {"id": service.model_name, "object": "model", "created": created, "owned_by": "flash-vstream"}
         return {"object": "list", "data": [model]}
 
-    @app.post("/v1/chat/completions", tags=["chat"])
-    def chat(request: schemas.ChatRequest) -> Any:
-        """Chat about a stream, a clip, or nothing; greedy whatever the sampling settings say."""
-        if request.n not in (None, 1):
-            raise ApiError(400, "n must be 1; decoding is greedy, and every answer would be the same")
-        if request.model != service.model_name:
-            raise ApiError(404, f"the model here is {service.model_name!r}, not {request.model[:80]!r}")
-        question, history, media = _conversation(request.messages)
-        stream = _stream_of(service, media, request.fps) if media else None
-        most = request.max_completion_tokens or request.max_tokens or 96
-        events = service.ask(stream, question, history, most)
-        if request.stream:
-            usage = bool((request.stream_options or {}).get("include_usage"))
-            return StreamingResponse(_chunks(service, events, usage), media_type="text/event-stream")
-        return _completion(service, service.whole_answer(events))
+    @router.get("/v1/models/{name:path}")
+    def retrieve_model(name: str) -> dict[str, Any]:
+        """The model, if it is the one that this server runs."""
+        check_model(name)
+        return model
 
+    @router.post("/v1/chat/completions")
+    async def chat(request: Request, asked: ChatRequest) -> Any:
+        """Chat about a stream, a clip, pictures, or nothing. What would not be honoured is refused."""
+        check_model(asked.model)
+        asked.refuse_others()
+        begin = answers.begin(read_conversation(asked.messages), asked.fps, asked.most_tokens, asked.stops)
+        if asked.stream:
+            usage = bool((asked.stream_options or {}).get("include_usage"))
+            answer = await while_connected(request, begin)
+            return AnswerStream(answer, lambda events: _chunks(service.model_name, events, usage))
 
-def _conversation(messages: list[schemas.ChatMessage]) -> tuple[str, list[tuple[str, str]], list[str]]:
-    """The last question, the turns before it, and the media of the newest message that has any."""
-    turns: list[tuple[str, str]] = []
-    question = ""
-    media: list[str] = []
-    if messages[-1].role != "user":
-        raise ApiError(400, "the last message must be the user's")
-    for message in messages:
-        text, named = _content(message.content)
-        media = named or media
-        if message.role == "user":
-            question = f"{question}\n{text}".strip() if question else text
-        elif message.role == "assistant" and question:
-            turns.append((question, text))
-            question = ""
-    if len(question) > schemas.MOST_QUESTION:
-        raise ApiError(
-            422, f"the question has {len(question):,} characters; {schemas.MOST_QUESTION:,} at most are taken"
-        )
-    return question, turns[-8:], media
+        async def whole() -> dict[str, Any]:
+            return await (await begin).finished()
 
+        return _completion(service.model_name, await while_connected(request, whole()))
 
-def _content(content: str | list[dict[str, Any]] | None) -> tuple[str, list[str]]:
-    """A message's text, and the URLs of its last video or of its pictures."""
-    if content is None or isinstance(content, str):
-        return content or "", []
-    texts: list[str] = []
-    media: list[str] = []
-    for part in content:
-        kind = part.get("type")
-        if kind == "text" and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif kind in ("video_url", "image_url"):
-            named = part.get(kind)
-            url = named.get("url") if isinstance(named, dict) else named
-            if not isinstance(url, str):
-                raise ApiError(400, f'a part of type {kind} needs {{"{kind}": {{"url": "…"}}}}')
-            media = [*media, url] if kind == "image_url" else [url]
-        else:
-            raise ApiError(
-                400, f"a part of type {str(kind)[:40]!r} is not understood; send text, video_url or image_url"
-            )
-    return "\n".join(texts), media
+    @router.post("/v1/responses")
+    async def respond(request: Request, asked: ResponseRequest) -> Any:
+        """Answer in the shape of OpenAI's responses; nothing is stored."""
+        check_model(asked.model)
+        asked.refuse_others()
+        begin = answers.begin(read_conversation(asked.messages, asked.instructions), asked.fps, asked.most_tokens)
+        if asked.stream:
+            answer = await while_connected(request, begin)
+            return AnswerStream(answer, lambda events: response_events(asked, events))
 
+        async def whole() -> dict[str, Any]:
+            return await (await begin).finished()
 
-def _stream_of(service: Service, media: list[str], fps: float) -> str:
-    """The stream that URLs name; clips are watched first, and pictures as one clip."""
-    if media[-1].startswith("stream:"):
-        name = media[-1].removeprefix("stream:")
-        service.check_stream(name)
-        return name
-    if len(media) == 1:
-        return service.clip(_bytes_of(service, media[0]), fps)
-    file = io.BytesIO()
-    write_video(file, [_picture(_bytes_of(service, url)) for url in media[:64]], 1)
-    return service.clip(file.getvalue(), 1.0)
+        return response_of(asked, await while_connected(request, whole()))
 
-
-def _picture(data: bytes) -> np.ndarray:
-    try:
-        return np.asarray(ImageOps.fit(Image.open(io.BytesIO(data)).convert("RGB"), (256, 256)))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise ApiError(422, "one of several image_url parts is not a picture") from None
-
-
-def _bytes_of(service: Service, url: str) -> bytes:
-    """What a URL holds; raises ``ApiError`` for one that cannot be read."""
-    if url.startswith("data:"):
-        _, comma, data = url.partition(",")
-        try:
-            clip = base64.b64decode(data, validate=True) if comma else b""
-        except (binascii.Error, ValueError):
-            raise ApiError(400, "the data: URL is not base64") from None
-    elif url.startswith(("http://", "https://")):
-        clip = fetch_clip(url, service.access, service.limits.upload_bytes)
-    else:
-        raise ApiError(400, "a video is named by stream:NAME, a data: URL, or an http(s) URL")
-    if not clip:
-        raise ApiError(400, "the clip is empty")
-    return clip
-
-
-class _Checked(urllib.request.HTTPRedirectHandler):
-    """Redirects go only where a source may be."""
-
-    def __init__(self, access: AccessRules):
-        self._access = access
-
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        if not newurl.startswith(("http://", "https://")):
-            raise ApiError(422, "the clip's address leads away from http(s)")
-        self._access.check_source(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def fetch_clip(url: str, access: AccessRules, most: int) -> bytes:
-    """The bytes behind a URL; raises ``ApiError`` where it is closed, silent or too large."""
-    access.check_source(url)
-    try:
-        opener = urllib.request.build_opener(_Checked(access))
-        with opener.open(url, timeout=FETCH_SECONDS) as response:
-            data: bytes = response.read(most + 1)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ApiError(422, f"the clip could not be fetched ({str(reason)[:120]})") from None
-    if len(data) > most:
-        raise ApiError(413, f"the clip is longer than {most:,} bytes, the most that is taken")
-    return data
-
-
-def _extras(answer: dict[str, Any]) -> dict[str, Any]:
-    """What OpenAI's shape has no place for: the stream time, evidence, what the question names, timings."""
-    names = ("stream_time", "evidence", "mentions", "first_token_seconds", "tokens_per_second", "warm")
-    return {name: answer[name] for name in names}
+    app.include_router(router)
 
 
 def _usage(answer: dict[str, Any]) -> dict[str, int]:
@@ -177,38 +80,39 @@ def _usage(answer: dict[str, Any]) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
 
 
-def _completion(service: Service, answer: dict[str, Any]) -> dict[str, Any]:
+def _completion(model: str, answer: dict[str, Any]) -> dict[str, Any]:
     message = {"role": "assistant", "content": answer["text"], "refusal": None}
     return {
         "id": f"chatcmpl-{answer['id']}",
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": service.model_name,
+        "model": model,
         "choices": [{"index": 0, "message": message, "finish_reason": answer["finish_reason"], "logprobs": None}],
         "usage": _usage(answer),
-        "flash_vstream": _extras(answer),
+        "flash_vstream": extras(answer),
     }
 
 
-def _chunks(service: Service, events: Iterator[Event], usage: bool) -> Iterator[str]:
-    """The answer as OpenAI's server-sent chunks; an error is one event that its clients raise."""
+async def _chunks(model: str, events: AsyncIterator[Event], usage: bool) -> AsyncIterator[dict[str, str]]:
+    """The answer as OpenAI's chunks; an error is one event that its clients raise."""
     created = int(time.time())
+    head = {"id": f"chatcmpl-{time.time_ns():x}", "object": "chat.completion.chunk", "created": created, "model": model}
 
-    def chunk(choices: list[dict[str, Any]], **more: Any) -> str:
-        told = {"id": f"chatcmpl-{created}", "object": "chat.completion.chunk", "created": created}
-        return f"data: {json.dumps({**told, 'model': service.model_name, 'choices': choices, **more})}\n\n"
+    def chunk(choices: list[dict[str, Any]], **more: Any) -> dict[str, str]:
+        return {"data": json.dumps({**head, "choices": choices, **more})}
 
     def choice(delta: dict[str, Any], end: str | None = None) -> list[dict[str, Any]]:
-        return [{"index": 0, "delta": delta, "finish_reason": end}]
+        return [{"index": 0, "delta": delta, "finish_reason": end, "logprobs": None}]
 
     yield chunk(choice({"role": "assistant", "content": ""}))
-    for event in events:
+    async for event in events:
         if event.kind == "text":
             yield chunk(choice({"content": event.value}))
         elif event.kind == "error":
-            yield f"data: {json.dumps({'error': {'message': event.value, 'type': 'server_error'}})}\n\n"
+            error = {"message": event.value, "type": "server_error", "param": None, "code": None}
+            yield {"data": json.dumps({"error": error})}
         else:
-            yield chunk(choice({}, event.value["finish_reason"]), flash_vstream=_extras(event.value))
+            yield chunk(choice({}, event.value["finish_reason"]), flash_vstream=extras(event.value))
             if usage:
                 yield chunk([], usage=_usage(event.value))
-    yield "data: [DONE]\n\n"
+    yield {"data": "[DONE]"}

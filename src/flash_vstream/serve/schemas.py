@@ -108,23 +108,3 @@ class HistoryEntry(BaseModel):
     stream_time: float | None
     error: str | None
     details: dict[str, Any]
-
-
-class ChatMessage(BaseModel):
-    """A message in OpenAI's shape; ``content`` is text, or parts of which one may be a video."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[dict[str, Any]] | None = None
-
-
-class ChatRequest(BaseModel):
-    """``POST /v1/chat/completions``; settings of sampling are taken and change nothing, decoding is greedy."""
-
-    model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=100)
-    stream: bool | None = False
-    stream_options: dict[str, Any] | None = None
-    max_tokens: int | None = Field(None, ge=1, le=512)
-    max_completion_tokens: int | None = Field(None, ge=1, le=512)
-    n: int | None = 1
-    fps: float = Field(1.0, gt=0, le=30, description="Frames to look at in a second of a clip.")

@@ -7,15 +7,14 @@ allowed by name.
 
 import hmac
 import ipaddress
-import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from flash_vstream.errors import UserError
-from flash_vstream.video.sources import NETWORK, PUSH
+from flash_vstream.video.network import ForbiddenSourceError, SourceRules
+from flash_vstream.video.sources import PUSH
 
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -61,10 +60,10 @@ class AccessRules:
         ``query_token`` is for what a browser cannot send headers with (WebSockets, pictures).
         """
         named = _host_of(headers.get("host", ""))
-        if self.local and named not in LOOPBACK:
+        if self.local and named not in LOOPBACK | {self.host}:
             raise ApiError(403, f"this server answers to localhost alone, not to {named[:80] or 'a missing Host'}")
         origin = headers.get("origin")
-        if origin and origin not in self.origins and urlsplit(origin).netloc != headers.get("host"):
+        if origin and origin not in self.origins and _netloc_of(origin) != headers.get("host"):
             raise ApiError(403, "pages of other origins may not call this server; allow one with --allow-origin")
         if self.token:
             scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -72,29 +71,22 @@ class AccessRules:
             if not hmac.compare_digest(given.strip().encode(), self.token.encode()):
                 raise ApiError(401, "a bearer token is needed: Authorization: Bearer TOKEN")
 
-    def check_source(self, name: str) -> None:
-        """See whether a source may be watched; raises ``ApiError``."""
-        if self.local or name == PUSH:
-            return
-        parts = urlsplit(name)
-        if parts.scheme.lower() in NETWORK:
-            self._check_address(parts.hostname or "")
-            return
-        path = Path(os.path.realpath(name))
-        if not any(path.is_relative_to(os.path.realpath(folder)) for folder in self.folders):
-            raise ApiError(
-                403, "files and devices of the server are closed; its keeper can open a folder with --allow-folder"
-            )
+    @property
+    def rules(self) -> SourceRules | None:
+        """What sources may reach, for whoever opens them; None on loopback, where they may reach anything."""
+        return None if self.local else SourceRules(self.hosts, tuple(map(str, self.folders)))
 
-    def _check_address(self, host: str) -> None:
-        if host.lower() in self.hosts:
+    def check_source(self, name: str, transport: str = "tcp") -> None:
+        """See whether a source may be watched.
+
+        Raises ``ApiError`` (403) for one that is closed, ``UserError`` for one that is malformed.
+        """
+        if self.rules is None or name == PUSH:
             return
         try:
-            found = {str(item[4][0]) for item in socket.getaddrinfo(host, None)}
-        except (OSError, UnicodeError):
-            raise ApiError(422, f"no host is called {host[:80]!r}") from None
-        if not found or any(not _is_public(address) for address in found):
-            raise ApiError(403, f"{host[:80]} is a private address; the server's keeper can allow it with --allow-host")
+            self.rules.check(name, transport)
+        except ForbiddenSourceError as error:
+            raise ApiError(403, str(error)) from None
 
 
 def is_loopback(host: str) -> bool:
@@ -105,12 +97,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _is_public(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    return (mapped or ip).is_global
-
-
 def _host_of(header: str) -> str:
-    """The host of a Host header, without its port."""
-    return (urlsplit(f"//{header}").hostname or "") if header else ""
+    """The host of a Host header without its port; nothing for a malformed one."""
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _netloc_of(origin: str) -> str | None:
+    """The host and port of an origin; None for a malformed one."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None

@@ -1,15 +1,13 @@
 """What a server does, without HTTP: streams, questions, clips, and what is kept of them."""
 
 import contextlib
-import hashlib
 import logging
-import tempfile
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,9 @@ from flash_vstream.live.question_client import Event, QuestionClient
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import save_state
 from flash_vstream.live.streams import LiveStreams, StreamStatus
+from flash_vstream.models import hub
+from flash_vstream.models.prompt_limit import PromptLimit
+from flash_vstream.serve.clips import Clips, is_clip
 from flash_vstream.serve.metrics import Metrics
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import StateFolder
@@ -25,9 +26,6 @@ from flash_vstream.video.capture import FrameRing
 from flash_vstream.video.sources import Source
 
 SAVE_SECONDS = 10.0
-CLIPS_KEPT = 4
-CLIP_SECONDS = 600.0
-"""How long a clip may take to be watched."""
 log = logging.getLogger("flash_vstream.serve")
 
 
@@ -51,9 +49,7 @@ class Service:
         self.metrics = Metrics(self)
         self.started = time.time()
         self._asking = threading.Semaphore(self.limits.questions_at_once)
-        self._scratch = tempfile.TemporaryDirectory(prefix="flash-vstream-clips-")
-        self._clips: OrderedDict[str, Path] = OrderedDict()
-        self._clip_lock = threading.Lock()
+        self.clips = Clips(self.live)
         self._stopping = threading.Event()
         self._restore()
         self._saver = threading.Thread(target=self._save_often, name="saver", daemon=True)
@@ -65,7 +61,8 @@ class Service:
         """Watch again what was watched when the server stopped."""
         for name, fields in self.store.streams().items():
             try:
-                self.live.add(name, Source(**fields), self.store.memory_path(name))
+                source = replace(Source(**fields), rules=self.access.rules)
+                self.live.add(name, source, self.store.memory_path(name))
             except UserError as error:
                 log.warning("stream not restored", extra={"stream": name, "reason": str(error)})
 
@@ -75,7 +72,7 @@ class Service:
             raise ApiError(409, f"there is a stream called {name!r} already; choose another name, or delete it first")
         if len(self.stream_names()) >= self.limits.streams:
             raise ApiError(429, f"{self.limits.streams} streams are watched, which is the most; delete one first")
-        self.live.add(name, source, self.store.memory_path(name))
+        self.live.add(name, replace(source, rules=self.access.rules), self.store.memory_path(name))
         self.store.add_stream(name, source)
 
     def remove_stream(self, name: str) -> None:
@@ -86,11 +83,11 @@ class Service:
 
     def stream_names(self) -> list[str]:
         """The streams that callers made (the clips of chat requests are not listed)."""
-        return [name for name in self.live.names() if name not in self._clips]
+        return [name for name in self.live.names() if not is_clip(name)]
 
     def check_stream(self, name: str) -> None:
         """Raise ``ApiError`` (404) when there is no such stream."""
-        if name not in self.live.names():
+        if is_clip(name) or name not in self.live.names():
             raise ApiError(404, f"no stream is called {name[:80]!r}; see GET /v1/streams")
 
     def status(self, name: str) -> StreamStatus:
@@ -126,31 +123,52 @@ class Service:
 
     # --- questions
 
+    @cached_property
+    def prompt_limit(self) -> PromptLimit:
+        """How long a question may be."""
+        return PromptLimit(*hub.load_processor(self.model_name))
+
     def ask(
-        self, stream: str | None, question: str, history: Sequence[tuple[str, str]] = (), max_tokens: int = 96
+        self,
+        stream: str | None,
+        question: str,
+        history: Sequence[tuple[str, str]] = (),
+        max_tokens: int = 96,
+        stop: Sequence[str] = (),
+        clip: str | None = None,
     ) -> Iterator[Event]:
         """Events of an answer; logged before it begins and when it ends, whatever the end is.
 
-        Raises ``ApiError`` at once when the question cannot be taken.
+        ``clip`` names one of ``clips`` instead of a ``stream``. Raises ``ApiError`` at once when the question cannot
+        be taken, ``PromptTooLongError`` when it does not fit the model.
         """
         shared = self.shared(stream).path if stream is not None else None
+        if clip is not None and (watched := self.live.shared(clip)) is not None:
+            shared = watched.path
         if not question.strip():
             raise ApiError(422, "the question is empty; write what you want to know")
+        self.prompt_limit.check(question, history, max_tokens)
         if not self._asking.acquire(blocking=False):
             raise ApiError(
                 429, f"{self.limits.questions_at_once} questions are being answered, which is the most; wait a little"
             )
         number = self.store.ask(stream or "", question)
-        return self._answered(number, shared, question, history, max_tokens)
+        return self._answered(number, shared, question, history, max_tokens, stop)
 
     def _answered(
-        self, number: int, shared: str | None, question: str, history: Sequence[tuple[str, str]], max_tokens: int
+        self,
+        number: int,
+        shared: str | None,
+        question: str,
+        history: Sequence[tuple[str, str]],
+        max_tokens: int,
+        stop: Sequence[str],
     ) -> Iterator[Event]:
         answer: str | None = None
         error: str | None = "nobody waited for the answer"
         details: dict[str, Any] = {}
         try:
-            with contextlib.closing(self.question_client.ask(shared, question, history, max_tokens)) as events:
+            with contextlib.closing(self.question_client.ask(shared, question, history, max_tokens, stop)) as events:
                 for event in events:
                     if event.kind == "done":
                         answer, error, details = event.value["text"], None, event.value
@@ -171,43 +189,6 @@ class Service:
             if event.kind == "error":
                 raise ApiError(409, event.value)
         raise ApiError(409, "the answer broke off; ask again")
-
-    # --- clips
-
-    def clip(self, data: bytes, fps: float) -> str:
-        """The stream of an uploaded clip, watched to its end; the same clip is watched once.
-
-        Raises ``ApiError`` for a clip that cannot be watched.
-        """
-        name = f"clip-{hashlib.sha256(data).hexdigest()[:24]}-{fps:g}"
-        with self._clip_lock:
-            if name not in self._clips:
-                path = Path(self._scratch.name) / name
-                path.write_bytes(data)
-                self._clips[name] = path
-                self.live.add(name, Source(str(path), fps, pace="fast"))
-                while len(self._clips) > CLIPS_KEPT:
-                    self._forget_clip(next(iter(self._clips)))
-            self._clips.move_to_end(name)
-        deadline = time.monotonic() + CLIP_SECONDS
-        while (status := self.live.status(name)).state not in ("ended", "failed"):
-            if time.monotonic() > deadline:
-                raise ApiError(422, f"the clip took longer than {CLIP_SECONDS:.0f} s to watch; send a shorter one")
-            time.sleep(0.02)
-        if status.state == "failed" or status.time is None:
-            with self._clip_lock:
-                self._forget_clip(name)
-            why = (status.error or "no frame of it could be decoded").replace(
-                str(Path(self._scratch.name) / name), "it"
-            )
-            raise ApiError(422, f"the clip cannot be watched: {why}")
-        return name
-
-    def _forget_clip(self, name: str) -> None:
-        path = self._clips.pop(name, None)
-        if path is not None:
-            self.live.remove(name)
-            path.unlink(missing_ok=True)
 
     # --- keeping
 
@@ -240,7 +221,7 @@ class Service:
         self.question_client.close()
         self.live.close()
         self.store.close()
-        self._scratch.cleanup()
+        self.clips.close()
 
 
 def _both(model_name: str) -> tuple[LiveStreams, QuestionClient]:

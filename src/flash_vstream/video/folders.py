@@ -21,17 +21,19 @@ def read_folder(
     begin: float = 0.0,
     note: Callable[[str], None] = lambda _: None,
     beat: Callable[[], None] = lambda: None,
+    check_path: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Frame]:
     """A folder's pictures in natural order of their names, one at each tick of the frame rate, from ``begin`` on.
 
     Hidden files and what is no picture are passed over; ``note`` is called once with their names, at the end.
-    ``beat`` is called for every picture.
+    ``beat`` is called for every picture, and ``check_path``, which may raise, before it is opened.
     Raises ``MissingSourceError`` when the folder is not there (any more), and ``UserError`` when it holds no picture.
     """
     names, passed_over = _list(folder)
     shown = 0
     for name in names:
         path = os.path.join(folder, name)
+        check_path(path)
         try:
             image = _read_picture(path, size, decode=shown / fps >= begin - 1e-6)
         except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):

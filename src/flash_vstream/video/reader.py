@@ -17,6 +17,12 @@ from PIL import Image
 from flash_vstream.errors import UserError
 from flash_vstream.video.demux import BrokenOffError, Playback
 
+FILE_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,matroska,webm,mpegts,mpeg,mpegvideo,flv,live_flv,avi,ogg,gif,asf,mxf,nut,ivf,yuv4mpegpipe,"
+    "h264,hevc,av1,obu,m4v,mjpeg,mpjpeg,apng,webp,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif_pipe,dv,rm,wtv,wav,mp3,aac,flac",
+}
+"""A file is read and nothing that it names: no playlist, no list of files, no address."""
 MAX_PIXELS = 139_264 * 256
 """Pixels of the largest picture that is decoded, 35.7 million: the largest of H.264 and H.265, enough for 8K."""
 LARGE_PIXELS = 4096 * 2304
@@ -145,7 +151,7 @@ def opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.V
     if os.path.getsize(name) == 0:
         raise UserError(f"{name} is empty")
     try:
-        container = av.open(name)
+        container = av.open(name, options=FILE_OPTIONS)
     except PermissionError:
         raise UserError(f"{name} may not be read; check its permissions") from None
     except (FFmpegError, ValueError, OSError) as error:

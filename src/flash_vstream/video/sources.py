@@ -9,21 +9,22 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
 import av
 from av.container import InputContainer
 from av.error import ExitError, FFmpegError, InvalidDataError
 
 from flash_vstream.errors import UserError
-from flash_vstream.video.addresses import NETWORK, hide_secrets, scheme_of, split_login
+from flash_vstream.video.addresses import hide_secrets, scheme_of, split_login
 from flash_vstream.video.demux import BrokenOffError, Playback, clock_may_jump
 from flash_vstream.video.folders import read_folder
+from flash_vstream.video.gateway import reach
+from flash_vstream.video.network import SourceRules, check_name, is_url, parse_url
 from flash_vstream.video.reader import Frame, FrameRate, opened, play, rgb, video_stream
 
-__all__ = ["NETWORK", "PUSH", "OpenedSource", "Source", "hide_secrets", "open_source", "watch_source"]
+__all__ = ["PUSH", "OpenedSource", "Source", "hide_secrets", "open_source", "watch_source"]
 
 PUSH = "push"
 PROTOCOLS = "rtsp,rtsps,rtmp,rtmps,rtp,srtp,http,https,httpproxy,tls,tcp,udp,srt,crypto,data"
@@ -49,6 +50,7 @@ class Source:
     pixels square. ``pace`` is for files: ``"real"`` plays at the file's own speed, ``"fast"`` as
     fast as it can be read. ``loop`` begins a file or folder again at its end, stream time going on.
     ``transport`` is RTSP's, ``"tcp"`` or ``"udp"``. ``begin`` is where in a recording to begin, in seconds.
+    ``rules`` are what it may reach (None: anything); they hold for every connection and file that it leads to.
 
     A source may name what is not there (any more); ``checked`` is for names that a user has just given.
     """
@@ -60,6 +62,7 @@ class Source:
     loop: bool = False
     transport: str = "tcp"
     begin: float = 0.0
+    rules: SourceRules | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 120:
@@ -71,6 +74,7 @@ class Source:
 
     def checked(self) -> "Source":
         """Return the source; raises ``UserError`` when there is nothing at its path, or its address cannot be read."""
+        check_name(self.name, "the source's name")
         if self.is_network:
             _check_address(self.name, self.shown)
         elif not self.is_push and not os.path.exists(self.name):
@@ -80,7 +84,7 @@ class Source:
     @property
     def is_network(self) -> bool:
         """Whether the source comes over a network."""
-        return scheme_of(self.name) in NETWORK
+        return is_url(self.name)
 
     @property
     def is_push(self) -> bool:
@@ -131,13 +135,9 @@ def _check_address(address: str, shown: str) -> None:
     if certain and any(mark in login for mark in "/?#"):
         raise UserError(f"{shown}: in a user name or password, write / as %2F, ? as %3F, # as %23 and @ as %40")
     try:
-        parts = urlsplit(address)
-        host, port = parts.hostname, parts.port
-        readable = bool(host or port) and "\0" not in address and bool(address.encode())
-    except ValueError:
-        readable = False
-    if not readable:
-        raise UserError(f"{shown} is not an address that can be read; write it as rtsp://host:port/path")
+        parse_url(address)
+    except UserError as error:
+        raise UserError(f"{shown}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,48 @@ def open_source(
     """
     if source.is_local:
         return OpenedSource(_recorded(source, _passes_of_path(source, beat, note), beat), live=False)
-    container = _open_container(source, patience, beat)
-    if _is_recording(container, source):
-        return OpenedSource(_recorded(source, _passes_of_url(source, container, beat, patience), beat), live=False)
-    return OpenedSource(_arriving(source, container, beat, patience), live=True)
+    with ExitStack() as gateway:
+        address = _Address(source, patience, *gateway.enter_context(_reached(source)))
+        container = _open_container(address, beat)
+        live = not _is_recording(container, source)
+        if live:
+            frames = _arriving(address, container, beat)
+        else:
+            frames = _recorded(source, _passes_of_url(address, container, beat), beat)
+        return OpenedSource(_within(gateway.pop_all(), frames), live)
+
+
+@dataclass(frozen=True)
+class _Address:
+    """What FFmpeg opens for a source that is not local: ``url``, by way of the gateway where there is one."""
+
+    source: Source
+    patience: float
+    url: str
+    guard: dict[str, str]
+
+    @property
+    def options(self) -> dict[str, str]:
+        """FFmpeg's options. Its own time limits lie above ours, which tell what happened."""
+        microseconds = str(int(1.5 * self.patience * 1e6))
+        options = {"rw_timeout": microseconds, "protocol_whitelist": PROTOCOLS} if self.source.is_network else {}
+        if scheme_of(self.source.name) in ("rtsp", "rtsps"):
+            options |= {"rtsp_transport": self.source.transport, "timeout": microseconds}
+        return options | self.guard
+
+
+def _reached(source: Source) -> AbstractContextManager[tuple[str, dict[str, str]]]:
+    """The URL and further options with which a source is opened, while the block lasts."""
+    if source.is_network:
+        return reach(source.name, source.rules, source.transport)
+    if source.rules is not None:
+        source.rules.check_path(source.name)
+    return nullcontext((source.name, {}))
+
+
+def _within(gateway: ExitStack, frames: Iterator[Frame]) -> Iterator[Frame]:
+    with gateway:
+        yield from frames
 
 
 def _recorded(source: Source, read: Callable[[float], Iterator[Frame]], beat: Callable[[], None]) -> Iterator[Frame]:
@@ -186,6 +224,8 @@ def _recorded(source: Source, read: Callable[[float], Iterator[Frame]], beat: Ca
     offset, begin, started = 0.0, source.begin, None
     while True:
         last = offset
+        if source.rules is not None and not source.is_network:
+            source.rules.check_path(source.name)
         for frame in read(begin):
             last = offset + frame.time
             if source.pace == "real":
@@ -208,7 +248,8 @@ def _passes_of_path(
 ) -> Callable[[float], Iterator[Frame]]:
     def read(begin: float) -> Iterator[Frame]:
         if os.path.isdir(source.name):
-            yield from read_folder(source.name, source.fps, source.size, begin, note, beat)
+            check = source.rules.check_path if source.rules is not None else lambda _: None
+            yield from read_folder(source.name, source.fps, source.size, begin, note, beat, check)
             return
         with opened(source.name) as (container, stream):
             try:
@@ -222,20 +263,21 @@ def _passes_of_path(
 
 
 def _passes_of_url(
-    source: Source, container: InputContainer, beat: Callable[[], None], patience: float
+    address: _Address, container: InputContainer, beat: Callable[[], None]
 ) -> Callable[[float], Iterator[Frame]]:
-    unused = [container]
+    source, unused = address.source, [container]
 
     def read(begin: float) -> Iterator[Frame]:
-        with unused.pop() if unused else _open_container(source, patience, beat) as recording:
+        with unused.pop() if unused else _open_container(address, beat) as recording:
             playback = Playback(recording, video_stream(recording, source.shown), beat)
             yield from play(playback, source.shown, source.fps, source.size, begin=begin)
 
     return read
 
 
-def _arriving(source: Source, container: InputContainer, beat: Callable[[], None], patience: float) -> Iterator[Frame]:
+def _arriving(address: _Address, container: InputContainer, beat: Callable[[], None]) -> Iterator[Frame]:
     """Frames of a camera, a network stream or a pipe, timed by their arrival."""
+    source = address.source
     with container:
         playback = Playback(container, video_stream(container, source.shown), beat)
         rate, first = FrameRate(source.fps, ARRIVAL_SLACK), None
@@ -245,7 +287,7 @@ def _arriving(source: Source, container: InputContainer, beat: Callable[[], None
             if rate.picks(now - first):
                 yield Frame(now - first, rgb(frame, source.size))
     if first is None and playback.error is not None and container.format.name == "mpjpeg":
-        yield from _arriving(source, _open_as_jpegs(source, patience), beat, patience)
+        yield from _arriving(address, _open_as_jpegs(address), beat)
     elif playback.error is not None and not source.is_finite:
         raise OSError(playback.error)
 
@@ -260,29 +302,19 @@ def _is_recording(container: InputContainer, source: Source) -> bool:
     return bool(container.duration and container.duration > 0) or (is_ts and container.size > 0)
 
 
-def _ffmpeg_options(source: Source, patience: float) -> dict[str, str]:
-    """FFmpeg's options for a source. Its own time limits lie above ours, which tell what happened."""
-    microseconds = str(int(1.5 * patience * 1e6))
-    options = {"rw_timeout": microseconds, "protocol_whitelist": PROTOCOLS} if source.is_network else {}
-    if scheme_of(source.name) in ("rtsp", "rtsps"):
-        options |= {"rtsp_transport": source.transport, "timeout": microseconds}
-    return options
-
-
-def _open_container(source: Source, patience: float, beat: Callable[[], None]) -> InputContainer:
+def _open_container(address: _Address, beat: Callable[[], None]) -> InputContainer:
     """The opened source. What a web server sends and FFmpeg does not know is tried as a mere sequence of JPEGs."""
-    options = _ffmpeg_options(source, patience)
-    if source.is_device:
-        return av.open(source.name, format="v4l2", options=options)
-    if scheme_of(source.name) not in ("http", "https"):
-        return av.open(source.name, options=options)
+    if address.source.is_device:
+        return av.open(address.url, format="v4l2")
+    if scheme_of(address.source.name) not in ("http", "https"):
+        return av.open(address.url, options=address.options)
     try:
-        return _open_within(_OPEN_SHARE * patience, source.name, None, options)
+        return _open_within(_OPEN_SHARE * address.patience, address.url, None, address.options)
     except (InvalidDataError, TimeoutError) as error:
         failure: Exception = error
     beat()
     try:
-        return _open_as_jpegs(source, patience)
+        return _open_as_jpegs(address)
     except TimeoutError:
         raise
     except (FFmpegError, OSError, ValueError):
@@ -300,14 +332,14 @@ def _open_within(seconds: float, name: str, format: str | None, options: dict[st
     raise TimeoutError(f"nothing was understood of it within {seconds:.0f} s")
 
 
-def _open_as_jpegs(source: Source, patience: float) -> InputContainer:
+def _open_as_jpegs(address: _Address) -> InputContainer:
     """The source as JPEGs with anything between them.
 
     Some cameras send a multipart body that FFmpeg does not take for one: no content types, bare line feeds, boundaries
     that were never announced, or none.
     """
-    options = _ffmpeg_options(source, patience) | {"analyzeduration": "1", "fpsprobesize": "0"}
-    container = _open_within(_OPEN_SHARE * patience, source.name, "mjpeg", options)
+    options = address.options | {"analyzeduration": "1", "fpsprobesize": "0"}
+    container = _open_within(_OPEN_SHARE * address.patience, address.url, "mjpeg", options)
     if container.streams.video and container.streams.video[0].codec_context.width:
         return container
     container.close()

@@ -1,0 +1,175 @@
+"""An answer under way and all that it holds: given up the moment its caller leaves."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+from fastapi import Request
+from sse_starlette import EventSourceResponse
+from starlette.types import Receive, Scope, Send
+
+from flash_vstream.errors import UserError
+from flash_vstream.live.question_client import Event
+from flash_vstream.serve.conversation import Conversation, RequestError, data_of
+from flash_vstream.serve.fetching import Fetcher
+from flash_vstream.serve.security import ApiError
+from flash_vstream.serve.service import Service
+from flash_vstream.video.network import parse_url
+from flash_vstream.video.pictures import decode_picture
+
+PICTURE_SIDE = 512
+DECODED_AT_ONCE = 2
+PING_SECONDS = 15
+"""How often a silent event stream gets a comment, so that no proxy takes it for dead."""
+GONE = ApiError(499, "the caller is gone")
+T = TypeVar("T")
+
+
+class Answers:
+    """Takes conversations in; what they are about is fetched, watched and let go of here."""
+
+    def __init__(self, service: Service):
+        self.service = service
+        self._fetcher = Fetcher(service.access.rules, service.limits.upload_bytes)
+        self._waiting = anyio.CapacityLimiter(service.limits.questions_at_once)
+        self._decoding = anyio.CapacityLimiter(DECODED_AT_ONCE)
+
+    async def begin(
+        self, conversation: Conversation, fps: float, max_tokens: int, stop: Sequence[str] = ()
+    ) -> "OngoingAnswer":
+        """Ask a conversation's question; raises ``ApiError`` or ``UserError`` when that cannot be."""
+        service = self.service
+        question, history = conversation.question, conversation.history
+        # Before anything is fetched or watched.
+        await anyio.to_thread.run_sync(service.prompt_limit.check, question, history, max_tokens)
+        stream = None
+        if conversation.video is not None and conversation.video.startswith("stream:"):
+            stream = conversation.video.removeprefix("stream:")
+            service.check_stream(stream)
+        clip = None
+        try:
+            if stream is None and (conversation.video is not None or conversation.pictures):
+                media = await self._media(conversation)
+                clip = await anyio.to_thread.run_sync(service.clips.add, media, fps)
+                await service.clips.watched(clip)
+            events = await anyio.to_thread.run_sync(
+                lambda: service.ask(stream, question, history, max_tokens, stop, clip)
+            )
+        except BaseException:
+            if clip is not None:
+                await _shielded(service.clips.remove, clip)
+            raise
+        return OngoingAnswer(service, events, clip, self._waiting)
+
+    async def _media(self, conversation: Conversation) -> Any:
+        """A video's bytes, or pictures."""
+        if conversation.video is not None:
+            data = await self._bytes_of(conversation.video)
+            is_picture = data[:2] == b"\xff\xd8" or data[:4] == b"\x89PNG" or (data[:4] + data[8:12]) == b"RIFFWEBP"
+            return [await self._picture(data, "the video_url")] if is_picture else data
+        pictures = []
+        for i, url in enumerate(conversation.pictures, 1):
+            if url.startswith("stream:"):
+                raise RequestError("a stream is named by a part of type video_url", "messages")
+            pictures.append(await self._picture(await self._bytes_of(url), f"picture {i}"))
+        return pictures
+
+    async def _picture(self, data: bytes, what: str) -> Any:
+        try:
+            return await anyio.to_thread.run_sync(decode_picture, data, PICTURE_SIDE, limiter=self._decoding)
+        except UserError as error:
+            raise RequestError(f"{what} cannot be read: {error}", "messages", "invalid_image") from None
+
+    async def _bytes_of(self, url: str) -> bytes:
+        data = await anyio.to_thread.run_sync(data_of, url)
+        if data is None:
+            if not url[:8].lower().startswith(("http://", "https://")):
+                raise RequestError("media are named by stream:NAME, a data: URL, or an http(s) URL", "messages")
+            parse_url(url)
+            data = await self._fetcher.fetch(url)
+        if not data:
+            raise RequestError("the clip is empty", "messages")
+        return data
+
+
+class OngoingAnswer:
+    """The events of an answer; closing it ends the question and deletes its clip."""
+
+    def __init__(self, service: Service, events: Iterator[Event], clip: str | None, limiter: anyio.CapacityLimiter):
+        self._service, self._events, self._clip, self._limiter = service, events, clip, limiter
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Events as they come; the last is done or error."""
+        while (event := await anyio.to_thread.run_sync(next, self._events, None, limiter=self._limiter)) is not None:
+            yield event
+
+    async def finished(self) -> dict[str, Any]:
+        """The whole answer with its details; raises ``ApiError`` when it failed."""
+        try:
+            async for event in self:
+                if event.kind == "done":
+                    return dict(event.value)
+                if event.kind == "error":
+                    raise ApiError(409, event.value)
+            raise ApiError(409, "the answer broke off; ask again")
+        finally:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the question, if it is under way, and delete the clip."""
+        await _shielded(self._close)
+
+    def _close(self) -> None:
+        try:
+            self._events.close()  # type: ignore[attr-defined]
+        finally:
+            if self._clip is not None:
+                clip, self._clip = self._clip, None
+                self._service.clips.remove(clip)
+
+
+async def _shielded(function: Callable[..., None], *arguments: Any) -> None:
+    """Run what gives something back to its end, whoever left."""
+    with anyio.CancelScope(shield=True):
+        await anyio.to_thread.run_sync(function, *arguments)
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """What ``work`` comes to; it is cancelled when the caller leaves. Raises ``ApiError`` (499) then."""
+    result: list[T] = []
+    failed: list[Exception] = []
+    async with anyio.create_task_group() as group:
+
+        async def wait_for_the_end() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            group.cancel_scope.cancel()
+
+        group.start_soon(wait_for_the_end)
+        try:
+            result.append(await work)
+        except Exception as error:
+            failed.append(error)
+        group.cancel_scope.cancel()
+    if failed:
+        raise failed[0]
+    if not result:
+        raise GONE
+    return result[0]
+
+
+class AnswerStream(EventSourceResponse):
+    """An answer as server-sent events, made of its events by ``messages``; given up when its caller leaves."""
+
+    def __init__(self, answer: OngoingAnswer, messages: Callable[[AsyncIterator[Event]], AsyncIterator[Any]]):
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        super().__init__(messages(aiter(answer)), ping=PING_SECONDS, sep="\n", headers=headers)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, and give back what the answer holds though it was never begun."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._answer.aclose()

@@ -1,0 +1,131 @@
+"""Clips and pictures that come with a question: watched for it alone, gone when it is answered.
+
+A clip is a stream under a name that nobody can guess or ask for, from a file in a folder of this process.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+import psutil
+from PIL import Image
+
+from flash_vstream.errors import UserError
+from flash_vstream.live.streams import LiveStreams
+from flash_vstream.serve.security import ApiError
+from flash_vstream.video.sources import Source
+
+PREFIX = "~clip-"
+"""No caller's stream can have a name that begins so."""
+AT_ONCE = 8
+WATCH_SECONDS = 600.0
+"""How long a clip may take to be watched."""
+POLL_SECONDS = 0.02
+PICTURE_FPS = 1.0
+FOLDER = "flash-vstream-clips-"
+MAGIC = (
+    (0, re.compile(rb"....(ftyp|moov|mdat|wide|free|skip|pnot)", re.DOTALL)),  # MP4, QuickTime
+    (0, re.compile(rb"\x1aE\xdf\xa3")),  # Matroska, WebM
+    (0, re.compile(rb"RIFF....AVI ", re.DOTALL)),
+    (0, re.compile(rb"G.{187}G", re.DOTALL)),  # MPEG-TS
+    (4, re.compile(rb"G.{191}G", re.DOTALL)),  # MPEG-TS of a Blu-ray or a camcorder
+    (0, re.compile(rb"\x00\x00\x01[\xb3\xba]")),  # MPEG
+    (0, re.compile(rb"FLV\x01|OggS|GIF8[79]a|\x30\x26\xb2\x75\x8e\x66\xcf\x11")),
+)
+
+
+def is_clip(name: str) -> bool:
+    """Whether a stream's name is a clip's."""
+    return name.startswith(PREFIX)
+
+
+def is_container(data: bytes) -> bool:
+    """Whether data begin as a file of moving pictures does; a playlist or a list of files does not."""
+    return any(magic.match(data, at) for at, magic in MAGIC)
+
+
+class Clips:
+    """The clips of one server. ``add`` one, await ``watched``, ask about it, ``remove`` it."""
+
+    def __init__(self, live: LiveStreams):
+        self._live = live
+        self._places = threading.Semaphore(AT_ONCE)
+        sweep()
+        started = int(psutil.Process().create_time())
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-{started}-"))
+
+    def add(self, media: bytes | Sequence[Image.Image], fps: float) -> str:
+        """Begin to watch a video file's bytes, or pictures as one a second; returns the stream's name.
+
+        Raises ``ApiError`` for what is no video, and when as many clips as may be are watched already.
+        """
+        if isinstance(media, bytes) and not is_container(media):
+            raise ApiError(422, "the clip cannot be watched: it is not an MP4, WebM, AVI, MPEG, FLV, Ogg or GIF file")
+        if not self._places.acquire(blocking=False):
+            raise ApiError(429, f"{AT_ONCE} clips are being watched, which is the most; try again in a moment")
+        name = PREFIX + secrets.token_hex(16)
+        try:
+            path = self._folder / name
+            if isinstance(media, bytes):
+                path.write_bytes(media)
+            else:
+                path.mkdir()
+                for i, picture in enumerate(media):
+                    picture.save(path / f"{i:05}.png", compress_level=1)
+            fps = fps if isinstance(media, bytes) else PICTURE_FPS
+            self._live.add(name, Source(str(path), fps, pace="fast"))
+        except BaseException:
+            self._delete(name)
+            self._places.release()
+            raise
+        return name
+
+    async def watched(self, name: str) -> None:
+        """Wait until a clip was watched to its end; raises ``ApiError`` when it cannot be."""
+        try:
+            with anyio.fail_after(WATCH_SECONDS):
+                while (status := self._live.status(name)).state not in ("ended", "failed"):
+                    await anyio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            raise ApiError(
+                422, f"the clip took longer than {WATCH_SECONDS:.0f} s to watch; send a shorter one"
+            ) from None
+        if status.state == "failed" or status.time is None:
+            reason = (status.error or "no frame of it could be decoded").replace(str(self._folder / name), "it")
+            raise ApiError(422, f"the clip cannot be watched: {reason}")
+
+    def remove(self, name: str) -> None:
+        """Stop watching a clip and delete what there is of it."""
+        with contextlib.suppress(UserError):
+            self._live.remove(name)
+        self._delete(name)
+        self._places.release()
+
+    def _delete(self, name: str) -> None:
+        path = self._folder / name
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Delete what is left."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def sweep() -> None:
+    """Delete the clips of servers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        if not (named := re.fullmatch(rf"{FOLDER}(\d+)-(\d+)-\w+", folder.name)):
+            continue
+        with contextlib.suppress(psutil.Error):
+            if int(psutil.Process(int(named[1])).create_time()) == int(named[2]):
+                continue
+        shutil.rmtree(folder, ignore_errors=True)

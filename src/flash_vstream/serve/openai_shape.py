@@ -1,0 +1,173 @@
+"""OpenAI's shape of requests and errors: what is honoured, what is clamped, what is refused by name."""
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+
+from flash_vstream.errors import UserError
+from flash_vstream.models.processing import check_text
+from flash_vstream.models.prompt_limit import PromptTooLongError
+from flash_vstream.serve.conversation import RequestError
+from flash_vstream.serve.security import ApiError
+
+MOST_TOKENS = 512
+DEFAULT_TOKENS = 96
+MOST_STOPS = 4
+
+HONOURED: dict[str, tuple[Any, ...]] = {
+    "temperature": (0,),
+    "top_p": (1,),
+    "n": (1,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "text": ({"format": {"type": "text"}}, {}),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "reasoning": ({},),
+    "store": (False,),
+    "background": (False,),
+    "previous_response_id": (),
+    "conversation": (),
+    "include": ([],),
+    "truncation": ("disabled",),
+    "max_tool_calls": (),
+    "prompt": (),
+    "audio": (),
+    "prediction": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+"""The values of OpenAI's settings that the answers here keep to: greedy, one, text, nothing stored."""
+LABELS = frozenset(
+    ("user", "metadata", "seed", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
+)
+"""Settings that change no answer here: whose it is, and the seed of what is never drawn by chance."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    model: str
+    stream: bool | None = False
+    fps: float = Field(1.0, gt=0, le=30, description="Frames to look at in a second of a clip.")
+
+    def refuse_others(self) -> None:
+        """Raise ``RequestError`` for a setting that would not be honoured."""
+        for name, value in (self.model_extra or {}).items():
+            if value is None or name in LABELS:
+                continue
+            if name not in HONOURED:
+                raise RequestError(f"the setting {name[:40]!r} is not known here", name[:40], "unknown_parameter")
+            if not any(value == honoured for honoured in HONOURED[name]):
+                takes = " or ".join(json.dumps(honoured) for honoured in HONOURED[name])
+                raise RequestError(
+                    f"{name} can only be {takes} here; answers are greedy"
+                    if takes
+                    else f"{name} is not supported here",
+                    name,
+                    "unsupported_value",
+                )
+
+
+class ChatRequest(_Settings):
+    """``POST /v1/chat/completions``; a video is a part of type ``video_url`` in a message of the user's."""
+
+    messages: list[dict[str, Any]] = Field(min_length=1)
+    stream_options: dict[str, Any] | None = None
+    max_tokens: int | None = Field(None, ge=1, description=f"At most {MOST_TOKENS}; more is taken as that.")
+    max_completion_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the answer at most."""
+        return min(self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS, MOST_TOKENS)
+
+    @property
+    def stops(self) -> list[str]:
+        """Strings before which the answer ends; raises ``RequestError`` for such as cannot be."""
+        stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+        if len(stops) > MOST_STOPS or not all(0 < len(stop) <= 100 for stop in stops):
+            raise RequestError(f"stop is a text of 1 to 100 characters, or up to {MOST_STOPS} of them", "stop")
+        for stop in stops:
+            check_text(stop)
+        return stops
+
+
+class ResponseRequest(_Settings):
+    """``POST /v1/responses``: text in, text out; nothing is stored."""
+
+    input: str | list[dict[str, Any]]
+    instructions: str | None = None
+    max_output_tokens: int | None = Field(None, ge=1)
+    stream_options: dict[str, Any] | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the answer at most."""
+        return min(self.max_output_tokens or DEFAULT_TOKENS, MOST_TOKENS)
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The input as messages; raises ``RequestError`` for items that are none."""
+        if isinstance(self.input, str):
+            return [{"role": "user", "content": self.input}]
+        for i, item in enumerate(self.input):
+            if item.get("type", "message") != "message":
+                raise RequestError(f"an item of type {str(item['type'])[:40]!r} is not understood", f"input[{i}]")
+        return self.input
+
+
+class OpenAIRoute(APIRoute):
+    """A route whose errors are OpenAI's: 400 for what is not valid, with type, param and code."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's function with its errors caught."""
+        handle = super().get_route_handler()
+
+        async def caught(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except RequestValidationError as error:
+                first = error.errors()[0]
+                where = [str(part) for part in first["loc"] if part != "body"]
+                if first["type"] == "json_invalid":
+                    return error_response(400, "the body is not JSON")
+                return error_response(400, f"{'.'.join(where) or 'the body'}: {first['msg']}", ".".join(where) or None)
+            except PromptTooLongError as error:
+                return error_response(400, str(error), "messages", "context_length_exceeded")
+            except RequestError as error:
+                return error_response(error.status, str(error), error.param, error.code)
+            except (ApiError, UserError) as error:
+                status = getattr(error, "status", 400)
+                return error_response(400 if status == 422 else status, str(error))
+
+        return caught
+
+
+def extras(answer: dict[str, Any]) -> dict[str, Any]:
+    """What OpenAI's shape has no place for: the stream time, evidence, what the question names, timings."""
+    names = ("stream_time", "evidence", "mentions", "first_token_seconds", "tokens_per_second", "warm")
+    return {name: answer[name] for name in names}
+
+
+KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def error_response(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
+    """An error as OpenAI's clients read it."""
+    kind = KINDS.get(status, "invalid_request_error")
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)

@@ -1,0 +1,312 @@
+"""The one way of FFmpeg to the network where its connections must be checked: a gateway on loopback.
+
+FFmpeg follows redirects and playlists by itself, looks names up anew for each, and verifies certificates of
+the first connection at most. So http(s) goes through a proxy in this process that asks the rules of every
+request, connects to the addresses that it has checked, and verifies certificates itself. RTSP and RTMP go
+through a relay to the checked address that passes no redirect on.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import httpx
+from av.error import FFmpegError
+
+from flash_vstream import __version__
+from flash_vstream.errors import UserError
+from flash_vstream.video.network import SourceRules, parse_url
+
+USER_AGENT = f"flash-vstream/{__version__}"
+CONNECT_SECONDS = 10.0
+READ_SECONDS = 120.0
+MARK = ".https.invalid"
+"""Behind a host's name: FFmpeg asks over plain HTTP, the proxy fetches over HTTPS. The name exists nowhere."""
+MOST_PLAYLIST_BYTES = 4 * 2**20
+CONTAINERS = "mov,matroska,webm,mpegts,mpeg,flv,avi,ogg,gif,asf,h264,hevc,av1,mjpeg,mpjpeg,jpeg_pipe,aac,mp3,webvtt"
+"""Formats that hold media and name no other place to read from."""
+PASSED_ON = ("range", "authorization", "cookie", "referer", "icy-metadata", "accept")
+PASSED_BACK = (
+    "content-type",
+    "content-length",
+    "content-range",
+    "accept-ranges",
+    "www-authenticate",
+    "set-cookie",
+    "icy-metaint",
+)
+
+
+@contextmanager
+def reach(url: str, rules: SourceRules | None, transport: str = "tcp") -> Iterator[tuple[str, dict[str, str]]]:
+    """The URL and the options with which FFmpeg is to open ``url`` while the block lasts.
+
+    With ``rules`` (of a server beyond loopback) every connection is checked; certificates are verified in any
+    case (``SSL_CERT_FILE`` names others to trust). Raises ``UserError`` for a URL that is malformed or closed.
+    """
+    parts = parse_url(url)
+    scheme = parts.scheme.lower()
+    if rules is None and scheme not in ("https", "rtsps", "rtmps"):
+        yield url, {"user_agent": USER_AGENT} if scheme == "http" else {}
+        return
+    if rules is not None:
+        rules.check_options(parts, transport)
+    if scheme in ("http", "https"):
+        with _proxy(rules) as proxy:
+            options = {"http_proxy": proxy, "protocol_whitelist": "http,httpproxy,tcp,crypto,data"}
+            yield marked(url), options | {"format_whitelist": f"hls,{CONTAINERS}", "user_agent": USER_AGENT}
+    elif scheme in ("rtsp", "rtsps", "rtmp", "rtmps") and transport == "tcp":
+        with _relay(parts, rules) as port:
+            plain = scheme.removesuffix("s")
+            options = {"protocol_whitelist": f"{plain},tcp", "format_whitelist": "rtsp,flv,live_flv,mpegts"}
+            yield parts._replace(scheme=plain, netloc=_netloc(parts, "127.0.0.1", port)).geturl(), options
+    else:  # tcp, srt, and UDP from a host that is allowed by name
+        assert rules is not None
+        address = rules.addresses(parts.hostname or "", parts.port)[0]
+        pinned = parts._replace(netloc=_netloc(parts, address, parts.port)).geturl()
+        yield pinned, {"protocol_whitelist": "rtsp,rtp,tcp,udp,srt", "format_whitelist": f"rtsp,rtp,sdp,{CONTAINERS}"}
+
+
+def _netloc(parts: SplitResult, host: str, port: int | None) -> str:
+    user = parts.netloc.rpartition("@")[0]
+    shown = f"[{host}]" if ":" in host else host
+    return (f"{user}@" if user else "") + shown + (f":{port}" if port else "")
+
+
+# --- http(s)
+
+
+def marked(url: str) -> str:
+    """An https URL as an http one that only the proxy can fetch; others as they are."""
+    parts = urlsplit(url)
+    if parts.scheme.lower() != "https":
+        return url
+    host = parts.hostname or ""
+    named = f"{host.replace(':', '-')}.v6" if ":" in host else host
+    return parts._replace(scheme="http", netloc=_netloc(parts, named + MARK, parts.port)).geturl()
+
+
+def unmarked(url: str) -> str:
+    """The URL that ``marked`` was given."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if not host.endswith(MARK):
+        return url
+    host = host.removesuffix(MARK)
+    if host.endswith(".v6"):
+        host = host.removesuffix(".v6").replace("-", ":")
+    return parts._replace(scheme="https", netloc=_netloc(parts, host, parts.port)).geturl()
+
+
+def pinned_request(url: str, rules: SourceRules | None, headers: dict[str, str]) -> httpx.Request:
+    """A GET of ``url`` that connects to an address which the rules let through, whatever its name leads to later.
+
+    Raises ``UserError`` for a URL that is malformed or closed.
+    """
+    parts = parse_url(url)
+    if parts.scheme.lower() not in ("http", "https"):
+        raise UserError("the address leads away from http(s)")
+    host = parts.hostname or ""
+    asked = {"user-agent": USER_AGENT, "accept-encoding": "identity", **headers}
+    if rules is None:
+        return httpx.Request("GET", url, headers=asked)
+    rules.check_options(parts)
+    address = rules.addresses(host, parts.port)[0]
+    asked["host"] = _netloc(parts, host, parts.port).rpartition("@")[2]
+    if parts.username is not None and "authorization" not in {name.lower() for name in headers}:
+        request = httpx.Request("GET", url)
+        asked["authorization"] = next(
+            httpx.BasicAuth(request.url.username, request.url.password).auth_flow(request)
+        ).headers["authorization"]
+    pinned = parts._replace(netloc=_netloc(parts, address, parts.port).rpartition("@")[2]).geturl()
+    return httpx.Request("GET", pinned, headers=asked, extensions={"sni_hostname": host})
+
+
+def open_client(rules: SourceRules | None) -> httpx.Client:
+    """A client for ``pinned_request``: certificates verified, redirects left to whoever checks them."""
+    timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+    return httpx.Client(timeout=timeout, trust_env=rules is None, verify=tls_context())
+
+
+def tls_context() -> ssl.SSLContext:
+    """Certificates as the system (or ``SSL_CERT_FILE``) and certifi vouch for them."""
+    context = ssl.create_default_context()
+    if "SSL_CERT_FILE" not in os.environ and "SSL_CERT_DIR" not in os.environ:
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
+
+
+@contextmanager
+def _proxy(rules: SourceRules | None) -> Iterator[str]:
+    """An HTTP proxy on a free port of loopback."""
+    with open_client(rules) as client:
+        # FFmpeg would go around the proxy for hosts that these name.
+        os.environ.pop("no_proxy", None)
+
+        class Handler(_Forward):
+            pass
+
+        Handler.client, Handler.rules, Handler.refusals = client, rules, []
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            server.daemon_threads, server.block_on_close = True, False
+            threading.Thread(target=server.serve_forever, args=(0.05,), name="gateway", daemon=True).start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}"
+            except FFmpegError:
+                if Handler.refusals:  # FFmpeg knows no more than a status
+                    raise UserError(f"it cannot be reached: {Handler.refusals[-1]}") from None
+                raise
+            finally:
+                server.shutdown()
+
+
+class _Forward(BaseHTTPRequestHandler):
+    """One request of FFmpeg, made on its behalf."""
+
+    client: httpx.Client
+    rules: SourceRules | None
+    refusals: list[str]
+
+    def do_GET(self) -> None:
+        url = unmarked(self.path)
+        headers = {name: value for name, value in self.headers.items() if name.lower() in PASSED_ON}
+        try:
+            request = pinned_request(url, self.rules, headers)
+            response = self.client.send(request, stream=True)
+        except UserError as error:
+            self._refuse(403, str(error))
+            return
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, RuntimeError) as error:  # or the client was closed
+            self._refuse(502, str(error))
+            return
+        with contextlib.closing(response), contextlib.suppress(OSError, httpx.HTTPError):
+            self._pass_back(response)
+
+    def _refuse(self, status: int, reason: str) -> None:
+        self.refusals[:] = [reason]
+        with contextlib.suppress(OSError):
+            self.send_response(status, "Refused")
+            self.end_headers()
+            self.wfile.write(reason.encode("utf-8", "replace"))
+
+    def _pass_back(self, response: httpx.Response) -> None:
+        chunks = response.iter_raw()
+        first = next(chunks, b"")
+        playlist = first.lstrip(b"\xef\xbb\xbf \r\n").startswith(b"#EXTM3U")
+        if playlist:
+            for chunk in chunks:
+                first += chunk
+                if len(first) > MOST_PLAYLIST_BYTES:
+                    self._refuse(502, "the playlist is too long")
+                    return
+            first = re.sub(
+                rb"https://[^\s\"'<>]+", lambda found: marked(found[0].decode("latin-1")).encode("latin-1"), first
+            )
+        self.send_response(response.status_code)
+        for name, value in response.headers.multi_items():
+            if name.lower() in PASSED_BACK and not (playlist and name.lower() == "content-length"):
+                self.send_header(name, value)
+        if "location" in response.headers:
+            base = httpx.URL(unmarked(self.path))
+            self.send_header("location", marked(str(base.join(response.headers["location"]))))
+        self.end_headers()
+        self.wfile.write(first)
+        for chunk in chunks if not playlist else ():
+            self.wfile.write(chunk)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing: URLs may hold secrets."""
+
+
+# --- RTSP and RTMP
+
+PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443}
+
+
+@contextmanager
+def _relay(parts: SplitResult, rules: SourceRules | None) -> Iterator[int]:
+    """A port of loopback that is the far host's: its address checked and kept, TLS spoken and verified here."""
+    scheme, host = parts.scheme.lower(), parts.hostname or ""
+    port = parts.port or PORTS[scheme]
+    address = rules.addresses(host, port)[0] if rules is not None else host
+    context = tls_context() if scheme.endswith("s") else None
+    if context is not None:  # a certificate that does not hold is told now, in words
+        try:
+            _connect(address, port, host, context).close()
+        except OSError as error:
+            raise UserError(f"{host} cannot be reached over TLS ({getattr(error, 'verify_message', error)})") from None
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            while True:
+                try:
+                    near, _ = listener.accept()
+                except OSError:
+                    return  # closed
+                threading.Thread(target=serve, args=(near,), daemon=True).start()
+
+        def serve(near: socket.socket) -> None:
+            with near, contextlib.suppress(OSError), _connect(address, port, host, context) as far:
+                threading.Thread(target=_pump, args=(near, far), daemon=True).start()
+                if scheme.startswith("rtsp"):
+                    _pump_rtsp(far, near)
+                else:
+                    _pump(far, near)
+
+        threading.Thread(target=accept, name="relay", daemon=True).start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+
+
+def _connect(address: str, port: int, host: str, context: ssl.SSLContext | None) -> socket.socket:
+    plain = socket.create_connection((address, port), CONNECT_SECONDS)
+    plain.settimeout(READ_SECONDS)
+    try:
+        return plain if context is None else context.wrap_socket(plain, server_hostname=host)
+    except BaseException:
+        plain.close()
+        raise
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    """Pass bytes on until either side ends."""
+    with contextlib.suppress(OSError, ValueError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for side in (source, sink):
+        with contextlib.suppress(OSError):
+            side.shutdown(socket.SHUT_RDWR)
+
+
+def _pump_rtsp(far: socket.socket, near: socket.socket) -> None:
+    """Pass a camera's replies and packets on, but no redirect, which FFmpeg would follow anywhere."""
+    with far.makefile("rb") as replies, contextlib.suppress(OSError, ValueError):
+        while first := replies.read(1):
+            if first == b"$":  # an interleaved packet: channel, length, data
+                head = replies.read(3)
+                near.sendall(first + head + replies.read(int.from_bytes(head[1:], "big")))
+                continue
+            head = first + replies.readline(65536)
+            if re.match(rb"RTSP/\S+ 3\d\d", head):
+                break
+            length = 0
+            while (line := replies.readline(65536)) not in (b"\r\n", b"\n", b""):
+                head += line
+                if line.lower().startswith(b"content-length:"):
+                    length = int(line.partition(b":")[2])
+            near.sendall(head + line + replies.read(length))
+    with contextlib.suppress(OSError):
+        near.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,50 @@
+"""Encoded pictures as RGB: the one decoder of the project, bounded in pixels and formats."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from flash_vstream.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MOST_PIXELS = 16_000_000
+"""A picture of a phone; decoded, 48 MB."""
+HIGH_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+def decode_picture(data: bytes | Path, side: int | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """The RGB picture in ``data`` (or in the file of that name), upright.
+
+    With ``side``, its centre scaled to ``side`` by ``side`` pixels; a large JPEG is then decoded at a fraction of
+    its size. Raises ``UserError`` for anything but a JPEG, PNG or WebP of at most ``most_pixels``, which is seen
+    in its header, before a pixel is decoded.
+    """
+    try:
+        picture: Image.Image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise UserError("this is not a JPEG, PNG or WebP picture") from None
+    with picture:
+        width, height = picture.size
+        if width * height > most_pixels:
+            raise UserError(f"the picture has {width}x{height} pixels; {most_pixels:,} at most are taken")
+        try:
+            if side is not None:
+                picture.draft("RGB", (side, side))
+            picture = ImageOps.exif_transpose(_rgb(picture))
+        except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError):
+            raise UserError(f"the {picture.format or 'picture'} file is damaged; it cannot be decoded") from None
+        return picture if side is None else ImageOps.fit(picture, (side, side))
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    """8-bit RGB; ``Image.convert`` would clip 16-bit grey to white."""
+    if picture.mode not in HIGH_GREY:
+        return picture.convert("RGB")
+    exif = picture.info.get("exif")
+    grey = (np.asarray(picture).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+    converted = Image.fromarray(grey).convert("RGB")
+    if exif:
+        converted.info["exif"] = exif
+    return converted

@@ -1,0 +1,68 @@
+"""Clips: real containers alone, and nothing left of servers that were killed."""
+
+import os
+import tempfile
+
+import av
+import psutil
+import pytest
+
+from flash_vstream.errors import UserError
+from flash_vstream.serve.clips import FOLDER, is_container, sweep
+from flash_vstream.video import read_frames
+from helpers.videos import write_video
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.avi", "a.ts", "a.flv"])
+def test_files_of_moving_pictures_are_known(tmp_path, name):
+    path = write_video(tmp_path / name, frames=20, codec="flv" if name == "a.flv" else "mpeg4")
+    assert is_container(path.read_bytes())
+    assert len(list(read_frames(path, None))) == 20
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"ffconcat version 1.0\nfile x\n",
+        b"#EXTM3U\n",
+        b"v=0\r\nc=IN IP4 10.0.0.5\r\n",
+        b"<?xml?><MPD></MPD>",
+        b"RIFF\0\0\0\0WAVE",
+        b"G" + b"x" * 300,
+    ],
+)
+def test_what_names_other_files_is_not(data):
+    assert not is_container(data)
+
+
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile '{0}'\n", "#EXTM3U\n#EXTINF:1,\n{0}\n#EXT-X-ENDLIST\n"])
+def test_a_file_that_names_another_is_not_followed(tmp_path, text):
+    write_video(tmp_path / "sibling.ts", frames=5, rate=25)
+    for name in ("list.mp4", "list.m3u8"):
+        (tmp_path / name).write_text(text.format("sibling.ts"))
+        with pytest.raises(UserError, match="not a video"):
+            list(read_frames(tmp_path / name))
+
+
+def test_clips_of_killed_servers_are_deleted_and_those_of_running_ones_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    started = int(psutil.Process().create_time())
+    own = tmp_path / f"{FOLDER}{os.getpid()}-{started}-abc_1"
+    dead = tmp_path / f"{FOLDER}{2**22 + 1}-{started}-abc"
+    reused = tmp_path / f"{FOLDER}{os.getpid()}-{started - 100}-abc"
+    other = tmp_path / f"{FOLDER}of-somebody-else"
+    for folder in (own, dead, reused, other):
+        folder.mkdir()
+        (folder / "clip").write_bytes(b"x")
+    sweep()
+    assert set(tmp_path.iterdir()) == {own, other}
+
+
+def test_the_bundled_ffmpeg_knows_the_formats_that_are_allowed():
+    from flash_vstream.video.gateway import CONTAINERS
+    from flash_vstream.video.reader import FILE_OPTIONS
+
+    known = {name for names in av.formats_available for name in names.split(",")}
+    assert set(CONTAINERS.split(",")) <= known
+    assert set(FILE_OPTIONS["format_whitelist"].split(",")) <= known
