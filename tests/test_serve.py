@@ -75,12 +75,12 @@ def test_the_memory_is_told_with_pictures(server):
 def test_questions_are_answered_and_kept(server):
     path = "/v1/streams/door/questions"
     server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
-    status, whole = server.call("POST", path, {"question": "what?", "max_tokens": 8})
+    status, whole = server.call("POST", path, {"question": "what?", "max_new_tokens": 8})
     assert status == 200
     assert whole["stream_time"] == server.call("GET", "/v1/streams/door")[1]["time"]
     assert {slot["part"] for slot in whole["evidence"]} == {"abstract", "temporal", "retrieved", "spatial"}
     assert any(slot.get("thumbnail", "").startswith("data:image/jpeg") for slot in whole["evidence"])
-    events = events_of(server.call("POST", path, {"question": "what?", "max_tokens": 8, "stream": True})[1])
+    events = events_of(server.call("POST", path, {"question": "what?", "max_new_tokens": 8, "stream": True})[1])
     assert [kind for kind, _ in events[-2:]] == ["text", "done"]
     assert "".join(value["text"] for kind, value in events if kind == "text") == events[-1][1]["text"] == whole["text"]
     assert events[-1][1]["warm"]  # nothing has moved since it was read for the question before
@@ -94,7 +94,7 @@ def test_twenty_questions_at_once_are_all_answered(server):
     server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
     ask = partial(server.call, "POST", "/v1/streams/door/questions")
     with ThreadPoolExecutor(20) as pool:
-        told = list(pool.map(ask, [{"question": f"what is {i}?", "max_tokens": 6} for i in range(20)]))
+        told = list(pool.map(ask, [{"question": f"what is {i}?", "max_new_tokens": 6} for i in range(20)]))
     assert [status for status, _ in told] == [200] * 20
     assert [body["question"] for _, body in told] == [f"what is {i}?" for i in range(20)]
 
@@ -113,7 +113,7 @@ def test_twenty_questions_at_once_are_all_answered(server):
         ("POST", "/v1/streams/none/questions", {"question": "what?"}, 404),
         ("POST", "/v1/streams/door/questions", {"question": "  "}, 422),
         ("POST", "/v1/streams/door/questions", {"question": "x" * 5000}, 422),
-        ("POST", "/v1/streams/door/questions", {"question": "what?", "max_tokens": 0}, 422),
+        ("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 0}, 422),
         ("GET", "/v1/streams/door/history?limit=0", None, 422),
         ("PUT", "/v1/streams", None, 405),
         ("GET", "/nowhere", None, 404),
@@ -162,7 +162,7 @@ def test_frames_are_pushed_over_a_websocket(server):
         assert "not a JPEG" in json.loads(sender.recv(timeout=10))["error"]
         sender.send("text")
         assert "error" in json.loads(sender.recv(timeout=10))
-        status, told = server.call("POST", "/v1/streams/pushed/questions", {"question": "what?", "max_tokens": 4})
+        status, told = server.call("POST", "/v1/streams/pushed/questions", {"question": "what?", "max_new_tokens": 4})
         assert status == 200
         assert 0 < told["stream_time"] < 60
         server.call("DELETE", "/v1/streams/pushed")
@@ -284,7 +284,7 @@ def test_state_outlives_the_server(tiny_folder, video, tmp_path):
     with serving(str(tiny_folder), "--state", str(tmp_path)) as first:
         first.watch("door", video, loop=True, fps=5)
         first.wait_for("/v1/streams/door", lambda _, body: body["kept"] >= 8)
-        answer = first.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_tokens": 4})[1]
+        answer = first.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 4})[1]
         before = first.call("GET", "/v1/streams/door")[1]
     with serving(str(tiny_folder), "--state", str(tmp_path)) as second:
         after = second.wait_for("/v1/streams/door", lambda _, body: body["gaps"] and body["time"] >= body["gaps"][0][1])

@@ -8,7 +8,6 @@ pictures; several in one message are frames, one a second.
 import base64
 import binascii
 import io
-import json
 import time
 import urllib.error
 import urllib.request
@@ -16,12 +15,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI, Request
 from PIL import Image, ImageOps
+from sse_starlette import ServerSentEvent
+from starlette.concurrency import run_in_threadpool
 
 from flash_vstream.live.question_client import Event
 from flash_vstream.serve import schemas
+from flash_vstream.serve.answering import Answering
+from flash_vstream.serve.responses import AnswerStream, server_sent, whole_answer
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.service import Service
 from flash_vstream.video.writer import write_video
@@ -40,8 +42,15 @@ def add_chat(app: FastAPI, service: Service) -> None:
         return {"object": "list", "data": [model]}
 
     @app.post("/v1/chat/completions", tags=["chat"])
-    def chat(request: schemas.ChatRequest) -> Any:
+    async def chat(request: schemas.ChatRequest, http: Request) -> Any:
         """Chat about a stream, a clip, or nothing; greedy whatever the sampling settings say."""
+        answering = await run_in_threadpool(begin, request)
+        if request.stream:
+            usage = bool((request.stream_options or {}).get("include_usage"))
+            return AnswerStream(answering, _chunks(service, answering, usage))
+        return _completion(service, await whole_answer(answering, http.receive))
+
+    def begin(request: schemas.ChatRequest) -> Answering:
         if request.n not in (None, 1):
             raise ApiError(400, "n must be 1; decoding is greedy, and every answer would be the same")
         if request.model != service.model_name:
@@ -49,11 +58,7 @@ def add_chat(app: FastAPI, service: Service) -> None:
         question, history, media = _conversation(request.messages)
         stream = _stream_of(service, media, request.fps) if media else None
         most = request.max_completion_tokens or request.max_tokens or 96
-        events = service.ask(stream, question, history, most)
-        if request.stream:
-            usage = bool((request.stream_options or {}).get("include_usage"))
-            return StreamingResponse(_chunks(service, events, usage), media_type="text/event-stream")
-        return _completion(service, service.whole_answer(events))
+        return service.ask(stream, question, history, most)
 
 
 def _conversation(messages: list[schemas.ChatMessage]) -> tuple[str, list[tuple[str, str]], list[str]]:
@@ -190,13 +195,13 @@ def _completion(service: Service, answer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _chunks(service: Service, events: Iterator[Event], usage: bool) -> Iterator[str]:
+def _chunks(service: Service, events: Iterator[Event], usage: bool) -> Iterator[ServerSentEvent]:
     """The answer as OpenAI's server-sent chunks; an error is one event that its clients raise."""
     created = int(time.time())
 
-    def chunk(choices: list[dict[str, Any]], **more: Any) -> str:
+    def chunk(choices: list[dict[str, Any]], **more: Any) -> ServerSentEvent:
         told = {"id": f"chatcmpl-{created}", "object": "chat.completion.chunk", "created": created}
-        return f"data: {json.dumps({**told, 'model': service.model_name, 'choices': choices, **more})}\n\n"
+        return server_sent({**told, "model": service.model_name, "choices": choices, **more})
 
     def choice(delta: dict[str, Any], end: str | None = None) -> list[dict[str, Any]]:
         return [{"index": 0, "delta": delta, "finish_reason": end}]
@@ -206,9 +211,9 @@ def _chunks(service: Service, events: Iterator[Event], usage: bool) -> Iterator[
         if event.kind == "text":
             yield chunk(choice({"content": event.value}))
         elif event.kind == "error":
-            yield f"data: {json.dumps({'error': {'message': event.value, 'type': 'server_error'}})}\n\n"
+            yield server_sent({"error": {"message": event.value, "type": "server_error"}})
         else:
             yield chunk(choice({}, event.value["finish_reason"]), flash_vstream=_extras(event.value))
             if usage:
                 yield chunk([], usage=_usage(event.value))
-    yield "data: [DONE]\n\n"
+    yield server_sent(b"[DONE]")
