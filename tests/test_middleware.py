@@ -165,3 +165,15 @@ def test_the_first_record_after_a_pause_tells_how_many_were_left_out():
     limit._period = 0
     assert limit.filter(records[5])
     assert records[5].suppressed == 4
+
+
+def test_the_review_page_has_the_servers_rules(tmp_path):
+    from flash_vstream.cli.vstream_qa import guarded_review_app
+
+    record = {"questions": [], "segments": [], "video": "none.mp4", "cost": {}}
+    (tmp_path / "clip.json").write_text(json.dumps(record))
+    page = TestClient(guarded_review_app(tmp_path), base_url="http://127.0.0.1:8001")
+    assert page.get("/records").status_code == 200
+    for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        assert page.get("/records", headers=headers).status_code == 403
+        assert page.post("/records/clip/0", json={}, headers=headers).status_code == 403

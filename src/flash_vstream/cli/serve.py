@@ -84,8 +84,9 @@ def run_server(
     from flash_vstream.serve.app import make_app
     from flash_vstream.serve.connections import PatientProtocol
 
+    app = make_app(service)
     config = uvicorn.Config(
-        make_app(service),
+        app,
         http=PatientProtocol,
         log_config=None,  # its loggers go the way of all others
         access_log=False,
@@ -96,6 +97,7 @@ def run_server(
         ssl_keyfile=tls_key,
     )
     server = uvicorn.Server(config)
+    app.state.ending = lambda: server.should_exit  # responses without an end of their own watch for it
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])

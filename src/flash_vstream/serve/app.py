@@ -57,6 +57,7 @@ def make_app(service: Service) -> FastAPI:
         await anyio.to_thread.run_sync(service.close)
 
     app = FastAPI(title="flash-vstream", version=__version__, lifespan=lifespan, responses=_ERRORS, docs_url=None)
+    app.state.ending = lambda: False  # whoever runs the server puts in how it is known that it stops
     add_middleware(app, service.access, service.limits.json_bytes, service.limits.upload_bytes)
     _add_errors(app)
     _add_state(app, service)

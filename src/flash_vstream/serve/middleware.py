@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 from fastapi import FastAPI, HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flash_vstream.serve.security import AccessRules, ApiError
@@ -48,7 +48,8 @@ def add_middleware(app: FastAPI, access: AccessRules, json_bytes: int, upload_by
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=["authorization", "content-type"],
         )
-    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5)
+    streamed = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "multipart/*")  # what must arrive as it is written
+    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5, exclude_content_types=streamed)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestLog)
 

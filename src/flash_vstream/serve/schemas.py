@@ -82,6 +82,7 @@ class StreamInfo(BaseModel):
     name: str
     source: str
     state: Literal["starting", "live", "reconnecting", "ended", "failed"]
+    fps: float
     error: str | None
     time: float | None
     came: int

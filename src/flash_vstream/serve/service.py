@@ -166,7 +166,7 @@ class Service:
             if new_name != name:
                 self._check_free(new_name)
             memory = self.store.memory_path(new_name) or Path(self._scratch.name) / f"{new_name}.safetensors"
-            shared = self.live.shared(name)
+            shared = self._shared_state(name)
             with _disk_errors():
                 if shared is None or not _save(shared, memory):
                     raise ApiError(409, f"stream {name!r} is only just starting; try again in a moment")
@@ -233,10 +233,14 @@ class Service:
     def shared(self, name: str) -> SharedTensors:
         """A stream's shared state; raises ``ApiError`` (409) before its first frame."""
         self.check_stream(name)
-        shared = self.live.shared(name) if name not in self._waiting else None
+        shared = self._shared_state(name)
         if shared is None or self.live.status(name).time is None:
             raise ApiError(409, f"stream {name!r} has not shown a frame yet; ask again in a moment")
         return shared
+
+    def _shared_state(self, name: str) -> SharedTensors | None:
+        """A stream's shared state, None while there is none."""
+        return self.live.shared(name) if name in self.live.names() else None
 
     def ring(self, name: str) -> FrameRing:
         """Where frames for a pushed stream are put; raises ``ApiError`` for other streams."""
@@ -287,7 +291,7 @@ class Service:
         """Questions about a stream, oldest first, with the pictures that its memory still has."""
         self.check_stream(name)
         entries = self.store.history(name, limit, before)
-        shared = self.live.shared(name) if name not in self._waiting else None
+        shared = self._shared_state(name)
         pictures = read_thumbnails(shared) if shared is not None else {}
         for slot in (slot for entry in entries for slot in entry["details"].get("evidence", ())):
             if (picture := pictures.get(slot["exemplar"])) is not None:
@@ -338,7 +342,7 @@ class Service:
         failed: StoreError | None = None
         for name in self.stream_names():
             with self._changing, suppress(UserError):  # removed meanwhile
-                path, shared = self.store.memory_path(name), self.live.shared(name)
+                path, shared = self.store.memory_path(name), self._shared_state(name)
                 if path is not None and shared is not None:
                     try:
                         _save(shared, path)
@@ -386,8 +390,9 @@ def data_url(jpeg: bytes) -> str:
 
 def _failed(waiting: SavedStream) -> StreamStatus:
     """The status of a saved stream that cannot be watched."""
-    shown = hide_secrets(str(waiting.fields["name"])) if waiting.fields is not None else ""
-    return StreamStatus(waiting.name, shown, "failed", waiting.error)
+    fields = waiting.fields or {"name": "", "fps": 1.0}
+    shown, fps = hide_secrets(str(fields["name"])), fields.get("fps", 1.0)
+    return StreamStatus(name=waiting.name, source=shown, state="failed", fps=fps, error=waiting.error)
 
 
 def _save(shared: SharedTensors, path: Path) -> bool:
