@@ -110,10 +110,10 @@ def test_what_a_foreign_page_embeds_is_turned_away(site):
     """A picture comes without an Origin, so what the browser says of its page counts."""
     headers = {"sec-fetch-site": site, "sec-fetch-dest": "image", "sec-fetch-mode": "no-cors"}
     assert client().get("/large", headers=headers).status_code == 403
-    with pytest.raises(WebSocketDisconnect), client().websocket_connect("/socket", headers=headers):
+    with pytest.raises(WebSocketDisconnect), client().websocket_connect("ws://127.0.0.1/socket", headers=headers):
         pass
     for own in ("same-origin", "none"):
-        with client().websocket_connect("/socket", headers={"sec-fetch-site": own}) as socket:
+        with client().websocket_connect("ws://127.0.0.1/socket", headers={"sec-fetch-site": own}) as socket:
             assert socket.receive_text() == "hello"
     assert client().get("/large").headers["cross-origin-resource-policy"] == "same-origin"
 

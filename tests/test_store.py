@@ -97,20 +97,21 @@ def test_a_question_about_a_stream_that_was_removed_meanwhile_is_forgotten(store
 
 def test_what_cannot_be_read_is_told_and_kept(tmp_path):
     StateFolder(tmp_path).close()
-    rows = {"bad": "{", "list": "[1]", "new": json.dumps({"name": "push", "shutter": 3, "fps": 1.0}), "blob": b"\xff\0"}
+    rows = {"bad": "{", "list": "[1]", "name": '{"name": 5}', "rate": '{"name": "push", "fps": "x"}', "blob": b"\xff\0"}
+    rows |= {"new": json.dumps({"name": "push", "shutter": 3, "fps": 1.0})}
     with sqlite3.connect(tmp_path / "log.sqlite") as db:
         for name, source in rows.items():
             db.execute("insert into streams values (?, ?, 0)", (name, source))
-        db.execute(
-            "insert into questions (stream, asked, question, answer, details) values ('bad', 1e12, 'q', 'a', '{')"
-        )
+        for details in ("{", "[1]", '{"evidence": 5}', '{"evidence": [{}]}'):
+            row = ("bad", 1e12, "q", "a", details)
+            db.execute("insert into questions (stream, asked, question, answer, details) values (?, ?, ?, ?, ?)", row)
     db.close()
     store = StateFolder(tmp_path)
     found = {saved.name: saved for saved in store.saved_streams()}
     assert set(found) == set(rows)
     assert all(saved.fields is None and saved.error for saved in found.values())
     assert "shutter" in found["new"].error
-    assert store.history("bad", 1)[0]["details"] == {}
+    assert [row["details"] for row in store.history("bad", 9)] == [{}] * 4
     store.close()
 
 

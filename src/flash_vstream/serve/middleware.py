@@ -159,7 +159,7 @@ class BodyLimit:
         most = self.upload_bytes if scope["path"] in UPLOADS else self.json_bytes
         length = Headers(scope=scope).get("content-length", "0")
         if length.isdigit() and int(length) > most:
-            await _refuse(scope, ApiError(413, f"the body is {int(length):,} bytes; {most:,} at most are taken"), send)
+            await _refuse(scope, ApiError(413, _too_large(most)), send)
             return
         taken = marks = 0
 
@@ -171,12 +171,16 @@ class BodyLimit:
             marks += sum(map(body.count, b"[{,"))
             # HTTPException, since FastAPI makes a 400 of any other that is raised while it reads a body.
             if taken > most:
-                raise HTTPException(413, f"the body is longer than {most:,} bytes, the most that is taken")
+                raise HTTPException(413, _too_large(most))
             if marks > MOST_JSON_MARKS:
                 raise HTTPException(413, f"the body holds more than {MOST_JSON_MARKS:,} values")
             return message
 
         await self.app(scope, bounded, send)
+
+
+def _too_large(most: int) -> str:
+    return f"the body is longer than {most:,} bytes, the most that is taken here"
 
 
 async def _refuse(scope: Scope, error: ApiError, send: Send) -> None:

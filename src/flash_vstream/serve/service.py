@@ -124,7 +124,7 @@ class Service:
             if saved.fields is None:
                 raise UserError(saved.error)
             self.live.add(saved.name, Source(**saved.fields), self.store.memory_path(saved.name))
-        except (UserError, OSError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever a damaged entry leads to, the other streams are watched
             if saved.name not in self._waiting:
                 log.warning("stream not restored", extra={"stream": saved.name, "reason": str(error)})
             self._waiting[saved.name] = replace(saved, error=str(error))

@@ -180,9 +180,15 @@ class StateFolder:
                 raise StoreError(str(error)) from None
 
     def saved_streams(self) -> list[SavedStream]:
-        """The streams in the database, oldest first; one that cannot be read says why."""
-        with self._lock:
-            rows = self._db.execute("select name, source from streams order by created, rowid").fetchall()
+        """The streams in the database, oldest first; one that cannot be read says why.
+
+        Raises ``UserError`` when the database itself cannot be read.
+        """
+        try:
+            with self._lock:
+                rows = self._db.execute("select name, source from streams order by created, rowid").fetchall()
+        except sqlite3.Error as error:
+            raise UserError(f"the state folder {self._folder} cannot be read ({error})") from None
         return [_saved_stream(str(name), source) for name, source in rows]
 
     # --- questions
@@ -234,8 +240,8 @@ class StateFolder:
         self._db.execute("delete from questions where asked < ?", (time.time() - KEPT_DAYS * 86400,))
         sizes = [self._db.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "freelist_count")]
         used = (sizes[0] - sizes[1]) * self._db.execute("pragma page_size").fetchone()[0]
-        if used > KEPT_BYTES:  # a tenth more than needed, so that it is not done at every call
-            share = min(1.0, 1.1 - KEPT_BYTES / used)
+        if used > KEPT_BYTES:  # down to nine tenths, so that it is not done at every call
+            share = 1 - 0.9 * KEPT_BYTES / used
             self._db.execute(
                 "delete from questions where id in (select id from questions order by id limit"
                 " (select cast(count(*) * ? as integer) + 1 from questions))",
@@ -246,19 +252,20 @@ class StateFolder:
         """The newest ``limit`` questions (older than the id ``before``) with their outcomes, oldest first."""
         before = before if before is not None else 2**62
         with self._lock:
-            rows = self._db.execute(
-                f"select {_COLUMNS} from questions where stream = ? and id < ? order by id desc limit ?",
-                (stream, before, limit),
-            ).fetchall()
+            try:
+                rows = self._db.execute(
+                    f"select {_COLUMNS} from questions where stream = ? and id < ? order by id desc limit ?",
+                    (stream, before, limit),
+                ).fetchall()
+            except sqlite3.Error as error:
+                log.error("the history cannot be read", extra={"stream": stream, "reason": str(error)})
+                rows = []
             found = {row[0]: _Question(*row) for row in rows}
             found |= {row.id: row for row in self._unwritten.values() if row.stream == stream and row.id < before}
         entries = [asdict(found[number]) for number in sorted(found)[-limit:]]
         for entry in entries:
             del entry["stream"]
-            try:
-                entry["details"] = json.loads(entry["details"] or "{}")
-            except ValueError:
-                entry["details"] = {}
+            entry["details"] = _details(entry["details"])
         return entries
 
     def close(self) -> None:
@@ -298,11 +305,22 @@ def _saved_stream(name: str, source: Any) -> SavedStream:
     except (ValueError, TypeError):
         return SavedStream(name, None, "what the database holds of it is damaged")
     known = {field.name for field in fields(Source)}
-    if not isinstance(values, dict) or "name" not in values:
+    sound = isinstance(values, dict) and isinstance(values.get("name"), str)
+    if not sound or not isinstance(values.get("fps", 1.0), (int, float)):
         return SavedStream(name, None, "what the database holds of it is not a source")
     if unknown := sorted(set(values) - known):
         return SavedStream(name, None, f"it was saved by another version, with {', '.join(unknown)[:200]}")
     return SavedStream(name, values)
+
+
+def _details(text: Any) -> dict[str, Any]:
+    """An answer's details out of the database; damaged ones are empty."""
+    try:
+        details: dict[str, Any] = json.loads(text or "{}")
+        sound = all(slot.keys() >= {"part", "exemplar"} for slot in details.get("evidence", ()))
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return details if sound else {}
 
 
 def _without_pictures(details: dict[str, Any]) -> dict[str, Any]:
