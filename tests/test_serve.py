@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import socket
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from flash_vstream.serve.security import AccessRules, ApiError
 from helpers.cli import run
 from helpers.server import serving
 from helpers.videos import write_video
+from helpers.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,25 @@ def test_twenty_questions_at_once_are_all_answered(server):
         told = list(pool.map(ask, [{"question": f"what is {i}?", "max_new_tokens": 6} for i in range(20)]))
     assert [status for status, _ in told] == [200] * 20
     assert [body["question"] for _, body in told] == [f"what is {i}?" for i in range(20)]
+
+
+def test_a_connection_that_is_reset_after_its_request_takes_no_slot_along(server):
+    server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
+    path = "/v1/streams/door/questions"
+    body = json.dumps({"question": "what?", "max_new_tokens": 400, "stream": True}).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    )
+    for _ in range(65):
+        connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a FIN
+        connection.sendall(head.encode() + b"\r\n" + body)
+        connection.close()
+    until(lambda: server.call("POST", path, {"question": "what?", "max_new_tokens": 1})[0] == 200)
+    server.wait_for(
+        "/v1/streams/door/history?limit=100",
+        lambda _, rows: all(row["answer"] is not None or row["error"] for row in rows),
+    )
 
 
 @pytest.mark.parametrize(

@@ -128,7 +128,7 @@ def test_questions_are_answered_on_a_full_disk(service, client):
     filler = service.store.ask("door", "x" * 100_000)  # so that no page has room left
     service.store.answer(filler, "x", None, {})
     for _ in range(SLOTS + 1):
-        assert ask(client, question="what? " * 500).status_code in (200, 409)
+        assert ask(client).status_code == 200
     told = until(lambda: (body := client.get("/healthz").json())["status"] == "degraded" and body)
     assert "state folder cannot be written" in " ".join(told["problems"])
     service.store._db.execute(f"pragma max_page_count = {2**30}")
@@ -137,7 +137,7 @@ def test_questions_are_answered_on_a_full_disk(service, client):
 
 
 def test_an_answer_is_streamed_for_proxies_and_browsers(client):
-    told = ask(client, stream=True)
+    told = ask(client, stream=True, max_new_tokens=8)
     assert told.headers["content-type"].startswith("text/event-stream")
     assert told.headers["cache-control"] == "no-cache"
     assert told.text.splitlines()[0] == "event: text"
@@ -148,7 +148,9 @@ def test_history_shows_the_pictures_that_the_memory_has(client):
     pictured = {slot["exemplar"]: slot["thumbnail"] for slot in evidence if "thumbnail" in slot}
     kept = client.get("/v1/streams/door/history?limit=1").json()[0]["details"]["evidence"]
     assert 0 < len(kept) <= 8
-    assert {slot["exemplar"]: slot["thumbnail"] for slot in kept}.items() <= pictured.items()
+    shown = {slot["exemplar"]: slot["thumbnail"] for slot in kept if "thumbnail" in slot}
+    assert shown.keys() & pictured.keys()
+    assert all(pictured[moment] == shown[moment] for moment in shown.keys() & pictured.keys())
 
 
 def test_max_tokens_is_openais_word(client):
