@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from flash_vstream.errors import UserError
+from flash_vstream.serve import responses
 from flash_vstream.serve import service as service_module
 from flash_vstream.serve.app import make_app
 from flash_vstream.serve.security import AccessRules
@@ -72,8 +73,8 @@ def slots_are_free(service: Service, client: TestClient) -> bool:
 # --- questions
 
 
-def leave_after_request(app, path: str, body: dict) -> None:
-    """A caller who is gone as soon as the request has been sent."""
+def leave_after_request(app, path: str, body: dict, reads: bool = True) -> None:
+    """A caller who is gone as soon as the request has been sent, or who stays and reads nothing."""
     content = json.dumps(body).encode()
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
     scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST"}
@@ -82,10 +83,13 @@ def leave_after_request(app, path: str, body: dict) -> None:
     messages = iter([{"type": "http.request", "body": content, "more_body": False}])
 
     async def receive():
-        return next(messages, {"type": "http.disconnect"})
+        if reads:
+            return next(messages, {"type": "http.disconnect"})
+        return next(messages, None) or await anyio.sleep_forever()
 
-    async def send(_):
-        pass
+    async def send(message):
+        if not reads and message.get("more_body"):
+            await anyio.sleep_forever()
 
     anyio.run(app, scope, receive, send)
 
@@ -103,6 +107,14 @@ def test_callers_who_leave_at_once_take_no_slot_along(service, client, stream, p
     rows = service.store.history("door", 1000)[before:]
     assert len(rows) == SLOTS + 1
     assert sum(row["error"] == "nobody waited for the answer" for row in rows) > SLOTS / 2
+    assert slots_are_free(service, client)
+
+
+def test_a_caller_who_stops_reading_takes_no_slot_along(service, client, monkeypatch):
+    monkeypatch.setattr(responses, "SEND_SECONDS", 0.1)
+    body = {"question": "what?", "max_new_tokens": 400, "stream": True}
+    leave_after_request(client.app, "/v1/streams/door/questions", body, reads=False)
+    assert service.store.history("door", 1)[0]["error"] == "nobody waited for the answer"
     assert slots_are_free(service, client)
 
 

@@ -135,7 +135,7 @@ def check_certificate(cert: Path | None, key: Path | None) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """The socket to listen on, opened before anything slow is begun."""
+    """The socket to listen on, opened before anything slow starts."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)

@@ -1,4 +1,4 @@
-"""A question under way: whoever asked it and however he leaves, it ends."""
+"""A question under way, which ends however its caller leaves."""
 
 import contextlib
 import logging

@@ -30,7 +30,7 @@ from flash_vstream.video import Frame
 from flash_vstream.video.sources import Source
 
 THREADS = 128
-"""Each answer that is streamed takes a thread while it lasts."""
+"""Each answer under way occupies a thread while it waits for its next token."""
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": what}
     for status, what in (
@@ -120,7 +120,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
 def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/v1/streams", tags=["streams"], response_model=list[schemas.StreamInfo])
     def list_streams() -> list[dict[str, Any]]:
-        """Every stream that is watched."""
+        """Every stream's status."""
         return [status.to_dict() for status in service.statuses()]
 
     @app.post("/v1/streams", tags=["streams"], status_code=201, response_model=schemas.StreamInfo)
@@ -133,7 +133,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/streams/{name}", tags=["streams"], response_model=schemas.StreamInfo)
     def inspect_stream(name: Name) -> dict[str, Any]:
-        """How a stream is doing."""
+        """A stream's status."""
         return service.status(name).to_dict()
 
     @app.patch("/v1/streams/{name}", tags=["streams"], response_model=schemas.StreamInfo)
@@ -193,7 +193,7 @@ def _add_push(app: FastAPI, service: Service) -> None:
     async def push(socket: WebSocket, name: str) -> None:
         """Take frames (JPEG, PNG or WebP, one a message) for a stream whose source is ``push``.
 
-        Each is answered by ``{"frame": number}``, so that a sender can keep to what is taken.
+        Each is answered by ``{"frame": number}``, so that a sender can keep pace.
         """
         try:
             order, ring = service.live.order(name), service.ring(name)
@@ -202,7 +202,7 @@ def _add_push(app: FastAPI, service: Service) -> None:
             return
         await socket.accept()
         number = ring.taken + 1
-        with contextlib.suppress(WebSocketDisconnect):  # gone while it was answered
+        with contextlib.suppress(WebSocketDisconnect):  # the sender left
             while _is_watched(service, name, order):
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
@@ -233,7 +233,7 @@ def picture_of(data: bytes, side: int, most: int) -> Any:
     import numpy as np
 
     if len(data) > most:
-        raise ApiError(413, f"the frame is {len(data):,} bytes; {most:,} at most are taken")
+        raise ApiError(413, f"the frame is {len(data):,} bytes; the limit is {most:,}")
     try:
         picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
         if picture.width * picture.height > 40e6:

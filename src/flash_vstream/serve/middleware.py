@@ -64,7 +64,7 @@ class RequestLog:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        begun, status = time.perf_counter(), 0
+        started, status = time.perf_counter(), 0
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -74,7 +74,7 @@ class RequestLog:
         try:
             await self.app(scope, receive, answer)
         finally:
-            milliseconds = round(1000 * (time.perf_counter() - begun), 1)
+            milliseconds = round(1000 * (time.perf_counter() - started), 1)
             fields = {"method": scope.get("method", "WS"), "path": scope["path"], "status": status}
             log.info("request", extra={**fields, "ms": milliseconds})
 
@@ -161,16 +161,16 @@ class BodyLimit:
         if length.isdigit() and int(length) > most:
             await _refuse(scope, ApiError(413, _too_large(most)), send)
             return
-        taken = marks = 0
+        size = marks = 0
 
         async def bounded() -> MutableMapping[str, Any]:
-            nonlocal taken, marks
+            nonlocal size, marks
             message = await receive()
             body = message.get("body", b"")
-            taken += len(body)
+            size += len(body)
             marks += sum(map(body.count, b"[{,"))
             # HTTPException, since FastAPI makes a 400 of any other that is raised while it reads a body.
-            if taken > most:
+            if size > most:
                 raise HTTPException(413, _too_large(most))
             if marks > MOST_JSON_MARKS:
                 raise HTTPException(413, f"the body holds more than {MOST_JSON_MARKS:,} values")
@@ -180,7 +180,7 @@ class BodyLimit:
 
 
 def _too_large(most: int) -> str:
-    return f"the body is longer than {most:,} bytes, the most that is taken here"
+    return f"the body is longer than {most:,} bytes, the limit here"
 
 
 async def _refuse(scope: Scope, error: ApiError, send: Send) -> None:

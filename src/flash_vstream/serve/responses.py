@@ -1,12 +1,14 @@
 """Answers over HTTP: as server-sent events, or whole. Either way the question ends when its caller leaves."""
 
 import json
+import logging
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import anyio
 import anyio.to_thread
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
 from starlette.concurrency import iterate_in_threadpool
 from starlette.types import Receive, Scope, Send
 
@@ -15,23 +17,30 @@ from flash_vstream.serve.answering import Answering
 from flash_vstream.serve.security import ApiError
 
 KEEP_ALIVE_SECONDS = 15
+SEND_SECONDS = 30.0
+"""How long a caller may stop reading before the connection is closed."""
+log = logging.getLogger("flash_vstream.serve")
 
 
 class AnswerStream(EventSourceResponse):
     """An answer as server-sent events, ``messages`` made of the events of ``answering``.
 
     While no event comes, a comment every 15 s keeps proxies from closing the connection. ``answering``
-    is closed when the response ends, also where it never began.
+    is closed when the response ends, even if nothing of it was sent: the caller may have left, or stopped reading.
     """
 
     def __init__(self, answering: Answering, messages: Iterable[ServerSentEvent]):
         self._answering = answering
         headers = {"cache-control": "no-cache"}
-        super().__init__(_pulled(messages), headers=headers, ping=KEEP_ALIVE_SECONDS, sep="\n")
+        super().__init__(
+            _pulled(messages), headers=headers, ping=KEEP_ALIVE_SECONDS, sep="\n", send_timeout=SEND_SECONDS
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            log.warning("a caller stopped reading its answer", extra={"path": scope["path"]})
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(self._answering.close)

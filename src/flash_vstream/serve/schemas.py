@@ -140,7 +140,7 @@ class AnswerBody(BaseModel):
 
 
 class HistoryEntry(BaseModel):
-    """A question that was asked, and what came of it."""
+    """A question and its outcome; ``asked`` is a Unix time."""
 
     id: int
     asked: float

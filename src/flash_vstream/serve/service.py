@@ -200,14 +200,14 @@ class Service:
             raise ApiError(404, f"no stream is called {name[:80]!r}; see GET /v1/streams")
 
     def status(self, name: str) -> StreamStatus:
-        """How a stream is doing."""
+        """A stream's status."""
         self.check_stream(name)
         if (waiting := self._waiting.get(name)) is not None:
             return _failed(waiting)
         return self.live.status(name)
 
     def statuses(self) -> list[StreamStatus]:
-        """How every stream is doing; one that goes meanwhile is left out."""
+        """Every stream's status; one that is removed meanwhile is left out."""
         found = []
         for name in self.stream_names():
             with suppress(UserError, ApiError):
@@ -219,7 +219,7 @@ class Service:
         return {"frame": self.live.worker.restarts, "question": self.question_client.worker.restarts}
 
     def problems(self) -> list[str]:
-        """What is not well, in words; empty when all is."""
+        """What is wrong, in words; empty when nothing is."""
         found = [
             f"the {name} worker is being started again"
             for name, worker in (("frame", self.live.worker), ("question", self.question_client.worker))
