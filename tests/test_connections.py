@@ -14,11 +14,20 @@ from helpers.waiting import until
 
 
 class Impatient(PatientProtocol):
-    head_seconds, body_seconds, most_arriving = 0.3, 0.3, 20
+    head_seconds, body_seconds = 0.3, 0.3
+
+
+class Crowded(PatientProtocol):
+    most_arriving, grace_seconds = 20, 0.0
 
 
 @pytest.fixture
-def address():
+def protocol():
+    return Impatient
+
+
+@pytest.fixture
+def address(protocol):
     async def app(scope, receive, send):
         message = {"more_body": True}
         while message.get("more_body"):
@@ -27,7 +36,7 @@ def address():
         await send({"type": "http.response.body", "body": b"ok"})
 
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=Impatient, lifespan="off", log_config=None, timeout_keep_alive=60)
+    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, timeout_keep_alive=60)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
@@ -87,6 +96,14 @@ def test_a_thousand_halves_keep_nobody_out(address):
         url = f"http://{address[0]}:{address[1]}/"
         assert urllib.request.urlopen(url, timeout=30).read() == b"ok"
         until(lambda: not Impatient.arriving)
+
+
+@pytest.mark.parametrize("protocol", [Crowded])
+def test_beyond_a_crowd_the_oldest_is_dropped(address, protocol):
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(socket.create_connection(address)) for _ in range(100)]
+        until(lambda: sum(is_closed(connection) for connection in connections) == 80)
+        assert not is_closed(connections[-1])
 
 
 def test_descriptors_are_kept_back():

@@ -376,6 +376,16 @@ def test_bodies_are_bounded(server):
     assert (status, told["error"]["type"]) == (413, "too_large")
 
 
+@pytest.mark.parametrize("path", ["/v1/streams", "/v1/chat/completions"])
+def test_deep_and_large_bodies_get_their_answer_and_freeze_nobody(server, path):
+    bomb = b"[" + b"[]," * (10 * 2**20) + b"[]]"
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(server.call, "POST", path, bomb)
+        while not refused.done():
+            assert server.call("GET", "/healthz")[0] == 200
+    assert refused.result()[0] == 413
+
+
 def test_rules_of_access():
     open_to_all = AccessRules("0.0.0.0", "token", hosts=frozenset({"cam.internal"}))
     open_to_all.check_source("rtsp://cam.internal/1")

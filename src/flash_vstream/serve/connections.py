@@ -5,6 +5,7 @@ uvicorn limits connections and how long an idle one is kept, but not how long a 
 
 import asyncio
 import resource
+import time
 from collections import OrderedDict
 from typing import Any
 
@@ -14,8 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_SECONDS = 15.0
 BODY_SECONDS = 120.0
 """How long a request's head, and then its body, may take to arrive; 64 MiB in two minutes are 4.5 Mbit/s."""
-MOST_ARRIVING = 512
-"""Requests that may be arriving at once; beyond them the oldest is dropped."""
+MOST_ARRIVING, GRACE_SECONDS = 512, 1.0
+"""Requests that may be arriving at once; beyond them the oldest is dropped, once it has had a second."""
 MOST_DESCRIPTORS = 65536
 HEADROOM = 256
 """File descriptors kept for everything that is no connection: workers, shared states, the database."""
@@ -35,9 +36,11 @@ def connection_limit() -> int:
 class PatientProtocol(H11Protocol):
     """uvicorn's HTTP protocol, with a limit on how long a request may take to arrive."""
 
-    head_seconds, body_seconds, most_arriving = HEAD_SECONDS, BODY_SECONDS, MOST_ARRIVING
+    head_seconds, body_seconds = HEAD_SECONDS, BODY_SECONDS
+    most_arriving, grace_seconds = MOST_ARRIVING, GRACE_SECONDS
     arriving: "OrderedDict[PatientProtocol, asyncio.TimerHandle]" = OrderedDict()
     _phase: Any = None
+    _since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -67,11 +70,17 @@ class PatientProtocol(H11Protocol):
             self._forget()
         elif phase is not self._phase:
             self._forget()
-            self._phase = phase
+            self._phase, self._since = phase, time.monotonic()
             seconds = self.head_seconds if phase is h11.IDLE else self.body_seconds
             self.arriving[self] = self.loop.call_later(seconds, self._give_up)
-            if len(self.arriving) > self.most_arriving:
-                next(iter(self.arriving))._give_up()
+            self._make_room()
+
+    def _make_room(self) -> None:
+        while len(self.arriving) > self.most_arriving:
+            oldest = next(iter(self.arriving))
+            if time.monotonic() - oldest._since < self.grace_seconds:
+                return  # in a burst of connections, those that came first may be honest
+            oldest._give_up()
 
     def _forget(self) -> None:
         self._phase = None

@@ -1,7 +1,7 @@
 """What stands before every request, each class for one thing.
 
-From the outside in: the request log, security headers, gzip, CORS (both Starlette's), HEAD, who may call,
-and how much may be sent. ``add_middleware`` puts them around an application in this order.
+From the outside in: the request log, security headers, bodies that nobody reads, gzip and CORS (both Starlette's),
+HEAD, who may call, and how much may be sent. ``add_middleware`` puts them around an application in this order.
 """
 
 import json
@@ -11,6 +11,7 @@ from collections.abc import Collection, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
+import anyio
 from fastapi import FastAPI, HTTPException
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
@@ -25,6 +26,7 @@ UPLOADS = ("/v1/chat/completions", "/v1/responses")
 """Their bodies may carry clips and pictures as data URLs."""
 MOST_JSON_MARKS = 50_000
 """Brackets, braces and commas in a body: data URLs have next to none, and parsing costs by the value."""
+READ_SECONDS = 10.0
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -50,6 +52,7 @@ def add_middleware(app: FastAPI, access: AccessRules, json_bytes: int, upload_by
         )
     streamed = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "multipart/*")  # what must arrive as it is written
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5, exclude_content_types=streamed)
+    app.add_middleware(ReadToEnd)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(RequestLog)
 
@@ -92,6 +95,40 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, answer if scope["type"] == "http" else send)
+
+
+class ReadToEnd:
+    """Reads what is left of a body behind an answer that did not need it.
+
+    Callers who send everything before they read would else meet a reset connection in place of the answer.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else {}
+        if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+            await self.app(scope, receive, send)
+            return
+        more = True
+
+        async def reading() -> Message:
+            nonlocal more
+            message = await receive()
+            more = message.get("more_body", False)
+            return message
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body") and more:
+                await send({**message, "more_body": True})
+                with anyio.move_on_after(READ_SECONDS):
+                    while more:
+                        await reading()
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self.app(scope, reading, answer)
 
 
 class HeadAsGet:
