@@ -256,6 +256,12 @@ def test_the_command_line_wins_over_what_was_saved(tiny_folder, tmp_path, video)
     assert len(list((tmp_path / "state" / "memories").glob("*.set-aside"))) == 1  # the other source's memory
 
 
+def test_too_many_streams_on_the_command_line_are_a_users_mistake(tiny_folder, tmp_path):
+    named = {"first": NamedSource("push"), "second": NamedSource("push")}
+    with pytest.raises(UserError, match="--stream second: 1 streams"):
+        Service(str(tiny_folder), AccessRules(), tmp_path, Limits(streams=1), named)
+
+
 def test_a_second_service_on_the_folder_says_who_has_it(service, tiny_folder, state):
     with pytest.raises(UserError, match="used by another server"):
         Service(str(tiny_folder), AccessRules(), state)

@@ -52,6 +52,13 @@ def test_a_question_outlives_a_full_disk(store):
     assert store._db.execute("select count(*) from questions where answer = 'this'").fetchone() == (64,)
 
 
+def test_a_full_disk_does_not_fill_the_memory(store, monkeypatch):
+    monkeypatch.setattr(store_module, "MOST_UNWRITTEN", 10)
+    store._db.execute("pragma query_only = on")
+    numbers = [store.ask("door", "what?") for _ in range(30)]
+    assert [row["id"] for row in store.history("door", 99)] == numbers[-10:]
+
+
 def test_streams_are_changed_whole_or_not_at_all(store, tmp_path):
     store.add_stream("door", PUSH)
     store.answer(store.ask("door", "what?"), "this", None, {})

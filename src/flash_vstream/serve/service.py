@@ -103,7 +103,10 @@ class Service:
                 saved = self._replace_saved(saved, given)
             self._watch_saved(saved)
         for name, given in named.items():
-            self.add_stream(name, Source(given.source, given.fps or 1.0))
+            try:
+                self.add_stream(name, Source(given.source, given.fps or 1.0))
+            except ApiError as error:
+                raise UserError(f"--stream {name}: {error}") from None
 
     def _replace_saved(self, saved: SavedStream, given: NamedSource) -> SavedStream:
         """Put the command line's source in place of the saved one; another source begins a new memory."""

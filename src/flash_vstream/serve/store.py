@@ -24,6 +24,8 @@ from flash_vstream.video.sources import Source
 KEPT_DAYS = 30
 KEPT_BYTES = 64 * 2**20
 """Questions older than this, and the oldest beyond this size of the database, are deleted."""
+MOST_UNWRITTEN = 10_000
+"""Questions that wait in memory while the folder cannot be written; beyond them the oldest are lost."""
 KEPT_EVIDENCE = 8
 """Slots that are kept with an answer: those that it looked at most."""
 _TABLES = """
@@ -220,6 +222,8 @@ class StateFolder:
             self._unwritten.pop(row.id, None)
         except StoreError as error:
             self._unwritten[row.id] = row
+            while len(self._unwritten) > MOST_UNWRITTEN:
+                del self._unwritten[next(iter(self._unwritten))]
             log.error("questions could not be logged", extra={"reason": str(error)})
 
     def _write(self, row: _Question) -> None:
