@@ -61,7 +61,7 @@ def server(tiny_folder, tmp_path_factory, shared):
 
 def ask(server: Server) -> int:
     """Status of a question's answer; an exception would be a question lost without an error."""
-    status, told = server.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_tokens": 4})
+    status, told = server.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 4})
     assert status == 200 or told["error"]["message"]
     return status
 

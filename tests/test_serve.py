@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import socket
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from flash_vstream.serve.security import AccessRules, ApiError
 from helpers.cli import run
 from helpers.server import serving
 from helpers.videos import write_video
+from helpers.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +73,12 @@ def test_the_memory_is_told_with_pictures(server):
 def test_questions_are_answered_and_kept(server):
     path = "/v1/streams/door/questions"
     server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
-    status, whole = server.call("POST", path, {"question": "what?", "max_tokens": 8})
+    status, whole = server.call("POST", path, {"question": "what?", "max_new_tokens": 8})
     assert status == 200
     assert whole["stream_time"] == server.call("GET", "/v1/streams/door")[1]["time"]
     assert {slot["part"] for slot in whole["evidence"]} == {"abstract", "temporal", "retrieved", "spatial"}
     assert any(slot.get("thumbnail", "").startswith("data:image/jpeg") for slot in whole["evidence"])
-    events = events_of(server.call("POST", path, {"question": "what?", "max_tokens": 8, "stream": True})[1])
+    events = events_of(server.call("POST", path, {"question": "what?", "max_new_tokens": 8, "stream": True})[1])
     assert [kind for kind, _ in events[-2:]] == ["text", "done"]
     assert "".join(value["text"] for kind, value in events if kind == "text") == events[-1][1]["text"] == whole["text"]
     assert events[-1][1]["warm"]  # nothing has moved since it was read for the question before
@@ -90,9 +92,28 @@ def test_twenty_questions_at_once_are_all_answered(server):
     server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
     ask = partial(server.call, "POST", "/v1/streams/door/questions")
     with ThreadPoolExecutor(20) as pool:
-        told = list(pool.map(ask, [{"question": f"what is {i}?", "max_tokens": 6} for i in range(20)]))
+        told = list(pool.map(ask, [{"question": f"what is {i}?", "max_new_tokens": 6} for i in range(20)]))
     assert [status for status, _ in told] == [200] * 20
     assert [body["question"] for _, body in told] == [f"what is {i}?" for i in range(20)]
+
+
+def test_a_connection_that_is_reset_after_its_request_takes_no_slot_along(server):
+    server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
+    path = "/v1/streams/door/questions"
+    body = json.dumps({"question": "what?", "max_new_tokens": 400, "stream": True}).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    )
+    for _ in range(65):
+        connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not a FIN
+        connection.sendall(head.encode() + b"\r\n" + body)
+        connection.close()
+    until(lambda: server.call("POST", path, {"question": "what?", "max_new_tokens": 1})[0] == 200)
+    server.wait_for(
+        "/v1/streams/door/history?limit=100",
+        lambda _, rows: all(row["answer"] is not None or row["error"] for row in rows),
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +130,7 @@ def test_twenty_questions_at_once_are_all_answered(server):
         ("POST", "/v1/streams/none/questions", {"question": "what?"}, 404),
         ("POST", "/v1/streams/door/questions", {"question": "  "}, 422),
         ("POST", "/v1/streams/door/questions", {"question": "x" * 5000}, 422),
-        ("POST", "/v1/streams/door/questions", {"question": "what?", "max_tokens": 0}, 422),
+        ("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 0}, 422),
         ("GET", "/v1/streams/door/history?limit=0", None, 422),
         ("PUT", "/v1/streams", None, 405),
         ("GET", "/nowhere", None, 404),
@@ -157,7 +178,7 @@ def test_frames_are_pushed_over_a_websocket(server):
         assert "not a JPEG" in json.loads(sender.recv(timeout=10))["error"]
         sender.send("text")
         assert "error" in json.loads(sender.recv(timeout=10))
-        status, told = server.call("POST", "/v1/streams/pushed/questions", {"question": "what?", "max_tokens": 4})
+        status, told = server.call("POST", "/v1/streams/pushed/questions", {"question": "what?", "max_new_tokens": 4})
         assert status == 200
         assert 0 < told["stream_time"] < 60
         server.call("DELETE", "/v1/streams/pushed")
@@ -174,7 +195,7 @@ def test_only_pushed_streams_take_frames(server):
 
 
 def test_pictures_are_bounded():
-    with pytest.raises(ApiError, match="at most"):
+    with pytest.raises(ApiError, match="the limit is"):
         picture_of(b"x" * 101, 16, 100)
     assert picture_of(encoded((9, 9, 9)), 16, 10_000).shape == (16, 16, 3)
 
@@ -197,7 +218,7 @@ def test_state_outlives_the_server(tiny_folder, video, tmp_path):
     with serving(str(tiny_folder), "--state", str(tmp_path)) as first:
         first.watch("door", video, loop=True, fps=5)
         first.wait_for("/v1/streams/door", lambda _, body: body["kept"] >= 8)
-        answer = first.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_tokens": 4})[1]
+        answer = first.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 4})[1]
         before = first.call("GET", "/v1/streams/door")[1]
     with serving(str(tiny_folder), "--state", str(tmp_path)) as second:
         after = second.wait_for("/v1/streams/door", lambda _, body: body["gaps"] and body["time"] >= body["gaps"][0][1])
@@ -266,6 +287,16 @@ def test_pages_of_elsewhere_and_rebound_names_are_turned_away(server):
 def test_bodies_are_bounded(server):
     status, told = server.call("POST", "/v1/chat/completions", headers={"content-length": str(10**9)}, body=b"{}")
     assert (status, told["error"]["type"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("path", ["/v1/streams", "/v1/chat/completions"])
+def test_deep_and_large_bodies_get_their_answer_and_freeze_nobody(server, path):
+    bomb = b"[" + b"[]," * (10 * 2**20) + b"[]]"
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(server.call, "POST", path, bomb)
+        while not refused.done():
+            assert server.call("GET", "/healthz")[0] == 200
+    assert refused.result()[0] == 413
 
 
 def test_rules_of_access():

@@ -120,14 +120,14 @@ def test_the_state_folder_keeps_questions_and_streams(tmp_path):
     folder.close()
     assert stat.S_IMODE(os.stat(tmp_path / "state").st_mode) == 0o700
     again = StateFolder(tmp_path / "state")
-    assert Source(**again.streams()["a/b"]) == source
+    assert [Source(**saved.fields) for saved in again.saved_streams()] == [source]
     told = again.history("a/b", 10)
     assert [(entry["answer"], entry["error"]) for entry in told] == [("this", None), (None, "the server stopped")]
     assert told[0]["details"]["tokens"] == 1
     assert [entry["id"] for entry in again.history("a/b", 10, before=second)] == [first]
     assert again.memory_path("a/b").parent == tmp_path / "state" / "memories"
     again.remove_stream("a/b")
-    assert (again.streams(), again.history("a/b", 10)) == ({}, [])
+    assert (again.saved_streams(), again.history("a/b", 10)) == ([], [])
     again.close()
 
 

@@ -1,23 +1,25 @@
 """``serve``: the HTTP server from the command line."""
 
 import json
-import logging
 import os
 import re
+import signal
 import socket
+import ssl
+import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Fps, Model
+from flash_vstream.cli.options import Model
 from flash_vstream.errors import UserError
 
 if TYPE_CHECKING:
     from flash_vstream.serve.security import AccessRules
-    from flash_vstream.video.sources import Source
+    from flash_vstream.serve.service import NamedSource, Service
 
 
 def serve(
@@ -27,8 +29,12 @@ def serve(
     model: Model = "nano",
     host: Annotated[str, typer.Option("--host", help="Beyond loopback FLASH_VSTREAM_TOKEN must be set.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
-    fps: Fps = 1.0,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="Frames per second of stream time to look at.  [default: as saved, 1]")
+    ] = None,
     state: Annotated[Path | None, typer.Option("--state", help="Folder to keep memories and answers in.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate chain (PEM); serves HTTPS.")] = None,
+    tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's private key (PEM).")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="Web origin whose pages may call.")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="Private host that sources may name.")] = None,
     allow_folder: Annotated[list[Path] | None, typer.Option(help="Folder whose files sources may name.")] = None,
@@ -40,48 +46,96 @@ def serve(
     access = access_rules(
         host, os.environ.get("FLASH_VSTREAM_TOKEN"), allow_origin or [], allow_host or [], allow_folder or []
     )
+    check_certificate(tls_cert, tls_key)
+    end_on_signals()
+    from flash_vstream.serve.connections import connection_limit
+
+    most_connections = connection_limit()  # before any process is started, which inherits it
     ensure_fork_server()
-    from flash_vstream.serve.logging import JsonFormatter
-    from flash_vstream.serve.schemas import NAME
-    from flash_vstream.serve.service import Service
+    from flash_vstream.serve.logging import log_to_stderr
 
-    named = [command_line_stream(text, fps) for text in stream or []]
-    for name, _ in named:
-        if not re.fullmatch(NAME, name):
-            raise UserError(f"{name!r} cannot name a stream; use letters, digits, '.', '_' and '-'")
+    named = command_line_streams(stream or [], fps)
     listener = listen(host, port)
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    logger = logging.getLogger("flash_vstream")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if log_requests else logging.WARNING)
-
-    import uvicorn
+    log_to_stderr(log_requests)
 
     from flash_vstream.models.hub import fetch_model, silence_transformers
-    from flash_vstream.serve.app import make_app
+    from flash_vstream.serve.service import Service
 
     silence_transformers()
     with Console(stderr=True).status(f"loading {model}") as status:
         fetch_model(model, status.update)
-        service = Service(model, access, state)
+        service = Service(model, access, state, streams=named)
     try:
-        for name, source in named:
-            if name not in service.live.names():  # it may have come back with the state folder
-                service.add_stream(name, source)
         shown = f"[{host}]" if ":" in host else host
-        print(json.dumps({"listening": f"http://{shown}:{listener.getsockname()[1]}/"}), flush=True)
+        scheme = "https" if tls_cert else "http"
+        print(json.dumps({"listening": f"{scheme}://{shown}:{listener.getsockname()[1]}/"}), flush=True)
         Console(stderr=True).print("The page and the API are there; Ctrl-C ends.", style="dim")
-        config = uvicorn.Config(
-            make_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=5, ws_max_size=2**24
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        run_server(service, listener, most_connections, tls_cert, tls_key)
     finally:
         service.close()
 
 
+def run_server(
+    service: "Service", listener: socket.socket, most_connections: int, tls_cert: Path | None, tls_key: Path | None
+) -> None:
+    """Serve HTTP (HTTPS with a certificate) on ``listener`` until a signal ends it."""
+    import uvicorn
+
+    from flash_vstream.serve.app import make_app
+    from flash_vstream.serve.connections import PatientProtocol
+
+    app = make_app(service)
+    config = uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        log_config=None,  # its loggers go the way of all others
+        access_log=False,
+        limit_concurrency=most_connections,
+        timeout_graceful_shutdown=5,
+        ws_max_size=2 * service.limits.frame_bytes,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+    )
+    server = uvicorn.Server(config)
+    app.state.ending = lambda: server.should_exit  # responses without an end of their own watch for it
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, server.handle_exit)
+    server.run(sockets=[listener])
+
+
+def end_on_signals() -> None:
+    """End on SIGTERM and SIGHUP as on Ctrl-C, so that what a server holds is given back.
+
+    A signal that is ignored (SIGHUP under nohup) stays ignored.
+    """
+
+    def end(number: int, _: Any) -> None:
+        for other in (signal.SIGTERM, signal.SIGHUP):  # once is enough
+            signal.signal(other, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, end)
+
+
+def check_certificate(cert: Path | None, key: Path | None) -> None:
+    """Raise ``UserError`` unless ``cert`` and ``key`` belong together, or neither is given."""
+    if (cert is None) != (key is None):
+        raise UserError("--tls-cert and --tls-key go together; give both or neither")
+    if cert is None or key is None:
+        return
+    for option, path in (("--tls-cert", cert), ("--tls-key", key)):
+        if not path.is_file():
+            raise UserError(f"{option} {path} is not a file")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key, password="")
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise UserError(f"--tls-cert {cert} and --tls-key {key} cannot be used ({error})") from None
+
+
 def listen(host: str, port: int) -> socket.socket:
-    """The socket to listen on, taken before anything slow is begun."""
+    """The socket to listen on, opened before anything slow starts."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -106,11 +160,21 @@ def access_rules(
     return AccessRules(host, token, frozenset(origins), frozenset(name.lower() for name in hosts), folders)
 
 
-def command_line_stream(text: str, fps: float) -> "tuple[str, Source]":
-    """``NAME=SOURCE`` of ``serve --stream``; raises ``UserError`` when it is not that."""
-    name, equals, source = text.partition("=")
-    if not equals or not name or not source:
-        raise UserError(f"--stream {text!r} must be NAME=SOURCE, such as door=rtsp://camera.local/1")
+def command_line_streams(texts: Iterable[str], fps: float | None) -> "dict[str, NamedSource]":
+    """``NAME=SOURCE`` of each ``--stream``; raises ``UserError`` for what is not that, or cannot be watched."""
+    from flash_vstream.serve.schemas import NAME
+    from flash_vstream.serve.service import NamedSource
     from flash_vstream.video.sources import Source
 
-    return name, Source(source, fps).checked()
+    named: dict[str, NamedSource] = {}
+    for text in texts:
+        name, equals, source = text.partition("=")
+        if not equals or not name or not source:
+            raise UserError(f"--stream {text!r} must be NAME=SOURCE, such as door=rtsp://camera.local/1")
+        Source(source, fps or 1.0).checked()
+        if not re.fullmatch(NAME, name):
+            raise UserError(f"{name!r} cannot name a stream; use letters, digits, '.', '_' and '-'")
+        if name in named:
+            raise UserError(f"two --stream options name {name!r}; give each stream a name of its own")
+        named[name] = NamedSource(source, fps)
+    return named

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,6 +13,9 @@ from rich.console import Console
 from flash_vstream.cli.options import Json
 from flash_vstream.cli.serve import listen
 from flash_vstream.errors import UserError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 app = typer.Typer(help="Make a benchmark like VStream-QA from your own videos.", no_args_is_help=True)
 
@@ -37,12 +40,22 @@ def review(
     """Serve a page on 127.0.0.1 on which to keep, edit or drop questions, with their clips."""
     import uvicorn
 
-    from flash_vstream.evaluate.review import review_app
-
-    app = review_app(folder)
+    app = guarded_review_app(folder)
     listener = listen("127.0.0.1", port)
     print(json.dumps({"listening": f"http://127.0.0.1:{listener.getsockname()[1]}/"}), flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False)).run(sockets=[listener])
+
+
+def guarded_review_app(folder: Path) -> "FastAPI":
+    """The review page behind the server's rules on loopback: for its own host and its own pages alone."""
+    from flash_vstream.evaluate.review import review_app
+    from flash_vstream.serve.middleware import BodyLimit, CallerCheck
+    from flash_vstream.serve.security import AccessRules
+
+    app = review_app(folder)
+    app.add_middleware(BodyLimit, json_bytes=2**16, upload_bytes=2**16)
+    app.add_middleware(CallerCheck, access=AccessRules())
+    return app
 
 
 @app.command()

@@ -1,16 +1,19 @@
 """An answer under way and all that it holds: given up the moment its caller leaves."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import Request
 from sse_starlette import EventSourceResponse
+from sse_starlette.sse import SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.question_client import Event
+from flash_vstream.serve.answering import Answering
 from flash_vstream.serve.conversation import Conversation, RequestError, data_of
 from flash_vstream.serve.fetching import Fetcher
 from flash_vstream.serve.security import ApiError
@@ -22,6 +25,9 @@ PICTURE_SIDE = 512
 DECODED_AT_ONCE = 2
 PING_SECONDS = 15
 """How often a silent event stream gets a comment, so that no proxy takes it for dead."""
+SEND_SECONDS = 30.0
+"""How long a caller may stop reading before the connection is closed."""
+log = logging.getLogger("flash_vstream.serve")
 GONE = ApiError(499, "the caller is gone")
 T = TypeVar("T")
 
@@ -62,6 +68,11 @@ class Answers:
             raise
         return OngoingAnswer(service, events, clip, self._waiting)
 
+    async def ask(self, stream: str, question: str, max_new_tokens: int) -> "OngoingAnswer":
+        """Ask about a stream; raises ``ApiError`` or ``UserError`` when that cannot be."""
+        events = await anyio.to_thread.run_sync(lambda: self.service.ask(stream, question, (), max_new_tokens))
+        return OngoingAnswer(self.service, events, None, self._waiting)
+
     async def _media(self, conversation: Conversation) -> Any:
         """A video's bytes, or pictures."""
         if conversation.video is not None:
@@ -96,7 +107,7 @@ class Answers:
 class OngoingAnswer:
     """The events of an answer; closing it ends the question and deletes its clip."""
 
-    def __init__(self, service: Service, events: Iterator[Event], clip: str | None, limiter: anyio.CapacityLimiter):
+    def __init__(self, service: Service, events: Answering, clip: str | None, limiter: anyio.CapacityLimiter):
         self._service, self._events, self._clip, self._limiter = service, events, clip, limiter
 
     async def __aiter__(self) -> AsyncIterator[Event]:
@@ -122,7 +133,7 @@ class OngoingAnswer:
 
     def _close(self) -> None:
         try:
-            self._events.close()  # type: ignore[attr-defined]
+            self._events.close()
         finally:
             if self._clip is not None:
                 clip, self._clip = self._clip, None
@@ -164,12 +175,16 @@ class AnswerStream(EventSourceResponse):
 
     def __init__(self, answer: OngoingAnswer, messages: Callable[[AsyncIterator[Event]], AsyncIterator[Any]]):
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(messages(aiter(answer)), ping=PING_SECONDS, sep="\n", headers=headers)
+        super().__init__(
+            messages(aiter(answer)), ping=PING_SECONDS, sep="\n", headers=headers, send_timeout=SEND_SECONDS
+        )
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response, and give back what the answer holds though it was never begun."""
         try:
             await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            log.warning("a caller stopped reading its answer", extra={"path": scope["path"]})
         finally:
             await self._answer.aclose()

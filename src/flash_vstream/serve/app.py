@@ -1,10 +1,9 @@
 """The application: REST for streams and questions, and the web page."""
 
-import base64
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -12,7 +11,6 @@ import anyio.to_thread
 import numpy as np
 from fastapi import FastAPI, Path, Query, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -21,17 +19,18 @@ from flash_vstream.errors import UserError
 from flash_vstream.live.question_client import Event
 from flash_vstream.live.stream_state import frames_seen, read_picture, read_slots, read_thumbnails
 from flash_vstream.serve import schemas
+from flash_vstream.serve.answers import Answers, AnswerStream, while_connected
 from flash_vstream.serve.chat import add_chat
-from flash_vstream.serve.middleware import Gate, error_body
+from flash_vstream.serve.middleware import add_middleware, encoded_error
 from flash_vstream.serve.security import ApiError
-from flash_vstream.serve.service import Service
+from flash_vstream.serve.service import Service, data_url
 from flash_vstream.video import Frame
 from flash_vstream.video.pictures import decode_picture
 from flash_vstream.video.sources import Source
 
 THREADS = 128
-"""Each answer that is streamed takes a thread while it lasts."""
-_FAILS: dict[int | str, dict[str, Any]] = {
+"""Each answer under way occupies a thread while it waits for its next token."""
+_ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": what}
     for status, what in (
         (400, "Not understood"),
@@ -56,14 +55,16 @@ def make_app(service: Service) -> FastAPI:
         yield
         await anyio.to_thread.run_sync(service.close)
 
-    app = FastAPI(title="flash-vstream", version=__version__, lifespan=lifespan, responses=_FAILS, docs_url=None)
-    app.add_middleware(Gate, access=service.access, most_bytes=service.limits.upload_bytes)
+    app = FastAPI(title="flash-vstream", version=__version__, lifespan=lifespan, responses=_ERRORS, docs_url=None)
+    app.state.ending = lambda: False  # whoever runs the server puts in how it is known that it stops
+    add_middleware(app, service.access, service.limits.json_bytes, service.limits.upload_bytes)
     _add_errors(app)
     _add_state(app, service)
     _add_streams(app, service)
-    _add_questions(app, service)
+    answers = Answers(service)
+    _add_questions(app, service, answers)
     _add_push(app, service)
-    add_chat(app, service)
+    add_chat(app, service, answers)
     page = files("flash_vstream.serve") / "page"
     app.mount("/page", StaticFiles(directory=str(page)), name="page")
 
@@ -75,19 +76,21 @@ def make_app(service: Service) -> FastAPI:
 
 
 def _add_errors(app: FastAPI) -> None:
-    def refused(_: Request, error: Exception) -> JSONResponse:
-        status = error.status if isinstance(error, ApiError) else 422
-        return JSONResponse(error_body(status, str(error)), status)
+    def response(status: int, message: str, headers: Any = None) -> Response:
+        return Response(encoded_error(status, message), status, headers, "application/json")
 
-    def invalid(_: Request, error: Exception) -> JSONResponse:
+    def refused(_: Request, error: Exception) -> Response:
+        return response(error.status if isinstance(error, ApiError) else 422, str(error))
+
+    def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return JSONResponse(error_body(422, f"{where}: {first['msg']}"), 422)
+        return response(422, f"{where[:200]}: {first['msg']}")
 
-    def http_error(_: Request, error: Exception) -> JSONResponse:
+    def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+        return response(error.status_code, str(error.detail), error.headers)
 
     app.add_exception_handler(ApiError, refused)
     app.add_exception_handler(UserError, refused)
@@ -96,13 +99,17 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    @app.get("/healthz", tags=["server"])
+    @app.get("/healthz", tags=["server"], response_model=schemas.Health)
     def health() -> dict[str, Any]:
-        """Whether both workers run; the status is ``restarting`` while one is being started again."""
-        both = {"frame": service.live.worker, "question": service.question_client.worker}
-        workers = {name: {"alive": h.alive, "pid": h.pid, "restarts": h.restarts} for name, h in both.items()}
-        status = "ok" if all(h.alive for h in both.values()) else "restarting"
-        return {"status": status, "workers": workers, "uptime_seconds": time.time() - service.started}
+        """Whether all is well, and what is not."""
+        supervisors = {"frame": service.live.worker, "question": service.question_client.worker}
+        workers = {name: {"alive": s.alive, "pid": s.pid, "restarts": s.restarts} for name, s in supervisors.items()}
+        problems = service.problems()
+        status = "degraded" if problems else "ok"
+        if not all(worker["alive"] for worker in workers.values()):
+            status = "restarting"
+        uptime = time.time() - service.started
+        return {"status": status, "problems": problems, "workers": workers, "uptime_seconds": uptime}
 
     @app.get("/metrics", tags=["server"], response_class=Response)
     def metrics() -> Response:
@@ -113,21 +120,27 @@ def _add_state(app: FastAPI, service: Service) -> None:
 def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/v1/streams", tags=["streams"], response_model=list[schemas.StreamInfo])
     def list_streams() -> list[dict[str, Any]]:
-        """Every stream that is watched."""
+        """Every stream's status."""
         return [status.to_dict() for status in service.statuses()]
 
     @app.post("/v1/streams", tags=["streams"], status_code=201, response_model=schemas.StreamInfo)
     def create_stream(new: schemas.NewStream) -> dict[str, Any]:
         """Begin to watch a source."""
-        service.access.check_source(new.source, new.transport)  # before anything is said of what is there
+        service.access.check_source(new.source, new.transport)  # nothing is said of files that are closed
         source = Source(new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport).checked()
         service.add_stream(new.name, source)
         return service.status(new.name).to_dict()
 
     @app.get("/v1/streams/{name}", tags=["streams"], response_model=schemas.StreamInfo)
     def inspect_stream(name: Name) -> dict[str, Any]:
-        """How a stream is doing."""
+        """A stream's status."""
         return service.status(name).to_dict()
+
+    @app.patch("/v1/streams/{name}", tags=["streams"], response_model=schemas.StreamInfo)
+    def edit_stream(name: Name, edit: schemas.StreamEdit) -> dict[str, Any]:
+        """Change a stream's name or frame rate; its memory and its history stay."""
+        service.edit_stream(name, edit.name, edit.fps)
+        return service.status(edit.name or name).to_dict()
 
     @app.delete("/v1/streams/{name}", tags=["streams"], status_code=204)
     def delete_stream(name: Name) -> None:
@@ -150,19 +163,14 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         )
 
 
-def data_url(jpeg: bytes) -> str:
-    """A JPEG as a data URL."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-
-
-def _add_questions(app: FastAPI, service: Service) -> None:
+def _add_questions(app: FastAPI, service: Service, answers: Answers) -> None:
     @app.post("/v1/streams/{name}/questions", tags=["questions"], response_model=schemas.AnswerBody)
-    def ask(name: Name, asked: schemas.NewQuestion) -> Any:
+    async def ask(name: Name, new: schemas.NewQuestion, request: Request) -> Any:
         """Ask about the stream as it is now; with ``stream`` the events are text, then done or error."""
-        events = service.ask(name, asked.question, max_tokens=asked.max_tokens)
-        if asked.stream:
-            return StreamingResponse(server_sent(events), media_type="text/event-stream")
-        return service.whole_answer(events)
+        answer = await answers.ask(name, new.question, new.max_new_tokens)
+        if new.stream:
+            return AnswerStream(answer, _messages)
+        return await while_connected(request, answer.finished())
 
     @app.get("/v1/streams/{name}/history", tags=["questions"], response_model=list[schemas.HistoryEntry])
     def history(
@@ -170,16 +178,14 @@ def _add_questions(app: FastAPI, service: Service) -> None:
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
         before: Annotated[int | None, Query(ge=1, le=2**62, description="Questions older than this id.")] = None,
     ) -> list[dict[str, Any]]:
-        """Questions with what came of them, oldest first."""
-        service.check_stream(name)
-        return service.store.history(name, limit, before)
+        """Questions with their outcomes, oldest first."""
+        return service.history(name, limit, before)
 
 
-def server_sent(events: Iterator[Event]) -> Iterator[str]:
-    """Events of an answer as server-sent events."""
-    for event in events:
+async def _messages(events: AsyncIterator[Event]) -> AsyncIterator[dict[str, str]]:
+    async for event in events:
         value = event.value if event.kind == "done" else {"text" if event.kind == "text" else "message": event.value}
-        yield f"event: {event.kind}\ndata: {json.dumps(value)}\n\n"
+        yield {"event": event.kind, "data": json.dumps(value)}
 
 
 def _add_push(app: FastAPI, service: Service) -> None:
@@ -187,37 +193,45 @@ def _add_push(app: FastAPI, service: Service) -> None:
     async def push(socket: WebSocket, name: str) -> None:
         """Take frames (JPEG, PNG or WebP, one a message) for a stream whose source is ``push``.
 
-        Each is answered by ``{"frame": number}``, so that a sender can keep to what is taken.
+        Each is answered by ``{"frame": number}``, so that a sender can keep pace.
         """
         try:
-            ring = service.ring(name)
+            order, ring = service.live.order(name), service.ring(name)
         except (ApiError, UserError) as error:
             await socket.close(1008, str(error)[:120])
             return
         await socket.accept()
-        side = service.live.order(name).source.size
         number = ring.taken + 1
-        with contextlib.suppress(WebSocketDisconnect):  # gone while it was answered
-            while name in service.live.names():
+        with contextlib.suppress(WebSocketDisconnect):  # the sender left
+            while _is_watched(service, name, order):
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
                     return
                 data = message.get("bytes") or b""
                 try:
-                    image = await anyio.to_thread.run_sync(picture_of, data, side, service.limits.frame_bytes)
+                    image = await anyio.to_thread.run_sync(
+                        picture_of, data, order.source.size, service.limits.frame_bytes
+                    )
                 except ApiError as error:
                     await socket.send_json({"error": str(error)})
                     continue
                 number = max(number, ring.taken) + 1
-                ring.write(number, Frame(time.monotonic(), image))
+                ring.write(number, Frame(time.time(), image))
                 await socket.send_json({"frame": number})
-            await socket.close(1001, "the stream was deleted")
+            await socket.close(1001, "the stream was changed or deleted")
 
 
-def picture_of(data: bytes, side: int, most: int) -> Any:
+def _is_watched(service: Service, name: str, order: Any) -> bool:
+    """Whether ``name`` is still the stream that was ordered with ``order``."""
+    with contextlib.suppress(UserError):
+        return service.live.order(name) is order
+    return False
+
+
+def picture_of(data: bytes, side: int, most: int) -> np.ndarray:
     """The centre square of an encoded picture, ``[side, side, 3]`` uint8; raises ``ApiError``."""
     if len(data) > most:
-        raise ApiError(413, f"the frame is {len(data):,} bytes; {most:,} at most are taken")
+        raise ApiError(413, f"the frame is {len(data):,} bytes; the limit is {most:,}")
     try:
         return np.asarray(decode_picture(data, side))
     except UserError as error:

@@ -19,10 +19,9 @@ from flash_vstream.serve.responses import response_events, response_of
 from flash_vstream.serve.service import Service
 
 
-def add_chat(app: FastAPI, service: Service) -> None:
+def add_chat(app: FastAPI, service: Service, answers: Answers) -> None:
     """The endpoints that OpenAI's clients call."""
     router = APIRouter(route_class=OpenAIRoute, tags=["chat"])
-    answers = Answers(service)
     model = {"id": service.model_name, "object": "model", "created": int(service.started), "owned_by": "flash-vstream"}
 
     def check_model(name: str) -> None:

@@ -1,19 +1,58 @@
-"""Log records as JSON, one a line."""
+"""The server's log: JSON, one record a line, and never faster than a disk can take."""
 
 import json
 import logging
+import time
 from typing import Any
+
+BURST = 10
+PERIOD_SECONDS = 60.0
 
 
 class JsonFormatter(logging.Formatter):
-    """Log records as JSON, one a line."""
+    """Log records as JSON, one a line; ``extra`` fields become fields of the object."""
 
     _own = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
-        told: dict[str, Any] = {"time": round(record.created, 3), "level": record.levelname.lower()}
-        told["event"] = record.getMessage()
-        told |= {name: value for name, value in vars(record).items() if name not in self._own}
+        fields: dict[str, Any] = {"time": round(record.created, 3), "level": record.levelname.lower()}
+        fields["event"] = record.getMessage()
+        fields |= {name: value for name, value in vars(record).items() if name not in self._own}
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told, default=str)
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
+
+
+class RateLimit(logging.Filter):
+    """At most ``burst`` warnings and errors of one kind in ``period`` seconds.
+
+    A kind is the line of code that logs. The first record after a pause has the field ``suppressed``:
+    how many were left out. Records below WARNING pass, since they are only logged on request.
+    """
+
+    def __init__(self, burst: int = BURST, period: float = PERIOD_SECONDS):
+        super().__init__()
+        self._burst, self._period = burst, period
+        self._kinds: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        kind, now = (record.pathname, record.lineno), time.monotonic()
+        begin, count = self._kinds.get(kind, (now, 0))
+        if now - begin >= self._period:
+            if count > self._burst:
+                record.suppressed = count - self._burst
+            begin, count = now, 0
+        self._kinds[kind] = (begin, count + 1)
+        return count < self._burst
+
+
+def log_to_stderr(requests: bool) -> None:
+    """Log the whole process to stderr through one rate-limited handler; ``requests`` adds a line for each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(RateLimit())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("flash_vstream").setLevel(logging.INFO if requests else logging.WARNING)
+    logging.captureWarnings(True)

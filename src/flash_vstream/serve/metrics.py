@@ -1,24 +1,38 @@
-"""What ``/metrics`` tells, in Prometheus' text format."""
+"""What ``/metrics`` exposes, in Prometheus' text format. It knows stream statuses, not the service."""
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from flash_vstream.serve.service import Service
+from flash_vstream.live.streams import StreamStatus
 
 _SECONDS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10)
 _RATES = (5, 10, 15, 20, 30, 40, 60, 100)
+_COUNTERS = {
+    "frames_in": ("Frames that arrived at the wanted rate", "came"),
+    "frames_kept": ("Frames written to the memory", "kept"),
+    "frames_skipped": ("Frames passed over for newer ones", "skipped"),
+    "source_restarts": ("How often the source was opened again", "restarts"),
+}
+_GAUGES = {
+    "lag_seconds": ("Age of the newest frame in memory", "lag"),
+    "stream_seconds": ("Stream time of the newest frame", "time"),
+    "encode_seconds": ("Time that a frame took to encode", "encode_seconds"),
+    "write_seconds": ("Time that a frame took to write", "write_seconds"),
+}
 
 
 class Metrics:
-    """Counters of questions, and the streams' own numbers read off when they are asked for."""
+    """Counters of questions, and the streams' own numbers read when ``/metrics`` is called.
 
-    def __init__(self, service: "Service"):
+    ``statuses`` gives every stream's status; ``restarts`` how often each worker was restarted.
+    """
+
+    def __init__(self, statuses: Callable[[], list[StreamStatus]], restarts: Callable[[], Mapping[str, int]]):
         self._registry = CollectorRegistry()
         self._questions = Counter(
             "flash_vstream_questions", "Questions by outcome", ["outcome"], registry=self._registry
@@ -33,10 +47,10 @@ class Metrics:
         self._speed = Histogram(
             "flash_vstream_tokens_per_second", "After the first token", buckets=_RATES, registry=self._registry
         )
-        self._registry.register(_Streams(service))
+        self._registry.register(_Streams(statuses, restarts))
 
-    def answered(self, details: dict[str, Any], error: str | None) -> None:
-        """Count a question that has come to its end."""
+    def answered(self, details: Mapping[str, Any], error: str | None) -> None:
+        """Count a question that has ended: with an answer's ``details``, or with an ``error``."""
         self._questions.labels("failed" if error else "answered").inc()
         if error is None:
             self._first.labels("warm" if details["warm"] else "fresh").observe(details["first_token_seconds"])
@@ -49,31 +63,19 @@ class Metrics:
 
 
 class _Streams(Collector):
-    def __init__(self, service: "Service"):
-        self._service = service
+    def __init__(self, statuses: Callable[[], list[StreamStatus]], restarts: Callable[[], Mapping[str, int]]):
+        self._statuses, self._restarts = statuses, restarts
 
     def collect(self) -> Iterator[Metric]:
-        statuses = self._service.statuses()
-        counters = {
-            "frames_in": ("Frames that came at the wanted rate", "came"),
-            "frames_kept": ("Frames written to the memory", "kept"),
-            "frames_skipped": ("Frames passed over for newer ones", "skipped"),
-            "source_restarts": ("How often the source was opened again", "restarts"),
-        }
-        for name, (what, field) in counters.items():
+        statuses = self._statuses()
+        for name, (what, field) in _COUNTERS.items():
             yield _family(CounterMetricFamily, name, what, ((s.name, getattr(s, field)) for s in statuses))
-        gauges = {
-            "lag_seconds": ("Age of the newest frame in memory", "lag"),
-            "stream_seconds": ("Stream time of the newest frame", "time"),
-            "encode_seconds": ("Time that a frame took to encode", "encode_seconds"),
-            "write_seconds": ("Time that a frame took to write", "write_seconds"),
-        }
-        for name, (what, field) in gauges.items():
+        for name, (what, field) in _GAUGES.items():
             known = ((s.name, getattr(s, field)) for s in statuses if getattr(s, field) is not None)
             yield _family(GaugeMetricFamily, name, what, known)
         workers = CounterMetricFamily("flash_vstream_worker_restarts", "Worker restarts", labels=["worker"])
-        workers.add_metric(["frame"], self._service.live.worker.restarts)
-        workers.add_metric(["question"], self._service.question_client.worker.restarts)
+        for worker, count in self._restarts().items():
+            workers.add_metric([worker], count)
         yield workers
 
 

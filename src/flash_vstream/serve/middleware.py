@@ -1,96 +1,234 @@
-"""What stands before every request: who may call, how much may be sent, one line of log each."""
+"""What stands before every request, each class for one thing.
+
+From the outside in: the request log, security headers, bodies that nobody reads, gzip and CORS (both Starlette's),
+HEAD, who may call, and how much may be sent. ``add_middleware`` puts them around an application in this order.
+"""
 
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Collection, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
+import anyio
+from fastapi import FastAPI, HTTPException
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import DEFAULT_EXCLUDED_CONTENT_TYPES, GZipMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
 from flash_vstream.serve.security import AccessRules, ApiError
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 OPEN = ("/", "/healthz")
 """Answered without a token: the page asks for one, and a health check needs none."""
-HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (
-        b"content-security-policy",
-        b"default-src 'self'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; frame-ancestors 'none'",
+UPLOADS = ("/v1/chat/completions", "/v1/responses")
+"""Their bodies may carry clips and pictures as data URLs."""
+MOST_JSON_MARKS = 50_000
+"""Brackets, braces and commas in a body: data URLs have next to none, and parsing costs by the value."""
+READ_SECONDS = 10.0
+HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' blob: data:; connect-src 'self' ws: wss:; frame-ancestors 'none'"
     ),
-]
+}
 log = logging.getLogger("flash_vstream.serve")
 
 
-class Gate:
-    """ASGI middleware around the whole application."""
+def add_middleware(app: FastAPI, access: AccessRules, json_bytes: int, upload_bytes: int) -> None:
+    """Put all of them around ``app``."""
+    app.add_middleware(BodyLimit, json_bytes=json_bytes, upload_bytes=upload_bytes)
+    app.add_middleware(CallerCheck, access=access)
+    app.add_middleware(HeadAsGet)
+    if access.origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(access.origins),
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["authorization", "content-type"],
+        )
+    streamed = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "multipart/*")  # what must arrive as it is written
+    app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5, exclude_content_types=streamed)
+    app.add_middleware(ReadToEnd)
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(RequestLog)
 
-    def __init__(self, app: Any, access: AccessRules, most_bytes: int):
-        self.app, self.access, self.most_bytes = app, access, most_bytes
+
+class RequestLog:
+    """A line of log for each request, without its query or body."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        begun, seen = time.perf_counter(), {"status": 0}
+        started, status = time.perf_counter(), 0
 
-        async def answer(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                seen["status"] = message["status"]
-                message["headers"] = [*message.get("headers", []), *HEADERS]
+        async def answer(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
             await send(message)
 
         try:
-            self._check(scope)
-            await self.app(scope, self._bounded(receive) if scope["type"] == "http" else receive, answer)
-        except ApiError as refused:
-            if seen["status"]:
-                raise  # too late to say it
-            await _refuse(scope, refused, answer)
+            await self.app(scope, receive, answer)
         finally:
-            taken = round(1000 * (time.perf_counter() - begun), 1)
-            method = scope.get("method", "WS")
-            log.info("request", extra={"method": method, "path": scope["path"], "status": seen["status"], "ms": taken})
+            milliseconds = round(1000 * (time.perf_counter() - started), 1)
+            fields = {"method": scope.get("method", "WS"), "path": scope["path"], "status": status}
+            log.info("request", extra={**fields, "ms": milliseconds})
+
+
+class SecurityHeaders:
+    """Headers that keep browsers from guessing types, leaking addresses, and embedding what is here elsewhere."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await self.app(scope, receive, answer if scope["type"] == "http" else send)
+
+
+class ReadToEnd:
+    """Reads what is left of a body behind an answer that did not need it.
+
+    Callers who send everything before they read would else meet a reset connection in place of the answer.
+    """
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope) if scope["type"] == "http" else {}
+        if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+            await self.app(scope, receive, send)
+            return
+        more = True
+
+        async def reading() -> Message:
+            nonlocal more
+            message = await receive()
+            more = message.get("more_body", False)
+            return message
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body") and more:
+                await send({**message, "more_body": True})
+                with anyio.move_on_after(READ_SECONDS):
+                    while more:
+                        await reading()
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self.app(scope, reading, answer)
+
+
+class HeadAsGet:
+    """HEAD wherever GET works: the same headers, without the body."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, answer)
+
+
+class CallerCheck:
+    """Turns away strangers, foreign pages and rebound names, by ``access``."""
+
+    def __init__(self, app: ASGIApp, access: AccessRules, open_paths: Collection[str] = OPEN):
+        self.app, self.access, self.open_paths = app, access, open_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket"):
+            try:
+                self._check(scope)
+            except ApiError as error:
+                await _refuse(scope, error, send)
+                return
+            except ValueError:
+                await _refuse(scope, ApiError(400, "the Host or the Origin header cannot be read"), send)
+                return
+        await self.app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if scope["path"] in OPEN or scope["path"].startswith("/page/"):
+        if scope["path"] in self.open_paths or scope["path"].startswith("/page/"):
             return
+        headers = Headers(scope=scope)
+        # A picture or a WebSocket that a foreign page embeds comes without the rules of CORS, and a picture
+        # without an Origin; but browsers say where it came from. Other ports of this machine are "same-site".
+        site = headers.get("sec-fetch-site", "none")
+        if site not in ("same-origin", "none") and headers.get("origin") not in self.access.origins:
+            raise ApiError(403, "pages of other origins may not call this server; allow one with --allow-origin")
         token = None
         if scope["type"] == "websocket":  # browsers send no headers of ours with these
             token = next(iter(parse_qs(scope["query_string"].decode("latin-1")).get("token", [])), None)
         self.access.check_caller(headers, token)
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.most_bytes:
-            raise ApiError(413, f"the body is {int(length):,} bytes; {self.most_bytes:,} at most are taken")
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """``receive`` that stops a body which is longer than it said, or did not say."""
-        taken = 0
+
+class BodyLimit:
+    """Bodies of bounded size, whether they tell their length or come in chunks, and of bounded JSON."""
+
+    def __init__(self, app: ASGIApp, json_bytes: int, upload_bytes: int):
+        self.app, self.json_bytes, self.upload_bytes = app, json_bytes, upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        most = self.upload_bytes if scope["path"] in UPLOADS else self.json_bytes
+        length = Headers(scope=scope).get("content-length", "0")
+        if length.isdigit() and int(length) > most:
+            await _refuse(scope, ApiError(413, _too_large(most)), send)
+            return
+        size = marks = 0
 
         async def bounded() -> MutableMapping[str, Any]:
-            nonlocal taken
+            nonlocal size, marks
             message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > self.most_bytes:
-                raise ApiError(413, f"the body is longer than {self.most_bytes:,} bytes, the most that is taken")
+            body = message.get("body", b"")
+            size += len(body)
+            marks += sum(map(body.count, b"[{,"))
+            # HTTPException, since FastAPI makes a 400 of any other that is raised while it reads a body.
+            if size > most:
+                raise HTTPException(413, _too_large(most))
+            if marks > MOST_JSON_MARKS:
+                raise HTTPException(413, f"the body holds more than {MOST_JSON_MARKS:,} values")
             return message
 
-        return bounded
+        await self.app(scope, bounded, send)
 
 
-async def _refuse(scope: Scope, refused: ApiError, send: Send) -> None:
+def _too_large(most: int) -> str:
+    return f"the body is longer than {most:,} bytes, the limit here"
+
+
+async def _refuse(scope: Scope, error: ApiError, send: Send) -> None:
     if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": str(refused)[:120]})
+        await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:120]})
         return
-    body = json.dumps(error_body(refused.status, str(refused))).encode()
+    body = encoded_error(error.status, str(error))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if refused.status == 401:
+    if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -99,3 +237,8 @@ def error_body(status: int, message: str) -> dict[str, Any]:
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found", 409: "conflict"}
     kinds |= {413: "too_large", 429: "rate_limit"}
     return {"error": {"message": message, "type": kinds.get(status, "invalid_request"), "code": status}}
+
+
+def encoded_error(status: int, message: str) -> bytes:
+    """``error_body`` as JSON in ASCII: a message may quote what no encoding can carry, such as half a surrogate."""
+    return json.dumps(error_body(status, message)).encode()

@@ -2,11 +2,26 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 MOST_QUESTION = 4000
-Text = Annotated[str, StringConstraints(min_length=1, max_length=MOST_QUESTION, pattern=r"\S")]
+
+
+def plain_text(text: str) -> str:
+    """``text``, which must be encodable and without NUL; raises ``ValueError``."""
+    if "\0" in text:
+        raise ValueError("a NUL character cannot be part of text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("half of a surrogate pair cannot be part of text")
+    return text
+
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Text = Annotated[
+    str, StringConstraints(min_length=1, max_length=MOST_QUESTION, pattern=r"\S"), AfterValidator(plain_text)
+]
+Fps = Annotated[float, Field(gt=0, le=120, description="Frames to look at in a second of stream time.")]
 
 
 class ErrorDetail(BaseModel):
@@ -27,12 +42,38 @@ class NewStream(BaseModel):
     """A stream to watch. ``source`` is a file, a URL, a camera, a folder, or ``push`` for frames sent to it."""
 
     model_config = ConfigDict(extra="forbid")
-    name: Annotated[str, StringConstraints(pattern=NAME)]
-    source: Annotated[str, StringConstraints(min_length=1, max_length=2000)]
-    fps: float = Field(1.0, gt=0, le=120, description="Frames to look at in a second of stream time.")
+    name: Name
+    source: Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(plain_text)]
+    fps: Fps = 1.0
     loop: bool = Field(False, description="Begin a file again at its end.")
     pace: Literal["real", "fast"] = Field("real", description="A file's own pace, or as fast as it can be read.")
     transport: Literal["tcp", "udp"] = Field("tcp", description="RTSP's transport.")
+
+
+class StreamEdit(BaseModel):
+    """What to change of a stream; its memory and its history stay."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
+    name: Name | None = None
+    fps: Fps | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "StreamEdit":
+        if self.name is None and self.fps is None:
+            raise ValueError("name or fps must be given")
+        return self
+
+
+class Health(BaseModel):
+    """Whether all is well.
+
+    ``restarting`` while a worker is being started again, ``degraded`` for any other of the ``problems``.
+    """
+
+    status: Literal["ok", "restarting", "degraded"]
+    problems: list[str]
+    workers: dict[str, dict[str, Any]]
+    uptime_seconds: float
 
 
 class StreamInfo(BaseModel):
@@ -41,6 +82,7 @@ class StreamInfo(BaseModel):
     name: str
     source: str
     state: Literal["starting", "live", "reconnecting", "ended", "failed"]
+    fps: float
     error: str | None
     note: str | None
     time: float | None
@@ -59,7 +101,7 @@ class NewQuestion(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     question: Text
-    max_tokens: int = Field(96, ge=1, le=512)
+    max_new_tokens: int = Field(96, ge=1, le=512)
     stream: bool = Field(False, description="Send the answer as server-sent events while it is generated.")
 
 
@@ -99,7 +141,7 @@ class AnswerBody(BaseModel):
 
 
 class HistoryEntry(BaseModel):
-    """A question that was asked, and what came of it."""
+    """A question and its outcome; ``asked`` is a Unix time."""
 
     id: int
     asked: float

@@ -60,7 +60,7 @@ class AccessRules:
         ``query_token`` is for what a browser cannot send headers with (WebSockets, pictures).
         """
         named = _host_of(headers.get("host", ""))
-        if self.local and named not in LOOPBACK | {self.host}:
+        if self.local and not is_loopback(named):
             raise ApiError(403, f"this server answers to localhost alone, not to {named[:80] or 'a missing Host'}")
         origin = headers.get("origin")
         if origin and origin not in self.origins and _netloc_of(origin) != headers.get("host"):

@@ -1,31 +1,37 @@
 """What a server does, without HTTP: streams, questions, clips, and what is kept of them."""
 
-import contextlib
 import logging
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.question_client import Event, QuestionClient
+from flash_vstream.live.question_client import QuestionClient
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import save_state
+from flash_vstream.live.stream_state import read_thumbnails, save_state
 from flash_vstream.live.streams import LiveStreams, StreamStatus
 from flash_vstream.models import hub
+from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.models.prompt_limit import PromptLimit
+from flash_vstream.serve.answering import Answering
 from flash_vstream.serve.clips import Clips, is_clip
 from flash_vstream.serve.metrics import Metrics
+from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
-from flash_vstream.serve.store import StateFolder
+from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
 from flash_vstream.video.capture import FrameRing
-from flash_vstream.video.sources import Source
+from flash_vstream.video.sources import Source, hide_secrets
 
 SAVE_SECONDS = 10.0
+"""How often memories are saved, failed writes repeated, and streams tried again that could not be watched."""
 log = logging.getLogger("flash_vstream.serve")
 
 
@@ -36,80 +42,211 @@ class Limits:
     streams: int = 16
     questions_at_once: int = 64
     upload_bytes: int = 64 * 2**20
+    json_bytes: int = 2**20
     frame_bytes: int = 8 * 2**20
 
 
-class Service:
-    """Live streams, the question client and the state folder of one server."""
+@dataclass(frozen=True)
+class NamedSource:
+    """A source from the command line; ``fps`` None keeps the rate that was saved, or takes 1."""
 
-    def __init__(self, model_name: str, access: AccessRules, state: Path | None = None, limits: Limits | None = None):
+    source: str
+    fps: float | None = None
+
+
+class Service:
+    """Live streams, the question client and the state folder of one server.
+
+    ``streams`` are watched from the start; where the state folder has one of the same name, these win.
+    Raises ``UserError`` for a model that cannot be loaded or a state folder that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        access: AccessRules,
+        state: Path | None = None,
+        limits: Limits | None = None,
+        streams: Mapping[str, NamedSource] | None = None,
+    ):
         self.model_name, self.access, self.limits = model_name, access, limits or Limits()
         self.store = StateFolder(state)
-        self.live, self.question_client = _both(model_name)
-        self.metrics = Metrics(self)
+        try:
+            self.live, self.question_client = _both(model_name)
+        except BaseException:
+            self.store.close()
+            raise
+        self.metrics = Metrics(self.statuses, self.restarts)
         self.started = time.time()
-        self._asking = threading.Semaphore(self.limits.questions_at_once)
+        self.saving_error: str | None = None
+        self._waiting: dict[str, SavedStream] = {}
+        self._changing = threading.RLock()  # one change of the set of streams, or one save, at a time
+        self._questions = threading.Semaphore(self.limits.questions_at_once)
+        self._scratch = tempfile.TemporaryDirectory(prefix="flash-vstream-edits-")
         self.clips = Clips(self.live)
         self._stopping = threading.Event()
-        self._restore()
         self._saver = threading.Thread(target=self._save_often, name="saver", daemon=True)
+        try:
+            self._restore(dict(streams or {}))
+        except BaseException:
+            self.close()
+            raise
         self._saver.start()
 
     # --- streams
 
-    def _restore(self) -> None:
-        """Watch again what was watched when the server stopped."""
-        for name, fields in self.store.streams().items():
+    def _restore(self, named: dict[str, NamedSource]) -> None:
+        """Watch again what was watched when the server stopped, and what the command line names."""
+        for saved in self.store.saved_streams():
+            if (given := named.pop(saved.name, None)) is not None:
+                saved = self._replace_saved(saved, given)
+            self._watch_saved(saved)
+        for name, given in named.items():
             try:
-                source = replace(Source(**fields), rules=self.access.rules)
-                self.live.add(name, source, self.store.memory_path(name))
-            except UserError as error:
-                log.warning("stream not restored", extra={"stream": name, "reason": str(error)})
+                self.add_stream(name, Source(given.source, given.fps or 1.0))
+            except ApiError as error:
+                raise UserError(f"--stream {name}: {error}") from None
+
+    def _replace_saved(self, saved: SavedStream, given: NamedSource) -> SavedStream:
+        """Put the command line's source in place of the saved one; another source begins a new memory."""
+        known = saved.fields if saved.fields is not None and saved.fields["name"] == given.source else {}
+        values = {"fps": 1.0, **known, "name": given.source} | ({"fps": given.fps} if given.fps else {})
+        try:
+            if not known:
+                self.store.set_memory_aside(saved.name)
+                log.warning("another source than before: its memory begins anew", extra={"stream": saved.name})
+            self.store.add_stream(saved.name, Source(**values))
+        except StoreError as error:
+            raise UserError(f"--stream {saved.name}: the state folder cannot be written ({error})") from None
+        return SavedStream(saved.name, values)
+
+    def _watch_saved(self, saved: SavedStream) -> None:
+        """Watch a saved stream; one that cannot be watched is shown as failed, and tried again later."""
+        try:
+            if saved.fields is None:
+                raise UserError(saved.error)
+            self._watch(saved.name, Source(**saved.fields), self.store.memory_path(saved.name))
+        except Exception as error:  # whatever a damaged entry leads to, the other streams are watched
+            if saved.name not in self._waiting:
+                log.warning("stream not restored", extra={"stream": saved.name, "reason": str(error)})
+            self._waiting[saved.name] = replace(saved, error=str(error))
+        else:
+            self._waiting.pop(saved.name, None)
+
+    def _watch(self, name: str, source: Source, saved: Path | None) -> None:
+        """Watch a source under this server's rules, which are not saved with it."""
+        self.live.add(name, replace(source, rules=self.access.rules), saved)
 
     def add_stream(self, name: str, source: Source) -> None:
-        """Watch a source; raises ``ApiError`` for a name that is taken, or one stream too many."""
-        if name in self.live.names():
+        """Watch a source, and remember it; raises ``ApiError``, and then neither was done.
+
+        The status is 409 for a name that is taken or a state folder that cannot be written, 429 for one
+        stream too many.
+        """
+        with self._changing:
+            self._check_free(name)
+            if len(self.stream_names()) >= self.limits.streams:
+                raise ApiError(429, f"{self.limits.streams} streams are watched, the most there can be; delete one")
+            with _disk_errors():
+                self.store.add_stream(name, source)
+            try:
+                self._watch(name, source, self.store.memory_path(name))
+            except BaseException:
+                with suppress(StoreError):
+                    self.store.remove_stream(name)
+                raise
+
+    def edit_stream(self, name: str, new_name: str | None = None, fps: float | None = None) -> None:
+        """Give a stream another name or frame rate; its memory and its questions stay.
+
+        It is not watched for the moment that this takes. Raises ``ApiError``, and then nothing was changed.
+        """
+        with self._changing:
+            self.check_stream(name)
+            if name not in self.live.names():
+                raise ApiError(409, f"stream {name!r} cannot be watched now; edit it when it can, or delete it")
+            source, new_name = replace(self.live.order(name).source, rules=None), new_name or name
+            edited = replace(source, fps=fps or source.fps)
+            if (new_name, edited) == (name, source):
+                return
+            if new_name != name:
+                self._check_free(new_name)
+            memory = self.store.memory_path(new_name) or Path(self._scratch.name) / f"{new_name}.safetensors"
+            shared = self._shared_state(name)
+            with _disk_errors():
+                if shared is None or not _save(shared, memory):
+                    raise ApiError(409, f"stream {name!r} is only just starting; try again in a moment")
+                self.store.edit_stream(name, new_name, edited)
+            self.live.remove(name)
+            try:
+                self._watch(new_name, edited, memory)
+            except UserError as error:
+                self._waiting[new_name] = SavedStream(new_name, asdict(edited), str(error))
+
+    def _check_free(self, name: str) -> None:
+        if name in self.live.names() or name in self._waiting:
             raise ApiError(409, f"there is a stream called {name!r} already; choose another name, or delete it first")
-        if len(self.stream_names()) >= self.limits.streams:
-            raise ApiError(429, f"{self.limits.streams} streams are watched, which is the most; delete one first")
-        self.live.add(name, replace(source, rules=self.access.rules), self.store.memory_path(name))
-        self.store.add_stream(name, source)
 
     def remove_stream(self, name: str) -> None:
-        """Stop watching and forget."""
-        self.check_stream(name)
-        self.live.remove(name)
-        self.store.remove_stream(name)
+        """Stop watching and forget; raises ``ApiError``, and then neither was done."""
+        with self._changing:
+            self.check_stream(name)
+            with _disk_errors():
+                self.store.remove_stream(name)
+            if self._waiting.pop(name, None) is None:
+                self.live.remove(name)
 
     def stream_names(self) -> list[str]:
-        """The streams that callers made (the clips of chat requests are not listed)."""
-        return [name for name in self.live.names() if not is_clip(name)]
+        """The streams that callers made, with those that wait to be watched (clips of chats are not listed)."""
+        return [name for name in self.live.names() if not is_clip(name)] + list(self._waiting)
 
     def check_stream(self, name: str) -> None:
         """Raise ``ApiError`` (404) when there is no such stream."""
-        if is_clip(name) or name not in self.live.names():
+        if is_clip(name) or (name not in self.live.names() and name not in self._waiting):
             raise ApiError(404, f"no stream is called {name[:80]!r}; see GET /v1/streams")
 
     def status(self, name: str) -> StreamStatus:
-        """How a stream is doing."""
+        """A stream's status."""
         self.check_stream(name)
+        if (waiting := self._waiting.get(name)) is not None:
+            return _failed(waiting)
         return self.live.status(name)
 
     def statuses(self) -> list[StreamStatus]:
-        """How every stream is doing; one that goes meanwhile is left out."""
+        """Every stream's status; one that is removed meanwhile is left out."""
         found = []
         for name in self.stream_names():
-            with contextlib.suppress(UserError):
-                found.append(self.live.status(name))
+            with suppress(UserError, ApiError):
+                found.append(self.status(name))
         return found
+
+    def restarts(self) -> dict[str, int]:
+        """How often each worker was started again."""
+        return {"frame": self.live.worker.restarts, "question": self.question_client.worker.restarts}
+
+    def problems(self) -> list[str]:
+        """What is wrong, in words; empty when nothing is."""
+        found = [
+            f"the {name} worker is being started again"
+            for name, worker in (("frame", self.live.worker), ("question", self.question_client.worker))
+            if not worker.alive
+        ]
+        if self.saving_error is not None:
+            found.append(f"the state folder cannot be written: {self.saving_error}")
+        failed = [status for status in self.statuses() if status.state == "failed"]
+        return found + [f"stream {status.name} failed: {status.error}" for status in failed]
 
     def shared(self, name: str) -> SharedTensors:
         """A stream's shared state; raises ``ApiError`` (409) before its first frame."""
         self.check_stream(name)
-        shared = self.live.shared_state(name)
-        if self.live.status(name).time is None:
+        shared = self._shared_state(name)
+        if shared is None or self.live.status(name).time is None:
             raise ApiError(409, f"stream {name!r} has not shown a frame yet; ask again in a moment")
         return shared
+
+    def _shared_state(self, name: str) -> SharedTensors | None:
+        """A stream's shared state, None while there is none."""
+        return self.live.shared_state(name) if name in self.live.names() else None
 
     def ring(self, name: str) -> FrameRing:
         """Where frames for a pushed stream are put; raises ``ApiError`` for other streams."""
@@ -133,95 +270,134 @@ class Service:
         stream: str | None,
         question: str,
         history: Sequence[tuple[str, str]] = (),
-        max_tokens: int = 96,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         stop: Sequence[str] = (),
         clip: str | None = None,
-    ) -> Iterator[Event]:
-        """Events of an answer; logged before it begins and when it ends, whatever the end is.
+    ) -> Answering:
+        """A question under way; logged before it is answered and when it ends, whatever the end is.
 
-        ``clip`` names one of ``clips`` instead of a ``stream``. Raises ``ApiError`` at once when the question cannot
-        be taken, ``PromptTooLongError`` when it does not fit the model.
+        ``clip`` names one of ``clips`` instead of a ``stream``. The caller closes what this returns, or iterates it to
+        its end. Raises ``ApiError`` when the question cannot be taken: 404 or 409 for the stream, 422 for the text,
+        429 when too many are under way; ``PromptTooLongError`` when it does not fit the model.
         """
         shared = self.shared(stream).path if stream is not None else None
-        if clip is not None and (watched := self.live.shared(clip)) is not None:
-            shared = watched.path
+        if clip is not None:
+            shared = self.live.shared_state(clip).path
+        for text in (question, *(text for turn in history for text in turn)):
+            try:
+                plain_text(text)
+            except ValueError as error:
+                raise ApiError(422, f"the question: {error}") from None
         if not question.strip():
             raise ApiError(422, "the question is empty; write what you want to know")
-        self.prompt_limit.check(question, history, max_tokens)
-        if not self._asking.acquire(blocking=False):
+        self.prompt_limit.check(question, history, max_new_tokens)
+        if not self._questions.acquire(blocking=False):
             raise ApiError(
-                429, f"{self.limits.questions_at_once} questions are being answered, which is the most; wait a little"
+                429, f"{self.limits.questions_at_once} questions are under way, the most there can be; wait a little"
             )
-        number = self.store.ask(stream or "", question)
-        return self._answered(number, shared, question, history, max_tokens, stop)
-
-    def _answered(
-        self,
-        number: int,
-        shared: str | None,
-        question: str,
-        history: Sequence[tuple[str, str]],
-        max_tokens: int,
-        stop: Sequence[str],
-    ) -> Iterator[Event]:
-        answer: str | None = None
-        error: str | None = "nobody waited for the answer"
-        details: dict[str, Any] = {}
         try:
-            with contextlib.closing(self.question_client.ask(shared, question, history, max_tokens, stop)) as events:
-                for event in events:
-                    if event.kind == "done":
-                        answer, error, details = event.value["text"], None, event.value
-                        event = Event("done", {**event.value, "id": number})
-                    elif event.kind == "error":
-                        error = event.value
-                    yield event
-        finally:
-            self._asking.release()
+            number = self.store.ask(stream or "", question)
+        except BaseException:
+            self._questions.release()
+            raise
+
+        def finish(answer: str | None, error: str | None, details: dict[str, Any]) -> None:
+            self._questions.release()
             self.store.answer(number, answer, error, details)
             self.metrics.answered(details, error)
 
-    def whole_answer(self, events: Iterator[Event]) -> dict[str, Any]:
-        """The answer with all its details; raises ``ApiError`` (409) when it failed."""
-        for event in events:
-            if event.kind == "done":
-                return dict(event.value)
-            if event.kind == "error":
-                raise ApiError(409, event.value)
-        raise ApiError(409, "the answer broke off; ask again")
+        return Answering(self.question_client.ask(shared, question, history, max_new_tokens, stop), number, finish)
+
+    def history(self, name: str, limit: int, before: int | None = None) -> list[dict[str, Any]]:
+        """Questions about a stream, oldest first, with the pictures that its memory still has."""
+        self.check_stream(name)
+        entries = self.store.history(name, limit, before)
+        shared = self._shared_state(name)
+        pictures = read_thumbnails(shared) if shared is not None else {}
+        for slot in (slot for entry in entries for slot in entry["details"].get("evidence", ())):
+            if (picture := pictures.get(slot["exemplar"])) is not None:
+                slot["thumbnail"] = data_url(picture)
+        return entries
 
     # --- keeping
 
     def save(self) -> None:
-        """Write every stream's memory to the state folder."""
+        """Write every stream's memory, and what could not be written before; raises ``StoreError``."""
+        failed: StoreError | None = None
         for name in self.stream_names():
-            path = self.store.memory_path(name)
-            with contextlib.suppress(UserError):  # removed meanwhile
-                shared = self.live.shared_state(name)
-                if path is not None:
-                    save_state(shared, path)
+            with self._changing, suppress(UserError):  # removed meanwhile
+                path, shared = self.store.memory_path(name), self._shared_state(name)
+                if path is not None and shared is not None:
+                    try:
+                        _save(shared, path)
+                    except StoreError as error:  # the other streams are saved all the same
+                        failed = error
+        self.store.flush()
+        if failed is not None:
+            raise failed
 
     def _save_often(self) -> None:
         while not self._stopping.wait(SAVE_SECONDS):
-            try:
-                self.save()
-            except OSError as error:
-                log.error("memories could not be saved", extra={"reason": str(error)})
+            self._save_now()
+            with self._changing:
+                for saved in list(self._waiting.values()):
+                    self._watch_saved(saved)
+
+    def _save_now(self) -> None:
+        """Save; an error is shown by ``problems`` until it works again."""
+        try:
+            self.save()
+        except Exception as error:  # whatever it is: the next try may succeed, and this thread must live
+            self.saving_error = str(error)
+            log.error("memories could not be saved", extra={"reason": str(error)})
+        else:
+            self.saving_error = None
 
     def close(self) -> None:
         """Save and stop; every process ends."""
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self._saver.join(timeout=5)
-        try:
-            self.save()
-        except OSError as error:
-            log.error("memories could not be saved", extra={"reason": str(error)})
+        if self._saver.is_alive():
+            self._saver.join(timeout=5)
+        self._save_now()
         self.question_client.close()
         self.live.close()
         self.store.close()
         self.clips.close()
+        self._scratch.cleanup()
+
+
+def data_url(jpeg: bytes) -> str:
+    """A JPEG as a data URL."""
+    return "data:image/jpeg;base64," + b64encode(jpeg).decode()
+
+
+def _failed(waiting: SavedStream) -> StreamStatus:
+    """The status of a saved stream that cannot be watched."""
+    fields = waiting.fields or {"name": "", "fps": 1.0}
+    shown, fps = hide_secrets(str(fields["name"])), fields.get("fps", 1.0)
+    return StreamStatus(name=waiting.name, source=shown, state="failed", fps=fps, error=waiting.error)
+
+
+def _save(shared: SharedTensors, path: Path) -> bool:
+    """``save_state``; whatever it raises is a ``StoreError`` (safetensors' errors are no ``OSError``)."""
+    try:
+        return save_state(shared, path)
+    except Exception as error:
+        with suppress(OSError):
+            path.with_suffix(".part").unlink(missing_ok=True)
+        raise StoreError(str(error)) from error
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Tell a caller that the state folder cannot be written."""
+    try:
+        yield
+    except StoreError as error:
+        log.error("the state folder cannot be written", extra={"reason": str(error)})
+        raise ApiError(409, f"the state folder cannot be written ({error}); nothing was changed") from None
 
 
 def _both(model_name: str) -> tuple[LiveStreams, QuestionClient]:

@@ -1,21 +1,33 @@
 """The state folder: what a server that is started again goes on from.
 
-Memories with the pictures of their slots are safetensors, written atomically; streams, questions
-and answers lie in SQLite. Nothing here knows of processes or HTTP.
+Memories with the pictures of their slots are safetensors files; streams, questions and answers lie in
+SQLite. One server owns a folder at a time. Nothing here knows of processes or HTTP.
 """
 
 import json
+import logging
+import os
 import sqlite3
 import threading
 import time
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from filelock import FileLock, Timeout
+
 from flash_vstream.errors import UserError
 from flash_vstream.video.sources import Source
 
+KEPT_DAYS = 30
+KEPT_BYTES = 64 * 2**20
+"""Questions older than this, and the oldest beyond this size of the database, are deleted."""
+MOST_UNWRITTEN = 10_000
+"""Questions that wait in memory while the folder cannot be written; beyond them the oldest are lost."""
+KEPT_EVIDENCE = 8
+"""Slots that are kept with an answer: those that it looked at most."""
 _TABLES = """
 create table if not exists streams (name text primary key, source text not null, created real not null);
 create table if not exists questions (
@@ -24,89 +36,306 @@ create table if not exists questions (
 );
 create index if not exists questions_of on questions (stream, id);
 """
+log = logging.getLogger("flash_vstream.serve")
+
+
+class StoreError(Exception):
+    """The state folder cannot be written now; what was asked for did not happen."""
+
+
+@dataclass(frozen=True)
+class SavedStream:
+    """A stream in the database: its source's fields, or None and why they cannot be read."""
+
+    name: str
+    fields: dict[str, Any] | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A row of the table ``questions``."""
+
+    id: int
+    stream: str
+    asked: float
+    question: str
+    answer: str | None = None
+    stream_time: float | None = None
+    error: str | None = None
+    details: str | None = None
+
+
+_COLUMNS = ", ".join(field.name for field in fields(_Question))
 
 
 class StateFolder:
-    """Streams, memories and the log of questions under ``folder``; without one, the log in memory alone.
+    """Streams, memories and questions under ``folder``; without one, questions in memory alone.
 
-    Raises ``UserError`` when the folder cannot be written.
+    A question never fails because the folder cannot be written: its row waits in memory until ``flush``
+    succeeds. Everything else raises ``StoreError`` then and changes nothing.
+
+    Raises ``UserError`` when the folder cannot be used, or another server uses it.
     """
 
     def __init__(self, folder: Path | None):
         self._folder = folder
         self._lock = threading.Lock()
+        self._unwritten: dict[int, _Question] = {}
+        self._open: dict[int, _Question] = {}
+        self._owner: FileLock | None = None
         try:
             if folder is not None:
                 (folder / "memories").mkdir(parents=True, exist_ok=True)
-                folder.chmod(0o700)  # sources may carry passwords
+                folder.chmod(0o700)  # sources may contain passwords
+                self._own(folder)
             path = ":memory:" if folder is None else str(folder / "log.sqlite")
-            self._log = sqlite3.connect(path, check_same_thread=False)
-            with self._log:
-                self._log.executescript(_TABLES)
+            self._db = sqlite3.connect(path, check_same_thread=False)
+            with self._db:
+                self._db.executescript(_TABLES)
                 if folder is not None:
-                    self._log.execute("pragma journal_mode = wal")
+                    self._db.execute("pragma journal_mode = wal")
                 # Questions that were under way when a server died were not answered.
-                self._log.execute(
+                self._db.execute(
                     "update questions set error = 'the server stopped' where answer is null and error is null"
                 )
+                newest = self._db.execute("select seq from sqlite_sequence where name = 'questions'").fetchone()
         except (OSError, sqlite3.Error) as error:
+            self._disown()
             raise UserError(f"the state folder {folder} cannot be used ({error}); name another with --state") from None
+        except UserError:
+            self._disown()
+            raise
+        self._newest = int(newest[0]) if newest else 0
+
+    def _own(self, folder: Path) -> None:
+        self._owner = FileLock(folder / "lock", timeout=0, thread_local=False)
+        try:
+            self._owner.acquire()
+        except Timeout:
+            self._owner = None
+            owner = ""
+            with suppress(OSError):
+                owner = (folder / "owner").read_text()
+            raise UserError(
+                f"the state folder {folder} is used by another server (process {owner or 'unknown'});"
+                " stop that one, or name another folder with --state"
+            ) from None
+        (folder / "owner").write_text(str(os.getpid()))
+
+    def _disown(self) -> None:
+        if self._owner is not None:
+            self._owner.release()
 
     def memory_path(self, stream: str) -> Path | None:
         """Where a stream's memory is saved, whether it is there or not."""
         return self._folder / "memories" / f"{quote(stream, safe='')}.safetensors" if self._folder is not None else None
 
+    # --- streams
+
     def add_stream(self, name: str, source: Source) -> None:
-        """Remember that ``source`` is watched as ``name``."""
-        with self._lock, self._log:
-            values = (name, json.dumps(asdict(source)), time.time())
-            self._log.execute("insert or replace into streams values (?, ?, ?)", values)
+        """Remember that ``source`` is watched as ``name``, in place of what was."""
+        with self._lock, _Writing(self._db):
+            values = (json.dumps(asdict(source)), time.time())
+            self._db.execute(
+                "insert into streams (name, source, created) values (?, ?, ?)"
+                " on conflict (name) do update set source = excluded.source",
+                (name, *values),
+            )
 
     def remove_stream(self, name: str) -> None:
         """Forget a stream with its memory and its questions."""
-        with self._lock, self._log:
-            self._log.execute("delete from streams where name = ?", (name,))
-            self._log.execute("delete from questions where stream = ?", (name,))
-        if (path := self.memory_path(name)) is not None:
-            path.unlink(missing_ok=True)
-
-    def streams(self) -> dict[str, dict[str, Any]]:
-        """The streams that were watched, as the fields of their sources."""
         with self._lock:
-            rows = self._log.execute("select name, source from streams order by created").fetchall()
-        return {name: json.loads(source) for name, source in rows}
+            with _Writing(self._db):
+                self._db.execute("delete from streams where name = ?", (name,))
+                self._db.execute("delete from questions where stream = ?", (name,))
+                if (path := self.memory_path(name)) is not None:
+                    path.unlink(missing_ok=True)  # an error here takes the rows back
+            for rows in (self._unwritten, self._open):
+                for number in [row.id for row in rows.values() if row.stream == name]:
+                    del rows[number]
+
+    def edit_stream(self, name: str, new_name: str, source: Source) -> None:
+        """Give a stream another name and source; its questions go along.
+
+        Its memory must lie at ``memory_path(new_name)`` already; the one under the old name is deleted.
+        """
+        with self._lock:
+            with _Writing(self._db):
+                values = (new_name, json.dumps(asdict(source)), name)
+                self._db.execute("update streams set name = ?, source = ? where name = ?", values)
+                self._db.execute("update questions set stream = ? where stream = ?", (new_name, name))
+            for rows in (self._unwritten, self._open):
+                rows |= {row.id: replace(row, stream=new_name) for row in list(rows.values()) if row.stream == name}
+        path = self.memory_path(name)
+        if path is not None and name != new_name:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def set_memory_aside(self, name: str) -> None:
+        """Keep a stream's saved memory under another name, so that the stream begins a new one."""
+        path = self.memory_path(name)
+        if path is not None and path.exists():
+            try:
+                path.replace(path.with_suffix(".set-aside"))
+            except OSError as error:
+                raise StoreError(str(error)) from None
+
+    def saved_streams(self) -> list[SavedStream]:
+        """The streams in the database, oldest first; one that cannot be read says why.
+
+        Raises ``UserError`` when the database itself cannot be read.
+        """
+        try:
+            with self._lock:
+                rows = self._db.execute("select name, source from streams order by created, rowid").fetchall()
+        except sqlite3.Error as error:
+            raise UserError(f"the state folder {self._folder} cannot be read ({error})") from None
+        return [_saved_stream(str(name), source) for name, source in rows]
+
+    # --- questions
 
     def ask(self, stream: str, question: str) -> int:
         """Log a question before it is answered; returns its id."""
-        with self._lock, self._log:
-            values = (stream, time.time(), question)
-            row = self._log.execute("insert into questions (stream, asked, question) values (?, ?, ?)", values)
-            assert row.lastrowid is not None
-            return row.lastrowid
+        with self._lock:
+            self._newest += 1
+            row = _Question(self._newest, stream, time.time(), question)
+            self._open[row.id] = row
+            self._put(row)
+            return row.id
 
     def answer(self, question: int, text: str | None, error: str | None, details: dict[str, Any]) -> None:
-        """Log what came of a question: its answer with details, or why there is none."""
-        with self._lock, self._log:
-            values = (text, details.get("stream_time"), error, json.dumps(details), question)
-            self._log.execute(
-                "update questions set answer = ?, stream_time = ?, error = ?, details = ? where id = ?", values
+        """Log the outcome of a question: its answer with details, or why there is none."""
+        with self._lock:
+            row = self._open.pop(question, None)
+            if row is None:
+                return  # its stream was removed meanwhile
+            stream_time = details.get("stream_time")
+            kept = json.dumps(_without_pictures(details))
+            self._put(replace(row, answer=text, stream_time=stream_time, error=error, details=kept))
+
+    def _put(self, row: _Question) -> None:
+        """Write a row, or keep it until ``flush`` can."""
+        try:
+            with _Writing(self._db):
+                self._write(row)
+            self._unwritten.pop(row.id, None)
+        except StoreError as error:
+            self._unwritten[row.id] = row
+            while len(self._unwritten) > MOST_UNWRITTEN:
+                del self._unwritten[next(iter(self._unwritten))]
+            log.error("questions could not be logged", extra={"reason": str(error)})
+
+    def _write(self, row: _Question) -> None:
+        values = tuple(asdict(row).values())
+        marks = ", ".join("?" * len(values))
+        self._db.execute(f"insert or replace into questions ({_COLUMNS}) values ({marks})", values)
+
+    def flush(self) -> None:
+        """Write what could not be written before, and delete what is too old or too much."""
+        with self._lock:
+            with _Writing(self._db):
+                for row in self._unwritten.values():
+                    self._write(row)
+                self._prune()
+            self._unwritten.clear()
+
+    def _prune(self) -> None:
+        self._db.execute("delete from questions where asked < ?", (time.time() - KEPT_DAYS * 86400,))
+        sizes = [self._db.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "freelist_count")]
+        used = (sizes[0] - sizes[1]) * self._db.execute("pragma page_size").fetchone()[0]
+        if used > KEPT_BYTES:  # down to nine tenths, so that it is not done at every call
+            share = 1 - 0.9 * KEPT_BYTES / used
+            self._db.execute(
+                "delete from questions where id in (select id from questions order by id limit"
+                " (select cast(count(*) * ? as integer) + 1 from questions))",
+                (share,),
             )
 
     def history(self, stream: str, limit: int, before: int | None = None) -> list[dict[str, Any]]:
-        """The newest ``limit`` questions (older than the id ``before``) with what came of them, oldest first."""
+        """The newest ``limit`` questions (older than the id ``before``) with their outcomes, oldest first."""
+        before = before if before is not None else 2**62
         with self._lock:
-            rows = self._log.execute(
-                "select id, asked, question, answer, stream_time, error, details from questions"
-                " where stream = ? and id < ? order by id desc limit ?",
-                (stream, before if before is not None else 2**62, limit),
-            ).fetchall()
-        names = ("id", "asked", "question", "answer", "stream_time", "error", "details")
-        found = [dict(zip(names, row, strict=True)) for row in reversed(rows)]
-        for entry in found:
-            entry["details"] = json.loads(entry["details"]) if entry["details"] else {}
-        return found
+            try:
+                rows = self._db.execute(
+                    f"select {_COLUMNS} from questions where stream = ? and id < ? order by id desc limit ?",
+                    (stream, before, limit),
+                ).fetchall()
+            except sqlite3.Error as error:
+                log.error("the history cannot be read", extra={"stream": stream, "reason": str(error)})
+                rows = []
+            found = {row[0]: _Question(*row) for row in rows}
+            found |= {row.id: row for row in self._unwritten.values() if row.stream == stream and row.id < before}
+        entries = [asdict(found[number]) for number in sorted(found)[-limit:]]
+        for entry in entries:
+            del entry["stream"]
+            entry["details"] = _details(entry["details"])
+        return entries
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the database and give up the folder."""
+        with suppress(StoreError):
+            self.flush()
         with self._lock:
-            self._log.close()
+            self._db.close()
+        self._disown()
+
+
+class _Writing:
+    """A transaction; whatever the disk raises becomes a ``StoreError``, and nothing is changed."""
+
+    def __init__(self, db: sqlite3.Connection):
+        self._db = db
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                self._db.commit()
+                return
+        except sqlite3.Error as failed:
+            error = failed
+        with suppress(sqlite3.Error):
+            self._db.rollback()
+        if isinstance(error, (sqlite3.Error, OSError)):
+            raise StoreError(str(error)) from None
+
+
+def _saved_stream(name: str, source: Any) -> SavedStream:
+    try:
+        values = json.loads(source)
+    except (ValueError, TypeError):
+        return SavedStream(name, None, "what the database holds of it is damaged")
+    known = {field.name for field in fields(Source)}
+    sound = isinstance(values, dict) and isinstance(values.get("name"), str)
+    if not sound or not isinstance(values.get("fps", 1.0), (int, float)):
+        return SavedStream(name, None, "what the database holds of it is not a source")
+    if unknown := sorted(set(values) - known):
+        return SavedStream(name, None, f"it was saved by another version, with {', '.join(unknown)[:200]}")
+    return SavedStream(name, values)
+
+
+def _details(text: Any) -> dict[str, Any]:
+    """An answer's details out of the database; damaged ones are empty."""
+    try:
+        details: dict[str, Any] = json.loads(text or "{}")
+        sound = all(slot.keys() >= {"part", "exemplar"} for slot in details.get("evidence", ()))
+    except (ValueError, TypeError, AttributeError):
+        return {}
+    return details if sound else {}
+
+
+def _without_pictures(details: dict[str, Any]) -> dict[str, Any]:
+    """An answer's details as they are logged: the slots that it looked at most, without their pictures.
+
+    A picture lies in the stream's memory under the time of its frame (``exemplar``).
+    """
+    if not details.get("evidence"):
+        return details
+    ranked = sorted(details["evidence"], key=lambda slot: -(slot.get("share") or 0.0))[:KEPT_EVIDENCE]
+    evidence = [slot for slot in details["evidence"] if any(slot is kept for kept in ranked)]
+    return details | {
+        "evidence": [{name: value for name, value in slot.items() if name != "thumbnail"} for slot in evidence]
+    }

@@ -1,0 +1,71 @@
+"""A question under way, which ends however its caller leaves."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+from flash_vstream.live.question_client import Event
+
+Finish = Callable[[str | None, str | None, dict[str, Any]], None]
+log = logging.getLogger("flash_vstream.serve")
+
+
+class Answering:
+    """The events of an answer, and the end of its question.
+
+    Iterate it in one thread at a time. ``finish(answer, error, details)`` is called exactly once: when the
+    last event has come, when an event cannot be had, or when ``close`` is called, whichever is first.
+    The ``done`` event's value has the question's ``number`` as its ``id``.
+    """
+
+    def __init__(self, events: Generator[Event, None, None], number: int, finish: Finish):
+        self._events, self._number, self._finish = events, number, finish
+        self._outcome: tuple[str | None, str | None, dict[str, Any]] = (None, "nobody waited for the answer", {})
+        self._cancelled = threading.Event()
+        self._ending = threading.Lock()
+        self._ended = False
+
+    def __iter__(self) -> "Answering":
+        return self
+
+    def __next__(self) -> Event:
+        if self._cancelled.is_set() or self._ended:
+            self.close()
+            raise StopIteration
+        try:
+            event = next(self._events)
+        except BaseException:
+            self.close()
+            raise
+        if event.kind == "done":
+            self._outcome = (event.value["text"], None, event.value)
+            event = Event("done", {**event.value, "id": self._number})
+        elif event.kind == "error":
+            self._outcome = (None, event.value, {})
+        if event.kind != "text":
+            self.close()
+        return event
+
+    def cancel(self) -> None:
+        """Stop at the next event; callable from any thread."""
+        self._cancelled.set()
+
+    def close(self) -> None:
+        """End the question, if it has not ended; not to be called while another thread waits for an event."""
+        with self._ending:
+            if self._ended:
+                return
+            self._ended = True
+        try:
+            with contextlib.suppress(OSError):  # the question worker has just died: nothing is left to cancel
+                self._events.close()
+        finally:
+            self._finish(*self._outcome)
+
+    def __del__(self) -> None:
+        # The last resort, for a caller that forgot it; responses close it themselves.
+        if not self._ended:
+            log.warning("a question was dropped without being closed", extra={"question": self._number})
+            self.close()

@@ -1,0 +1,92 @@
+"""Connections that never finish what they began: half a request may not keep others out.
+
+uvicorn limits connections and how long an idle one is kept, but not how long a request may take to arrive.
+"""
+
+import asyncio
+import resource
+import time
+from collections import OrderedDict
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 15.0
+BODY_SECONDS = 120.0
+"""How long a request's head, and then its body, may take to arrive; 64 MiB in two minutes are 4.5 Mbit/s."""
+MOST_ARRIVING, GRACE_SECONDS = 512, 1.0
+"""Requests that may be arriving at once; beyond them the oldest is dropped, once it has had a second."""
+MOST_DESCRIPTORS = 65536
+HEADROOM = 256
+"""File descriptors kept for everything that is no connection: workers, shared states, the database."""
+
+
+def connection_limit() -> int:
+    """Raise the limit on file descriptors as far as allowed, and return how many connections to take at most."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < MOST_DESCRIPTORS:
+        wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+        soft = max(soft, wanted)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    available = MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
+    return max(16, min(4096, available - HEADROOM))
+
+
+class PatientProtocol(H11Protocol):
+    """uvicorn's HTTP protocol, with a limit on how long a request may take to arrive."""
+
+    head_seconds, body_seconds = HEAD_SECONDS, BODY_SECONDS
+    most_arriving, grace_seconds = MOST_ARRIVING, GRACE_SECONDS
+    arriving: "OrderedDict[PatientProtocol, asyncio.TimerHandle]" = OrderedDict()
+    _phase: Any = None
+    _since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._note()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._note()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._forget()
+        super().handle_websocket_upgrade(event)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._note()
+
+    def _note(self) -> None:
+        """Start the clock of a phase that has just begun, and stop the one of a phase that is over."""
+        phase: Any = self.conn.their_state
+        idle = phase is h11.IDLE and self.timeout_keep_alive_task is not None  # uvicorn ends it
+        if idle or phase not in (h11.IDLE, h11.SEND_BODY):
+            self._forget()
+        elif phase is not self._phase:
+            self._forget()
+            self._phase, self._since = phase, time.monotonic()
+            seconds = self.head_seconds if phase is h11.IDLE else self.body_seconds
+            self.arriving[self] = self.loop.call_later(seconds, self._give_up)
+            self._make_room()
+
+    def _make_room(self) -> None:
+        while len(self.arriving) > self.most_arriving:
+            oldest = next(iter(self.arriving))
+            if time.monotonic() - oldest._since < self.grace_seconds:
+                return  # in a burst of connections, those that came first may be honest
+            oldest._give_up()
+
+    def _forget(self) -> None:
+        self._phase = None
+        if (timer := self.arriving.pop(self, None)) is not None:
+            timer.cancel()
+
+    def _give_up(self) -> None:
+        self._forget()
+        self.transport.abort()
