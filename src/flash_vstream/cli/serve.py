@@ -72,10 +72,13 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         print(json.dumps({"listening": f"http://{shown}:{listener.getsockname()[1]}/"}), flush=True)
         Console(stderr=True).print("The page and the API are there; Ctrl-C ends.", style="dim")
+        app = make_app(service)
         config = uvicorn.Config(
-            make_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=5, ws_max_size=2**24
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, ws_max_size=2**24
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        app.state.ending = lambda: server.should_exit  # responses without an end of their own watch for it
+        server.run(sockets=[listener])
     finally:
         service.close()
 

@@ -22,6 +22,7 @@ from flash_vstream.live.stream_state import (
     empty_slots,
     load_state,
     max_slots,
+    memory_capacity,
     memory_state,
     slot_table,
     stream_state,
@@ -135,7 +136,7 @@ class WatchedStream:
 def run_frame_worker(model: str, orders: Connection) -> None:
     """The process's main function: say ``("ready", info)``, then watch until the pipe closes.
 
-    ``info`` tells the side in pixels that frames must have.
+    ``info`` tells the side in pixels that frames must have, and what a memory holds (``memory_capacity``).
     """
     from flash_vstream.models.hub import silence_transformers
     from flash_vstream.pipeline import FlashVStream
@@ -154,7 +155,8 @@ def run_frame_worker(model: str, orders: Connection) -> None:
         return
     pipeline.model.language_model = torch.nn.Identity()  # it is for the question worker to speak
     streams: dict[str, WatchedStream] = {}
-    orders.send(("ready", {"size": pipeline.processor.image_processor.size}))
+    memory = memory_capacity(pipeline.new_stream().memory)
+    orders.send(("ready", {"size": pipeline.processor.image_processor.size, "memory": memory}))
     try:
         while _obey(orders, streams, pipeline):
             if not _look(streams, pipeline):

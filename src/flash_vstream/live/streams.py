@@ -26,12 +26,13 @@ class StreamStatus:
     ``state`` is starting, live, reconnecting, ended or failed, with ``error`` where it says why.
     ``came`` frames came at the wanted rate, ``kept`` were written, ``skipped`` passed over for
     newer ones. ``lag`` is the wall-clock age in seconds of the newest frame in memory. ``gaps`` are
-    the stretches of stream time in which nobody watched, newest last.
+    the stretches of stream time in which nobody watched, newest last. ``fps`` is the wanted rate.
     """
 
     name: str
     source: str
     state: str
+    fps: float
     error: str | None = None
     time: float | None = None
     came: int = 0
@@ -142,12 +143,13 @@ class LiveStreams:
         shared, source = self.shared(name), self.order(name).source
         known = shared.read((MEMORY + "time", MEMORY + "frames")) if shared is not None else None
         if known is None:
-            return StreamStatus(name, source.shown, "starting")
+            return StreamStatus(name, source.shown, "starting", source.fps)
         state, notes = known
         return StreamStatus(
             name=name,
             source=source.shown,
             state=notes["state"],
+            fps=source.fps,
             error=notes["error"],
             time=float(state[MEMORY + "time"]) if int(state[MEMORY + "frames"]) else None,
             came=notes["came"],
