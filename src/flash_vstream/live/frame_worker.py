@@ -150,13 +150,14 @@ def run_frame_worker(model: str, orders: Connection) -> None:
     except UserError as error:
         orders.send(str(error))
         return
-    if not isinstance(pipeline.new_stream().memory, StarMemory):
+    memory = pipeline.new_stream().memory
+    if not isinstance(memory, StarMemory):
         orders.send("live streams need a memory of constant size; compat='release' has none")
         return
     pipeline.model.language_model = torch.nn.Identity()  # it is for the question worker to speak
     streams: dict[str, WatchedStream] = {}
-    memory = memory_capacity(pipeline.new_stream().memory)
-    orders.send(("ready", {"size": pipeline.processor.image_processor.size, "memory": memory}))
+    size = pipeline.processor.image_processor.size
+    orders.send(("ready", {"size": size, "memory": memory_capacity(memory)}))
     try:
         while _obey(orders, streams, pipeline):
             if not _look(streams, pipeline):

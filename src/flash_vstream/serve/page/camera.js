@@ -4,7 +4,7 @@ import { $, setText } from "/page/dom.js";
 
 const FPS = 2;
 const RETRY_SECONDS = [0.5, 5];
-let camera = null; // { name, fps, media, video, canvas, socket, timer, since, failures, stopped }
+let camera = null; // { name, fps, media, video, canvas, socket, timer, since, failures, missed }
 
 // Why this page can have no camera, null where it can.
 export function cameraObstacle() {
@@ -34,7 +34,7 @@ export async function startCamera(names, create) {
   let number = 1;
   while (names.includes(`camera-${number}`)) number += 1;
   const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, srcObject: media });
-  const started = { name: `camera-${number}`, fps: FPS, media, video, canvas: document.createElement("canvas"), failures: 0 };
+  const started = { name: `camera-${number}`, fps: FPS, media, video, canvas: document.createElement("canvas"), failures: 0, missed: 0 };
   try {
     await video.play();
     await create({ name: started.name, source: "push", fps: FPS });
@@ -83,7 +83,7 @@ function connect(own) {
   const socket = openFrames(own.name);
   own.socket = socket;
   socket.onopen = () => {
-    own.failures = 0;
+    Object.assign(own, { failures: 0, missed: 0 });
     sendFrame(own);
   };
   // The server answers each frame, so a slow one gets fewer.
@@ -108,7 +108,8 @@ function sendFrame(own) {
   }, "image/jpeg", 0.85);
 }
 
-// The connection broke. A deleted stream ends the camera; a server that was started anew gets the stream again.
+// The connection broke. A server that was started anew gets the stream again. Where the stream is missing twice
+// it was deleted, and the camera goes off; once, it may be that this page is giving it another name.
 async function again(own) {
   const [first, most] = RETRY_SECONDS;
   await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(most, first * 2 ** own.failures)));
@@ -120,6 +121,8 @@ async function again(own) {
       const { uptime_seconds: uptime } = await call("/healthz");
       if (own !== camera) return;
       const restarted = uptime < (performance.now() - own.since) / 1000;
+      own.missed += 1;
+      if (!restarted && own.missed < 2) throw error;
       if (!restarted) return stopCamera(`Your camera is off: its stream ${own.name} was removed.`);
       await call("/v1/streams", { method: "POST", body: { name: own.name, source: "push", fps: own.fps } });
       own.since = performance.now();

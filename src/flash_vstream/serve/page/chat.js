@@ -114,14 +114,21 @@ function finish(turn, answer) {
   }
   if (answer.first_token_seconds) facts.push(`first word after ${answer.first_token_seconds.toFixed(1)} s`);
   turn.querySelector(".meta").textContent = facts.join(" · ");
-  const frames = new Map(); // one picture of a frame, whatever parts of the memory have it
-  for (const slot of (answer.evidence ?? []).sort((a, b) => a.share - b.share)) {
-    if (slot.thumbnail && slot.part !== "abstract") frames.set(slot.exemplar, slot);
-  }
-  const shown = [...frames.values()].sort((a, b) => b.share - a.share);
+  const shown = mostLookedAt(answer.evidence ?? []);
   const place = turn.querySelector(".evidence");
-  place.replaceChildren(...shown.slice(0, EVIDENCE).map(evidence));
+  place.replaceChildren(...shown.map(evidence));
   if (shown.length) place.prepend(el("span", { class: "quiet" }, "Looked at"));
+}
+
+// The slots with the largest shares, one for a frame, whatever parts of the memory have it. Those with a picture
+// count; of an old answer, whose pictures are gone, the times are left.
+function mostLookedAt(evidence) {
+  const frames = new Map();
+  const slots = evidence.filter((slot) => slot.part !== "abstract").sort((a, b) => b.share - a.share);
+  for (const slot of slots) if (!frames.has(slot.exemplar)) frames.set(slot.exemplar, slot);
+  const unique = [...frames.values()];
+  const pictured = unique.filter((slot) => slot.thumbnail);
+  return (pictured.length ? pictured : unique).slice(0, EVIDENCE);
 }
 
 function evidence(slot) {
@@ -136,8 +143,8 @@ function evidence(slot) {
 
 // Evidence has its picture in itself, or names where the server has it.
 async function showPicture(picture, slot) {
-  let url = slot.thumbnail;
-  if (!url.startsWith("data:")) {
+  let url = slot.thumbnail ?? pictureOf(slot);
+  if (url && !url.startsWith("data:")) {
     url = await call(url, { blob: true }).then(URL.createObjectURL, () => pictureOf(slot));
   }
   if (url) picture.src = url;

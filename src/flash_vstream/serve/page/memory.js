@@ -136,12 +136,12 @@ function createSlot(slot) {
   card.append(el("span", { class: "weight" }, el("i")), el("span", { class: "when" }));
   if (slot.part !== "abstract") card.append(el("span", { class: "age" })); // all of it reaches up to now
   if (slot.part !== "spatial" && slot.part !== "retrieved") card.append(el("span", { class: "many" })); // one frame each
-  card.onclick = () => look(card.slot);
+  card.onclick = () => look(card.piece);
   return card;
 }
 
 function updateSlot(card, slot, heaviest) {
-  card.slot = slot;
+  card.piece = slot; // what a click shows is what the card says
   Object.assign(card.dataset, { part: slot.part, exemplar: slot.exemplar, start: slot.start, end: slot.end });
   const picture = card.querySelector("img");
   const url = pictureOf(slot);
