@@ -2,11 +2,15 @@
 import { bytesOf, parsePictures } from "/page/multipart.js";
 import { parseEvents, textOf } from "/page/sse.js";
 
-export const getToken = () => sessionStorage.getItem("token");
-export const setToken = (token) => (token ? sessionStorage.setItem("token", token) : sessionStorage.removeItem("token"));
-
 // HTTP headers carry Latin-1 and nothing else.
 export const canBeSent = (token) => /^[\x20-\x7e\xa0-\xff]+$/.test(token);
+
+export function getToken() {
+  const token = sessionStorage.getItem("token");
+  return token && canBeSent(token) ? token : null;
+}
+
+export const setToken = (token) => (token ? sessionStorage.setItem("token", token) : sessionStorage.removeItem("token"));
 
 const headers = () => (getToken() ? { authorization: `Bearer ${getToken()}` } : {});
 

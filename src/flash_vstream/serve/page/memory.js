@@ -98,6 +98,7 @@ function drawLanes(shown, first, last) {
       Object.assign(bar.dataset, { part: slot.part, exemplar: slot.exemplar, start: slot.start, end: slot.end });
       bar.style.left = `${(100 * (slot.start - first)) / length}%`;
       bar.style.width = `${(100 * (slot.end - slot.start)) / length}%`;
+      bar.style.setProperty("--at", `${(100 * (slot.exemplar - slot.start)) / Math.max(slot.end - slot.start, 1e-6)}%`);
       bar.title = describe(slot);
     });
   });
