@@ -151,6 +151,24 @@ def test_the_browsers_own_camera_is_watched_live_and_stopped(page: Page, server)
     assert page.evaluate(CAMERA_IS_OFF)
 
 
+def test_a_stream_is_edited_while_its_camera_sends(page: Page, server):
+    if "patch" not in server.call("GET", "/openapi.json")[1]["paths"]["/v1/streams/{name}"]:
+        pytest.skip("this server cannot edit streams")
+    start_camera(page)
+    before = server.wait_for("/v1/streams/camera-1", has_frames)["kept"]
+    page.fill("#question", "who is")
+    page.click("#edit-stream")
+    page.fill("#edit [name=name]", "desk")
+    page.fill("#edit [name=fps]", "5")
+    page.press("#edit [name=fps]", "Enter")
+    expect(page.locator("#stream-name")).to_have_text("desk")
+    expect(page.locator("#question")).to_have_value("who is")
+    expect(page.locator("#summary")).to_contain_text("5 frames a second")
+    server.wait_for("/v1/streams/desk", lambda _, body: body["kept"] > before + 1)
+    expect(page.locator("#camera-name")).to_have_text("desk")
+    page.click("#stop-camera")
+
+
 @pytest.mark.parametrize("by", ["page", "somebody else"])
 def test_the_camera_goes_off_with_its_stream(page: Page, server, by):
     start_camera(page)
