@@ -112,8 +112,9 @@ function finish(turn, answer) {
   for (const event of answer.mentions ?? []) {
     facts.push(`“${event.text}” ${event.seen ? `at ${clock(event.time)}` : "not seen"}`);
   }
-  if (answer.first_token_seconds) facts.push(`first word after ${answer.first_token_seconds.toFixed(1)} s`);
-  turn.querySelector(".meta").textContent = facts.join(" · ");
+  const meta = turn.querySelector(".meta");
+  meta.textContent = facts.join(" · ");
+  if (answer.first_token_seconds) meta.title = `The first word came after ${answer.first_token_seconds.toFixed(1)} s`;
   const shown = mostLookedAt(answer.evidence ?? []);
   const place = turn.querySelector(".evidence");
   place.replaceChildren(...shown.map(evidence));
