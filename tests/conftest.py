@@ -74,6 +74,7 @@ def browser():
         missing("Chromium")
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+        options.append("--host-resolver-rules=MAP cameras.test 127.0.0.1")  # an origin that is not secure
         running = playwright.chromium.launch(executable_path=chromium, args=options)
         yield running
         running.close()

@@ -29,6 +29,7 @@ from flash_vstream.live.stream_state import (
     empty_slots,
     load_state,
     max_slots,
+    memory_capacity,
     memory_state,
     slot_table,
     stream_state,
@@ -351,7 +352,8 @@ def _reason(error: BaseException) -> str:
 def run_frame_worker(model: str, orders: Connection) -> None:
     """The process's main function: say ``("ready", info)``, then watch until the pipe closes.
 
-    ``info`` has the side in pixels that frames must have, and the layout of a stream's shared state.
+    ``info`` has the side in pixels that frames must have, the layout of a stream's shared state, and what a memory
+    holds (``memory_capacity``).
     """
     from flash_vstream.models.hub import silence_transformers
 
@@ -369,7 +371,8 @@ def run_frame_worker(model: str, orders: Connection) -> None:
         orders.send("live streams need a memory of constant size; compat='release' has none")
         return
     pipeline.model.language_model = torch.nn.Identity()  # the question worker has it
-    orders.send(("ready", {"size": pipeline.processor.image_processor.size, "layout": state_layout(memory)}))
+    size, layout = pipeline.processor.image_processor.size, state_layout(memory)
+    orders.send(("ready", {"size": size, "layout": layout, "memory": memory_capacity(memory)}))
     FrameWorker(pipeline, orders).run()
 
 

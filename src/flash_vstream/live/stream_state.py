@@ -128,6 +128,21 @@ def max_slots(memory: StarMemory) -> int:
     return config.abstract_length + config.temporal_length + config.retrieved_length + config.spatial_length
 
 
+def memory_capacity(memory: StarMemory) -> dict[str, Any]:
+    """A memory's bytes, and for each part its slots when full and the tokens of a slot."""
+    config = memory.config
+    parts = {
+        "abstract": (config.abstract_length, config.abstract_size**2),
+        "temporal": (config.temporal_length, config.temporal_size**2),
+        "retrieved": (config.retrieved_length, config.spatial_size**2),
+        "spatial": (config.spatial_length, config.spatial_size**2),
+    }
+    return {
+        "bytes": memory.nbytes,
+        "parts": {part: {"slots": slots, "tokens": tokens} for part, (slots, tokens) in parts.items()},
+    }
+
+
 def empty_slots(memory: StarMemory) -> Tensor:
     """The table of a memory that has no slots yet."""
     return torch.full((max_slots(memory), 6), -1.0, dtype=torch.float64)

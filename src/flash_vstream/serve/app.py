@@ -21,6 +21,7 @@ from flash_vstream.live.stream_state import frames_seen, read_picture, read_slot
 from flash_vstream.serve import schemas
 from flash_vstream.serve.answers import Answers, AnswerStream, while_connected
 from flash_vstream.serve.chat import add_chat
+from flash_vstream.serve.live_pictures import add_live_pictures
 from flash_vstream.serve.middleware import add_middleware, encoded_error
 from flash_vstream.serve.security import ApiError
 from flash_vstream.serve.service import Service, data_url
@@ -64,6 +65,7 @@ def make_app(service: Service) -> FastAPI:
     answers = Answers(service)
     _add_questions(app, service, answers)
     _add_push(app, service)
+    add_live_pictures(app, service)
     add_chat(app, service, answers)
     page = files("flash_vstream.serve") / "page"
     app.mount("/page", StaticFiles(directory=str(page)), name="page")
@@ -148,12 +150,24 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         service.remove_stream(name)
 
     @app.get("/v1/streams/{name}/memory", tags=["streams"], response_model=schemas.Memory)
-    def memory(name: Name) -> dict[str, Any]:
+    def memory(
+        name: Name,
+        thumbnails_after: Annotated[
+            float,
+            Query(description="Only pictures of frames later than this stream time, for a caller who has the rest."),
+        ] = -1.0,
+    ) -> dict[str, Any]:
         """The memory's slots, oldest part first, with the times and pictures of their frames."""
         shared = service.shared(name)
-        pictures = {moment: data_url(jpeg) for moment, jpeg in read_thumbnails(shared).items()}
+        pictures = {at: data_url(jpeg) for at, jpeg in read_thumbnails(shared).items() if at > thumbnails_after}
         slots = [{**slot.to_dict(), "thumbnail": pictures.get(slot.exemplar)} for slot in read_slots(shared)]
-        return {"time": service.status(name).time, "frames": frames_seen(shared)[0], "slots": slots}
+        capacity = service.live.worker.info["memory"]
+        return {
+            "time": service.status(name).time,
+            "frames": frames_seen(shared)[0],
+            "capacity": capacity,
+            "slots": slots,
+        }
 
     @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
     def picture(name: Name) -> Response:

@@ -117,11 +117,26 @@ class Slot(BaseModel):
     thumbnail: str | None = Field(description="The exemplar's frame as a data URL.")
 
 
+class PartCapacity(BaseModel):
+    """How many slots a part of the memory has when it is full, and how many tokens each of them is."""
+
+    slots: int
+    tokens: int
+
+
+class Capacity(BaseModel):
+    """The size of a stream's memory, which never changes."""
+
+    bytes: int
+    parts: dict[str, PartCapacity]
+
+
 class Memory(BaseModel):
     """What a stream's memory holds at ``time``."""
 
     time: float
     frames: int
+    capacity: Capacity
     slots: list[Slot]
 
 

@@ -1,55 +1,62 @@
 // Calls to the server. A token, where one is needed, lives as long as the tab.
-const headers = () => {
+import { bytesOf, parsePictures } from "/page/multipart.js";
+import { parseEvents, textOf } from "/page/sse.js";
+
+// HTTP headers carry Latin-1 and nothing else.
+export const canBeSent = (token) => /^[\x20-\x7e\xa0-\xff]+$/.test(token);
+
+export function getToken() {
   const token = sessionStorage.getItem("token");
-  return token ? { authorization: `Bearer ${token}` } : {};
-};
+  return token && canBeSent(token) ? token : null;
+}
 
-export const setToken = (token) => sessionStorage.setItem("token", token);
+export const setToken = (token) => (token ? sessionStorage.setItem("token", token) : sessionStorage.removeItem("token"));
 
-async function failure(response) {
-  let message = `the server answered ${response.status}`;
+const headers = () => (getToken() ? { authorization: `Bearer ${getToken()}` } : {});
+
+export const streamPath = (name) => `/v1/streams/${encodeURIComponent(name)}`;
+
+// An error has the server's message and its status; where there was no answer at all it is `away`.
+async function send(path, options) {
+  let response;
+  try {
+    response = await fetch(path, { cache: "no-store", ...options });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw Object.assign(new Error("The server does not answer."), { away: true });
+  }
+  if (response.ok) return response;
+  let message = `The server answered ${response.status}.`;
   try {
     message = (await response.json()).error.message;
   } catch { /* no body to read */ }
-  return Object.assign(new Error(message), { status: response.status });
+  throw Object.assign(new Error(message), { status: response.status });
+}
+
+function withBody(method, body) {
+  return { method, headers: { ...headers(), "content-type": "application/json" }, body: JSON.stringify(body) };
 }
 
 export async function call(path, { method = "GET", body, blob = false } = {}) {
-  const options = { method, headers: headers(), cache: "no-store" };
-  if (body !== undefined) {
-    options.headers["content-type"] = "application/json";
-    options.body = JSON.stringify(body);
-  }
-  const response = await fetch(path, options);
-  if (!response.ok) throw await failure(response);
+  const response = await send(path, body === undefined ? { method, headers: headers() } : withBody(method, body));
   if (response.status === 204) return null;
   return blob ? response.blob() : response.json();
 }
 
-// Server-sent events of a POST, as [kind, value] pairs.
-export async function* sendEvents(path, body) {
-  const response = await fetch(path, {
-    method: "POST", headers: { ...headers(), "content-type": "application/json" }, body: JSON.stringify(body),
-  });
-  if (!response.ok) throw await failure(response);
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let waiting = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    waiting += value;
-    const events = waiting.split("\n\n");
-    waiting = events.pop();
-    for (const event of events) {
-      const [, kind, data] = event.match(/^event: (\w+)\ndata: (.*)$/s);
-      yield [kind, JSON.parse(data)];
-    }
-  }
+// The events of an answer, as { event, data } with data parsed.
+export async function* ask(name, question) {
+  const response = await send(`${streamPath(name)}/questions`, withBody("POST", { question, stream: true }));
+  for await (const { event, data } of parseEvents(textOf(response))) yield { event, data: JSON.parse(data) };
+}
+
+// A stream's pictures as they come, as { time, bytes }.
+export async function* livePictures(name, signal) {
+  const response = await send(`${streamPath(name)}/live`, { headers: headers(), signal });
+  yield* parsePictures(bytesOf(response));
 }
 
 export function openFrames(name) {
-  const token = sessionStorage.getItem("token");
   const scheme = location.protocol === "https:" ? "wss" : "ws";
-  const query = token ? `?token=${encodeURIComponent(token)}` : "";
-  return new WebSocket(`${scheme}://${location.host}/v1/streams/${name}/frames${query}`);
+  const query = getToken() ? `?token=${encodeURIComponent(getToken())}` : "";
+  return new WebSocket(`${scheme}://${location.host}${streamPath(name)}/frames${query}`);
 }

@@ -1,263 +1,206 @@
-// The page: streams along the top, the live picture, the chat, and the memory as it is compressed.
-import { call, openFrames, sendEvents, setToken } from "/page/api.js";
-import { clock, light, showMemory } from "/page/memory.js";
+// The page: which view is shown, and a look at the streams once a second.
+import { call, streamPath } from "/page/api.js";
+import { cameraObstacle, cameraStream, renameCamera, setCameraRate, startCamera, stopCamera } from "/page/camera.js";
+import { draftOf, dropDraft, openChat, renameDraft, updateChat } from "/page/chat.js";
+import { askForToken, openAdd, openEdit, openRemove, setUpAdd, setUpEdit, setUpRemove, setUpToken } from "/page/dialogs.js";
+import { $, clock, count, el, reconcile, rove, setText } from "/page/dom.js";
+import { openMemory, updateMemory } from "/page/memory.js";
+import { showOverview } from "/page/overview.js";
+import { closeStage, openStage, stopLive, updateStage } from "/page/stage.js";
 
-const $ = (id) => document.getElementById(id);
-const HINTS = ["What is happening now?", "What happened first?", "What have you seen until now?"];
-const state = { names: [], name: null, camera: null, loaded: null };
+const LOOK_SECONDS = 1;
+const state = { streams: [], name: null, view: null, known: false, locked: false, removing: null };
+const looks = { begun: 0, shown: 0 };
+const tabs = rove($("streams"), "[role=tab]");
 
-// --- streams
+const nameInAddress = () => (location.hash.startsWith("#/") ? location.hash.slice(2) : null);
+const go = (name) => { location.hash = `#/${name}`; };
 
-async function refreshStreams() {
-  const streams = await call("/v1/streams");
-  const names = streams.map((stream) => stream.name);
-  if (names.join("\n") !== state.names.join("\n")) {
-    state.names = names;
-    if (!names.includes(state.name)) await select(names[0] ?? null);
-    drawTabs();
+// --- views: the overview, a stream, a stream that is gone, no streams at all, locked
+
+// The view that the address asks for; without one, the only stream or the overview.
+function chooseView() {
+  const names = state.streams.map((stream) => stream.name);
+  let wanted = nameInAddress();
+  if (wanted === null || (wanted === state.removing && !names.includes(wanted))) wanted = names.length === 1 ? names[0] : "";
+  if (state.locked) return { view: "locked", name: null };
+  if (!state.known) return { view: null, name: null };
+  if (names.includes(wanted)) return { view: "watching", name: wanted };
+  if (wanted) return { view: "gone", name: wanted };
+  return { view: names.length ? "overview" : "empty", name: null };
+}
+
+function show() {
+  const { view, name } = chooseView();
+  const changed = view !== state.view || name !== state.name;
+  Object.assign(state, { view, name });
+  if (changed) open(view, name);
+  drawTabs();
+  if (view === "overview") showOverview(state.streams);
+  if (view === "watching") drawStream(state.streams.find((stream) => stream.name === name));
+}
+
+function open(view, name) {
+  closeStage();
+  for (const id of ["locked", "watching", "gone", "overview", "empty"]) $(id).hidden = id !== view;
+  document.title = name && view === "watching" ? `${name} – flash-vstream` : "flash-vstream";
+  $("to-question").hidden = view !== "watching";
+  if (view === "gone") {
+    setText($("gone-name"), name);
+    setText($("gone-draft"), draftOf(name) && `You were typing: “${draftOf(name)}”`);
   }
-  $("main").hidden = !names.length;
-  $("empty").hidden = Boolean(names.length);
-  const mine = streams.find((stream) => stream.name === state.name);
-  if (mine) drawStatus(mine);
+  if (view !== "watching") return;
+  setText($("stream-name"), name);
+  openStage(name);
+  openMemory(name);
+  openChat(name);
 }
 
 function drawTabs() {
-  $("streams").replaceChildren(...state.names.map((name) => {
-    const tab = document.createElement("button");
-    tab.type = "button";
-    tab.textContent = name;
-    tab.setAttribute("aria-current", String(name === state.name));
-    tab.onclick = () => select(name).then(drawTabs);
-    return tab;
-  }));
+  const names = state.streams.map((stream) => stream.name);
+  const entries = [...(names.length > 1 ? [""] : []), ...names];
+  $("streams").hidden = !entries.length || state.locked;
+  reconcile($("streams"), entries, (name) => name, createTab, (tab, name) => {
+    const chosen = state.view === "overview" ? name === "" : name === state.name;
+    tab.setAttribute("aria-selected", String(chosen));
+    const stream = state.streams.find((one) => one.name === name);
+    if (stream) tab.querySelector("i").dataset.state = stream.state;
+  });
+  tabs.refresh($("streams").querySelector("[aria-selected=true]"));
 }
 
-async function select(name) {
-  state.name = name;
-  $("picture").removeAttribute("src");
-  $("log").replaceChildren();
-  $("parts").replaceChildren();
-  $("span").replaceChildren();
-  if (!name) return;
-  $("stream-name").textContent = name;
-  document.title = `${name} – flash-vstream`;
-  for (const entry of await call(`/v1/streams/${name}/history?limit=20`)) {
-    const turn = addTurn(entry.question);
-    if (entry.answer !== null) finish(turn, { ...entry.details, text: entry.answer });
-    else fail(turn, entry.error ?? "not answered yet");
-  }
-  await refreshPicture();
+function createTab(name) {
+  const controls = name ? "watching" : "overview";
+  return el("button", { type: "button", role: "tab", "aria-controls": controls, onclick: () => go(name) },
+    name ? el("i", { class: "dot" }) : null, name || "All");
 }
 
-function drawStatus(stream) {
-  $("state").textContent = stream.state;
+function drawStream(stream) {
+  setText($("state"), stream.state);
   $("state").dataset.state = stream.state;
-  $("clock").textContent = clock(stream.time);
-  $("source").textContent = stream.source;
-  $("delete").hidden = false;
-  $("stop-camera").hidden = state.camera?.name !== stream.name;
+  if (stream.time === null || stream.state !== "live") setText($("clock"), clock(stream.time));
+  setText($("source"), stream.source);
+  setText($("trouble"), stream.error && stream.state !== "live" ? stream.error : "");
+  setText($("summary"), `${count(stream.fps, "frame")} a second · ${stream.kept.toLocaleString("en")} remembered · ${stream.skipped.toLocaleString("en")} skipped`);
   const ms = (seconds) => (seconds === null ? "–" : `${Math.round(1000 * seconds)} ms`);
-  const rows = [
-    ["Frames kept", stream.kept.toLocaleString()],
-    ["Skipped", stream.skipped.toLocaleString()],
-    ["Lag", stream.state === "live" && stream.lag !== null ? `${stream.lag.toFixed(1)} s` : "–"],
-    ["Encode", ms(stream.encode_seconds)],
-    ["Write", ms(stream.write_seconds)],
+  const facts = [
+    ["Behind the source", stream.state === "live" && stream.lag !== null ? `${stream.lag.toFixed(1)} s` : "–"],
+    ["Encoding a frame", ms(stream.encode_seconds)],
+    ["Writing it to memory", ms(stream.write_seconds)],
+    ["Source opened again", count(stream.restarts, "time")],
   ];
-  if (stream.restarts) rows.push(["Restarts", stream.restarts]);
-  if (stream.error) rows.push(["Trouble", stream.error]);
-  $("numbers").replaceChildren(...rows.flatMap(([name, value]) => {
-    const [dt, dd] = [document.createElement("dt"), document.createElement("dd")];
-    dt.textContent = name;
-    dd.textContent = value;
-    return [dt, dd];
-  }));
+  reconcile($("numbers"), facts, ([name]) => name, ([name]) => el("div", {}, el("dt", {}, name), el("dd")),
+    (row, [, value]) => setText(row.lastChild, value));
+  updateStage(stream);
+  if (stream.name === cameraStream()) setCameraRate(stream.fps);
 }
 
-async function refreshPicture() {
-  const name = state.name;
-  if (!name) return;
-  try {
-    const [picture, memory] = await Promise.all([
-      call(`/v1/streams/${name}/picture`, { blob: true }), call(`/v1/streams/${name}/memory`),
-    ]);
-    if (name !== state.name) return;
-    if (state.loaded) URL.revokeObjectURL(state.loaded);
-    $("picture").src = state.loaded = URL.createObjectURL(picture);
-    showMemory(memory);
-  } catch (error) {
-    if (error.status !== 409 && error.status !== 404) throw error; // no frame yet, or just removed
-  }
-}
-
-// --- the chat
-
-function addTurn(question) {
-  const turn = $("turn").content.firstElementChild.cloneNode(true);
-  turn.querySelector(".asked").textContent = question;
-  turn.querySelector(".answered").classList.add("waiting");
-  $("log").append(turn);
-  $("log").scrollTop = $("log").scrollHeight;
-  return turn;
-}
-
-function finish(turn, answer) {
-  const said = turn.querySelector(".answered");
-  said.classList.remove("waiting");
-  said.textContent = answer.text;
-  const speed = answer.first_token_seconds ? `, first word after ${answer.first_token_seconds.toFixed(2)} s` : "";
-  const found = (answer.mentions ?? []).map((event) => `, “${event.text}” ${event.seen ? `at ${clock(event.time)}` : "not seen"}`);
-  turn.querySelector(".meta").textContent = `as of ${clock(answer.stream_time)}${found.join("")}${speed}`;
-  const shown = (answer.evidence ?? []).filter((slot) => slot.thumbnail).sort((a, b) => b.share - a.share);
-  turn.querySelector(".evidence").replaceChildren(...shown.slice(0, 6).map((slot) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    const picture = document.createElement("img");
-    picture.src = slot.thumbnail;
-    picture.alt = "";
-    button.append(picture, clock(slot.exemplar));
-    button.title = `${slot.part} memory, ${clock(slot.start)} to ${clock(slot.end)}, ${Math.round(100 * slot.share)}% of the attention`;
-    button.setAttribute("aria-label", `Looked at ${button.title}`);
-    button.onclick = () => light(slot);
-    return button;
-  }));
-  $("log").scrollTop = $("log").scrollHeight;
-}
-
-function fail(turn, message) {
-  const said = turn.querySelector(".answered");
-  said.classList.remove("waiting");
-  said.classList.add("failed");
-  said.textContent = message;
-}
-
-async function ask(question) {
-  const turn = addTurn(question);
-  const said = turn.querySelector(".answered");
-  try {
-    const body = { question, stream: true };
-    for await (const [kind, value] of sendEvents(`/v1/streams/${state.name}/questions`, body)) {
-      if (kind === "text") said.textContent += value.text;
-      if (kind === "done") finish(turn, value);
-      if (kind === "error") fail(turn, value.message);
-    }
-  } catch (error) {
-    fail(turn, error.message);
-  }
-}
-
-$("ask").onsubmit = (event) => {
-  event.preventDefault();
-  const question = $("question").value.trim();
-  if (!question) return;
-  $("question").value = "";
-  ask(question);
-};
-$("hints").replaceChildren(...HINTS.map((hint) => {
-  const button = document.createElement("button");
-  button.type = "button";
-  button.textContent = hint;
-  button.onclick = () => ask(hint);
-  return button;
-}));
-
-// --- adding and removing
-
-function openAdd() {
-  $("add-error").textContent = "";
-  $("add").showModal();
-}
-
-$("open-add").onclick = openAdd;
-for (const button of document.querySelectorAll("[data-open-add]")) button.onclick = openAdd;
-for (const button of document.querySelectorAll("[data-use-camera]")) button.onclick = useCamera;
-$("add-cancel").onclick = () => $("add").close();
-$("add-form").onsubmit = async (event) => {
-  event.preventDefault();
-  const form = new FormData(event.target);
-  const spec = { name: form.get("name"), source: form.get("source"), fps: Number(form.get("fps")), loop: form.has("loop") };
-  try {
-    await create(spec);
-    $("add").close();
-    event.target.reset();
-  } catch (error) {
-    $("add-error").textContent = error.message;
-  }
-};
+// --- adding, editing, removing
 
 async function create(spec) {
   await call("/v1/streams", { method: "POST", body: spec });
-  await refreshStreams();
-  await select(spec.name);
-  drawTabs();
+  dropDraft(spec.name);
+  await look();
+  go(spec.name);
 }
-
-$("delete").onclick = async () => {
-  if (!confirm(`Stop watching ${state.name} and forget what it remembers?`)) return;
-  if (state.camera?.name === state.name) stopCamera();
-  await call(`/v1/streams/${state.name}`, { method: "DELETE" });
-  await refreshStreams();
-};
 
 async function useCamera() {
+  const names = state.streams.map((stream) => stream.name);
   try {
-    const media = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 } });
-    let number = 1;
-    while (state.names.includes(`camera-${number}`)) number += 1;
-    const name = `camera-${number}`;
-    await create({ name, source: "push", fps: 2 });
+    await startCamera(names, create);
     $("add").close();
-    const video = document.createElement("video");
-    video.muted = true;
-    video.srcObject = media;
-    await video.play();
-    const canvas = document.createElement("canvas");
-    [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
-    const socket = openFrames(name);
-    const timer = setInterval(() => {
-      if (socket.readyState !== WebSocket.OPEN || socket.bufferedAmount) return;
-      canvas.getContext("2d").drawImage(video, 0, 0);
-      canvas.toBlob((blob) => blob && socket.readyState === WebSocket.OPEN && socket.send(blob), "image/jpeg", 0.85);
-    }, 500);
-    state.camera = { name, media, socket, timer };
   } catch (error) {
-    if (!$("add").open) openAdd();
-    $("add-error").textContent = `Your camera could not be used: ${error.message}`;
+    openAdd(error.message);
   }
 }
 
-function stopCamera() {
-  clearInterval(state.camera.timer);
-  state.camera.socket.close();
-  for (const track of state.camera.media.getTracks()) track.stop();
-  state.camera = null;
+setUpAdd(create);
+setUpRemove(async (name) => {
+  state.removing = name; // and not removed by somebody else
+  await call(streamPath(name), { method: "DELETE" });
+  if (cameraStream() === name) stopCamera();
+  dropDraft(name);
+  if (state.name === name) history.replaceState(null, "", location.pathname);
+  await look();
+});
+setUpEdit(async (before, after) => {
+  if (before !== after) {
+    renameDraft(before, after);
+    if (cameraStream() === before) renameCamera(after);
+    history.replaceState(null, "", `#/${after}`);
+  }
+  await look();
+});
+setUpToken(() => {
+  state.locked = false;
+  look();
+});
+$("remove-stream").onclick = () => openRemove(state.name);
+$("edit-stream").onclick = () => openEdit(state.streams.find((stream) => stream.name === state.name));
+$("enter-token").onclick = askForToken;
+for (const button of document.querySelectorAll("[data-open-add]")) button.onclick = () => openAdd();
+for (const button of document.querySelectorAll("[data-use-camera]")) button.onclick = useCamera;
+for (const place of document.querySelectorAll("[data-camera-obstacle]")) setText(place, cameraObstacle() ?? "");
+$("to-question").onclick = (event) => {
+  event.preventDefault();
+  $("question").focus();
+};
+$("notice-close").onclick = () => { $("notice").hidden = true; };
+document.addEventListener("notice", (event) => {
+  setText($("notice-text"), event.detail);
+  $("notice").hidden = false;
+});
+
+// --- the look at the streams
+
+function drawConnection(message) {
+  setText($("connection"), message);
+  $("connection").hidden = !message;
+  document.body.classList.toggle("away", Boolean(message));
+  if (!message) return;
+  for (const pill of document.querySelectorAll(".state")) setText(pill, "server away");
 }
-$("stop-camera").onclick = stopCamera;
 
-// --- the clockwork
-
-function needToken() {
-  return new Promise((resolve) => {
-    $("token-form").onsubmit = (event) => {
-      setToken(new FormData(event.target).get("token"));
-      resolve();
-    };
-    $("token-dialog").showModal();
-  });
+async function look() {
+  if (state.locked) return;
+  const number = (looks.begun += 1);
+  try {
+    const streams = await call("/v1/streams");
+    if (number < looks.shown) return; // a later look was answered earlier
+    looks.shown = number;
+    Object.assign(state, { streams, known: true });
+    drawConnection("");
+    show();
+    if (state.view !== "watching") return;
+    await updateChat();
+    const stream = state.streams.find((one) => one.name === state.name);
+    if (stream) await updateMemory(stream);
+  } catch (error) {
+    if (error.status === 401) lock();
+    else if (error.away) drawConnection("The server does not answer. Trying again…");
+    else if (error.status === 404) return; // removed while it was looked at; the next look tells
+    else if (error.status) drawConnection(error.message);
+    else throw error;
+  }
 }
 
-async function every(seconds, work) {
+function lock() {
+  Object.assign(state, { locked: true, streams: [] });
+  stopLive();
+  show();
+  askForToken();
+}
+
+async function lookOften() {
   for (;;) {
-    try {
-      if (!document.hidden) await work();
-    } catch (error) {
-      if (error.status === 401 && !$("token-dialog").open) await needToken();
-      else if (error.status === undefined) $("state").textContent = "server away";
-    }
-    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+    if (!document.hidden) await look().catch((error) => setTimeout(() => { throw error; }));
+    await new Promise((resolve) => setTimeout(resolve, 1000 * LOOK_SECONDS));
   }
 }
 
-every(1, refreshStreams);
-every(1, refreshPicture);
+window.addEventListener("hashchange", () => {
+  show();
+  look();
+});
+document.addEventListener("visibilitychange", () => document.hidden || look());
+lookOften();

@@ -1,104 +1,186 @@
-// The memory as a picture: each part a row of thumbnails, and above them what stretch each slot spans.
-const PARTS = ["temporal", "retrieved", "spatial", "abstract"];
-const ABOUT = {
-  temporal: "scenes, merged as the stream goes on; the bar is how many frames a scene stands for",
-  retrieved: "real frames of the heaviest scenes, in full detail",
-  spatial: "the newest frame, in full detail",
-  abstract: "a digest of the whole stream",
+// The memory as a person can take it in: what is kept how finely, how old it is, how much it weighs.
+import { call, streamPath } from "/page/api.js";
+import { $, calmly, clock, count, duration, el, megabytes, reconcile, rove, setText } from "/page/dom.js";
+import { showMoment } from "/page/stage.js";
+
+// From the finest to the coarsest. A part that is not named here is shown under its own name.
+const PARTS = {
+  spatial: ["Now", "The newest frame.", "Newest frame"],
+  retrieved: ["Key frames", "Real frames that stand for the longest scenes.", "Key frame"],
+  temporal: ["Scenes", "Everything so far. Frames that look alike merge into one scene, so no moment is dropped.", "Scene"],
+  abstract: ["Gist", "A running summary of the whole stream. It has no pictures.", "Gist"],
 };
-export function clock(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  const whole = Math.floor(seconds);
-  const two = (value) => String(value).padStart(2, "0");
-  const hours = Math.floor(whole / 3600);
-  return `${hours ? `${hours}:${two(Math.floor(whole / 60) % 60)}` : Math.floor(whole / 60)}:${two(whole % 60)}`;
+const known = { name: null, kept: null, memory: null, ended: false };
+const pictures = new Map(); // exemplar -> data URL
+let chosen = null; // the slot that is lit
+
+export function openMemory(name) {
+  Object.assign(known, { name, kept: null, memory: null });
+  pictures.clear();
+  chosen = null;
+  $("memory-body").hidden = true;
+  setText($("memory-lead"), "Nothing yet: the memory fills with the first frames.");
+  for (const id of ["lanes", "budget", "parts"]) $(id).replaceChildren();
 }
 
-const rows = new Map(); // part -> its element, kept so that scrolling survives a refresh
-let lit = null;
+// Fetches the memory only when frames were written, and only pictures that are not here yet.
+export async function updateMemory(stream) {
+  if (stream.time === null || (stream.kept === known.kept && known.memory)) return;
+  const { name } = known;
+  const newest = Math.max(-1, ...pictures.keys());
+  const memory = await call(`${streamPath(name)}/memory?thumbnails_after=${newest}`).catch((error) => {
+    if (error.status === 409 || error.status === 404) return null; // no frame yet, or just removed
+    throw error;
+  });
+  if (!memory || name !== known.name) return;
+  Object.assign(known, { kept: stream.kept, memory, ended: stream.state === "ended" });
+  for (const slot of memory.slots) if (slot.thumbnail) pictures.set(slot.exemplar, slot.thumbnail);
+  const wanted = new Set(memory.slots.map((slot) => slot.exemplar));
+  for (const exemplar of pictures.keys()) if (!wanted.has(exemplar)) pictures.delete(exemplar);
+  draw(memory);
+}
+
+export const pictureOf = (slot) => pictures.get(slot.exemplar) ?? null;
+
+const nameOf = (part) => PARTS[part]?.[0] ?? part;
+const spanOf = (slot) => (clock(slot.end) !== clock(slot.start) ? `${clock(slot.start)}–${clock(slot.end)}` : clock(slot.start));
+const keyOf = (slot) => `${slot.part} ${slot.exemplar}`;
+
+function ageOf(slot) {
+  const age = known.memory.time - slot.end;
+  return age < 0.5 ? "newest" : `${duration(age)} ${known.ended ? "earlier" : "ago"}`;
+}
+
+// A slot in a few words: "Scene 0:06–0:08, 3 frames".
+export function describe(slot) {
+  const frames = slot.weight > 1 ? `, ${count(Math.round(slot.weight), "frame")}` : "";
+  return `${PARTS[slot.part]?.[2] ?? slot.part} ${spanOf(slot)}${frames}`;
+}
+
+// --- drawing
+
+function draw(memory) {
+  const { slots, capacity } = memory;
+  const parts = [...Object.keys(PARTS), ...Object.keys(capacity.parts).filter((part) => !(part in PARTS))];
+  const shown = parts.filter((part) => slots.some((slot) => slot.part === part)).map((part) => {
+    const [own, { slots: most, tokens }] = [slots.filter((slot) => slot.part === part), capacity.parts[part]];
+    return { part, slots: own, most, tokens, used: own.length * tokens };
+  });
+  const tokens = shown.reduce((sum, row) => sum + row.used, 0);
+  const first = Math.min(...slots.map((slot) => slot.start));
+  $("memory-body").hidden = false;
+  $("memory-lead").replaceChildren(
+    el("b", {}, `${duration(memory.time - first)} of video`), ` (${count(memory.frames, "frame")}) in `,
+    el("b", {}, `${count(tokens, "token")}, ${megabytes(capacity.bytes)}`),
+    ". It stays this size however long it watches.",
+  );
+  drawBudget(shown, tokens);
+  drawLanes(shown, first, memory.time);
+  reconcile($("parts"), shown, (row) => row.part, createPart, (element, row) => updatePart(element, row, tokens));
+  relight();
+}
+
+function drawBudget(shown, tokens) {
+  reconcile($("budget"), shown, (row) => row.part, (row) => el("span", { "data-part": row.part }), (bar, row) => {
+    bar.style.flexGrow = row.used;
+    const room = ($("budget").clientWidth * row.used) / tokens;
+    setText(bar, room > 10 * nameOf(row.part).length ? nameOf(row.part) : "");
+    bar.title = `${nameOf(row.part)}: ${count(row.used, "token")}`;
+  });
+  const words = shown.map((row) => `${nameOf(row.part)} ${Math.round((100 * row.used) / tokens)}%`);
+  $("budget").setAttribute("aria-label", `Share of the memory: ${words.join(", ")}`);
+}
+
+function drawLanes(shown, first, last) {
+  const length = Math.max(last - first, 1e-6);
+  reconcile($("lanes"), shown, (row) => row.part, (row) => el("div", { class: "lane", "data-part": row.part }), (lane, row) => {
+    reconcile(lane, row.slots, keyOf, (slot) => el("i", { onclick: () => look(slot) }), (bar, slot) => {
+      Object.assign(bar.dataset, { part: slot.part, exemplar: slot.exemplar, start: slot.start, end: slot.end });
+      bar.style.left = `${(100 * (slot.start - first)) / length}%`;
+      bar.style.width = `${(100 * (slot.end - slot.start)) / length}%`;
+      bar.style.setProperty("--at", `${(100 * (slot.exemplar - slot.start)) / Math.max(slot.end - slot.start, 1e-6)}%`);
+      bar.title = describe(slot);
+    });
+  });
+  setText($("lanes-first"), clock(first));
+  setText($("lanes-last"), known.ended ? `${clock(last)}, the end` : `${clock(last)}, now`);
+}
+
+const ropes = new WeakMap(); // a strip of slots -> its roving Tab stop
+
+function createPart({ part }) {
+  const [name, about] = PARTS[part] ?? [part, ""];
+  const strip = el("div", { class: "slots", role: "group", "aria-label": `${name}, pieces of memory` });
+  ropes.set(strip, rove(strip, ".slot"));
+  return el("div", { class: "part", "data-part": part },
+    el("div", { class: "about" },
+      el("h3", {}, el("i", { class: "fineness", "aria-hidden": "true" }), el("span", {}, name), el("small", {}, part)),
+      el("p", {}, about), el("p", { class: "numbers quiet" })),
+    strip);
+}
+
+function updatePart(element, row, tokens) {
+  const side = Math.round(Math.sqrt(row.tokens));
+  element.style.setProperty("--cells", side);
+  const fine = row.tokens === 1 ? "1 token each" : `${side} × ${side} tokens each`;
+  const share = `${Math.round((100 * row.used) / tokens)}% of the memory`;
+  setText(element.querySelector(".numbers"), `${row.slots.length} of ${row.most} · ${fine} · ${share}`);
+  const heaviest = Math.max(...row.slots.map((slot) => slot.weight));
+  const strip = element.querySelector(".slots");
+  reconcile(strip, row.slots, keyOf, createSlot, (card, slot) => updateSlot(card, slot, heaviest));
+  ropes.get(strip).refresh();
+}
+
+function createSlot(slot) {
+  const card = el("button", { type: "button", class: "slot" });
+  if (slot.part !== "abstract") card.append(el("span", { class: "shot" }, el("img", { alt: "" })));
+  card.append(el("span", { class: "weight" }, el("i")), el("span", { class: "when" }));
+  if (slot.part !== "abstract") card.append(el("span", { class: "age" })); // all of it reaches up to now
+  if (slot.part !== "spatial" && slot.part !== "retrieved") card.append(el("span", { class: "many" })); // one frame each
+  card.onclick = () => look(card.piece);
+  return card;
+}
+
+function updateSlot(card, slot, heaviest) {
+  card.piece = slot; // what a click shows is what the card says
+  Object.assign(card.dataset, { part: slot.part, exemplar: slot.exemplar, start: slot.start, end: slot.end });
+  const picture = card.querySelector("img");
+  const url = pictureOf(slot);
+  if (picture && url && picture.getAttribute("src") !== url) picture.src = url;
+  card.querySelector(".weight i").style.width = `${Math.max(6, (100 * slot.weight) / heaviest)}%`;
+  setText(card.querySelector(".when"), spanOf(slot));
+  for (const age of card.querySelectorAll(".age")) setText(age, ageOf(slot));
+  for (const many of card.querySelectorAll(".many")) setText(many, count(Math.round(slot.weight), "frame"));
+  card.title = describe(slot);
+}
+
+// --- looking at one
 
 // A slot that has been merged away since lives on in the scene that took it up.
 const holds = (data, slot) => data.part === "temporal" && Number(data.start) <= slot.exemplar && slot.exemplar <= Number(data.end);
 const same = (data, slot) => data.part === slot.part && Number(data.exemplar) === slot.exemplar;
 
 function relight() {
-  if (!lit) return;
-  const all = [...document.querySelectorAll(".slot, .span i")];
-  const exact = all.filter((element) => same(element.dataset, lit));
-  const chosen = new Set(exact.length ? exact : all.filter((element) => holds(element.dataset, lit)));
-  for (const element of all) element.classList.toggle("lit", chosen.has(element));
+  if (!chosen) return;
+  const all = [...document.querySelectorAll(".slot, .lane i")];
+  const exact = all.filter((element) => same(element.dataset, chosen));
+  const found = new Set(exact.length ? exact : all.filter((element) => holds(element.dataset, chosen)));
+  for (const element of all) element.classList.toggle("lit", found.has(element));
 }
 
-export function light(slot) {
-  lit = slot;
+// Lights a slot and shows its picture on the stage; `picture` is for one that the memory has no more.
+export function look(slot, picture = null) {
+  chosen = slot;
   relight();
-  document.querySelector(".slot.lit")?.scrollIntoView({ behavior: "smooth", block: "nearest", inline: "center" });
+  const card = document.querySelector(".slot.lit");
+  const strip = card?.parentElement;
+  strip?.scrollTo({ left: card.offsetLeft - strip.offsetLeft - (strip.clientWidth - card.clientWidth) / 2, behavior: calmly() });
+  showMoment(picture ?? pictureOf(slot), describe(slot));
+  $("stage").scrollIntoView({ block: "nearest", behavior: calmly() });
 }
 
-const about = ({ part, exemplar, start, end }) => ({ part, exemplar, start, end });
-
-function draw(slot, heaviest) {
-  const card = document.createElement("div");
-  card.className = "slot";
-  Object.assign(card.dataset, about(slot));
-  const picture = document.createElement(slot.thumbnail ? "img" : "div");
-  if (slot.thumbnail) {
-    picture.src = slot.thumbnail;
-    picture.alt = `Frame at ${clock(slot.exemplar)}`;
-  } else picture.className = "none";
-  const bar = document.createElement("div");
-  bar.className = "bar";
-  bar.style.width = `${Math.max(4, (100 * slot.weight) / heaviest)}%`;
-  bar.style.background = `var(--${slot.part})`;
-  const span = document.createElement("span");
-  span.textContent = slot.end > slot.start ? `${clock(slot.start)} – ${clock(slot.end)}` : clock(slot.start);
-  const weight = document.createElement("span");
-  weight.textContent = slot.weight === 1 ? "1 frame" : `${Math.round(slot.weight)} frames`;
-  card.append(picture, bar, span, weight);
-  return card;
-}
-
-function row(part) {
-  if (!rows.has(part)) {
-    const section = document.createElement("div");
-    section.className = "part";
-    section.innerHTML = `<h3><i class="swatch"></i>${part}</h3><p class="quiet"></p><div class="slots" tabindex="0"></div>`;
-    section.querySelector(".swatch").style.background = `var(--${part})`;
-    section.querySelector(".slots").setAttribute("aria-label", `${part} memory`);
-    rows.set(part, section);
-  }
-  return rows.get(part);
-}
-
-export function showMemory(memory) {
-  const first = Math.min(...memory.slots.map((slot) => slot.start));
-  const length = Math.max(memory.time - first, 1e-6);
-  const count = memory.slots.length;
-  document.getElementById("memory-note").textContent =
-    `${memory.frames.toLocaleString()} frames in ${count} slots, and it will never be more than full`;
-  const bars = PARTS.flatMap((part, level) => memory.slots.filter((slot) => slot.part === part).map((slot) => {
-    const bar = document.createElement("i");
-    Object.assign(bar.dataset, about(slot));
-    bar.style.cssText = `left:${(100 * (slot.start - first)) / length}%;width:${(100 * (slot.end - slot.start)) / length}%;top:${2 + 9 * level}px;height:7px;background:var(--${part})`;
-    return bar;
-  }));
-  const [begin, end] = [document.createElement("b"), document.createElement("b")];
-  begin.textContent = clock(first);
-  end.textContent = clock(memory.time);
-  end.style.right = "0";
-  document.getElementById("span").replaceChildren(...bars, begin, end);
-  const shown = PARTS.filter((part) => memory.slots.some((slot) => slot.part === part));
-  const parts = document.getElementById("parts");
-  for (const part of shown) {
-    const own = memory.slots.filter((slot) => slot.part === part);
-    const heaviest = Math.max(...own.map((slot) => slot.weight));
-    const element = row(part);
-    element.querySelector("p").textContent = ABOUT[part];
-    const slots = element.querySelector(".slots");
-    const scrolled = slots.scrollLeft;
-    slots.replaceChildren(...own.map((slot) => draw(slot, heaviest)));
-    if (!parts.contains(element)) parts.append(element);
-    slots.scrollLeft = scrolled;
-  }
-  relight();
-}
+$("show-in-memory").onclick = () => {
+  const card = document.querySelector(".slot.lit");
+  (card ?? $("memory-title")).scrollIntoView({ block: "center", behavior: calmly() });
+  card?.focus({ preventScroll: true });
+};

@@ -1,0 +1,62 @@
+"""A stream's pictures as video: every new frame is pushed as it comes, as motion JPEG.
+
+Browsers, VLC, FFmpeg and home automation play ``multipart/x-mixed-replace`` as it is. The pictures
+are those that the model sees: the centre square of each frame, at the model's size.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated
+
+from fastapi import FastAPI, Path, Request, Response
+from fastapi.responses import StreamingResponse
+
+from flash_vstream.errors import UserError
+from flash_vstream.live.stream_state import read_picture
+from flash_vstream.serve.security import ApiError
+from flash_vstream.serve.service import Service
+
+BOUNDARY = "frame"
+POLL_SECONDS = 0.04
+REPEAT_SECONDS = 15.0
+"""After this long without a new frame the last one is sent again, so that proxies keep the connection open."""
+
+
+def add_live_pictures(app: FastAPI, service: Service) -> None:
+    """``GET /v1/streams/{name}/live``, which ends when ``app.state.ending()`` becomes true."""
+
+    @app.get("/v1/streams/{name}/live", tags=["streams"], response_class=Response)
+    async def live_pictures(
+        name: Annotated[str, Path(max_length=64, description="The stream's name.")], request: Request
+    ) -> StreamingResponse:
+        """New frames as motion JPEG, as the model sees them, until the stream ends, fails or is deleted.
+
+        Each part has the frame's ``X-Stream-Time`` in seconds.
+        """
+        service.check_stream(name)
+        return StreamingResponse(
+            _parts(service, name, request.app.state.ending),
+            media_type=f"multipart/x-mixed-replace; boundary={BOUNDARY}",
+            headers={"cache-control": "no-store"},
+        )
+
+
+async def _parts(service: Service, name: str, ending: Callable[[], bool]) -> AsyncIterator[bytes]:
+    """Each picture with its headers; the boundary behind it tells the player to show it at once."""
+    yield f"--{BOUNDARY}\r\n".encode()
+    shown, sent = -1, 0.0
+    while not ending():
+        try:
+            status = service.status(name)
+            due = status.kept != shown or time.monotonic() - sent > REPEAT_SECONDS
+            picture = read_picture(service.shared(name)) if due and status.time is not None else None
+        except (ApiError, UserError):  # deleted
+            return
+        if picture is not None:
+            shown, sent = status.kept, time.monotonic()
+            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\nX-Stream-Time: {status.time}\r\n\r\n"
+            yield head.encode() + picture + f"\r\n--{BOUNDARY}\r\n".encode()
+        if status.state in ("ended", "failed"):
+            return
+        await asyncio.sleep(POLL_SECONDS)

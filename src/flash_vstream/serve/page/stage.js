@@ -1,0 +1,85 @@
+// The large picture: the stream live, or a remembered moment that somebody wants to look at.
+import { livePictures } from "/page/api.js";
+import { $, clock, setText } from "/page/dom.js";
+
+const live = { name: null, abort: null, shownKept: null, url: null };
+let cameFrom = null; // what had the focus before a moment was shown
+
+export function openStage(name) {
+  stopLive();
+  Object.assign(live, { name, shownKept: null });
+  showLive();
+  draw(null);
+}
+
+export function closeStage() {
+  stopLive();
+  live.name = null;
+}
+
+// Called at each look at the streams: connects where there is something new that nobody pushes.
+export function updateStage(stream) {
+  $("no-frame").hidden = stream.time !== null;
+  setText($("no-frame"), stream.error && stream.state !== "live" ? "No frame has come yet; see below why." : "Waiting for the first frame…");
+  if (stream.time === null || live.abort || document.hidden || stream.kept === live.shownKept) return;
+  live.shownKept = stream.kept;
+  play(stream.name);
+}
+
+export function stopLive() {
+  live.abort?.abort();
+  live.abort = null;
+  live.shownKept = null;
+}
+
+async function play(name) {
+  const abort = new AbortController();
+  live.abort = abort;
+  try {
+    for await (const picture of livePictures(name, abort.signal)) {
+      if (abort.signal.aborted) return;
+      draw(new Blob([picture.bytes], { type: "image/jpeg" }));
+      if (!Number.isNaN(picture.time)) setText($("clock"), clock(picture.time));
+    }
+  } catch (error) {
+    if (live.abort === abort) live.shownKept = null; // the next look tries again
+    if (error.name !== "AbortError" && !error.away && !error.status && !(error instanceof TypeError)) throw error;
+  } finally {
+    if (live.abort === abort) live.abort = null;
+  }
+}
+
+function draw(blob) {
+  const before = live.url;
+  live.url = blob && URL.createObjectURL(blob);
+  if (live.url) $("picture").src = live.url;
+  else $("picture").removeAttribute("src");
+  if (before) URL.revokeObjectURL(before);
+}
+
+// Shows a remembered picture in place of the live one; `about` says what it is.
+export function showMoment(url, about) {
+  cameFrom = document.activeElement;
+  if (url) $("moment-picture").src = url;
+  $("moment-picture").hidden = !url;
+  $("moment-none").hidden = Boolean(url);
+  setText($("moment-about"), about);
+  $("moment").hidden = false;
+  $("stage").classList.add("past");
+}
+
+export function showLive() {
+  $("moment").hidden = true;
+  $("moment-picture").removeAttribute("src");
+  $("stage").classList.remove("past");
+}
+
+// Back to the live picture, and the focus back to what asked for the moment.
+export function leaveMoment() {
+  showLive();
+  if (cameFrom?.isConnected) cameFrom.focus({ preventScroll: true });
+  cameFrom = null;
+}
+
+$("back-to-live").onclick = leaveMoment;
+document.addEventListener("visibilitychange", () => document.hidden && stopLive());

@@ -1,0 +1,104 @@
+"""A stream's pictures as motion JPEG over HTTP."""
+
+import io
+import json
+import signal
+import urllib.request
+from contextlib import contextmanager
+from email.parser import BytesHeaderParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from websockets.sync.client import connect
+
+from helpers.server import Server, serving
+from helpers.videos import write_video
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder, tmp_path_factory):
+    video = write_video(tmp_path_factory.mktemp("live") / "clip.mp4", frames=20)
+    with serving(str(tiny_folder), "--stream", f"door={video}", "--fps", "5") as running:
+        yield running
+
+
+@contextmanager
+def watching(server: Server, name: str):
+    with urllib.request.urlopen(f"{server.url}/v1/streams/{name}/live", timeout=60) as response:
+        assert response.headers["content-type"] == "multipart/x-mixed-replace; boundary=frame"
+        assert response.readline() == b"--frame\r\n"
+        yield response
+
+
+def next_picture(response) -> tuple[float, Image.Image] | None:
+    """The next part's stream time and picture; None at the end."""
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        line = response.readline()
+        if not line:
+            return None
+        head += line
+    headers = BytesHeaderParser().parsebytes(head)
+    picture = Image.open(io.BytesIO(response.read(int(headers["content-length"]))))
+    assert (picture.format, headers["content-type"]) == ("JPEG", "image/jpeg")
+    assert response.read(len(b"\r\n--frame\r\n")) == b"\r\n--frame\r\n"
+    return float(headers["x-stream-time"]), picture
+
+
+@contextmanager
+def sending(server: Server, name: str):
+    """A function that sends a picture of one grey level to a new pushed stream."""
+    assert server.call("POST", "/v1/streams", {"name": name, "source": "push"})[0] == 201
+    with connect(f"{server.url.replace('http', 'ws')}/v1/streams/{name}/frames") as socket:
+
+        def send(grey: int) -> None:
+            file = io.BytesIO()
+            Image.new("RGB", (64, 64), (grey, grey, grey)).save(file, "PNG")
+            socket.send(file.getvalue())
+            assert "frame" in json.loads(socket.recv())
+
+        yield send
+
+
+def test_a_stream_that_ended_gives_its_last_picture_and_ends(server):
+    body = server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
+    with watching(server, "door") as response:
+        moment, picture = next_picture(response)
+        assert moment == body["time"]
+        assert picture.width == picture.height
+        assert next_picture(response) is None
+
+
+def test_each_frame_is_pushed_as_it_comes(server):
+    with sending(server, "grey") as send, watching(server, "grey") as response:
+        before = -1.0
+        for grey in (40, 120, 200):
+            send(grey)
+            moment, picture = next_picture(response)
+            assert abs(np.asarray(picture).mean() - grey) < 4
+            assert moment > before
+            before = moment
+
+
+def test_it_ends_when_the_stream_is_deleted(server):
+    with sending(server, "short") as send, watching(server, "short") as response:
+        send(100)
+        assert next_picture(response) is not None
+        server.call("DELETE", "/v1/streams/short")
+        assert next_picture(response) is None
+
+
+def test_there_is_none_of_a_stream_that_is_not_there(server):
+    assert server.call("GET", "/v1/streams/none/live")[0] == 404
+
+
+def test_a_server_that_is_ended_does_not_wait_for_those_who_watch(tiny_folder):
+    with serving(str(tiny_folder)) as server:
+        with sending(server, "push") as send, watching(server, "push") as response:
+            send(100)
+            assert next_picture(response) is not None
+            server.process.send_signal(signal.SIGINT)
+            while next_picture(response) is not None:  # it ends by itself, with no error in the log
+                pass
+        server.process.wait(timeout=60)
