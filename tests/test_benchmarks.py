@@ -178,7 +178,7 @@ def test_missing_media_are_wrong_and_told(tiny, data, tmp_path):
     assert any("not a video" in error for error in report["failures"])
 
 
-def test_the_blind_reader_needs_no_media(tiny, data, tmp_path):
+def test_the_blind_memory_needs_no_media(tiny, data, tmp_path):
     rows, _ = evaluated(tiny, data, tmp_path, "blind")
     assert all(row["error"] is None and row["prediction"] is not None for row in rows)
     model = FlashVStream(*tiny)
@@ -200,7 +200,7 @@ def test_a_killed_run_goes_on(tiny, data, tmp_path):
         )
 
 
-def test_every_frame_is_a_slot_for_the_reader_all(tiny, goldens):
+def test_every_frame_is_a_slot_of_the_memory_all(tiny, goldens):
     method = MemoryMethod("all", tiny[0])
     for i in range(30):
         method.write(float(i), goldens["offline.features"][i])
@@ -233,13 +233,13 @@ def test_accuracy_agrees_with_scikit_learn(tiny):
     assert report["abstained"] == 0
 
 
-def test_floors_by_hand():
+def test_constant_baselines_by_hand():
     items = [Item(str(i), str(i), "?", "x", "all", ("x", "y"), i % 3 % 2) for i in range(9)]
-    told = constant_baselines(BENCHMARKS["mlvu"], items)["floors"]
+    told = constant_baselines(BENCHMARKS["mlvu"], items)["baselines"]
     assert told["always A"]["accuracy"] == pytest.approx(6 / 9)
     assert told["majority (A)"]["accuracy"] == pytest.approx(6 / 9)
     assert told["uniform guess"]["accuracy"] == 0.5
-    opened = constant_baselines(BENCHMARKS["rvs-ego"], BENCHMARKS["rvs-ego"].read(RVS))["floors"]
+    opened = constant_baselines(BENCHMARKS["rvs-ego"], BENCHMARKS["rvs-ego"].read(RVS))["baselines"]
     assert opened["always 'Yes.'"]["accuracy"] == 0.25
 
 
@@ -312,7 +312,7 @@ def test_eval_from_the_command_line(tiny_folder, data, tmp_path):
     run("eval", "rvs-ego", *options, "--memory", "recent:1", "--output", two)
     compared = json.loads(run("eval", "compare", one, two, "--json").stdout)
     assert compared["questions"] == 4
-    assert json.loads(run("eval", "floors", "rvs-ego", "--data", data, "--json").stdout)["questions"] == 4
+    assert json.loads(run("eval", "constant-baselines", "rvs-ego", "--data", data, "--json").stdout)["questions"] == 4
 
 
 @pytest.mark.parametrize(
@@ -320,12 +320,12 @@ def test_eval_from_the_command_line(tiny_folder, data, tmp_path):
     [
         (("rvs-ego",), "--data is needed"),
         (("rvs-ego", "--data", "/none"), "holds no annotations"),
-        (("rvs-ego", "--data", "{data}", "--memory", "some"), "no reader"),
+        (("rvs-ego", "--data", "{data}", "--memory", "some"), "no memory"),
         (("rvs-ego", "--data", "{data}", "--protocol", "some"), "no protocol"),
         (("rvs-ego", "--data", "{data}", "--judge", "gpt"), "--judge"),
         (("rvs-ego", "--data", "{data}", "--judge", "http://x"), "--judge-model"),
         (("compare", "/none/a", "/none/b"), "cannot read"),
-        (("floors", "none"), "no benchmark"),
+        (("constant-baselines", "none"), "no benchmark"),
     ],
 )
 def test_eval_says_what_is_wrong(tiny_folder, data, tmp_path, arguments, message):

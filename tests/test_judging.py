@@ -11,9 +11,10 @@ from flash_vstream.errors import UserError
 from flash_vstream.evaluate.choices import letter_bias, parse_choice
 from flash_vstream.evaluate.endpoint import ChatEndpoint
 from flash_vstream.evaluate.items import Item
-from flash_vstream.evaluate.judges import EndpointJudge, OfflineJudge, read_judgement, token_f1
+from flash_vstream.evaluate.judges import EndpointJudge, OfflineJudge, read_judgement
 from flash_vstream.evaluate.report import judged
 from flash_vstream.evaluate.similarity import SimilarityJudge, sentence_encoder
+from flash_vstream.synthetic.texts import word_f1
 
 # --- replies
 
@@ -109,11 +110,11 @@ def test_the_offline_judge_by_hand(answer, prediction, right):
     assert OfflineJudge().judge("?", answer, prediction).correct is right
 
 
-def test_token_f1_by_hand():
-    assert token_f1("a red car", "the red bus") == pytest.approx(0.5)
-    assert token_f1("red red car", "red car") == pytest.approx(2 * 2 / 5)
-    assert token_f1("", "") == 1.0
-    assert token_f1("x", "") == 0.0
+def test_word_f1_by_hand():
+    assert word_f1("a red car", "the red bus") == pytest.approx(0.5)
+    assert word_f1("red red car", "red car") == pytest.approx(2 * 2 / 5)
+    assert word_f1("", "") == 1.0
+    assert word_f1("x", "") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint,
     assert judged(rows, judge, tmp_path / "judged.jsonl")[0]["judgement"]["reply"]
     assert len(seen) == 3
     with pytest.raises(UserError, match="did not answer"):
-        EndpointJudge(ChatEndpoint("http://127.0.0.1:9", "x", tries=1)).judge("?", "!", "!")
+        EndpointJudge(ChatEndpoint("http://127.0.0.1:9", "x", retries=0)).judge("?", "!", "!")
 
 
 # --- sentence similarity

@@ -95,10 +95,12 @@ def run_ablation(
 
 def tell(reports: dict[str, dict[str, Any]]) -> None:
     """Every variant's accuracy with its interval, and by kind."""
+    from flash_vstream.evaluate.statistics import format_interval
+
     kinds = list(next(iter(reports.values()))["kinds"])
     table = Table("variant", "all", "95% interval", *(kinds if len(kinds) > 1 else []))
     for variant, report in reports.items():
-        cells = [f"{report['accuracy']:.1%}", "{:.1%} - {:.1%}".format(*report["interval"])]
+        cells = [f"{report['accuracy']:.1%}", format_interval(report["interval"])]
         by_kind = [f"{report['kinds'][kind]['accuracy']:.0%}" for kind in kinds] if len(kinds) > 1 else []
         table.add_row(variant, *cells, *by_kind)
     Console().print(table)
@@ -112,8 +114,9 @@ def plot(reports: dict[str, dict[str, Any]], output: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 0.45 * len(reports) + 1))
     names = list(reports)[::-1]
     values = [reports[name]["accuracy"] for name in names]
-    low = [value - reports[name]["interval"][0] for name, value in zip(names, values, strict=True)]
-    high = [reports[name]["interval"][1] - value for name, value in zip(names, values, strict=True)]
+    spans = [reports[name]["interval"] or (value, value) for name, value in zip(names, values, strict=True)]
+    low = [value - span[0] for value, span in zip(values, spans, strict=True)]
+    high = [span[1] - value for value, span in zip(values, spans, strict=True)]
     axis.barh(names, values, xerr=[low, high], color="#3b5bdb", ecolor="#868e96", capsize=3)
     axis.set(xlabel="accuracy", xlim=(0, 1))
     figure.tight_layout()

@@ -20,7 +20,7 @@ from PIL import Image
 
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.endpoint import ChatEndpoint
-from flash_vstream.evaluate.judges import yes_or_no
+from flash_vstream.synthetic.texts import words, yes_or_no
 from flash_vstream.video import Frame, read_frames
 
 KINDS = (
@@ -192,7 +192,7 @@ def records_in(folder: Path) -> dict[Path, dict[str, Any]]:
 
 
 def read_questions(reply: str) -> list[dict[str, str]] | None:
-    """Questions out of a reply, None when it is not a list of them; prose around the list is borne with."""
+    """Questions out of a reply, None when it is not a list of them; prose around the list is ignored."""
     match = re.search(r"\[.*\]", reply, re.DOTALL)
     try:
         rows = json.loads(match[0]) if match else None
@@ -247,7 +247,7 @@ def _broken_rule(question: dict[str, Any], seen: set[str]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(words(text, ignored=frozenset()))
 
 
 def export(folder: Path, target: Path) -> int:

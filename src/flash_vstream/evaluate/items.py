@@ -15,7 +15,7 @@ class Item:
 
     ``video`` names the medium without its ending. ``answer`` is the right answer's text and, where
     there are ``choices``, ``correct`` its index. ``start`` and ``end`` bound, in seconds of the
-    video, what the question is about; a causal reader sees nothing after ``end`` (None: the end).
+    video, what the question is about; the causal protocol shows nothing after ``end`` (None: the end).
     """
 
     id: str
@@ -154,7 +154,7 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def options_in_text(kind: str) -> Callable[[Any], list[Item]]:
-    """A reader of lists whose ``question`` carries the options and whose ``answer`` is an index.
+    """A function that reads lists whose ``question`` carries the options and whose ``answer`` is an index.
 
     ``kind`` names the field of the question's type.
     """

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from flash_vstream.evaluate.judges import Judgement, OfflineJudge, yes_or_no
+from flash_vstream.evaluate.judges import Judgement, OfflineJudge
 from flash_vstream.synthetic.events import Events
-from flash_vstream.synthetic.grading import overlap
+from flash_vstream.synthetic.grading import caption_likeness
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
 from flash_vstream.synthetic.questions import Question, stream_questions
+from flash_vstream.synthetic.texts import yes_or_no
 from flash_vstream.synthetic.views import picture_views
 from flash_vstream.video import read_frames
 from flash_vstream.video.writer import write_video
@@ -237,18 +238,18 @@ def write_stream(path: Path, plan: StreamPlan, frames: dict[str, list[np.ndarray
 
 
 class MiniJudge(OfflineJudge):
-    """Descriptions are right when no other scene's caption is liker than the right scene's.
+    """A description is right when no other scene's captions are as like it as the right scene's.
 
     Yes and no are read as the offline judge reads them.
     """
 
-    name = "nearest-scene-1"
+    name = "nearest-scene-2"
 
     def judge(self, question: str, answer: str, prediction: str) -> Judgement:
         if yes_or_no(answer) is not None:
             right = yes_or_no(answer) == yes_or_no(prediction)
             return Judgement(right, 5.0 if right else 0.0)
-        likeness = {key: max(overlap(prediction, text) for text in captions) for key, captions in CAPTIONS.items()}
+        likeness = {key: caption_likeness(prediction, captions) for key, captions in CAPTIONS.items()}
         truth = next(key for key, captions in CAPTIONS.items() if any(text in answer for text in captions))
         best = max(likeness.values())
         right = best > 0 and likeness[truth] == best and list(likeness.values()).count(best) == 1

@@ -21,7 +21,7 @@ from torch import Tensor
 from flash_vstream import __version__
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.baselines import MemoryMethod
-from flash_vstream.evaluate.choices import parse_choice
+from flash_vstream.evaluate.choices import ABSTAINED, read_choice
 from flash_vstream.evaluate.items import Benchmark, Item
 from flash_vstream.evaluate.media import features_of, find_medium
 from flash_vstream.memory import StarConfig
@@ -221,7 +221,7 @@ class _Asking:
             yield from self._ask_all(items, method, newest)
 
     def _ask_all(self, items: Sequence[Item], method: MemoryMethod, newest: float | None) -> Iterator[dict[str, Any]]:
-        """Ask several questions of what the reader holds, which is read once."""
+        """Ask several questions of what the memory holds, which is read once."""
         left = [item for item in items if item.id not in self.done]
         if not left:
             return
@@ -267,5 +267,6 @@ def _row(
     row: dict[str, Any] = {**asdict(item), "choices": list(item.choices), "prompt": item.prompt}
     row |= {"prediction": prediction, "error": error, "stream_time": newest, "frames": frames, "timing": timing}
     if item.choices:
-        row["chosen"] = parse_choice(prediction, item.choices) if prediction is not None else None
+        reading = read_choice(prediction, item.choices) if prediction is not None else ABSTAINED
+        row |= {"chosen": reading.index, "rule": reading.rule}
     return row | {"run": run.key(), "version": __version__, "decoding": "greedy", "seed": 0}
