@@ -23,7 +23,7 @@ from flash_vstream.evaluate.judges import OfflineJudge
 from flash_vstream.evaluate.mini import CAPTIONS, KINDS, MiniJudge, build_mini
 from flash_vstream.evaluate.report import compare, judged, summary
 from flash_vstream.evaluate.runner import OPEN_TOKENS, Run, load_items, run_benchmark, sharded
-from flash_vstream.evaluate.statistics import bootstrap_interval, paired_difference
+from flash_vstream.evaluate.statistics import bootstrap_interval, format_interval, paired_difference
 from flash_vstream.pipeline import FlashVStream
 from helpers.cli import run
 from helpers.videos import write_video
@@ -245,11 +245,18 @@ def test_constant_baselines_by_hand():
 
 def test_videos_are_resampled_not_questions():
     values = [1.0] * 50 + [0.0] * 50
-    wide = bootstrap_interval(values, ["a"] * 50 + ["b"] * 50)
+    wide = bootstrap_interval(values, [str(i // 17) for i in range(100)])
     narrow = bootstrap_interval(values, [str(i) for i in range(100)])
-    assert wide == (0.0, 1.0)
+    assert wide[0] < 0.2 < 0.8 < wide[1]
     assert 0.35 < narrow[0] < 0.5 < narrow[1] < 0.65
-    assert bootstrap_interval(values, ["a"] * 100) == (0.5, 0.5)
+    assert bootstrap_interval([0.5] * 100, [str(i % 5) for i in range(100)]) == (0.5, 0.5)
+
+
+def test_fewer_than_five_videos_have_no_interval():
+    assert bootstrap_interval([1.0, 0.0, 1.0, 0.0], list("abcd")) is None
+    assert bootstrap_interval([1.0, 0.0, 1.0, 0.0, 1.0], list("abcde")) is not None
+    assert paired_difference([1.0, 0.0], [1.0, 1.0], ["a", "b"]) == (0.5, None, None)
+    assert format_interval(None) == "-"
 
 
 def test_comparisons_are_paired():

@@ -64,7 +64,7 @@ def run_ablation(
 ) -> None:
     """Run every variant on the same questions and tell them side by side; resumable like ``eval``."""
     from flash_vstream.evaluate.report import judged, summary
-    from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded
+    from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded, weights_hash
     from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
 
     if output is not None and output.suffix not in (".png", ".svg"):
@@ -78,10 +78,11 @@ def run_ablation(
     for variant in chosen:
         if variant not in known:
             raise UserError(f"no variant is called {variant!r}; choose from {', '.join(known)}")
+    weights = weights_hash(pipeline.model)
     reports: dict[str, dict[str, Any]] = {}
     for variant in chosen or known:
         method, star = known[variant]
-        run = Run(name, model_name, method, benchmark.protocol, DEFAULT_FPS.get(name, 1.0), star)
+        run = Run(name, model_name, method, benchmark.protocol, DEFAULT_FPS.get(name, 1.0), star, weights)
         path = Path("runs/ablate") / f"{file_name(name, model_name, variant)}.jsonl"
         rows = run_benchmark(run, benchmark, items, folder, pipeline, path)
         reports[variant] = summary(judged(rows, judge), judge, benchmark)

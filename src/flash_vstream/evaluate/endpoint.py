@@ -1,11 +1,8 @@
 """Any OpenAI-compatible chat endpoint, asked at temperature 0 through OpenAI's own client."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flash_vstream.errors import UserError
-
-if TYPE_CHECKING:
-    from openai import OpenAI
 
 RETRIES = 4
 TIMEOUT_SECONDS = 120.0
@@ -33,9 +30,7 @@ class ChatEndpoint:
             from openai import OpenAI
         except ImportError:
             raise UserError("asking a model at a URL needs openai; install flash-vstream[eval]") from None
-        self._client: OpenAI = OpenAI(
-            base_url=self.url, api_key=key or "none", max_retries=retries, timeout=timeout_seconds
-        )
+        self._client = OpenAI(base_url=self.url, api_key=key or "none", max_retries=retries, timeout=timeout_seconds)
 
     def complete(
         self, system: str, user: str | list[dict[str, Any]], max_new_tokens: int = 256

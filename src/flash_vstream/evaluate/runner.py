@@ -6,6 +6,7 @@ medium that is missing or does not decode makes its questions wrong and is liste
 replaced by anything else.
 """
 
+import hashlib
 import json
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -33,12 +35,20 @@ CHOICE_TOKENS = 12
 OPEN_TOKENS = 64
 BATCH = 16
 """The most questions that are answered together: those of one moment, or blind ones of like length."""
+SHORT_SECONDS = 2.0
+"""How much a video may end before a question's time, beside the time between two frames: annotations are rounded."""
+TOO_SHORT = "the video ends before the question's time"
 Stream = Iterable[tuple[float, Tensor]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one evaluation is: everything that its predictions depend on."""
+    """What one evaluation is: everything that its predictions depend on.
+
+    ``weights`` is the model's ``weights_hash``: a model that was trained further under the same name
+    never meets predictions of the old one. ``star`` is the memory's configuration, None for the
+    model's own.
+    """
 
     benchmark: str
     model: str
@@ -46,12 +56,13 @@ class Run:
     protocol: str
     fps: float
     star: StarConfig | None = None
+    weights: str = ""
 
     def key(self) -> dict[str, Any]:
-        """The fields that every line of predictions carries."""
+        """The fields that every line of predictions carries, the package's version among them."""
         known = asdict(self)
         known["star"] = self.star.to_dict() if self.star is not None else None
-        return known
+        return known | {"version": __version__}
 
 
 def load_items(benchmark: Benchmark, data: Path) -> list[Item]:
@@ -88,26 +99,61 @@ def sharded(items: Sequence[Item], shard: str | None, limit: int | None) -> list
 
 
 def done_already(path: Path, run: Run) -> dict[str, dict[str, Any]]:
-    """Predictions that an earlier run left in ``path``; a line that a kill cut short is dropped.
+    """Predictions that an earlier run left in ``path``, those that failed left out to be tried again.
 
-    Raises ``UserError`` when they are another run's.
+    A last line that a kill cut short is dropped. Raises ``UserError``, and leaves the file as it is,
+    when it holds anything but predictions or those of another run.
     """
     if not path.exists():
         return {}
-    rows, whole = {}, []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
+    rows, lines = {}, _text(path).splitlines()
+    for number, line in enumerate(lines):
+        row = _parsed(line)
+        if row is None and number == len(lines) - 1 and line.startswith('{"id": '):
             continue
+        if row is None:
+            raise UserError(f"{path} is not a file of predictions (line {number + 1}); name another --output")
         if row["run"] != run.key():
-            raise UserError(f"{path} holds predictions of another run ({row['run']}); name another --output")
-        rows[row["id"]] = row
-        whole.append(line)
+            changed = [name for name, value in run.key().items() if row["run"].get(name) != value]
+            raise UserError(
+                f"{path} holds predictions of another run ({', '.join(changed)} differ); name another --output"
+            )
+        if row["error"] is None:
+            rows[row["id"]] = row
     scratch = path.with_suffix(".part")
-    scratch.write_text("".join(line + "\n" for line in whole))
+    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
     scratch.replace(path)
     return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a file of predictions; name another --output") from None
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line of predictions; None when it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    known = (
+        isinstance(row, dict) and {"id", "prediction", "error", "run"} <= row.keys() and isinstance(row["run"], dict)
+    )
+    return row if known else None
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """The beginning of a SHA-256 over a model's weights with their names and dtypes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def run_benchmark(
@@ -205,7 +251,7 @@ class _Asking:
                 waiting = waiting[len(due) :]
             method.write(moment, feature)
             newest = moment
-        yield from self._ask_all(waiting, method, newest)
+        yield from self._ask_in_time(waiting, method, newest, newest)
 
     def _clips(self, asked: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
         frames = [(moment, feature.half()) for moment, feature in stream]
@@ -218,7 +264,20 @@ class _Asking:
                 if (start is None or moment >= start) and (end is None or moment <= end):
                     method.write(moment, feature)
                     newest = moment
-            yield from self._ask_all(items, method, newest)
+            yield from self._ask_in_time(items, method, newest, frames[-1][0] if frames else None)
+
+    def _ask_in_time(
+        self, items: Sequence[Item], method: MemoryMethod, newest: float | None, video_end: float | None
+    ) -> Iterator[dict[str, Any]]:
+        """Ask the questions that the video reaches; the others fail, since their moment was never seen."""
+        slack = SHORT_SECONDS + 1 / self.run.fps
+        late = [
+            item for item in items if item.end is not None and video_end is not None and item.end > video_end + slack
+        ]
+        for item in late:
+            if item.id not in self.done:
+                yield _row(self.run, item, newest, method.frames, None, TOO_SHORT)
+        yield from self._ask_all([item for item in items if item not in late], method, newest)
 
     def _ask_all(self, items: Sequence[Item], method: MemoryMethod, newest: float | None) -> Iterator[dict[str, Any]]:
         """Ask several questions of what the memory holds, which is read once."""

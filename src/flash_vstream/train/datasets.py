@@ -101,10 +101,7 @@ class LlavaSamples(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
         features, times = self._stream(entry)
-        said = [turn["value"].replace("<image>", "").replace("<video>", "").strip() for turn in entry["conversations"]]
-        turns = tuple(Turn(question, (answer,)) for question, answer in zip(said[::2], said[1::2], strict=False))
-        if not turns:
-            raise UserError(f"sample {entry.get('id', index)} has no question with an answer")
+        turns = turns_of(entry, str(entry.get("id", index)))
         return Sample(features, times, turns, self.independent)
 
     def _stream(self, entry: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
@@ -119,6 +116,37 @@ class LlavaSamples(Dataset[Sample]):
             if kind in entry:
                 return self.encode(self.folder / entry[kind])
         return None, torch.zeros(0, dtype=torch.float64)
+
+
+USER_ROLES = frozenset({"human", "user"})
+ANSWER_ROLES = frozenset({"gpt", "assistant", "model"})
+
+
+def turns_of(entry: dict[str, Any], name: str) -> tuple[Turn, ...]:
+    """The turns of a LLaVA conversation, by the roles' names; parts of one role in a row are joined.
+
+    What an assistant says before anybody asked is left out, and so are ``system`` and a last
+    question without an answer. Raises ``UserError`` naming the sample when a role is unknown or no
+    question has an answer.
+    """
+    turns: list[tuple[str, str]] = []
+    last = None
+    for part in entry["conversations"]:
+        role, text = part["from"], part["value"].replace("<image>", "").replace("<video>", "").strip()
+        if role in USER_ROLES:
+            turns = [*turns[:-1], (f"{turns[-1][0]}\n{text}", "")] if last == "question" else [*turns, (text, "")]
+            last = "question"
+        elif role in ANSWER_ROLES:
+            if turns:
+                question, answer = turns[-1]
+                turns[-1] = (question, f"{answer}\n{text}".strip())
+                last = "answer"
+        elif role != "system":
+            raise UserError(f"sample {name} has a turn of {role!r}; roles are human and gpt, or user and assistant")
+    answered = tuple(Turn(question, (answer,)) for question, answer in turns if answer)
+    if not answered:
+        raise UserError(f"sample {name} has no question with an answer")
+    return answered
 
 
 class Mixture(Dataset[Sample]):
@@ -154,7 +182,8 @@ class Mixture(Dataset[Sample]):
         if isinstance(part, StreamSamples):
             return part[index]
         turn, place = divmod(self._before[batch] * self.batch + within, len(part))
-        return part[self._order(self._chosen[batch], turn)[place]]
+        sample: Sample = part[self._order(self._chosen[batch], turn)[place]]
+        return sample
 
     def _order(self, part: int, turn: int) -> list[int]:
         """The order in which a source is gone through for the ``turn``-th time."""
