@@ -7,7 +7,7 @@ import torch
 
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.baselines import MemoryMethod
-from flash_vstream.evaluate.skills import Asked, summary
+from flash_vstream.evaluate.skills import GradedAnswer, summary
 from flash_vstream.models import FlashVStreamProcessor
 from flash_vstream.synthetic.grading import described_picture, is_correct, stated_time
 from flash_vstream.synthetic.plans import StreamStyle, plan_stream
@@ -95,7 +95,7 @@ def test_times_and_pictures_are_read():
 
 def test_the_summary_counts_by_hand():
     def asked(kind, truth, answer, correct, far):
-        return Asked(Question(kind, "?", ("x",), truth, (0, 1)), answer, correct, far)
+        return GradedAnswer(Question(kind, "?", ("x",), truth, (0, 1)), answer, correct, far)
 
     scores = summary(
         [

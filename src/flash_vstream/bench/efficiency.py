@@ -35,7 +35,7 @@ def run_efficiency(model: str, most: int, output: Path | None) -> None:
     """Measure, print a table, plot to ``output``; JSON on the last line of stdout."""
     if output is not None and output.suffix not in (".png", ".svg"):
         raise UserError(f"--output {output} must end in .png or .svg")
-    FlashVStream.from_pretrained(model)  # said before the first process is begun, if it cannot be
+    FlashVStream.from_pretrained(model)  # a model that does not load is an error before the first process starts
     counts = [count for count in COUNTS if count <= most]
     rows: list[dict[str, Any]] = []
     given_up: set[str] = set()
@@ -74,18 +74,18 @@ def _measure(model_name: str, memory: str, count: int, pipe: Connection) -> None
     scenes = torch.randn(64, config.pooled_size**2, config.vision_config.hidden_size, generator=generator)
     method = MemoryMethod(memory, pipeline.model)
     before = psutil.Process().memory_info().rss
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for i in range(count):
         method.write(float(i), scenes[(i // 5) % 64])
-    writing = time.perf_counter() - begun
+    writing = time.perf_counter() - started
     pipeline.ask(None, QUESTION, max_new_tokens=2).finished()  # warm
     firsts, wholes, peak = [], [], 0
     for _ in range(3 if count <= 1000 else 1):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         answer = pipeline.ask(method.snapshot(), QUESTION, max_new_tokens=TOKENS)
         for _ in answer:
             peak = max(peak, psutil.Process().memory_info().rss)
-        wholes.append(time.perf_counter() - begun)
+        wholes.append(time.perf_counter() - started)
         firsts.append(wholes[-1] if answer.first_token_seconds is None else answer.first_token_seconds)
     pipe.send(
         {

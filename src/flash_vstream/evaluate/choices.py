@@ -49,7 +49,7 @@ _LEAD_IN = _COPULAS | frozenset(_LEAD_IN_WORDS.split())
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reply chose and the rule that told: ``letter``, ``named``, ``text``, ``truncated text`` or ``none``."""
+    """What a reply chose and the rule that read it: ``letter``, ``named``, ``text``, ``truncated text`` or ``none``."""
 
     index: int | None
     rule: str

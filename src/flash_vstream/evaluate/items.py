@@ -140,16 +140,16 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
     Lines that begin with the next expected letter are options, lines between belong to the option
     above; instructions around them are dropped.
     """
-    asked: list[str] = []
+    question: list[str] = []
     choices: list[str] = []
     for line in text.splitlines():
         match = _OPTION.match(line)
         if match and len(choices) < len(LETTERS) and match[1] == LETTERS[len(choices)]:
             choices.append(match[2].strip())
         elif not choices:
-            asked.append(line)
+            question.append(line)
     dropped = ("options:", "select the best answer", "only give the best option")
-    kept = [line.strip() for line in asked if line.strip() and not line.strip().lower().startswith(dropped)]
+    kept = [line.strip() for line in question if line.strip() and not line.strip().lower().startswith(dropped)]
     return "\n".join(kept).removeprefix("Question:").strip(), tuple(choices)
 
 

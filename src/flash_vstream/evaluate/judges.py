@@ -100,10 +100,10 @@ def read_judgement(reply: str) -> Judgement:
     if match:
         text = re.sub(r"\bTrue\b", "true", re.sub(r"\bFalse\b", "false", match[0].replace("'", '"')))
         try:
-            told = json.loads(text)
-            verdict = told.get("correct", told.get("pred"))
-            correct = verdict if isinstance(verdict, bool) else {"yes": True, "no": False}[str(verdict).lower().strip()]
-            return Judgement(correct, min(5.0, max(0.0, float(told["score"]))), reply)
+            verdict = json.loads(text)
+            right = verdict.get("correct", verdict.get("pred"))
+            correct = right if isinstance(right, bool) else {"yes": True, "no": False}[str(right).lower().strip()]
+            return Judgement(correct, min(5.0, max(0.0, float(verdict["score"]))), reply)
         except (ValueError, KeyError, TypeError):
-            pass  # not a verdict: told below
+            pass  # not a verdict
     return Judgement(False, 0.0, reply, parsed=False)

@@ -194,11 +194,11 @@ def _record(name: str, plan: StreamPlan, events: Events, rng: random.Random) -> 
     turns = []
     for moment in [*moments, plan.duration]:
         seen = plan.until(moment)
-        asked: dict[str, Question] = {}
-        while len(asked) < AT_A_MOMENT:
+        questions: dict[str, Question] = {}
+        while len(questions) < AT_A_MOMENT:
             for question in stream_questions(seen, events, rng, _MIX, 1):
-                asked.setdefault(question.text, question)
-        for question in asked.values():
+                questions.setdefault(question.text, question)
+        for question in questions.values():
             turns.append(
                 {
                     "question": question.text,

@@ -1,4 +1,4 @@
-"""From predictions to numbers: judged, counted, told with intervals and with what went wrong."""
+"""From predictions to numbers: judged, counted, reported with intervals and with what failed."""
 
 import json
 from collections import Counter, defaultdict
@@ -76,7 +76,7 @@ def _known_judgements(store: Path | None, judge: Judge) -> dict[str, dict[str, A
 
 
 def _judge_all(rows: Rows, judge: Judge, workers: int) -> Iterator[dict[str, Any]]:
-    """Judgements of the rows as they come, in any order; the first error ends it when all begun are in."""
+    """Judgements of the rows as they come, in any order; after the first error no more are started."""
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         said = judge.judge(row["question"], row["answer"], row["prediction"])

@@ -162,16 +162,16 @@ def run_benchmark(
     """Answer what ``output`` does not hold yet; returns every prediction in the items' order."""
     if run.protocol not in PROTOCOLS:
         raise UserError(f"no protocol is called {run.protocol!r}; choose from {', '.join(PROTOCOLS)}")
-    method = MemoryMethod(run.memory, pipeline.model, run.star)  # one that does not exist is told before anything else
+    method = MemoryMethod(run.memory, pipeline.model, run.star)  # an unknown name is an error before anything else
     output.parent.mkdir(parents=True, exist_ok=True)
     done = done_already(output, run)
-    asking = _Asking(run, benchmark, data.parent if data.is_file() else data, pipeline, done)
+    runner = _Runner(run, benchmark, data.parent if data.is_file() else data, pipeline, done)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress, output.open("a") as file:
         task = progress.add_task(
             f"{run.benchmark} {run.memory}", total=len(items), completed=sum(item.id in done for item in items)
         )
-        for row in asking.blind(items) if method.is_blind else asking.by_video(items):
+        for row in runner.blind(items) if method.is_blind else runner.by_video(items):
             file.write(json.dumps(row) + "\n")
             file.flush()
             done[row["id"]] = row
@@ -180,10 +180,10 @@ def run_benchmark(
 
 
 @dataclass(frozen=True)
-class _Asking:
-    """A run on its way: the media under ``folder``, the model, and the predictions by question that are ``done``.
+class _Runner:
+    """Makes the predictions of a run that are not ``done`` yet, from the media under ``folder``.
 
-    Who takes a prediction puts it into ``done`` before the next.
+    The caller puts each prediction into ``done``, by question, before it takes the next.
     """
 
     run: Run
@@ -203,19 +203,19 @@ class _Asking:
         videos: dict[str, list[Item]] = defaultdict(list)
         for item in items:
             videos[item.video].append(item)
-        for video, asked in videos.items():
-            if any(item.id not in self.done for item in asked):
-                yield from self._video(video, asked)
+        for video, of_video in videos.items():
+            if any(item.id not in self.done for item in of_video):
+                yield from self._video(video, of_video)
 
     def _new_method(self) -> MemoryMethod:
         return MemoryMethod(self.run.memory, self.pipeline.model, self.run.star)
 
-    def _video(self, video: str, asked: list[Item]) -> Iterator[dict[str, Any]]:
+    def _video(self, video: str, items: list[Item]) -> Iterator[dict[str, Any]]:
         """Predictions about one video; when it breaks off with an error, the rest are wrong and say why."""
-        left = {item.id: item for item in asked if item.id not in self.done}
+        left = {item.id: item for item in items if item.id not in self.done}
         error = "no question was reached"
         try:
-            for row in self._pass(video, asked):
+            for row in self._pass(video, items):
                 del left[row["id"]]
                 yield row
         except UserError as failed:
@@ -223,26 +223,26 @@ class _Asking:
         for item in left.values():
             yield _row(self.run, item, None, 0, None, error)
 
-    def _pass(self, video: str, asked: list[Item]) -> Iterator[dict[str, Any]]:
+    def _pass(self, video: str, items: list[Item]) -> Iterator[dict[str, Any]]:
         path = find_medium(self.folder, self.benchmark.media, video)
         if path is None:
             folders = " or ".join(str(self.folder / folder) for folder in self.benchmark.media)
             raise UserError(f"no medium called {video} in {folders}")
-        ends = [item.end for item in asked]
+        ends = [item.end for item in items]
         last = None if self.run.protocol == "whole" or None in ends else max(end for end in ends if end is not None)
         stream = features_of(self.pipeline, path, self.run.fps, last)
         if self.run.protocol == "causal":
-            yield from self._causal(asked, stream)
+            yield from self._causal(items, stream)
         elif self.run.protocol == "whole":
             method, newest = self._new_method(), None
             for newest, feature in stream:
                 method.write(newest, feature)
-            yield from self._ask_all(asked, method, newest)
+            yield from self._ask_all(items, method, newest)
         else:
-            yield from self._clips(asked, stream)
+            yield from self._clips(items, stream)
 
-    def _causal(self, asked: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
-        waiting = sorted(asked, key=lambda item: float("inf") if item.end is None else item.end)
+    def _causal(self, items: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
+        waiting = sorted(items, key=lambda item: float("inf") if item.end is None else item.end)
         method, newest = self._new_method(), None
         for moment, feature in stream:
             due = [item for item in waiting if item.end is not None and item.end < moment]
@@ -253,18 +253,18 @@ class _Asking:
             newest = moment
         yield from self._ask_in_time(waiting, method, newest, newest)
 
-    def _clips(self, asked: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
+    def _clips(self, items: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
         frames = [(moment, feature.half()) for moment, feature in stream]
         segments: dict[tuple[float | None, float | None], list[Item]] = defaultdict(list)
-        for item in asked:
+        for item in items:
             segments[(item.start, item.end)].append(item)
-        for (start, end), items in segments.items():
+        for (start, end), of_segment in segments.items():
             method, newest = self._new_method(), None
             for moment, feature in frames:
                 if (start is None or moment >= start) and (end is None or moment <= end):
                     method.write(moment, feature)
                     newest = moment
-            yield from self._ask_in_time(items, method, newest, frames[-1][0] if frames else None)
+            yield from self._ask_in_time(of_segment, method, newest, frames[-1][0] if frames else None)
 
     def _ask_in_time(
         self, items: Sequence[Item], method: MemoryMethod, newest: float | None, video_end: float | None
@@ -288,9 +288,9 @@ class _Asking:
             for item in left:
                 yield _row(self.run, item, newest, 0, None, "no frame lies before the question")
             return
-        begun = time.perf_counter()
+        started = time.perf_counter()
         prefix = self.pipeline.answerer.read(method.snapshot(), method.time_stamps)
-        read = round(time.perf_counter() - begun, 4)
+        read = round(time.perf_counter() - started, 4)
         for item, text, timing in self._together(items, prefix):
             yield _row(self.run, item, newest, method.frames, text, None, {"read_seconds": read, **timing})
 
@@ -304,10 +304,10 @@ class _Asking:
             batch = items[begin : begin + BATCH]
             if all(item.id in self.done for item in batch):
                 continue
-            begun = time.perf_counter()
+            started = time.perf_counter()
             most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
             texts = self.pipeline.answerer.ask_all(prefix, [item.prompt for item in batch], most)
-            timing = {"batch_seconds": round(time.perf_counter() - begun, 4), "batch": len(batch)}
+            timing = {"batch_seconds": round(time.perf_counter() - started, 4), "batch": len(batch)}
             for item, text in zip(batch, texts, strict=True):
                 if item.id not in self.done:
                     yield item, text, timing

@@ -12,7 +12,7 @@ FREQUENT = ARTICLES | {"is", "are", "of", "and", "in", "on", "with"}
 
 
 def caption_likeness(answer: str, captions: Sequence[str]) -> float:
-    """How like an answer is to the likest of a picture's captions: word F1, 0 to 1."""
+    """The best word F1 of an answer with any of a picture's captions, 0 to 1."""
     return max(word_f1(answer, caption, FREQUENT) for caption in captions)
 
 

@@ -240,7 +240,7 @@ def _less_sure(mentions: list[Mention]) -> list[Mention]:
     """Two events of a question, now and then one called unseen that was seen.
 
     That happens with new pictures and hardly ever with those that grounding was trained on; which came
-    first can be told all the same.
+    first can be said all the same.
     """
     if len(mentions) < 2:
         return mentions
