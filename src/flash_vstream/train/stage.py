@@ -163,7 +163,7 @@ def _arguments(config: StageConfig, output: Path) -> TrainingArguments:
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
         use_cpu=device == "cpu",
-        ddp_backend="gloo" if device == "cpu" else None,
+        ddp_backend="gloo" if device == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
         # A batch without video, or with few frames, trains neither projector nor semantic attention.
         ddp_find_unused_parameters=True,
         bf16=best_dtype(device) == torch.bfloat16 if config.dtype == "auto" else config.dtype == "bfloat16",
