@@ -106,10 +106,12 @@ def done_already(path: Path, run: Run) -> dict[str, dict[str, Any]]:
     """
     if not path.exists():
         return {}
-    rows, lines = {}, _text(path).splitlines()
+    rows, text = {}, _text(path)
+    lines = text.splitlines()
     for number, line in enumerate(lines):
         row = _parsed(line)
-        if row is None and number == len(lines) - 1 and line.startswith('{"id": '):
+        is_cut = number == len(lines) - 1 and not text.endswith("\n") and line.startswith('{"id": ')
+        if row is None and is_cut:
             continue
         if row is None:
             raise UserError(f"{path} is not a file of predictions (line {number + 1}); name another --output")
