@@ -88,9 +88,7 @@ class LlavaSamples(Dataset[Sample]):
     def __init__(
         self, path: Path, folder: Path, encode: Callable[[Path], tuple[Tensor, Tensor]], independent: bool = False
     ):
-        if not path.exists():
-            raise UserError(f"no training data at {path}")
-        self.entries = json.loads(path.read_text())
+        self.entries = checked_entries(path, folder)
         self.folder = folder
         self.encode = encode
         self.independent = independent
@@ -116,6 +114,59 @@ class LlavaSamples(Dataset[Sample]):
             if kind in entry:
                 return self.encode(self.folder / entry[kind])
         return None, torch.zeros(0, dtype=torch.float64)
+
+
+SHOWN_PROBLEMS = 10
+
+
+def checked_entries(path: Path, folder: Path) -> list[dict[str, Any]]:
+    """The entries of a LLaVA-format file, once all of them can be trained on as far as files tell.
+
+    Raises one ``UserError`` that counts and names what is wrong: entries of another shape, turns
+    without question and answer, media that are missing or empty. Media are not decoded here.
+    """
+    try:
+        entries = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no training data at {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a JSON file of training data ({error})") from None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} must be a list of entries with conversations, not empty")
+    problems = [problem for i, entry in enumerate(entries) if (problem := _problem(entry, i, folder))]
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
+        more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise UserError(f"{len(problems)} of {len(entries)} entries of {path} cannot be trained on:\n{shown}{more}")
+    return entries
+
+
+def _problem(entry: Any, index: int, folder: Path) -> str | None:
+    """What keeps an entry from being trained on, None if nothing does."""
+    if not isinstance(entry, dict):
+        return f"entry {index} is no object"
+    name = f"entry {entry.get('id', index)}"
+    parts = entry.get("conversations")
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and isinstance(part.get("from"), str) and isinstance(part.get("value"), str)
+        for part in parts
+    ):
+        return f"{name} needs conversations: a list of objects with from and value"
+    try:
+        turns_of(entry, str(entry.get("id", index)))
+    except UserError as error:
+        return str(error)
+    for kind in ("features", "image", "video"):
+        medium = entry.get(kind)
+        if kind in entry and not isinstance(medium, str):
+            return f"{name}: {kind} must be one path"
+        if isinstance(medium, str):
+            file = folder / (medium.partition(":")[0] if kind == "features" else medium)
+            if not file.exists():
+                return f"{name}: no file {file}"
+            if file.is_file() and file.stat().st_size == 0:
+                return f"{name}: {file} is empty"
+    return None
 
 
 USER_ROLES = frozenset({"human", "user"})
