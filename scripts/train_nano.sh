@@ -31,7 +31,7 @@ model=${tiny_model:-nano-base}
 for file in "$configs"/nano-*.yaml; do
     if [ -n "$tiny_model" ]; then
         sed -e "s|^model: .*|model: $tiny_model|" -e 's/^steps: .*/steps: 2/' -e 's/^batch_size: .*/batch_size: 2/' \
-            -e 's/^compile: .*/compile: false/' "$file" > "configs/$(basename "$file")"
+            -e 's/^compile: .*/compile: false/' -e 's/questions: [0-9]*/questions: 2/' "$file" > "configs/$(basename "$file")"
     else
         cp "$file" configs/
     fi

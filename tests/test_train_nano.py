@@ -42,7 +42,7 @@ def train(pictures: Path, output: Path, *options: str | Path) -> subprocess.Comp
     command = output.parent / "flash-vstream"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m flash_vstream "$@"\n')
     command.chmod(0o755)
-    environment = {**os.environ, "FLASH_VSTREAM": str(command)}
+    environment = {**os.environ, "FLASH_VSTREAM": str(command), "OMP_NUM_THREADS": "1"}
     arguments = [str(SCRIPT), str(pictures), str(output), *map(str, options)]
     return subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
