@@ -28,8 +28,10 @@ def toy(tiny, tmp_path) -> tuple[Path, Path]:
     (pictures / "captions.json").write_text(json.dumps(captions))
     (pictures / "splits.json").write_text(json.dumps({"train": keys[:24], "val": keys[24:]}))
     model, processor = tiny
-    grounding = {"grounding_config": {"width": 16, "members": 2}, "time_stamps": True}
-    config = FlashVStreamForConditionalGeneration.config_class(**{**model.config.to_dict(), **grounding})
+    settings = {"grounding_config": {"width": 16, "members": 2}, "time_stamps": True}
+    lengths = {"temporal_length": 4, "abstract_length": 2, "retrieved_length": 1}
+    settings["memory_config"] = {"spatial_size": 2, "temporal_size": 1, **lengths}
+    config = FlashVStreamForConditionalGeneration.config_class(**{**model.config.to_dict(), **settings})
     torch.manual_seed(0)
     made = FlashVStreamForConditionalGeneration(config)
     made.load_state_dict(model.state_dict(), strict=False)
