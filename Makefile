@@ -1,9 +1,9 @@
-# Two commands: `make demo` and `make test`. Both make .venv if need be.
+# `make demo`, `make test` and `make nano DATA=folder`. Each makes .venv if need be.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint
+.PHONY: demo test lint nano
 
 demo: $(VENV)/installed
 	$(BIN)/flash-vstream demo
@@ -21,6 +21,14 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov=flash_vstream --cov-report=term-missing:skip-covered
+
+# nano's training from start to end, in hours; the same command goes on where it was stopped.
+# DATA: a folder with captions.json, splits.json and pictures. OUTPUT: where everything is written.
+DATA ?=
+OUTPUT ?= nano-training
+nano: $(VENV)/installed-dev
+	@test -n "$(DATA)" || { echo "usage: make nano DATA=folder [OUTPUT=folder]" >&2; exit 2; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/train_nano.sh "$(DATA)" "$(OUTPUT)"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

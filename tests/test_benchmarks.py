@@ -23,7 +23,7 @@ from flash_vstream.evaluate.judges import OfflineJudge
 from flash_vstream.evaluate.mini import CAPTIONS, KINDS, MiniJudge, build_mini
 from flash_vstream.evaluate.report import compare, judged, summary
 from flash_vstream.evaluate.runner import OPEN_TOKENS, Run, load_items, run_benchmark, sharded
-from flash_vstream.evaluate.statistics import bootstrap_interval, paired_difference
+from flash_vstream.evaluate.statistics import bootstrap_interval, format_interval, paired_difference
 from flash_vstream.pipeline import FlashVStream
 from helpers.cli import run
 from helpers.videos import write_video
@@ -178,7 +178,7 @@ def test_missing_media_are_wrong_and_told(tiny, data, tmp_path):
     assert any("not a video" in error for error in report["failures"])
 
 
-def test_the_blind_reader_needs_no_media(tiny, data, tmp_path):
+def test_the_blind_memory_needs_no_media(tiny, data, tmp_path):
     rows, _ = evaluated(tiny, data, tmp_path, "blind")
     assert all(row["error"] is None and row["prediction"] is not None for row in rows)
     model = FlashVStream(*tiny)
@@ -200,7 +200,7 @@ def test_a_killed_run_goes_on(tiny, data, tmp_path):
         )
 
 
-def test_every_frame_is_a_slot_for_the_reader_all(tiny, goldens):
+def test_every_frame_is_a_slot_of_the_memory_all(tiny, goldens):
     method = MemoryMethod("all", tiny[0])
     for i in range(30):
         method.write(float(i), goldens["offline.features"][i])
@@ -233,23 +233,30 @@ def test_accuracy_agrees_with_scikit_learn(tiny):
     assert report["abstained"] == 0
 
 
-def test_floors_by_hand():
+def test_constant_baselines_by_hand():
     items = [Item(str(i), str(i), "?", "x", "all", ("x", "y"), i % 3 % 2) for i in range(9)]
-    told = constant_baselines(BENCHMARKS["mlvu"], items)["floors"]
+    told = constant_baselines(BENCHMARKS["mlvu"], items)["baselines"]
     assert told["always A"]["accuracy"] == pytest.approx(6 / 9)
     assert told["majority (A)"]["accuracy"] == pytest.approx(6 / 9)
     assert told["uniform guess"]["accuracy"] == 0.5
-    opened = constant_baselines(BENCHMARKS["rvs-ego"], BENCHMARKS["rvs-ego"].read(RVS))["floors"]
+    opened = constant_baselines(BENCHMARKS["rvs-ego"], BENCHMARKS["rvs-ego"].read(RVS))["baselines"]
     assert opened["always 'Yes.'"]["accuracy"] == 0.25
 
 
 def test_videos_are_resampled_not_questions():
     values = [1.0] * 50 + [0.0] * 50
-    wide = bootstrap_interval(values, ["a"] * 50 + ["b"] * 50)
+    wide = bootstrap_interval(values, [str(i // 17) for i in range(100)])
     narrow = bootstrap_interval(values, [str(i) for i in range(100)])
-    assert wide == (0.0, 1.0)
+    assert wide[0] < 0.2 < 0.8 < wide[1]
     assert 0.35 < narrow[0] < 0.5 < narrow[1] < 0.65
-    assert bootstrap_interval(values, ["a"] * 100) == (0.5, 0.5)
+    assert bootstrap_interval([0.5] * 100, [str(i % 5) for i in range(100)]) == (0.5, 0.5)
+
+
+def test_fewer_than_five_videos_have_no_interval():
+    assert bootstrap_interval([1.0, 0.0, 1.0, 0.0], list("abcd")) is None
+    assert bootstrap_interval([1.0, 0.0, 1.0, 0.0, 1.0], list("abcde")) is not None
+    assert paired_difference([1.0, 0.0], [1.0, 1.0], ["a", "b"]) == (0.5, None, None)
+    assert format_interval(None) == "-"
 
 
 def test_comparisons_are_paired():
@@ -312,7 +319,7 @@ def test_eval_from_the_command_line(tiny_folder, data, tmp_path):
     run("eval", "rvs-ego", *options, "--memory", "recent:1", "--output", two)
     compared = json.loads(run("eval", "compare", one, two, "--json").stdout)
     assert compared["questions"] == 4
-    assert json.loads(run("eval", "floors", "rvs-ego", "--data", data, "--json").stdout)["questions"] == 4
+    assert json.loads(run("eval", "constant-baselines", "rvs-ego", "--data", data, "--json").stdout)["questions"] == 4
 
 
 @pytest.mark.parametrize(
@@ -320,12 +327,12 @@ def test_eval_from_the_command_line(tiny_folder, data, tmp_path):
     [
         (("rvs-ego",), "--data is needed"),
         (("rvs-ego", "--data", "/none"), "holds no annotations"),
-        (("rvs-ego", "--data", "{data}", "--memory", "some"), "no reader"),
+        (("rvs-ego", "--data", "{data}", "--memory", "some"), "no memory"),
         (("rvs-ego", "--data", "{data}", "--protocol", "some"), "no protocol"),
         (("rvs-ego", "--data", "{data}", "--judge", "gpt"), "--judge"),
         (("rvs-ego", "--data", "{data}", "--judge", "http://x"), "--judge-model"),
         (("compare", "/none/a", "/none/b"), "cannot read"),
-        (("floors", "none"), "no benchmark"),
+        (("constant-baselines", "none"), "no benchmark"),
     ],
 )
 def test_eval_says_what_is_wrong(tiny_folder, data, tmp_path, arguments, message):

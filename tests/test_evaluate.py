@@ -7,11 +7,12 @@ import torch
 
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.baselines import MemoryMethod
-from flash_vstream.evaluate.skills import Asked, summary
+from flash_vstream.evaluate.skills import GradedAnswer, summary
 from flash_vstream.models import FlashVStreamProcessor
-from flash_vstream.synthetic.grading import described_picture, is_correct, said_time, said_yes_or_no
+from flash_vstream.synthetic.grading import described_picture, is_correct, stated_time
 from flash_vstream.synthetic.plans import StreamStyle, plan_stream
 from flash_vstream.synthetic.questions import ASKERS, Question
+from flash_vstream.synthetic.texts import yes_or_no
 from helpers.captions import CAPTIONS, EVENTS
 
 
@@ -81,20 +82,20 @@ def test_right_answers_are_right_and_wrong_ones_are_not():
     ("answer", "said"), [("Yes.", "yes"), (" no, never", "no"), ("Nobody", None), ("Well, yes", None), ("", None)]
 )
 def test_yes_and_no_are_read_off_the_first_word(answer, said):
-    assert said_yes_or_no(answer) == said
+    assert yes_or_no(answer) == said
 
 
 def test_times_and_pictures_are_read():
-    assert said_time("At 35s.") == 35
-    assert said_time("It was 4 s in.") == 4
-    assert said_time("At noon.") is None
+    assert stated_time("At 35s.") == 35
+    assert stated_time("It was 4 s in.") == 4
+    assert stated_time("At noon.") is None
     assert described_picture("a dog is running", ["dog-runs.jpg", "man-eats.jpg"], CAPTIONS) == "dog-runs.jpg"
     assert described_picture("zzz", ["dog-runs.jpg", "man-eats.jpg"], CAPTIONS) is None
 
 
 def test_the_summary_counts_by_hand():
     def asked(kind, truth, answer, correct, far):
-        return Asked(Question(kind, "?", ("x",), truth, (0, 1)), answer, correct, far)
+        return GradedAnswer(Question(kind, "?", ("x",), truth, (0, 1)), answer, correct, far)
 
     scores = summary(
         [

@@ -3,17 +3,22 @@
 import http.server
 import itertools
 import json
+import sys
 import threading
+import time
+from contextlib import contextmanager
 
 import pytest
 
 from flash_vstream.errors import UserError
+from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.choices import letter_bias, parse_choice
 from flash_vstream.evaluate.endpoint import ChatEndpoint
 from flash_vstream.evaluate.items import Item
-from flash_vstream.evaluate.judges import EndpointJudge, OfflineJudge, read_judgement, token_f1
-from flash_vstream.evaluate.report import judged
+from flash_vstream.evaluate.judges import EndpointJudge, Judgement, OfflineJudge, read_judgement
+from flash_vstream.evaluate.report import judged, summary
 from flash_vstream.evaluate.similarity import SimilarityJudge, sentence_encoder
+from flash_vstream.synthetic.texts import word_f1
 
 # --- replies
 
@@ -109,11 +114,11 @@ def test_the_offline_judge_by_hand(answer, prediction, right):
     assert OfflineJudge().judge("?", answer, prediction).correct is right
 
 
-def test_token_f1_by_hand():
-    assert token_f1("a red car", "the red bus") == pytest.approx(0.5)
-    assert token_f1("red red car", "red car") == pytest.approx(2 * 2 / 5)
-    assert token_f1("", "") == 1.0
-    assert token_f1("x", "") == 0.0
+def test_word_f1_by_hand():
+    assert word_f1("a red car", "the red bus") == pytest.approx(0.5)
+    assert word_f1("red red car", "red car") == pytest.approx(2 * 2 / 5)
+    assert word_f1("", "") == 1.0
+    assert word_f1("x", "") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -180,7 +185,100 @@ def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint,
     assert judged(rows, judge, tmp_path / "judged.jsonl")[0]["judgement"]["reply"]
     assert len(seen) == 3
     with pytest.raises(UserError, match="did not answer"):
-        EndpointJudge(ChatEndpoint("http://127.0.0.1:9", "x", tries=1)).judge("?", "!", "!")
+        EndpointJudge(ChatEndpoint("http://127.0.0.1:9", "x", retries=0)).judge("?", "!", "!")
+
+
+@contextmanager
+def answering(status: int, seconds: float = 0.0):
+    """An endpoint that always answers with one status, after some time; yields its URL and what it saw."""
+    seen: list[str] = []
+    together = [0, 0]
+    lock = threading.Lock()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            with lock:
+                seen.append(self.path)
+                together[0] += 1
+                together[1] = max(together)
+            time.sleep(seconds)
+            with lock:
+                together[0] -= 1
+            message = {"content": '{"correct": true, "score": 5}'}
+            body = json.dumps({"choices": [{"message": message}], "usage": {"total_tokens": 7}}).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", seen, together
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_wrong_key_or_url_is_not_tried_again(status):
+    with answering(status) as (url, seen, _):
+        with pytest.raises(UserError, match=str(status)):
+            ChatEndpoint(url, "x", "wrong").complete("judge", "this")
+        assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("", "/v1/chat/completions"),
+        ("/v1/", "/v1/chat/completions"),
+        ("/v1beta/openai", "/v1beta/openai/chat/completions"),
+        ("/api/paas/v4", "/api/paas/v4/chat/completions"),
+        ("/v1/chat/completions", "/v1/chat/completions"),
+    ],
+)
+def test_urls_of_every_service_work(path, asked):
+    with answering(200) as (url, seen, _):
+        assert ChatEndpoint(url + path, "x").complete("judge", "this")[1] == {"total_tokens": 7}
+        assert seen == [asked]
+
+
+def test_without_the_client_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match=r"flash-vstream\[eval\]"):
+        ChatEndpoint("http://x", "x")
+
+
+def open_rows(count: int) -> list[dict]:
+    items = [Item(str(i), "v", "What?", f"Thing {i}.") for i in range(count)]
+    return [{**vars(item), "choices": [], "prediction": "It", "error": None, "run": {}} for item in items]
+
+
+def test_judgements_run_in_parallel_up_to_a_cap_and_tell_their_cost(tmp_path):
+    with answering(200, seconds=0.2) as (url, seen, together):
+        rows = judged(open_rows(12), EndpointJudge(ChatEndpoint(url, "x")), tmp_path / "j.jsonl", workers=4)
+        assert [row["id"] for row in rows] == [str(i) for i in range(12)]
+        assert 1 < together[1] <= 4
+        assert len(seen) == 12
+    report = summary(rows, EndpointJudge(ChatEndpoint(url, "x")), BENCHMARKS["rvs-ego"])
+    assert report["judge_tokens"] == 12 * 7
+
+
+def test_a_judge_that_fails_keeps_what_it_judged(tmp_path):
+    class Failing:
+        name = "failing"
+
+        def judge(self, question, answer, prediction):
+            if answer == "Thing 5.":
+                raise UserError("the model did not answer")
+            return Judgement(True, 5.0)
+
+    store = tmp_path / "j.jsonl"
+    with pytest.raises(UserError, match="did not answer"):
+        judged(open_rows(6), Failing(), store, workers=2)
+    assert len(store.read_text().splitlines()) >= 4
 
 
 # --- sentence similarity

@@ -25,7 +25,7 @@ from flash_vstream.synthetic.questions import Turn, caption_questions
 from flash_vstream.synthetic.views import VIEWS, picture_views
 from flash_vstream.train.averaging import average_adapters
 from flash_vstream.train.config import StageConfig
-from flash_vstream.train.datasets import Collator, LlavaSamples, Mixture, Sample, StreamSamples
+from flash_vstream.train.datasets import Collator, LlavaSamples, Mixture, Sample, StreamSamples, turns_of
 from flash_vstream.train.export import WEIGHTS, export_adapter
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.packing import collate, pack
@@ -254,6 +254,40 @@ def test_llava_data_of_every_kind(llava, tiny_folder):
     ]
     assert samples[0].times[-1] == 58
     assert [turn.question for turn in samples[0].turns] == ["what?", "and?"]
+
+
+@pytest.mark.parametrize(
+    ("roles", "texts", "turns"),
+    [
+        (("human", "gpt"), ("what?", "a dog"), [("what?", "a dog")]),
+        (("gpt", "human", "gpt"), ("hello", "what?", "a dog"), [("what?", "a dog")]),
+        (("system", "user", "assistant"), ("be kind", "what?", "a dog"), [("what?", "a dog")]),
+        (("human", "human", "gpt"), ("look", "what?", "a dog"), [("look\nwhat?", "a dog")]),
+        (("human", "gpt", "gpt", "human"), ("what?", "a dog", "a big one", "and?"), [("what?", "a dog\na big one")]),
+    ],
+)
+def test_roles_count_by_their_names(roles, texts, turns):
+    said = [{"from": role, "value": text} for role, text in zip(roles, texts, strict=True)]
+    found = turns_of({"conversations": said}, "1")
+    assert [(turn.question, turn.answers[0]) for turn in found] == turns
+
+
+def test_unknown_roles_and_missing_answers_are_named():
+    for role, message in (("narrator", "narrator"), ("human", "no question with an answer")):
+        with pytest.raises(UserError, match=message):
+            turns_of({"conversations": [{"from": role, "value": "x"}]}, "1")
+
+
+def test_two_runs_of_one_config_are_bit_equal(llava, tiny_folder, tmp_path):
+    config = StageConfig.load(config_file(llava, tune={"lora": {"rank": 4, "alpha": 8}}, steps=2))
+    states = []
+    for name in ("first", "second"):
+        torch.manual_seed(hash(name) % 1000)  # whatever was drawn before does not matter
+        states.append(
+            load_file(run_stage(config, tiny_folder, llava, tmp_path / name, media_encoder(tiny_folder)) / WEIGHTS)
+        )
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_media_that_cannot_be_read_are_named(llava, tiny_folder):

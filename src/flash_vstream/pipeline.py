@@ -3,8 +3,9 @@
 ``FlashVStream`` holds a model's weights; a ``Stream`` holds what one stream has left in memory.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor, hub
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
 from flash_vstream.models.grounding import annotate
 from flash_vstream.video import Frame, read_frames
+from flash_vstream.video.sources import Source, watch_source
 
 Picture = np.ndarray | Image.Image
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 class Stream:
@@ -89,6 +93,32 @@ class FlashVStream:
         square = np.stack([self.processor.image_processor.square(frame) for frame in frames])
         with torch.inference_mode():
             return self.model.encode(self.processor.image_processor.pixels(square))
+
+    def encode_file(
+        self, path: Path, fps: float = 1.0, until: float | None = None
+    ) -> Iterator[tuple[list[float], torch.Tensor]]:
+        """Times (seconds) and float32 feature maps ``[T, P², D]`` of a medium, eight frames at a time.
+
+        ``path`` is a video, a folder of pictures or one picture, which is a frame at 0 s. Raises
+        ``UserError`` naming a medium that cannot be read.
+        """
+        if path.suffix.lower() in PICTURE_ENDINGS:
+            try:
+                yield [0.0], self.encode([Image.open(path)]).float()
+            except OSError as error:
+                raise UserError(f"{path} is not a picture that can be read ({error})") from None
+            return
+        size = self.processor.image_processor.size
+        if path.is_dir():
+            frames = watch_source(Source(str(path), fps, size, pace="fast"))
+        else:
+            frames = read_frames(path, fps, size, until)
+        while batch := list(islice(frames, 8)):
+            shown = [frame for frame in batch if until is None or frame.time <= until + 1e-6]
+            if shown:
+                yield [frame.time for frame in shown], self.encode([frame.image for frame in shown]).float()
+            if len(shown) < len(batch):
+                return
 
     def new_stream(self) -> Stream:
         """A stream that has seen nothing yet."""

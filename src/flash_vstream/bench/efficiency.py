@@ -28,24 +28,24 @@ COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 QUESTION = "What is happening now?"
 TOKENS = 16
 CELL_SECONDS = 240.0
-"""A cell that takes longer is told as not measured, and so are the longer ones of its memory."""
+"""A cell that takes longer is reported as not measured, and so are the longer ones of its memory."""
 
 
 def run_efficiency(model: str, most: int, output: Path | None) -> None:
-    """Measure, tell as a table, plot to ``output``; JSON on the last line of stdout."""
+    """Measure, print a table, plot to ``output``; JSON on the last line of stdout."""
     if output is not None and output.suffix not in (".png", ".svg"):
         raise UserError(f"--output {output} must end in .png or .svg")
-    FlashVStream.from_pretrained(model)  # said before the first process is begun, if it cannot be
+    FlashVStream.from_pretrained(model)  # a model that does not load is an error before the first process starts
     counts = [count for count in COUNTS if count <= most]
     rows: list[dict[str, Any]] = []
-    over: set[str] = set()
+    given_up: set[str] = set()
     cells = [(method, count) for method in MEMORY_METHODS for count in counts]
     for method, count in track(cells, "measuring", console=Console(stderr=True)):
-        told = None if method in over else _in_own_process(model, method, count)
-        if told is None:
-            over.add(method)
-        rows.append({"memory": method, "frames": count, **(told or {"measured": False})})
-    _tell(rows)
+        figures = None if method in given_up else _in_own_process(model, method, count)
+        if figures is None:
+            given_up.add(method)
+        rows.append({"memory": method, "frames": count, **(figures or {"measured": False})})
+    _print_table(rows)
     if output is not None:
         plot(rows, output)
     print(json.dumps({"efficiency": rows, "question_tokens": TOKENS}))
@@ -58,12 +58,12 @@ def _in_own_process(model: str, method: str, count: int) -> dict[str, Any] | Non
     process.start()
     theirs.close()
     try:
-        told: dict[str, Any] | None = ours.recv() if ours.poll(CELL_SECONDS) else None
+        figures: dict[str, Any] | None = ours.recv() if ours.poll(CELL_SECONDS) else None
     except EOFError:  # out of memory, most likely
-        told = None
+        figures = None
     process.kill()
     process.join()
-    return told
+    return figures
 
 
 def _measure(model_name: str, memory: str, count: int, pipe: Connection) -> None:
@@ -74,18 +74,18 @@ def _measure(model_name: str, memory: str, count: int, pipe: Connection) -> None
     scenes = torch.randn(64, config.pooled_size**2, config.vision_config.hidden_size, generator=generator)
     method = MemoryMethod(memory, pipeline.model)
     before = psutil.Process().memory_info().rss
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for i in range(count):
         method.write(float(i), scenes[(i // 5) % 64])
-    writing = time.perf_counter() - begun
+    writing = time.perf_counter() - started
     pipeline.ask(None, QUESTION, max_new_tokens=2).finish()  # warm
     firsts, wholes, peak = [], [], 0
     for _ in range(3 if count <= 1000 else 1):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         answer = pipeline.ask(method.snapshot(), QUESTION, max_new_tokens=TOKENS)
         for _ in answer:
             peak = max(peak, psutil.Process().memory_info().rss)
-        wholes.append(time.perf_counter() - begun)
+        wholes.append(time.perf_counter() - started)
         firsts.append(wholes[-1] if answer.first_token_seconds is None else answer.first_token_seconds)
     pipe.send(
         {
@@ -100,7 +100,7 @@ def _measure(model_name: str, memory: str, count: int, pipe: Connection) -> None
     )
 
 
-def _tell(rows: list[dict[str, Any]]) -> None:
+def _print_table(rows: list[dict[str, Any]]) -> None:
     table = Table("memory", "frames", "prompt tokens", "first token", "whole answer", "peak memory")
     for row in rows:
         cells = [row["memory"], f"{row['frames']:,}"]
@@ -117,15 +117,15 @@ def plot(rows: list[dict[str, Any]], output: Path) -> None:
     """First token, whole answer (on log axes) and memory against the number of frames (on a log axis)."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(13, 4))
-    values = {
-        "first token, s": lambda row: row["first_token_seconds"],
-        "whole answer, s": lambda row: row["whole_seconds"],
-        "peak memory, GiB": lambda row: row["peak_bytes"] / 2**30,
+    values: dict[str, tuple[str, float]] = {
+        "first token, s": ("first_token_seconds", 1),
+        "whole answer, s": ("whole_seconds", 1),
+        "peak memory, GiB": ("peak_bytes", 2**30),
     }
-    for axis, (title, value) in zip(axes, values.items(), strict=True):
+    for axis, (title, (name, unit)) in zip(axes, values.items(), strict=True):
         for method in dict.fromkeys(row["memory"] for row in rows):
             own = [row for row in rows if row["memory"] == method and row["measured"]]
-            axis.plot([row["frames"] for row in own], [value(row) for row in own], marker="o", label=method)
+            axis.plot([row["frames"] for row in own], [row[name] / unit for row in own], marker="o", label=method)
         axis.set(xscale="log", xlabel="frames seen", title=title)
         axis.grid(alpha=0.3)
     *times, memory = axes

@@ -60,16 +60,16 @@ def bench_memory(frames: int) -> dict[str, Any]:
         scenes = torch.randn(256, 64, 1024)
         medians: dict[int, float] = {}
         resident = 0
-        taken: list[float] = []
+        durations: list[float] = []
         for i in track(range(frames), "writing frames", console=Console(stderr=True)):
             frame = scenes[i * 7919 % 256][None]
-            begun = time.perf_counter()
+            started = time.perf_counter()
             memory.write(frame, [float(i)])
-            taken.append(time.perf_counter() - begun)
+            durations.append(time.perf_counter() - started)
             if i + 1 in (100 + WINDOW, frames // 2, frames):
-                medians[i + 1] = 1000 * statistics.median(taken[-WINDOW:])
-            if len(taken) > WINDOW:
-                taken.pop(0)
+                medians[i + 1] = 1000 * statistics.median(durations[-WINDOW:])
+            if len(durations) > WINDOW:
+                durations.pop(0)
             if i == 1000 or (i == WINDOW and frames <= 1000):
                 resident = psutil.Process().memory_info().rss
         first, *_, last = medians.values()
@@ -104,10 +104,10 @@ def bench_nano() -> dict[str, Any]:
     stream = pipeline.new_stream()
     for i in range(40):  # every slot filled, and warm
         stream.write([frames[i % 16]], [float(i)])
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for i in range(60):
         pipeline.encode([frames[i % 16]])
-    encode = 60 / (time.perf_counter() - begun)
+    encode = 60 / (time.perf_counter() - started)
     question = "Tell me everything that you have seen so far, from the first scene to the last."
     snapshot = stream.snapshot()
     pipeline.ask(snapshot, question, max_new_tokens=4).finish()
@@ -160,7 +160,7 @@ def _read_bandwidth() -> float:
 def _best(work: Callable[[], Any], tries: int = 5) -> float:
     times = []
     for _ in range(tries):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         work()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - started)
     return min(times)

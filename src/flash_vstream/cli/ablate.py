@@ -64,7 +64,7 @@ def run_ablation(
 ) -> None:
     """Run every variant on the same questions and tell them side by side; resumable like ``eval``."""
     from flash_vstream.evaluate.report import judged, summary
-    from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded
+    from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded, weights_hash
     from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
 
     if output is not None and output.suffix not in (".png", ".svg"):
@@ -78,10 +78,11 @@ def run_ablation(
     for variant in chosen:
         if variant not in known:
             raise UserError(f"no variant is called {variant!r}; choose from {', '.join(known)}")
+    weights = weights_hash(pipeline.model)
     reports: dict[str, dict[str, Any]] = {}
     for variant in chosen or known:
         method, star = known[variant]
-        run = Run(name, model_name, method, benchmark.protocol, DEFAULT_FPS.get(name, 1.0), star)
+        run = Run(name, model_name, method, benchmark.protocol, DEFAULT_FPS.get(name, 1.0), star, weights)
         path = Path("runs/ablate") / f"{file_name(name, model_name, variant)}.jsonl"
         rows = run_benchmark(run, benchmark, items, folder, pipeline, path)
         reports[variant] = summary(judged(rows, judge), judge, benchmark)
@@ -95,10 +96,12 @@ def run_ablation(
 
 def tell(reports: dict[str, dict[str, Any]]) -> None:
     """Every variant's accuracy with its interval, and by kind."""
+    from flash_vstream.evaluate.statistics import format_interval
+
     kinds = list(next(iter(reports.values()))["kinds"])
     table = Table("variant", "all", "95% interval", *(kinds if len(kinds) > 1 else []))
     for variant, report in reports.items():
-        cells = [f"{report['accuracy']:.1%}", "{:.1%} - {:.1%}".format(*report["interval"])]
+        cells = [f"{report['accuracy']:.1%}", format_interval(report["interval"])]
         by_kind = [f"{report['kinds'][kind]['accuracy']:.0%}" for kind in kinds] if len(kinds) > 1 else []
         table.add_row(variant, *cells, *by_kind)
     Console().print(table)
@@ -112,8 +115,9 @@ def plot(reports: dict[str, dict[str, Any]], output: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 0.45 * len(reports) + 1))
     names = list(reports)[::-1]
     values = [reports[name]["accuracy"] for name in names]
-    low = [value - reports[name]["interval"][0] for name, value in zip(names, values, strict=True)]
-    high = [reports[name]["interval"][1] - value for name, value in zip(names, values, strict=True)]
+    spans = [reports[name]["interval"] or (value, value) for name, value in zip(names, values, strict=True)]
+    low = [value - span[0] for value, span in zip(values, spans, strict=True)]
+    high = [span[1] - value for value, span in zip(values, spans, strict=True)]
     axis.barh(names, values, xerr=[low, high], color="#3b5bdb", ecolor="#868e96", capsize=3)
     axis.set(xlabel="accuracy", xlim=(0, 1))
     figure.tight_layout()

@@ -3,16 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from flash_vstream.cli.options import Data, Json, Model
 from flash_vstream.cli.terminal import load_pipeline
 from flash_vstream.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(help="Run benchmarks and measure what a model knows about streams.")
 # Written out, since the modules behind these names import torch, which --help should not wait for.
@@ -144,7 +141,7 @@ def evaluate(
 ) -> None:
     """Run a benchmark with each memory, judge it, tell of it."""
     from flash_vstream.evaluate.report import judged, print_report, print_side_by_side, summary
-    from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded
+    from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded, weights_hash
     from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
 
     benchmark = find_benchmark(name)
@@ -156,9 +153,18 @@ def evaluate(
     if output is not None and len(methods) > 1:
         raise UserError("--output takes one memory; name several memories without it")
     pipeline = load_pipeline(model)
+    weights = weights_hash(pipeline.model)
     reports = []
     for method in methods:
-        run = Run(name, model, method, protocol or benchmark.protocol, fps or DEFAULT_FPS.get(name, 1.0))
+        run = Run(
+            name,
+            model,
+            method,
+            protocol or benchmark.protocol,
+            fps or DEFAULT_FPS.get(name, 1.0),
+            pipeline.model.config.star,
+            weights,
+        )
         path = output or Path("runs/eval") / f"{file_name(run.benchmark, model, method, run.protocol, shard)}.jsonl"
         rows = run_benchmark(run, benchmark, items, folder, pipeline, path)
         report = {**summary(judged(rows, judge, path.with_suffix(".judged.jsonl")), judge, benchmark)}

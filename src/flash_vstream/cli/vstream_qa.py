@@ -84,7 +84,7 @@ def run_build(videos: Sequence[Path], url: str, model: str, output: Path, as_jso
         probe(video)
     output.mkdir(parents=True, exist_ok=True)
     endpoint = ChatEndpoint(url, model, os.environ.get("OPENAI_API_KEY"))
-    told: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
     for video in videos:
         building = Building(video, output, endpoint)
         with Console(stderr=True).status(video.name) as status:
@@ -98,11 +98,11 @@ def run_build(videos: Sequence[Path], url: str, model: str, output: Path, as_jso
             "questions": dict(states),
             "dropped": dict(why),
         }
-        told.append(row | {"unreadable_replies": record["unreadable"], "cost": record["cost"]})
+        reports.append(row | {"unreadable_replies": record["unreadable"], "cost": record["cost"]})
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(reports))
         return
-    for row in told:
+    for row in reports:
         cost = row["cost"]
         print(
             f"{row['video']}: {row['segments']} segments, questions {row['questions'] or 'none'},"

@@ -1,6 +1,6 @@
 """What a model is given of a stream: its memory, parts of it, a few frames, or nothing.
 
-The readers beside ``star`` are the baselines that say whether the memory is worth anything.
+The methods beside ``star`` are the baselines that show what the memory is worth.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ MEMORY_METHODS = (
 
 
 class MemoryMethod:
-    """Watches one stream and says at any moment what a question would be asked of.
+    """What a model keeps of one stream: write frames, then ask for a snapshot to question.
 
     ``star`` writes every frame to the memory; ``recent:N`` and ``uniform:N`` write the newest N
     frames, or N spread evenly over the stream with its last, to a fresh memory of the same sizes;
@@ -44,12 +44,12 @@ class MemoryMethod:
 
     @property
     def is_blind(self) -> bool:
-        """Whether the reader looks at no video at all."""
+        """Whether it looks at no video at all."""
         return self._kind == "blind"
 
     @property
     def time_stamps(self) -> bool:
-        """Whether the prompt tells the times of the memory's slots."""
+        """Whether the prompt gives the times of the memory's slots."""
         return self._without != TIMES
 
     def _new_memory(self) -> StarMemory:
@@ -104,5 +104,5 @@ def every_frame(features: Tensor, times: list[float], star: StarConfig) -> Memor
 
 
 def without(snapshot: MemorySnapshot, part: str) -> MemorySnapshot:
-    """The view with one part empty."""
+    """The snapshot with one part empty."""
     return replace(snapshot, **{part: getattr(snapshot, part)[torch.arange(0)]})

@@ -21,7 +21,7 @@ def bleu4(predictions: list[str], references: list[list[str]]) -> float:
     Tokenization is sacrebleu's 13a with exponential smoothing off.
     """
     try:
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
     except ImportError:
         raise UserError("scoring needs sacrebleu; install flash-vstream[train]") from None
 
@@ -30,7 +30,8 @@ def bleu4(predictions: list[str], references: list[list[str]]) -> float:
 
     most = max(len(group) for group in references)
     streams: Any = [[plain(group[i]) if i < len(group) else None for group in references] for i in range(most)]
-    return BLEU(smooth_method="none").corpus_score([plain(text) for text in predictions], streams).score / 100
+    score: float = BLEU(smooth_method="none").corpus_score([plain(text) for text in predictions], streams).score
+    return score / 100
 
 
 def caption_features(pipeline: FlashVStream, features: list[Tensor], beams: int = 1) -> list[str]:

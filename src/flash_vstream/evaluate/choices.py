@@ -2,57 +2,203 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from flash_vstream.evaluate.items import LETTERS
+from flash_vstream.synthetic.texts import fold, words
 
-_OPENING = re.compile(r"^[\s\"'`*_\[({<]*([A-Ha-h])\s*(?:[])}>\"'`*_]|[.):,;](?!\w)|$|\n|\s-\s)")
+MASK = "\0"
+"""Stands for an option's text when letters are looked for, so that the text's own words are not read as letters."""
+LONG = 4
+"""Words from which an option's text is recognised anywhere in a reply; shorter ones must stand by themselves."""
+
+_OPENERS = r"[\s\"'`*_\[({<]*"
+# A letter that opens the reply and is marked as one: "B", "(b)", "B. …", "B - …", "**B**".
+_OPENING = re.compile(rf"^{_OPENERS}([A-Ha-h])(?:[])}}>\"*_`]|'(?!\w)|[.):;](?!\w)|\s*(?:$|\n|{MASK}|\s[-–—]\s))")  # noqa: RUF001
+_OPENING_WITH_COMMA = re.compile(rf"^{_OPENERS}([A-Ha-h]),(?!\w)")
+# Where a named letter must end: at the end of a clause, before a reason or before its option's text.
+_LETTER_ENDS = rf"(?=[\"'`*_\])}}>]*\s*(?:$|[.,;:!?\n]|{MASK}|(?:because|since|as|or|and)\b))"
+_FILLERS = r"(?:\s+(?:is|was|would be|should be|must be|it'?s|it is|that|one|option|choice|letter|the|answer))*"
 _NAMED = re.compile(
-    r"\b(?:answer|option|choice|choose|select|pick|letter|one)(?:ed|s)?\b"
-    r"(?:\s+(?:is|was|would be|should be|option|choice|letter|the))*"
-    r"\s*[:=-]?\s*[\"'`*_\[({<]*([A-H])(?![A-Za-z'])",
+    r"\b(?:answer|option|choice|choose|chose|select|selected|pick|picked|letter|(?:best|correct|right) one|say|think"
+    rf"|guess|believe|go with)\b{_FILLERS}\s*[:=-]?\s*{_OPENERS}([A-H])(?![A-Za-z0-9]|'[a-z]){_LETTER_ENDS}",
     re.IGNORECASE,
 )
-_SEVERAL = re.compile(r"(?<![A-Za-z])[A-H]\W{0,3}\s*(?:or|and|/|,|&)\s*\W{0,3}[A-H](?![A-Za-z'])")
+_TITLED = re.compile(r"\b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer) ([B-H])(?![\w'])")
 _BRACKETED = re.compile(r"[(\[{]\s*([A-H])\s*[)\]}]")
-_ALONE = re.compile(r"(?<![A-Za-z'])([B-H])(?![A-Za-z'])")
+_SEVERAL = re.compile(r"(?<![A-Za-z])[A-H]\W{0,3}\s*(?:\b(?:or|and)\b|/|,|&)\s*\W{0,3}[A-H](?![A-Za-z'])")
+_DENIED = re.compile(
+    r"\b(?:not|isn't|never|nor|neither|without|than|instead of|except)\s+"
+    r"(?:(?:option|choice|letter|the|answer)\s+)*[(\[{]?[A-H]\b"
+    r"|(?<![A-Za-z])[A-H][)\]}.]?\s+(?:is|was|isn't|wasn't)\s*(?:not\b|wrong|incorrect|false|out\b)"
+)
+_CLAUSE_END = re.compile(r"[!?;\n]|[.,:…](?!\d)|\s[-–—]\s|\b(?=but\b)", re.IGNORECASE)  # noqa: RUF001
+_NEGATION_WORDS = (
+    "not no never neither nor without except cannot isn't aren't wasn't weren't don't doesn't didn't can't"
+)
+_COPULA_WORDS = "is are was were be it's that's they're he's she's there's"
+_LEAD_IN_WORDS = (
+    "i i'd think believe guess say would could should might may must see clearly probably likely maybe surely it this"
+    " that these those they he she there here answer option choice correct right best shows show seems looks like to"
+    " so and in on video picture image scene seen shown final my our but"
+)
+_NEGATIONS = frozenset(_NEGATION_WORDS.split())
+_COPULAS = frozenset(_COPULA_WORDS.split())
+_LEAD_IN = _COPULAS | frozenset(_LEAD_IN_WORDS.split())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reply chose and the rule that read it: ``letter``, ``named``, ``text``, ``truncated text`` or ``none``."""
+
+    index: int | None
+    rule: str
+
+
+ABSTAINED = Reading(None, "none")
 
 
 def parse_choice(reply: str, choices: Sequence[str]) -> int | None:
-    """The index of the option that ``reply`` chose, None when it chose none or several.
+    """The index of the option that ``reply`` chose, None when it chose none or several."""
+    return read_choice(reply, choices).index
 
-    Read in this order: a letter that opens the reply, a letter named as the answer, one letter in
-    brackets, the text of exactly one option, one capital letter standing alone (not ``A``, which
-    is an article).
+
+def read_choice(reply: str, choices: Sequence[str]) -> Reading:
+    """Read a reply, in this order.
+
+    A bare letter; exactly one option's text, or its beginning where the reply was cut short; a
+    letter that opens the reply; a letter named or bracketed as the answer; the text of exactly one
+    option within the reply, neither denied nor part of a longer phrase. Letters within options'
+    texts are no letters ("C is cooking", "a man picked a card").
     """
     text = reply.strip()
+    if bare := re.fullmatch(r"\W*([A-Ha-h])\W*", text):
+        return _chosen({bare[1]}, choices, "letter")
+    exact = [i for i, choice in enumerate(choices) if text and fold(text) == fold(choice.strip())]
+    if len(exact) == 1:
+        return Reading(exact[0], "text")
+    if _OPENING.match(text) is None:
+        said = words(text)
+        if whole := [i for i, choice in enumerate(choices) if said and words(choice) == said]:
+            return Reading(whole[0], "text") if len(whole) == 1 else ABSTAINED
+        said = words(text, frozenset())  # the last word may be half an article
+        if cut := [i for i, choice in enumerate(choices) if len(said) >= LONG and _starts(choice, said)]:
+            return Reading(cut[0], "truncated text") if len(cut) == 1 else ABSTAINED
+    if (lettered := _by_letter(text, choices)) is not None:
+        return lettered
+    stated = _by_text(text, choices)
+    return ABSTAINED if stated is None else Reading(stated, "text")
+
+
+def _starts(choice: str, reply: list[str]) -> bool:
+    """Whether an option begins with the words of ``reply``, the last of which may be cut."""
+    option, last = words(choice, frozenset()), len(reply) - 1
+    return len(option) > last and option[:last] == reply[:last] and option[last].startswith(reply[last])
+
+
+def _by_letter(text: str, choices: Sequence[str]) -> Reading | None:
+    """The letter that a reply names as its answer; None when it names none."""
+    masked = _mask_options(text, choices)
+    if _SEVERAL.search(masked):
+        return ABSTAINED
+    masked = _DENIED.sub(" ", masked)
+    # Where options speak of somebody by a letter (EgoSchema's "C"), a comma does not make it an answer.
+    names = {name.upper() for choice in choices for name in re.findall(r"(?<![\w'])([B-Hb-h])(?!\w)", choice)}
+    opening = _OPENING.match(masked)
+    comma = _OPENING_WITH_COMMA.match(masked)
+    if opening is None and comma is not None and comma[1].upper() not in names:
+        opening = comma
+    if opening is not None:
+        reading = _chosen({opening[1]}, choices, "letter")
+        rest = words(text[opening.end() :])
+        same = [i for i, choice in enumerate(choices) if rest and words(choice) == rest]
+        return ABSTAINED if same and reading.index not in same else reading
+    for pattern in (_NAMED, _TITLED, _BRACKETED):
+        if named := set(pattern.findall(masked)):
+            return _chosen(named, choices, "named")
+    plain = _DENIED.sub(" ", text)
+    paired = {LETTERS[i] for i, choice in enumerate(choices) if words(choice) and _pair(i, choice).search(plain)}
+    return _chosen(paired, choices, "named") if paired else None
+
+
+def _chosen(letters: set[str], choices: Sequence[str], rule: str) -> Reading:
+    """The option of the one letter among ``letters``, as the reply wrote it.
+
+    A letter that is also another option's whole text ("a" among "c", "a", "t") chooses none.
+    """
     valid = LETTERS[: len(choices)]
-    if _SEVERAL.search(text):
-        return None
-    if match := _OPENING.match(text):
-        letter = match[1].upper()
-        return valid.index(letter) if letter in valid else None
-    for pattern in (_NAMED, _BRACKETED):
-        named = {letter.upper() for letter in pattern.findall(text)}
-        if named:
-            return valid.index(named.pop()) if len(named) == 1 and named <= set(valid) else None
-    if (said := _by_text(text, choices)) is not None:
-        return said
-    alone = set(_ALONE.findall(text)) & set(valid)
-    return valid.index(alone.pop()) if len(alone) == 1 else None
+    found = {letter.upper() for letter in letters}
+    if len(found) != 1 or not found <= set(valid):
+        return ABSTAINED
+    index = valid.index(min(found))
+    others = {choice.strip(" .()") for i, choice in enumerate(choices) if i != index}
+    return ABSTAINED if letters & others else Reading(index, rule)
 
 
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+def _pair(index: int, choice: str) -> re.Pattern[str]:
+    """A letter with its own option's text right behind it, at the end of a clause."""
+    text = r"\W+".join(map(re.escape, re.findall(r"\w+", choice)))
+    return re.compile(rf"(?<!\w){LETTERS[index]}[\W_]+{text}(?=\W*(?:$|[.,;!?\n]))", re.IGNORECASE)
+
+
+def _mask_options(text: str, choices: Sequence[str]) -> str:
+    """``text`` with every option's text of two words or more replaced, longest first."""
+    for choice in sorted(choices, key=len, reverse=True):
+        parts = re.findall(r"\w+", choice)
+        if len(parts) > 1:
+            text = re.sub(r"(?<!\w)" + r"\W+".join(map(re.escape, parts)) + r"(?!\w)", MASK, text, flags=re.IGNORECASE)
+    return text
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A word of a reply, and the number of the clause that it stands in."""
+
+    text: str
+    clause: int
 
 
 def _by_text(text: str, choices: Sequence[str]) -> int | None:
-    """The one option whose words stand in the reply; of options within options, the longest."""
-    reply = f" {_plain(text)} "
-    found = [i for i, choice in enumerate(choices) if _plain(choice) and f" {_plain(choice)} " in reply]
-    whole = [
-        i for i in found if not any(i != j and f" {_plain(choices[i])} " in f" {_plain(choices[j])} " for j in found)
+    """The one option whose text the reply states; of options within options, the longest."""
+    reply = [
+        _Word(word, number) for number, clause in enumerate(_CLAUSE_END.split(fold(text))) for word in words(clause)
     ]
-    return whole[0] if len(whole) == 1 else None
+    options = [words(choice) for choice in choices]
+    found = {i: places for i, option in enumerate(options) if option and (places := _places(reply, option))}
+    covered = {
+        i: [place for place in places if not any(_covers(found, options, j, i, place) for j in found if j != i)]
+        for i, places in found.items()
+    }
+    stated = [i for i, places in covered.items() if any(_is_stated(reply, place, options[i]) for place in places)]
+    return stated[0] if len(stated) == 1 else None
+
+
+def _places(reply: Sequence[_Word], option: Sequence[str]) -> list[int]:
+    texts = [word.text for word in reply]
+    return [at for at in range(len(texts) - len(option) + 1) if texts[at : at + len(option)] == list(option)]
+
+
+def _covers(found: dict[int, list[int]], options: list[list[str]], longer: int, shorter: int, place: int) -> bool:
+    """Whether a longer option stands around a shorter one at ``place``."""
+    end = place + len(options[shorter])
+    return len(options[longer]) > len(options[shorter]) and any(
+        at <= place and end <= at + len(options[longer]) for at in found[longer]
+    )
+
+
+def _is_stated(reply: Sequence[_Word], place: int, option: Sequence[str]) -> bool:
+    """Whether the option at ``place`` is what the reply says, not a part of something else or denied."""
+    end = place + len(option)
+    before = [word.text for word in reply[:place] if word.clause == reply[place].clause]
+    if _NEGATIONS & set(before) or before[-2:] in (["rather", "than"], ["instead", "of"], ["other", "than"]):
+        return False
+    if len(option) >= LONG:
+        return True
+    ends = end == len(reply) or reply[end].clause != reply[end - 1].clause
+    after_copula = bool(before) and before[-1] in _COPULAS
+    if after_copula and all(word.isdigit() for word in option):
+        return True  # "there are 3 people"
+    return ends and (after_copula or set(before) <= _LEAD_IN)
 
 
 def letter_bias(chosen: Sequence[int | None], correct: Sequence[int]) -> dict[str, dict[str, float]]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from flash_vstream.evaluate.items import LETTERS, Benchmark, Item
 from flash_vstream.evaluate.judges import OfflineJudge
-from flash_vstream.evaluate.statistics import bootstrap_interval
+from flash_vstream.evaluate.statistics import bootstrap_interval, format_interval
 
 
 def constant_baselines(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def constant_baselines(benchmark: Benchmark, items: Sequence[Item]) -> dict[str,
     if items[0].choices:
         right = [item.correct for item in items]
         for i in range(max(len(item.choices) for item in items)):
-            scored[f"always {LETTERS[i]}"] = _told([float(truth == i) for truth in right], videos)
+            scored[f"always {LETTERS[i]}"] = _scored([float(truth == i) for truth in right], videos)
         most = Counter(right).most_common(1)[0][0]
         assert most is not None
         scored[f"majority ({LETTERS[most]})"] = scored[f"always {LETTERS[most]}"]
@@ -33,20 +33,20 @@ def constant_baselines(benchmark: Benchmark, items: Sequence[Item]) -> dict[str,
         frequent = Counter(item.answer.strip(" .") + "." for item in items).most_common(1)[0][0]
         for said in dict.fromkeys(("Yes.", "No.", frequent)):
             verdicts = [judge.judge(item.question, item.answer, said) for item in items]
-            told = _told([float(verdict.correct) for verdict in verdicts], videos)
-            scored[f"always {said!r}"] = {**told, "score": sum(verdict.score for verdict in verdicts) / len(items)}
-    told = {"benchmark": benchmark.name, "title": benchmark.title, "questions": len(items), "videos": len(set(videos))}
-    return {**told, "floors": scored}
+            part = _scored([float(verdict.correct) for verdict in verdicts], videos)
+            scored[f"always {said!r}"] = {**part, "score": sum(verdict.score for verdict in verdicts) / len(items)}
+    counts = {"questions": len(items), "videos": len(set(videos))}
+    return {"benchmark": benchmark.name, "title": benchmark.title, **counts, "baselines": scored}
 
 
-def _told(correct: list[float], videos: list[str]) -> dict[str, Any]:
+def _scored(correct: list[float], videos: list[str]) -> dict[str, Any]:
     return {"accuracy": sum(correct) / len(correct), "interval": bootstrap_interval(correct, videos)}
 
 
 def print_constant_baselines(report: dict[str, Any]) -> None:
-    """The floors as a table."""
+    """The baselines as a table."""
     table = Table("answer", "accuracy", "95% interval", title=f"{report['title']}: {report['questions']} questions")
-    for name, part in report["floors"].items():
-        interval = "{:.1%} - {:.1%}".format(*part["interval"]) if "interval" in part else ""
+    for name, part in report["baselines"].items():
+        interval = format_interval(part.get("interval"))
         table.add_row(name, f"{part['accuracy']:.1%}", interval)
     Console().print(table)

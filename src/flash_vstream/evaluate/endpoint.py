@@ -1,50 +1,67 @@
-"""Any OpenAI-compatible chat endpoint, asked at temperature 0."""
+"""Any OpenAI-compatible chat endpoint, asked at temperature 0 through OpenAI's own client."""
 
-import json
-import time
-import urllib.error
-import urllib.request
 from typing import Any
 
 from flash_vstream.errors import UserError
 
+RETRIES = 4
+TIMEOUT_SECONDS = 120.0
+
 
 class ChatEndpoint:
-    """A model at a URL. Busy and broken answers are tried again, ``tries`` times in all."""
+    """A model at a URL.
 
-    def __init__(self, url: str, model: str, key: str | None = None, tries: int = 3, seconds: float = 120.0):
-        self.url = url.rstrip("/") + ("" if url.rstrip("/").endswith("/v1") else "/v1")
-        self.model, self.key, self.tries, self.seconds = model, key, tries, seconds
+    A URL without a path gets ``/v1``, as OpenAI's own has; one with a path is taken as it is, since
+    not every service ends in ``/v1``. The client tries again, waiting longer each time, after lost
+    connections and the statuses 408, 409, 429 and 5xx; other statuses, such as 401 for a wrong
+    key, are final. Raises ``UserError`` when the ``openai`` package is missing.
+    """
 
-    def complete(self, system: str, user: str | list[dict[str, Any]], most: int = 256) -> tuple[str, dict[str, int]]:
-        """The model's reply to an instruction and what the user says, and the tokens that it cost.
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key: str | None = None,
+        retries: int = RETRIES,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ):
+        self.url, self.model = base_url(url), model
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise UserError("asking a model at a URL needs openai; install flash-vstream[eval]") from None
+        self._client = OpenAI(base_url=self.url, api_key=key or "none", max_retries=retries, timeout=timeout_seconds)
+
+    def complete(
+        self, system: str, user: str | list[dict[str, Any]], max_new_tokens: int = 256
+    ) -> tuple[str, dict[str, int]]:
+        """The model's reply to an instruction and a user's message, and the tokens that it cost.
 
         Raises ``UserError`` when there is no reply.
         """
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": most}
-        headers = {"content-type": "application/json"}
-        if self.key:
-            headers["authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        why = "no try was left"
-        for attempt in range(self.tries):
-            try:
-                with urllib.request.urlopen(request, timeout=self.seconds) as response:
-                    told = json.load(response)
-                usage = {
-                    name: int(count) for name, count in (told.get("usage") or {}).items() if isinstance(count, int)
-                }
-                return str(told["choices"][0]["message"]["content"] or ""), usage
-            except (urllib.error.URLError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
-                why = _reason(error)
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429:
-                    break
-                time.sleep(min(8.0, 0.5 * 2**attempt))
-        raise UserError(f"the model {self.model} at {self.url} did not answer ({why}); check URL, model and key")
+        from openai import OpenAIError
+
+        messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        try:
+            completion = self._client.chat.completions.create(
+                model=self.model, messages=messages, temperature=0, max_tokens=max_new_tokens
+            )
+            text = completion.choices[0].message.content or ""
+        except (OpenAIError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(
+                f"the model {self.model} at {self.url} did not answer ({_reason(error)}); check URL, model and key"
+            ) from None
+        counts = completion.usage.model_dump() if completion.usage else {}
+        return text, {name: count for name, count in counts.items() if isinstance(count, int)}
+
+
+def base_url(url: str) -> str:
+    """The URL that ``/chat/completions`` is appended to."""
+    scheme, _, rest = url.rstrip("/").removesuffix("/chat/completions").partition("://")
+    return f"{scheme}://{rest}" if "/" in rest else f"{scheme}://{rest}/v1"
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-    return str(getattr(error, "reason", None) or error)[:200]
+    """What went wrong in a line, with the cause of a lost connection."""
+    cause = error.__cause__ if error.__cause__ is not None and "onnection" in str(error) else error
+    return " ".join(str(cause).split())[:300] or type(error).__name__

@@ -20,8 +20,8 @@ from PIL import Image
 
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.endpoint import ChatEndpoint
-from flash_vstream.evaluate.judges import yes_or_no
 from flash_vstream.files import write_text_atomically
+from flash_vstream.synthetic.texts import words, yes_or_no
 from flash_vstream.video import Frame, read_frames
 
 KINDS = (
@@ -33,7 +33,7 @@ KINDS = (
 )
 SHORTEST, LONGEST = 5.0, 60.0
 CUT = 0.12
-"""Mean change of brightness, of 1, between frames a second apart that is taken for a cut."""
+"""Mean change of brightness, of 1, between frames a second apart that counts as a cut."""
 PICTURES = 4
 _CAPTION = "Describe in two or three plain sentences what is seen and done in these pictures of one stretch of a video."
 _SUMMARY = "Summarise in at most five sentences what happens in a video, in order, from these notes with their times."
@@ -102,8 +102,8 @@ class Building:
         """Write the record down."""
         write_record(self.path, self.record)
 
-    def _ask(self, system: str, user: str | list[dict[str, Any]], most: int) -> str:
-        text, usage = self.endpoint.complete(system, user, most)
+    def _ask(self, system: str, user: str | list[dict[str, Any]], max_new_tokens: int) -> str:
+        text, usage = self.endpoint.complete(system, user, max_new_tokens)
         cost = self.record["cost"]
         cost["calls"] += 1
         for name in ("prompt_tokens", "completion_tokens"):
@@ -158,8 +158,8 @@ class Building:
                 continue
             report(f"checking question {i + 1} of {len(self.record['questions'])}")
             notes = self._notes(max(0, question["segment"] - 3), question["segment"] + 1)
-            asked = f"{notes}\nQuestion: {question['question']}\nAnswer: {question['answer']}"
-            question["checked"] = yes_or_no(self._ask(_CHECK, asked, 8)) == "yes"
+            claim = f"{notes}\nQuestion: {question['question']}\nAnswer: {question['answer']}"
+            question["checked"] = yes_or_no(self._ask(_CHECK, claim, 8)) == "yes"
             if not question["checked"]:
                 question |= {"status": "dropped", "why": "the second pass did not find it in the notes"}
             self.save()
@@ -191,7 +191,7 @@ def records_in(folder: Path) -> dict[Path, dict[str, Any]]:
 
 
 def read_questions(reply: str) -> list[dict[str, str]] | None:
-    """Questions out of a reply, None when it is not a list of them; prose around the list is borne with."""
+    """Questions out of a reply, None when it is not a list of them; prose around the list is ignored."""
     match = re.search(r"\[.*\]", reply, re.DOTALL)
     try:
         rows = json.loads(match[0]) if match else None
@@ -246,7 +246,7 @@ def _broken_rule(question: dict[str, Any], seen: set[str]) -> str | None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))
+    return " ".join(words(text, ignored=frozenset()))
 
 
 def export(folder: Path, target: Path) -> int:

@@ -15,7 +15,7 @@ class Item:
 
     ``video`` names the medium without its ending. ``answer`` is the right answer's text and, where
     there are ``choices``, ``correct`` its index. ``start`` and ``end`` bound, in seconds of the
-    video, what the question is about; a causal reader sees nothing after ``end`` (None: the end).
+    video, what the question is about; the causal protocol shows nothing after ``end`` (None: the end).
     """
 
     id: str
@@ -140,21 +140,21 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
     Lines that begin with the next expected letter are options, lines between belong to the option
     above; instructions around them are dropped.
     """
-    asked: list[str] = []
+    question: list[str] = []
     choices: list[str] = []
     for line in text.splitlines():
         match = _OPTION.match(line)
         if match and len(choices) < len(LETTERS) and match[1] == LETTERS[len(choices)]:
             choices.append(match[2].strip())
         elif not choices:
-            asked.append(line)
+            question.append(line)
     dropped = ("options:", "select the best answer", "only give the best option")
-    kept = [line.strip() for line in asked if line.strip() and not line.strip().lower().startswith(dropped)]
+    kept = [line.strip() for line in question if line.strip() and not line.strip().lower().startswith(dropped)]
     return "\n".join(kept).removeprefix("Question:").strip(), tuple(choices)
 
 
 def options_in_text(kind: str) -> Callable[[Any], list[Item]]:
-    """A reader of lists whose ``question`` carries the options and whose ``answer`` is an index.
+    """A function that reads lists whose ``question`` carries the options and whose ``answer`` is an index.
 
     ``kind`` names the field of the question's type.
     """

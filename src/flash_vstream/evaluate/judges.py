@@ -7,15 +7,12 @@ those of the judge that a paper used compare with the paper's.
 import hashlib
 import json
 import re
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from flash_vstream.evaluate.endpoint import ChatEndpoint
+from flash_vstream.synthetic.texts import word_f1, words, yes_or_no
 
-_ARTICLES = {"a", "an", "the"}
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)}
 INSTRUCTION = (
     "You compare a predicted answer to a question about a video with the correct answer. Judge the meaning, not the"
     " wording: synonyms and paraphrases are right, and the prediction need not say more than the question asks for."
@@ -29,12 +26,14 @@ class Judgement:
     """What a judge said: right or wrong, 0 to 5, and the reply it was read from.
 
     ``parsed`` is False for a reply that could not be read; it counts as wrong, and is counted.
+    ``tokens`` is what the judgement cost.
     """
 
     correct: bool
     score: float
     reply: str = ""
     parsed: bool = True
+    tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -50,50 +49,32 @@ class Judge(Protocol):
         """Whether ``prediction`` means what ``answer`` means."""
 
 
-def normalized(text: str) -> list[str]:
-    """Words in lower case, without articles and punctuation; numbers up to ten as digits."""
-    words = re.findall(r"[a-z0-9]+(?:'[a-z]+)?", text.lower())
-    return [_NUMBERS.get(word, word) for word in words if word not in _ARTICLES]
-
-
-def token_f1(prediction: str, answer: str) -> float:
-    """F1 of the normalized words that two texts share, 0 to 1 (as SQuAD scores answers)."""
-    said, right = Counter(normalized(prediction)), Counter(normalized(answer))
-    shared = (said & right).total()
-    if not shared:
-        return float(said == right)
-    return 2 * shared / (said.total() + right.total())
-
-
-def yes_or_no(text: str) -> str | None:
-    """``"yes"`` or ``"no"`` where a text opens with it, None otherwise."""
-    match = re.match(r"\W*(yes|no|yeah|nope)\b", text.lower())
-    return {"yeah": "yes", "nope": "no"}.get(match[1], match[1]) if match else None
-
-
 class OfflineJudge:
-    """Rules that run anywhere. Not comparable with published numbers, which language models judged.
+    """Rules that run anywhere, on texts in any script.
 
-    A yes/no question is right when the prediction opens with the right word. Others are right when
-    the normalized texts are the same, when a short answer stands in the prediction whole, or when
-    the F1 of their words is at least one half; the score is five times that F1.
+    Not comparable with published numbers, which language models judged. A yes/no question is right
+    when the prediction opens with the right word. Others are right when the normalized words are
+    the same, when a short answer stands in the prediction whole, or when the F1 of their words is at
+    least one half; the score is five times that F1. A prediction without words is wrong.
     """
 
-    name = "offline-rules-1"
+    name = "offline-rules-2"
 
     @staticmethod
     def is_yes_or_no(answer: str) -> bool:
         """Whether a correct answer is yes or no and little more."""
-        return yes_or_no(answer) is not None and len(normalized(answer)) <= 3
+        return yes_or_no(answer) is not None and len(words(answer)) <= 3
 
     def judge(self, question: str, answer: str, prediction: str) -> Judgement:
         if self.is_yes_or_no(answer):
             right = yes_or_no(prediction) == yes_or_no(answer)
             return Judgement(right, 5.0 if right else 0.0)
-        said, wanted = normalized(prediction), normalized(answer)
-        f1 = token_f1(prediction, answer)
-        inside = 0 < len(wanted) <= 3 and f" {' '.join(wanted)} " in f" {' '.join(said)} "
-        return Judgement(said == wanted or inside or f1 >= 0.5, 5.0 if inside else round(5 * f1, 2))
+        predicted, expected = words(prediction), words(answer)
+        if not predicted or not expected:
+            return Judgement(False, 0.0)
+        f1 = word_f1(prediction, answer)
+        inside = len(expected) <= 3 and f" {' '.join(expected)} " in f" {' '.join(predicted)} "
+        return Judgement(inside or f1 >= 0.5, 5.0 if inside else round(5 * f1, 2))
 
 
 class EndpointJudge:
@@ -108,20 +89,21 @@ class EndpointJudge:
         self.name = f"{endpoint.model}-{hashlib.sha256(INSTRUCTION.encode()).hexdigest()[:8]}"
 
     def judge(self, question: str, answer: str, prediction: str) -> Judgement:
-        asked = f"Question: {question}\nCorrect answer: {answer}\nPredicted answer: {prediction}"
-        return read_judgement(self.endpoint.complete(INSTRUCTION, asked)[0])
+        comparison = f"Question: {question}\nCorrect answer: {answer}\nPredicted answer: {prediction}"
+        reply, usage = self.endpoint.complete(INSTRUCTION, comparison)
+        return replace(read_judgement(reply), tokens=usage.get("total_tokens", 0))
 
 
 def read_judgement(reply: str) -> Judgement:
-    """A judge's reply as a verdict; prose around the object and Python's spelling are borne with."""
+    """A judge's reply as a verdict. Prose around the JSON object and Python's spelling of it are accepted."""
     match = re.search(r"\{[^{}]*\}", reply)
     if match:
         text = re.sub(r"\bTrue\b", "true", re.sub(r"\bFalse\b", "false", match[0].replace("'", '"')))
         try:
-            told = json.loads(text)
-            verdict = told.get("correct", told.get("pred"))
-            correct = verdict if isinstance(verdict, bool) else {"yes": True, "no": False}[str(verdict).lower().strip()]
-            return Judgement(correct, min(5.0, max(0.0, float(told["score"]))), reply)
+            verdict = json.loads(text)
+            right = verdict.get("correct", verdict.get("pred"))
+            correct = right if isinstance(right, bool) else {"yes": True, "no": False}[str(right).lower().strip()]
+            return Judgement(correct, min(5.0, max(0.0, float(verdict["score"]))), reply)
         except (ValueError, KeyError, TypeError):
-            pass  # not a verdict: told below
+            pass  # not a verdict
     return Judgement(False, 0.0, reply, parsed=False)

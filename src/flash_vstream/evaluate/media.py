@@ -1,7 +1,6 @@
 """A benchmark's media: finding them, and turning them into features with times."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -10,11 +9,8 @@ from torch import Tensor
 
 from flash_vstream.errors import UserError
 from flash_vstream.pipeline import FlashVStream
-from flash_vstream.video import Frame, read_frames
-from flash_vstream.video.sources import Source, watch_source
 
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".safetensors")
-BATCH = 8
 
 
 def find_medium(data: Path, folders: Sequence[str], video: str) -> Path | None:
@@ -38,17 +34,8 @@ def features_of(pipeline: FlashVStream, path: Path, fps: float, until: float | N
     if path.suffix == ".safetensors":
         yield from _stored(path, until)
         return
-    size = pipeline.processor.image_processor.size
-    frames: Iterator[Frame]
-    if path.is_dir():
-        frames = watch_source(Source(str(path), fps, size, pace="fast"))
-    else:
-        frames = read_frames(path, fps, size, until)
-    while batch := list(islice(frames, BATCH)):
-        for frame, feature in zip(batch, pipeline.encode([frame.image for frame in batch]).float(), strict=True):
-            if until is not None and frame.time > until + 1e-6:
-                return
-            yield frame.time, feature
+    for times, features in pipeline.encode_file(path, fps, until):
+        yield from zip(times, features, strict=True)
 
 
 def _stored(path: Path, until: float | None) -> Iterator[tuple[float, Tensor]]:

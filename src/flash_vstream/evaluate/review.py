@@ -41,11 +41,11 @@ def review_app(folder: Path) -> FastAPI:
     @app.get("/records")
     def records() -> list[dict[str, object]]:
         """Every record without its pictures."""
-        told: list[dict[str, object]] = []
+        listed: list[dict[str, object]] = []
         for name in names:
             record = read_record(path_of(name))
-            told.append({"name": name, "questions": record["questions"], "kinds": KINDS, "cost": record["cost"]})
-        return told
+            listed.append({"name": name, "questions": record["questions"], "kinds": KINDS, "cost": record["cost"]})
+        return listed
 
     @app.post("/records/{name}/{number}")
     def judge(name: str, number: int, verdict: Verdict) -> dict[str, object]:

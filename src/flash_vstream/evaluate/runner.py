@@ -6,6 +6,7 @@ medium that is missing or does not decode makes its questions wrong and is liste
 replaced by anything else.
 """
 
+import hashlib
 import json
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -21,7 +23,7 @@ from torch import Tensor
 from flash_vstream import __version__
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.baselines import MemoryMethod
-from flash_vstream.evaluate.choices import parse_choice
+from flash_vstream.evaluate.choices import ABSTAINED, read_choice
 from flash_vstream.evaluate.items import Benchmark, Item
 from flash_vstream.evaluate.media import features_of, find_medium
 from flash_vstream.files import write_text_atomically
@@ -34,12 +36,20 @@ CHOICE_TOKENS = 12
 OPEN_TOKENS = 64
 BATCH = 16
 """The most questions that are answered together: those of one moment, or blind ones of like length."""
+SHORT_SECONDS = 2.0
+"""How much a video may end before a question's time, beside the time between two frames: annotations are rounded."""
+TOO_SHORT = "the video ends before the question's time"
 Stream = Iterable[tuple[float, Tensor]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one evaluation is: everything that its predictions depend on."""
+    """What one evaluation is: everything that its predictions depend on.
+
+    ``weights`` is the model's ``weights_hash``: a model that was trained further under the same name
+    never meets predictions of the old one. ``star`` is the memory's configuration, None for the
+    model's own.
+    """
 
     benchmark: str
     model: str
@@ -47,12 +57,13 @@ class Run:
     protocol: str
     fps: float
     star: StarConfig | None = None
+    weights: str = ""
 
     def key(self) -> dict[str, Any]:
-        """The fields that every line of predictions carries."""
+        """The fields that every line of predictions carries, the package's version among them."""
         known = asdict(self)
         known["star"] = self.star.to_dict() if self.star is not None else None
-        return known
+        return known | {"version": __version__}
 
 
 def load_items(benchmark: Benchmark, data: Path) -> list[Item]:
@@ -89,24 +100,61 @@ def sharded(items: Sequence[Item], shard: str | None, limit: int | None) -> list
 
 
 def done_already(path: Path, run: Run) -> dict[str, dict[str, Any]]:
-    """Predictions that an earlier run left in ``path``; a line that a kill cut short is dropped.
+    """Predictions that an earlier run left in ``path``, those that failed left out to be tried again.
 
-    Raises ``UserError`` when they are another run's.
+    A last line that a kill cut short is dropped. Raises ``UserError``, and leaves the file as it is,
+    when it holds anything but predictions or those of another run.
     """
     if not path.exists():
         return {}
-    rows, whole = {}, []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
+    rows, text = {}, _text(path)
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        row = _parsed(line)
+        is_cut = number == len(lines) - 1 and not text.endswith("\n") and line.startswith('{"id": ')
+        if row is None and is_cut:
             continue
+        if row is None:
+            raise UserError(f"{path} is not a file of predictions (line {number + 1}); name another --output")
         if row["run"] != run.key():
-            raise UserError(f"{path} holds predictions of another run ({row['run']}); name another --output")
-        rows[row["id"]] = row
-        whole.append(line)
-    write_text_atomically(path, "".join(line + "\n" for line in whole))
+            changed = [name for name, value in run.key().items() if row["run"].get(name) != value]
+            raise UserError(
+                f"{path} holds predictions of another run ({', '.join(changed)} differ); name another --output"
+            )
+        if row["error"] is None:
+            rows[row["id"]] = row
+    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
     return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a file of predictions; name another --output") from None
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line of predictions; None when it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    known = (
+        isinstance(row, dict) and {"id", "prediction", "error", "run"} <= row.keys() and isinstance(row["run"], dict)
+    )
+    return row if known else None
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """The beginning of a SHA-256 over a model's weights with their names and dtypes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def run_benchmark(
@@ -115,16 +163,16 @@ def run_benchmark(
     """Answer what ``output`` does not hold yet; returns every prediction in the items' order."""
     if run.protocol not in PROTOCOLS:
         raise UserError(f"no protocol is called {run.protocol!r}; choose from {', '.join(PROTOCOLS)}")
-    method = MemoryMethod(run.memory, pipeline.model, run.star)  # one that does not exist is told before anything else
+    method = MemoryMethod(run.memory, pipeline.model, run.star)  # an unknown name is an error before anything else
     output.parent.mkdir(parents=True, exist_ok=True)
     done = done_already(output, run)
-    asking = _Asking(run, benchmark, data.parent if data.is_file() else data, pipeline, done)
+    runner = _Runner(run, benchmark, data.parent if data.is_file() else data, pipeline, done)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress, output.open("a") as file:
         task = progress.add_task(
             f"{run.benchmark} {run.memory}", total=len(items), completed=sum(item.id in done for item in items)
         )
-        for row in asking.blind(items) if method.is_blind else asking.by_video(items):
+        for row in runner.blind(items) if method.is_blind else runner.by_video(items):
             file.write(json.dumps(row) + "\n")
             file.flush()
             done[row["id"]] = row
@@ -133,10 +181,10 @@ def run_benchmark(
 
 
 @dataclass(frozen=True)
-class _Asking:
-    """A run on its way: the media under ``folder``, the model, and the predictions by question that are ``done``.
+class _Runner:
+    """Makes the predictions of a run that are not ``done`` yet, from the media under ``folder``.
 
-    Who takes a prediction puts it into ``done`` before the next.
+    The caller puts each prediction into ``done``, by question, before it takes the next.
     """
 
     run: Run
@@ -156,19 +204,19 @@ class _Asking:
         videos: dict[str, list[Item]] = defaultdict(list)
         for item in items:
             videos[item.video].append(item)
-        for video, asked in videos.items():
-            if any(item.id not in self.done for item in asked):
-                yield from self._video(video, asked)
+        for video, of_video in videos.items():
+            if any(item.id not in self.done for item in of_video):
+                yield from self._video(video, of_video)
 
     def _new_method(self) -> MemoryMethod:
         return MemoryMethod(self.run.memory, self.pipeline.model, self.run.star)
 
-    def _video(self, video: str, asked: list[Item]) -> Iterator[dict[str, Any]]:
+    def _video(self, video: str, items: list[Item]) -> Iterator[dict[str, Any]]:
         """Predictions about one video; when it breaks off with an error, the rest are wrong and say why."""
-        left = {item.id: item for item in asked if item.id not in self.done}
+        left = {item.id: item for item in items if item.id not in self.done}
         error = "no question was reached"
         try:
-            for row in self._pass(video, asked):
+            for row in self._pass(video, items):
                 del left[row["id"]]
                 yield row
         except UserError as failed:
@@ -176,26 +224,26 @@ class _Asking:
         for item in left.values():
             yield _row(self.run, item, None, 0, None, error)
 
-    def _pass(self, video: str, asked: list[Item]) -> Iterator[dict[str, Any]]:
+    def _pass(self, video: str, items: list[Item]) -> Iterator[dict[str, Any]]:
         path = find_medium(self.folder, self.benchmark.media, video)
         if path is None:
             folders = " or ".join(str(self.folder / folder) for folder in self.benchmark.media)
             raise UserError(f"no medium called {video} in {folders}")
-        ends = [item.end for item in asked]
+        ends = [item.end for item in items]
         last = None if self.run.protocol == "whole" or None in ends else max(end for end in ends if end is not None)
         stream = features_of(self.pipeline, path, self.run.fps, last)
         if self.run.protocol == "causal":
-            yield from self._causal(asked, stream)
+            yield from self._causal(items, stream)
         elif self.run.protocol == "whole":
             method, newest = self._new_method(), None
             for newest, feature in stream:
                 method.write(newest, feature)
-            yield from self._ask_all(asked, method, newest)
+            yield from self._ask_all(items, method, newest)
         else:
-            yield from self._clips(asked, stream)
+            yield from self._clips(items, stream)
 
-    def _causal(self, asked: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
-        waiting = sorted(asked, key=lambda item: float("inf") if item.end is None else item.end)
+    def _causal(self, items: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
+        waiting = sorted(items, key=lambda item: float("inf") if item.end is None else item.end)
         method, newest = self._new_method(), None
         for moment, feature in stream:
             due = [item for item in waiting if item.end is not None and item.end < moment]
@@ -204,23 +252,36 @@ class _Asking:
                 waiting = waiting[len(due) :]
             method.write(moment, feature)
             newest = moment
-        yield from self._ask_all(waiting, method, newest)
+        yield from self._ask_in_time(waiting, method, newest, newest)
 
-    def _clips(self, asked: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
+    def _clips(self, items: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
         frames = [(moment, feature.half()) for moment, feature in stream]
         segments: dict[tuple[float | None, float | None], list[Item]] = defaultdict(list)
-        for item in asked:
+        for item in items:
             segments[(item.start, item.end)].append(item)
-        for (start, end), items in segments.items():
+        for (start, end), of_segment in segments.items():
             method, newest = self._new_method(), None
             for moment, feature in frames:
                 if (start is None or moment >= start) and (end is None or moment <= end):
                     method.write(moment, feature)
                     newest = moment
-            yield from self._ask_all(items, method, newest)
+            yield from self._ask_in_time(of_segment, method, newest, frames[-1][0] if frames else None)
+
+    def _ask_in_time(
+        self, items: Sequence[Item], method: MemoryMethod, newest: float | None, video_end: float | None
+    ) -> Iterator[dict[str, Any]]:
+        """Ask the questions that the video reaches; the others fail, since their moment was never seen."""
+        slack = SHORT_SECONDS + 1 / self.run.fps
+        late = [
+            item for item in items if item.end is not None and video_end is not None and item.end > video_end + slack
+        ]
+        for item in late:
+            if item.id not in self.done:
+                yield _row(self.run, item, newest, method.frames, None, TOO_SHORT)
+        yield from self._ask_all([item for item in items if item not in late], method, newest)
 
     def _ask_all(self, items: Sequence[Item], method: MemoryMethod, newest: float | None) -> Iterator[dict[str, Any]]:
-        """Ask several questions of what the reader holds, which is read once."""
+        """Ask several questions of what the memory holds, which is read once."""
         left = [item for item in items if item.id not in self.done]
         if not left:
             return
@@ -228,9 +289,9 @@ class _Asking:
             for item in left:
                 yield _row(self.run, item, newest, 0, None, "no frame lies before the question")
             return
-        begun = time.perf_counter()
+        started = time.perf_counter()
         prefix = self.pipeline.generator.read(method.snapshot(), method.time_stamps)
-        read = round(time.perf_counter() - begun, 4)
+        read = round(time.perf_counter() - started, 4)
         for item, text, timing in self._together(items, prefix):
             yield _row(self.run, item, newest, method.frames, text, None, {"read_seconds": read, **timing})
 
@@ -244,10 +305,10 @@ class _Asking:
             batch = items[begin : begin + BATCH]
             if all(item.id in self.done for item in batch):
                 continue
-            begun = time.perf_counter()
+            started = time.perf_counter()
             most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
             texts = self.pipeline.generator.ask_many(prefix, [item.prompt for item in batch], most)
-            timing = {"batch_seconds": round(time.perf_counter() - begun, 4), "batch": len(batch)}
+            timing = {"batch_seconds": round(time.perf_counter() - started, 4), "batch": len(batch)}
             for item, text in zip(batch, texts, strict=True):
                 if item.id not in self.done:
                     yield item, text, timing
@@ -266,5 +327,6 @@ def _row(
     row: dict[str, Any] = {**asdict(item), "choices": list(item.choices), "prompt": item.prompt}
     row |= {"prediction": prediction, "error": error, "stream_time": newest, "frames": frames, "timing": timing}
     if item.choices:
-        row["chosen"] = parse_choice(prediction, item.choices) if prediction is not None else None
+        reading = read_choice(prediction, item.choices) if prediction is not None else ABSTAINED
+        row |= {"chosen": reading.index, "rule": reading.rule}
     return row | {"run": run.key(), "version": __version__, "decoding": "greedy", "seed": 0}

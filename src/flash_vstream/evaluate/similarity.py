@@ -84,7 +84,7 @@ class SimilarityJudge(OfflineJudge):
     numbers do not compare with published ones.
     """
 
-    name = "offline-similarity-1"
+    name = "offline-similarity-2"
 
     def __init__(self) -> None:
         self._encode = sentence_encoder()

@@ -31,8 +31,8 @@ MIX = {kind: 1.0 for kind in ASKERS if kind != "story"} | {"occurrence": 3.0, "v
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question, what was answered, whether that is right, and whether it is about the far past."""
+class GradedAnswer:
+    """A question with a model's answer, whether that is right, and whether it is about the far past."""
 
     question: Question
     answer: str
@@ -56,10 +56,10 @@ def ask_streams(
     memory: str,
     questions: int,
     seed: int,
-) -> list[Asked]:
+) -> list[GradedAnswer]:
     """Every plan's questions, answered from what the memory keeps of it."""
     events = Events(pictures.captions)
-    asked = []
+    graded = []
     for i, plan in enumerate(track(plans, memory, console=Console(stderr=True))):
         rng = random.Random(f"questions/{seed}/{i}")
         method = MemoryMethod(memory, pipeline.model)
@@ -71,25 +71,25 @@ def ask_streams(
         for question, answer in zip(wanted, answers, strict=True):
             correct = is_correct(question, answer, plan, pictures.captions)
             newest = plan.shots[max(0, len(plan.shots) - FAR)].time
-            asked.append(Asked(question, answer, correct, question.span[1] < newest))
-    return asked
+            graded.append(GradedAnswer(question, answer, correct, question.span[1] < newest))
+    return graded
 
 
-def summary(asked: Sequence[Asked], captions: dict[str, list[str]]) -> dict[str, Any]:
+def summary(graded: Sequence[GradedAnswer], captions: dict[str, list[str]]) -> dict[str, Any]:
     """Accuracy for each kind, overall and about the far past; BLEU-4 of ``now``; the count."""
     by_kind: dict[str, list[bool]] = defaultdict(list)
-    for item in asked:
+    for item in graded:
         if item.question.kind != "now":
             by_kind[item.question.kind].append(item.correct)
             if item.far:
                 by_kind["far past"].append(item.correct)
-    now = [item for item in asked if item.question.kind == "now"]
+    now = [item for item in graded if item.question.kind == "now"]
     scores: dict[str, Any] = {kind: sum(right) / len(right) for kind, right in sorted(by_kind.items())}
     if now:
         scores["now BLEU-4"] = bleu4([item.answer for item in now], [captions[item.question.truth] for item in now])
-    yes = Counter(item.answer.lower().startswith("yes") for item in asked if item.question.truth in ("yes", "no"))
+    yes = Counter(item.answer.lower().startswith("yes") for item in graded if item.question.truth in ("yes", "no"))
     scores["share of yes"] = yes[True] / max(1, yes.total())
-    return scores | {"questions": len(asked)}
+    return scores | {"questions": len(graded)}
 
 
 def run_skills(
@@ -109,12 +109,12 @@ def run_skills(
     plans = skill_streams(pictures, scenes, streams, seed, frames)
     results, counts = {}, Counter[str]()
     for name in methods:
-        asked = ask_streams(pipeline, pictures, plans, name, questions, seed)
-        results[name] = summary(asked, pictures.captions)
-        counts = Counter(item.question.kind for item in asked)  # every memory is asked the same
+        graded = ask_streams(pipeline, pictures, plans, name, questions, seed)
+        results[name] = summary(graded, pictures.captions)
+        counts = Counter(item.question.kind for item in graded)  # every memory is asked the same
     minutes = sum(plan.duration - plan.shots[0].time for plan in plans) / len(plans) / 60
-    told = {"model": model_name, "scenes": list(scenes), "frames": list(frames), "streams": streams, "seed": seed}
-    return {**told, "mean_minutes": round(minutes, 2), "counts": dict(counts), "memories": results}
+    setting = {"model": model_name, "scenes": list(scenes), "frames": list(frames), "streams": streams, "seed": seed}
+    return {**setting, "mean_minutes": round(minutes, 2), "counts": dict(counts), "memories": results}
 
 
 def print_skills(report: dict[str, Any]) -> None:

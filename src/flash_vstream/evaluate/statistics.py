@@ -5,21 +5,37 @@ from collections.abc import Sequence
 import numpy as np
 
 RESAMPLES = 2000
+FEWEST_GROUPS = 5
 
 
-def bootstrap_interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float]:
-    """95% percentile interval of the mean of ``values`` when whole ``groups`` (videos) are resampled."""
+def bootstrap_interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
+    """95% percentile interval of the mean of ``values`` when whole ``groups`` (videos) are resampled.
+
+    None for fewer than ``FEWEST_GROUPS``: resampling so few says nothing about others.
+    """
+    if len(set(groups)) < FEWEST_GROUPS:
+        return None
     sums, counts = _by_group(values, groups)
     means = _resampled(sums, counts, seed)
     low, high = np.percentile(means, (2.5, 97.5))
     return float(low), float(high)
 
 
+def format_interval(interval: tuple[float, float] | None) -> str:
+    """An interval of shares in per cent; a dash where there is none."""
+    return "-" if interval is None else "{:.1%} - {:.1%}".format(*interval)
+
+
 def paired_difference(
     first: Sequence[float], second: Sequence[float], groups: Sequence[str], seed: int = 0
-) -> tuple[float, tuple[float, float], float]:
-    """Mean of ``second - first``, its 95% interval, and a two-sided bootstrap p-value."""
+) -> tuple[float, tuple[float, float] | None, float | None]:
+    """Mean of ``second - first``, its 95% interval, and a two-sided bootstrap p-value.
+
+    Interval and p-value are None for fewer than ``FEWEST_GROUPS`` groups.
+    """
     difference = np.asarray(second, float) - np.asarray(first, float)
+    if len(set(groups)) < FEWEST_GROUPS:
+        return float(difference.mean()), None, None
     sums, counts = _by_group(difference.tolist(), groups)
     means = _resampled(sums, counts, seed)
     low, high = np.percentile(means, (2.5, 97.5))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -45,8 +46,9 @@ class PictureSet:
     def features(self, key: str) -> Tensor:
         """The views' feature maps of one picture, float16 ``[VIEWS, P², D]``."""
         if not hasattr(self, "_file"):
-            self._file = safe_open(self.path, "pt")
-        return self._file.get_tensor(key)
+            self._file: Any = safe_open(self.path, "pt")
+        features: Tensor = self._file.get_tensor(key)
+        return features
 
 
 def play(plan: StreamPlan, pictures: PictureSet) -> tuple[Tensor, Tensor]:

@@ -150,8 +150,8 @@ def _describing(kind: str, text: str, scene: Scene, events: Events, rng: random.
 def ask_story(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
     """Ordered narrative: every scene with its time; the densest of all supervision."""
     visits = plan.scenes[-8:]
-    told = " ".join(f"{stamp(scene.start)}: {events.describe(scene.key, rng)}" for scene in visits)
-    return Question("story", rng.choice(STORY), (told,), "", (visits[0].start, plan.duration))
+    story = " ".join(f"{stamp(scene.start)}: {events.describe(scene.key, rng)}" for scene in visits)
+    return Question("story", rng.choice(STORY), (story,), "", (visits[0].start, plan.duration))
 
 
 def _pair(plan: StreamPlan, rng: random.Random) -> tuple[Scene, Scene] | None:
@@ -216,14 +216,14 @@ ASKERS: dict[str, Asker] = {
 def caption_questions(plan: StreamPlan, events: Events, rng: random.Random, past_answers: int = 1) -> list[Question]:
     """Stage 1: what is seen now (every caption), and what was seen in each earlier scene."""
     now = plan.scenes[-1]
-    asked = [
+    questions = [
         Question("now", rng.choice(NOW), tuple(events.captions[now.key]), now.key, (now.start, now.end)),
     ]
     for scene in plan.scenes[:-1]:
         text = rng.choice(AT).format(t=stamp(rng.uniform(scene.start, scene.end)))
         answers = tuple(rng.sample(events.captions[scene.key], past_answers))
-        asked.append(Question("at", text, answers, scene.key, (scene.start, scene.end)))
-    return asked
+        questions.append(Question("at", text, answers, scene.key, (scene.start, scene.end)))
+    return questions
 
 
 def stream_questions(
@@ -231,5 +231,5 @@ def stream_questions(
 ) -> list[Question]:
     """Stage 2: ``count`` questions of the kinds in ``mix``, drawn by their weights."""
     kinds = rng.choices(list(mix), list(mix.values()), k=count)
-    asked = [ASKERS[kind](plan, events, rng) for kind in kinds]
-    return [question for question in asked if question is not None]
+    drawn = [ASKERS[kind](plan, events, rng) for kind in kinds]
+    return [question for question in drawn if question is not None]

@@ -1,0 +1,1 @@
+"""Training in two stages on Transformers' Trainer, and of grounding."""

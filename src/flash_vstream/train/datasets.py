@@ -88,9 +88,7 @@ class LlavaSamples(Dataset[Sample]):
     def __init__(
         self, path: Path, folder: Path, encode: Callable[[Path], tuple[Tensor, Tensor]], independent: bool = False
     ):
-        if not path.exists():
-            raise UserError(f"no training data at {path}")
-        self.entries = json.loads(path.read_text())
+        self.entries = checked_entries(path, folder)
         self.folder = folder
         self.encode = encode
         self.independent = independent
@@ -101,10 +99,7 @@ class LlavaSamples(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         entry = self.entries[index]
         features, times = self._stream(entry)
-        said = [turn["value"].replace("<image>", "").replace("<video>", "").strip() for turn in entry["conversations"]]
-        turns = tuple(Turn(question, (answer,)) for question, answer in zip(said[::2], said[1::2], strict=False))
-        if not turns:
-            raise UserError(f"sample {entry.get('id', index)} has no question with an answer")
+        turns = turns_of(entry, str(entry.get("id", index)))
         return Sample(features, times, turns, self.independent)
 
     def _stream(self, entry: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
@@ -119,6 +114,90 @@ class LlavaSamples(Dataset[Sample]):
             if kind in entry:
                 return self.encode(self.folder / entry[kind])
         return None, torch.zeros(0, dtype=torch.float64)
+
+
+SHOWN_PROBLEMS = 10
+
+
+def checked_entries(path: Path, folder: Path) -> list[dict[str, Any]]:
+    """The entries of a LLaVA-format file, once all of them can be trained on as far as files tell.
+
+    Raises one ``UserError`` that counts and names what is wrong: entries of another shape, turns
+    without question and answer, media that are missing or empty. Media are not decoded here.
+    """
+    try:
+        entries = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no training data at {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a JSON file of training data ({error})") from None
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{path} must be a list of entries with conversations, not empty")
+    problems = [problem for i, entry in enumerate(entries) if (problem := _problem(entry, i, folder))]
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
+        more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise UserError(f"{len(problems)} of {len(entries)} entries of {path} cannot be trained on:\n{shown}{more}")
+    return entries
+
+
+def _problem(entry: Any, index: int, folder: Path) -> str | None:
+    """What keeps an entry from being trained on, None if nothing does."""
+    if not isinstance(entry, dict):
+        return f"entry {index} is no object"
+    name = f"entry {entry.get('id', index)}"
+    parts = entry.get("conversations")
+    if not isinstance(parts, list) or not all(
+        isinstance(part, dict) and isinstance(part.get("from"), str) and isinstance(part.get("value"), str)
+        for part in parts
+    ):
+        return f"{name} needs conversations: a list of objects with from and value"
+    try:
+        turns_of(entry, str(entry.get("id", index)))
+    except UserError as error:
+        return str(error)
+    for kind in ("features", "image", "video"):
+        medium = entry.get(kind)
+        if kind in entry and not isinstance(medium, str):
+            return f"{name}: {kind} must be one path"
+        if isinstance(medium, str):
+            file = folder / (medium.partition(":")[0] if kind == "features" else medium)
+            if not file.exists():
+                return f"{name}: no file {file}"
+            if file.is_file() and file.stat().st_size == 0:
+                return f"{name}: {file} is empty"
+    return None
+
+
+USER_ROLES = frozenset({"human", "user"})
+ANSWER_ROLES = frozenset({"gpt", "assistant", "model"})
+
+
+def turns_of(entry: dict[str, Any], name: str) -> tuple[Turn, ...]:
+    """The turns of a LLaVA conversation, by the roles' names; parts of one role in a row are joined.
+
+    What an assistant says before anybody asked is left out, and so are ``system`` and a last
+    question without an answer. Raises ``UserError`` naming the sample when a role is unknown or no
+    question has an answer.
+    """
+    turns: list[tuple[str, str]] = []
+    last = None
+    for part in entry["conversations"]:
+        role, text = part["from"], part["value"].replace("<image>", "").replace("<video>", "").strip()
+        if role in USER_ROLES:
+            turns = [*turns[:-1], (f"{turns[-1][0]}\n{text}", "")] if last == "question" else [*turns, (text, "")]
+            last = "question"
+        elif role in ANSWER_ROLES:
+            if turns:
+                question, answer = turns[-1]
+                turns[-1] = (question, f"{answer}\n{text}".strip())
+                last = "answer"
+        elif role != "system":
+            raise UserError(f"sample {name} has a turn of {role!r}; roles are human and gpt, or user and assistant")
+    answered = tuple(Turn(question, (answer,)) for question, answer in turns if answer)
+    if not answered:
+        raise UserError(f"sample {name} has no question with an answer")
+    return answered
 
 
 class Mixture(Dataset[Sample]):
@@ -154,7 +233,8 @@ class Mixture(Dataset[Sample]):
         if isinstance(part, StreamSamples):
             return part[index]
         turn, place = divmod(self._before[batch] * self.batch + within, len(part))
-        return part[self._order(self._chosen[batch], turn)[place]]
+        sample: Sample = part[self._order(self._chosen[batch], turn)[place]]
+        return sample
 
     def _order(self, part: int, turn: int) -> list[int]:
         """The order in which a source is gone through for the ``turn``-th time."""
@@ -211,7 +291,7 @@ def _less_sure(mentions: list[Mention]) -> list[Mention]:
     """Two events of a question, now and then one called unseen that was seen.
 
     That happens with new pictures and hardly ever with those that grounding was trained on; which came
-    first can be told all the same.
+    first can be said all the same.
     """
     if len(mentions) < 2:
         return mentions

@@ -145,8 +145,8 @@ class Vocabulary(nn.Module):
         return functional.binary_cross_entropy_with_logits(evidence, shares, reduction="sum") / len(shares)
 
 
-class Pictures:
-    """A split's features in memory with its captions, and which pictures have which words."""
+class LoadedPictures:
+    """A ``PictureSet`` with all its features in memory, and which pictures have which words."""
 
     def __init__(self, pictures: PictureSet, words: Words):
         self.captions = pictures.captions
@@ -187,7 +187,7 @@ def part_of(caption: str, rng: random.Random) -> str:
 
 
 def comparison_loss(
-    member: Member, vocabulary: Vocabulary, words: Words, data: Pictures, rows: list[int], rng: random.Random
+    member: Member, vocabulary: Vocabulary, words: Words, data: LoadedPictures, rows: list[int], rng: random.Random
 ) -> Tensor:
     """Cross entropy of which picture an event is of and which event a picture is of, and of pictures' words."""
     # Two views as one: a slot that stands for several frames of a scene is their mean.
@@ -209,7 +209,7 @@ def comparison_loss(
     return told_apart + WORDS_WEIGHT * vocabulary.loss(member, sights, rows)
 
 
-def marking_loss(member: Member, words: Words, data: Pictures, count: int, rng: random.Random) -> Tensor:
+def marking_loss(member: Member, words: Words, data: LoadedPictures, count: int, rng: random.Random) -> Tensor:
     """Cross entropy of which tokens of questions are part of an event."""
     made = [question_with_events(data, rng) for _ in range(count)]
     embeddings, there, offsets = words.embed([text for text, _ in made])
@@ -220,7 +220,7 @@ def marking_loss(member: Member, words: Words, data: Pictures, count: int, rng: 
     return functional.binary_cross_entropy_with_logits(member.marks(embeddings, there)[there], inside[there])
 
 
-def question_with_events(data: Pictures, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
+def question_with_events(data: LoadedPictures, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
     """A question and where in it its events stand, in characters."""
     if rng.random() < 0.12:
         return rng.choice(NO_EVENT), []
@@ -259,7 +259,7 @@ class Check:
 
 
 @torch.inference_mode()
-def check(grounding: Grounding, words: Words, data: Pictures, seed: int = 0) -> Check:
+def check(grounding: Grounding, words: Words, data: LoadedPictures, seed: int = 0) -> Check:
     """Measure ``grounding`` on pictures as temporal slots show them, at half of their resolution."""
     grounding.eval()
     rng = random.Random(f"check/{seed}")
@@ -271,14 +271,14 @@ def check(grounding: Grounding, words: Words, data: Pictures, seed: int = 0) -> 
     own = scores[torch.arange(len(of)), of]
     others = torch.stack([torch.randint(0, len(slots), (7,)) for _ in of]) if len(slots) > 1 else of[:, None]
     rivals = scores.gather(1, others).masked_fill(others == of[:, None], -torch.inf)
-    told = {hard: _tell_apart(scores, of, data, rng, hard) for hard in (False, True)}
-    seen, unseen = (torch.cat([told[hard][i] for hard in told]) for i in (0, 1))
+    best = {hard: _tell_apart(scores, of, data, rng, hard) for hard in (False, True)}
+    seen, unseen = (torch.cat([best[hard][i] for hard in best]) for i in (0, 1))
     candidates = torch.cat([seen, unseen]).unique()
     right = [((seen > at).float().mean() + (unseen <= at).float().mean()) / 2 for at in candidates]
     threshold = float(candidates[int(torch.stack(right).argmax())])
     occurrence, look_alike = (
-        float(((told[hard][0] > threshold).float().mean() + (told[hard][1] <= threshold).float().mean()) / 2)
-        for hard in told
+        float(((best[hard][0] > threshold).float().mean() + (best[hard][1] <= threshold).float().mean()) / 2)
+        for hard in best
     )
     made = [question_with_events(data, rng) for _ in range(200)]
     spans = Grounder(grounding, words).spans([text for text, _ in made])
@@ -298,7 +298,7 @@ def _scores(grounding: Grounding, words: Words, texts: Sequence[str], slots: Ten
 
 
 def _tell_apart(
-    scores: Tensor, of: Tensor, data: Pictures, rng: random.Random, hard: bool, count: int = 1500
+    scores: Tensor, of: Tensor, data: LoadedPictures, rng: random.Random, hard: bool, count: int = 1500
 ) -> tuple[Tensor, Tensor]:
     """The best score among 1 to 16 pictures of events that one of them shows, and of events that none does."""
     rows = [(of == row).nonzero()[:, 0].tolist() for row in range(len(data.keys))]
@@ -318,7 +318,7 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
     """Train a model's grounding on a prepared folder; writes ``grounding.safetensors`` and ``check.json``.
 
     Its members are trained one after another, each from a seed of its own. What has been trained is kept
-    every ``SAVE_EVERY`` steps, and a run that is begun again goes on from there.
+    every ``SAVE_EVERY`` steps, and the same command goes on from there.
     """
     torch.manual_seed(config.seed)
     processor: Any = AutoProcessor.from_pretrained(model_folder)
@@ -326,7 +326,7 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
     if model.grounding is None:
         raise UserError(f"{model_folder} has no grounding to train; its config lacks grounding_config")
     words = Words(processor.tokenizer, model.get_input_embeddings().weight)  # type: ignore[arg-type]
-    shown, unseen = (Pictures(PictureSet.load(data, split), words) for split in (config.split, config.checked_on))
+    shown, unseen = (LoadedPictures(PictureSet.load(data, split), words) for split in (config.split, config.checked_on))
     grounding = model.grounding.requires_grad_(True)
     output.mkdir(parents=True, exist_ok=True)
     with Progress(console=Console(stderr=True)) as progress:
@@ -340,7 +340,9 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
     return asdict(found)
 
 
-def _fit(member: Member, words: Words, data: Pictures, config: GroundingConfig, kept: Path, progress: Progress) -> None:
+def _fit(
+    member: Member, words: Words, data: LoadedPictures, config: GroundingConfig, kept: Path, progress: Progress
+) -> None:
     """Train one member, from what is ``kept`` of an earlier run if there is anything."""
     vocabulary = copy.deepcopy(data.vocabulary)
     optimizer, schedule = _optimizer(member, vocabulary, config)
@@ -350,15 +352,15 @@ def _fit(member: Member, words: Words, data: Pictures, config: GroundingConfig, 
         "optimizer": optimizer,
         "schedule": schedule,
     }
-    begun = 0
+    done = 0
     if kept.exists():
         saved = torch.load(kept, weights_only=True)
-        begun = saved["step"]
+        done = saved["step"]
         for name, part in parts.items():
             part.load_state_dict(saved[name])
-    task = progress.add_task("grounding", total=config.steps, completed=begun)
+    task = progress.add_task("grounding", total=config.steps, completed=done)
     member.train()
-    for step in range(begun, config.steps):
+    for step in range(done, config.steps):
         # Drawn by seed and step alone, so that a run that goes on draws what an undisturbed one would.
         rng = random.Random(f"{config.seed}/{step}")
         torch.manual_seed(rng.getrandbits(63))

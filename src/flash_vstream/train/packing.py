@@ -61,7 +61,7 @@ def pack(
     turns: Sequence[Turn],
     independent: bool = True,
 ) -> Packed:
-    """The training sequence of ``turns`` asked of ``view`` (None for plain chat).
+    """The training sequence of ``turns`` about ``snapshot`` (None for plain chat).
 
     ``independent`` turns are each asked of the stream alone; otherwise they are one dialogue, each
     after the first answer of the one before.
@@ -78,10 +78,10 @@ def pack(
         form = template.first_question[len(opening) :] if independent or i == 0 else template.question
         question = processor.tokenize(form.format(turn.question), first=False)
         # The last token of the prompt begins every answer: it is the one that predicts its first.
-        asked = packed.add(question[:-1], root if independent else above)
+        segment = packed.add(question[:-1], root if independent else above)
         for j, answer in enumerate(turn.answers):
             ids = question[-1:] + processor.tokenize(template.answer.format(answer).rstrip("\n"), first=False)
-            end = packed.add(ids, asked, train_from=1)
+            end = packed.add(ids, segment, train_from=1)
             above = end if j == 0 else above
     return packed
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoProcessor, Trainer, TrainingArguments, set_seed
 
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor
@@ -71,12 +71,17 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     a run that was killed. TensorBoard logs lie in ``output/logs``.
     """
     keep_freed_memory()
+    set_seed(config.seed)  # before anything is drawn: an adapter's first weights are
+    arguments = _arguments(config, output)  # joins the other processes, if there are any
     processor: FlashVStreamProcessor = AutoProcessor.from_pretrained(model_folder)
     model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
     # Measured on AVX2 and AMX: eager attention with a tree mask trains at least as fast as sdpa.
     model.language_model.set_attn_implementation("eager")
-    samples = config.steps * config.batch_size * config.accumulate
-    dataset = build_dataset(config.data, data, encode or _no_media, samples, config.batch_size, config.seed)
+    # Every process reads its own batches of one plan, which is as long as all of them together read
+    # and the same as one process's with batches as large as all of theirs.
+    batch = config.batch_size * arguments.world_size
+    samples = config.steps * batch * config.accumulate
+    dataset = build_dataset(config.data, data, encode or _no_media, samples, batch, config.seed)
     if config.adapter and not Path(config.adapter).is_dir():
         raise UserError(f"there is no adapter at {config.adapter}; run the stage before, or mend the config")
     if config.grounding is not None:
@@ -84,7 +89,6 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     network = tuned(model, config.tune, Path(config.adapter) if config.adapter else None)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the config's tune section trains nothing; set projector, language_model or lora")
-    arguments = _arguments(config, output)
     if arguments.bf16 and config.tune.lora is not None:
         _halve_frozen(network)
     if config.compile:
@@ -102,13 +106,27 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     result = output / "result"
     trainer.save_model(str(result))
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        _save_result(config, model, processor, model_folder, output)
+    trainer.accelerator.wait_for_everyone()
+    return result
+
+
+def _save_result(
+    config: StageConfig,
+    model: FlashVStreamForConditionalGeneration,
+    processor: FlashVStreamProcessor,
+    model_folder: Path,
+    output: Path,
+) -> None:
+    """What belongs to the result beside the weights that were trained."""
+    result = output / "result"
     processor.save_pretrained(result)
     if config.tune.lora is not None:
         if model.grounding is not None:
             save_grounding(model.grounding, result)
         _merge(model_folder, result, output / "model")
         processor.save_pretrained(output / "model")
-    return result
 
 
 def _halve_frozen(network: torch.nn.Module) -> None:
@@ -145,6 +163,9 @@ def _arguments(config: StageConfig, output: Path) -> TrainingArguments:
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
         use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+        # A batch without video, or with few frames, trains neither projector nor semantic attention.
+        ddp_find_unused_parameters=True,
         bf16=best_dtype(device) == torch.bfloat16 if config.dtype == "auto" else config.dtype == "bfloat16",
         seed=config.seed,
         data_seed=config.seed,

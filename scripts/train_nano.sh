@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Repeat nano's training from start to end: scripts/train_nano.sh PICTURES [OUTPUT] [--tiny MODEL]
+#
+# PICTURES holds captions.json, splits.json and the pictures, loose or in tar files (Flickr8k for nano).
+# Everything is written below OUTPUT (default: nano-training). The same command goes on where an earlier
+# one stopped: finished steps are skipped, and a step that was cut short goes on from its checkpoint.
+# The result is OUTPUT/adapter, as it is shipped in src/flash_vstream/models/nano_adapter.
+#
+# --tiny MODEL runs every step for two batches, on the model in a folder, to try the whole path in a minute.
+set -euo pipefail
+
+usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+
+pictures= output= tiny_model=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --tiny) [ $# -ge 2 ] || usage; tiny_model=$(realpath "$2"); shift 2 ;;
+        -*) usage ;;
+        *) if [ -z "$pictures" ]; then pictures=$1; elif [ -z "$output" ]; then output=$1; else usage; fi; shift ;;
+    esac
+done
+[ -n "$pictures" ] || usage
+[ -f "$pictures/captions.json" ] || { echo "train_nano: $pictures holds no captions.json" >&2; exit 2; }
+pictures=$(realpath "$pictures")
+configs=$(realpath "$(dirname "$0")/../configs")
+output=${output:-nano-training}
+mkdir -p "$output/configs"
+cd "$output" # the configs name each other's results as runs/NAME/result
+
+model=${tiny_model:-nano-base}
+for file in "$configs"/nano-*.yaml; do
+    if [ -n "$tiny_model" ]; then
+        sed -e "s|^model: .*|model: $tiny_model|" -e 's/^steps: .*/steps: 2/' -e 's/^batch_size: .*/batch_size: 2/' \
+            -e 's/^compile: .*/compile: false/' -e 's/questions: [0-9]*/questions: 2/' "$file" > "configs/$(basename "$file")"
+    else
+        cp "$file" configs/
+    fi
+done
+
+# step NAME RESULT COMMAND...: run a command whose last act is to write RESULT, unless it has finished before.
+step() {
+    local name=$1 result=$2
+    shift 2
+    if [ -e "$result" ] && [ -e "finished/$name" ]; then
+        echo "train_nano: $name is finished" >&2
+        return
+    fi
+    echo "train_nano: $name" >&2
+    "${FLASH_VSTREAM:-flash-vstream}" "$@"
+    mkdir -p finished && touch "finished/$name"
+}
+
+stage() { # stage NUMBER NAME CONFIG
+    step "$2" "runs/$2/result" train "stage$1" "configs/$3.yaml" --data prepared --output "runs/$2"
+}
+
+step prepare prepared/train.safetensors train prepare "$pictures" prepared --model "$model"
+stage 1 stage1 nano-stage1
+stage 2 stage2 nano-stage2
+step grounding runs/grounding/grounding.safetensors \
+    train grounding configs/nano-grounding.yaml --data prepared --output runs/grounding
+stage 2 grounded nano-stage2-grounded
+stage 2 practice nano-stage2-practice
+stage 2 order nano-stage2-order
+stage 2 validation nano-stage2-validation
+step average runs/averaged/result train average runs/order/result runs/validation/result runs/averaged/result --share 0.4
+step export adapter/card.json train export runs/averaged/result adapter
+echo "train_nano: the adapter is in $PWD/adapter" >&2

@@ -1,0 +1,99 @@
+"""Files of predictions: never another run's, never wiped, failures tried again; videos that end too early."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from flash_vstream.errors import UserError
+from flash_vstream.evaluate.benchmarks import BENCHMARKS
+from flash_vstream.evaluate.judges import OfflineJudge
+from flash_vstream.evaluate.report import headline, judged, summary
+from flash_vstream.evaluate.runner import TOO_SHORT, Run, load_items, run_benchmark, weights_hash
+from flash_vstream.pipeline import FlashVStream
+from helpers.cli import run
+from helpers.videos import write_video
+
+BENCHMARK = BENCHMARKS["rvs-ego"]
+TURNS = [{"question": "What?", "answer": "A box.", "start_time": 0, "end_time": end} for end in (2, 5, 30)]
+ROWS = [{"video_id": "kitchen", "video_path": "kitchen.mp4", "duration": 6.0, "conversations": TURNS}]
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    folder = tmp_path / "rvs"
+    (folder / "videos").mkdir(parents=True)
+    write_video(folder / "videos" / "kitchen.mp4", frames=60)
+    (folder / "rvs_ego.json").write_text(json.dumps(ROWS))
+    return folder
+
+
+def answered(tiny, data, output, protocol="causal", **more):
+    job = Run("rvs-ego", "tiny", "star", protocol, 2.0, **more)
+    return run_benchmark(job, BENCHMARK, load_items(BENCHMARK, data), data, FlashVStream(*tiny), output)
+
+
+@pytest.mark.parametrize("protocol", ["causal", "clip"])
+def test_a_video_that_ends_before_the_question_is_a_failure(tiny, data, tmp_path, protocol):
+    rows = answered(tiny, data, tmp_path / "out.jsonl", protocol)
+    assert [row["error"] for row in rows] == [None, None, TOO_SHORT]
+    report = summary(judged(rows, OfflineJudge()), OfflineJudge(), BENCHMARK)
+    assert (report["failed"], report["failures"]) == (1, {TOO_SHORT: 1})
+    assert "INCOMPLETE: 1 of 3" in headline(report)
+
+
+def test_questions_whose_video_was_missing_are_asked_again(tiny, data, tmp_path):
+    video = data / "videos" / "kitchen.mp4"
+    video.rename(tmp_path / "away.mp4")
+    output = tmp_path / "out.jsonl"
+    assert all(row["error"] for row in answered(tiny, data, output))
+    (tmp_path / "away.mp4").rename(video)
+    assert [row["error"] for row in answered(tiny, data, output)] == [None, None, TOO_SHORT]
+    assert len(output.read_text().splitlines()) == 3
+
+
+def test_new_weights_never_meet_old_predictions(tiny, data, tmp_path):
+    model = tiny[0]
+    before = weights_hash(model)
+    assert before == weights_hash(model)
+    answered(tiny, data, tmp_path / "out.jsonl", weights=before)
+    name, weight = next(iter(model.named_parameters()))
+    with torch.no_grad():
+        kept = weight.flatten()[0].item()
+        weight.view(-1)[0] += 1
+        after = weights_hash(model)
+        weight.view(-1)[0] = kept
+    assert before != after, name
+    with pytest.raises(UserError, match="weights differ"):
+        answered(tiny, data, tmp_path / "out.jsonl", weights=after)
+
+
+def test_the_command_keys_its_predictions_by_weights_and_memory(tiny_folder, tiny, data, tmp_path):
+    output = tmp_path / "out.jsonl"
+    done = run("eval", "rvs-ego", "--data", data, "--model", tiny_folder, "--output", output, "--json")
+    assert done.returncode == 0, done.stderr
+    key = json.loads(done.stdout)["run"]
+    assert len(key["weights"]) == 16
+    assert key["star"] == tiny[0].config.star.to_dict()
+    assert key["version"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name,score\na,1\n",
+        json.dumps(ROWS).encode(),
+        json.dumps(ROWS, indent=1).encode(),
+        b'{"id": "1"}\n',
+        b"\xff\xfe\x00",
+        b'{"judge": "x"}\nnot JSON\n',
+    ],
+)
+def test_a_file_that_is_not_ours_is_refused_untouched(tiny_folder, data, tmp_path, content):
+    output = tmp_path / "results.csv"
+    output.write_bytes(content)
+    done = run("eval", "rvs-ego", "--data", data, "--model", tiny_folder, "--output", output)
+    assert done.returncode == 2
+    assert "name another --output" in done.stderr
+    assert output.read_bytes() == content

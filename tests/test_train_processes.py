@@ -1,0 +1,86 @@
+"""Training in two processes: each sample once, and the weights that one process ends with."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from flash_vstream.train.config import StageConfig
+from flash_vstream.train.stage import run_stage
+
+RANK = """
+import json, os, sys
+from pathlib import Path
+from flash_vstream.train import stage
+from flash_vstream.train.config import StageConfig
+
+config, model, data, output = map(Path, sys.argv[1:])
+built = stage.build_dataset
+
+def recorded(*arguments):
+    dataset = built(*arguments)
+    get = type(dataset).__getitem__
+    def noting(self, index):
+        with (output / f"read-{os.environ['RANK']}.jsonl").open("a") as file:
+            file.write(f"{index}\\n")
+        return get(self, index)
+    type(dataset).__getitem__ = noting
+    return dataset
+
+stage.build_dataset = recorded
+output.mkdir(parents=True, exist_ok=True)
+stage.run_stage(StageConfig.load(config), model, data, output)
+"""
+
+
+def config_file(folder: Path, batch_size: int) -> Path:
+    values = {
+        "stage": 1,
+        "model": "given",
+        "data": [{"kind": "llava", "file": "data.json", "share": 2}, {"kind": "llava", "file": "more.json"}],
+        "steps": 4,
+        "batch_size": batch_size,
+        "learning_rate": 5e-3,
+        "save_every": 10,
+        "dtype": "float32",
+    }
+    path = folder / f"config-{batch_size}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path, goldens) -> Path:
+    """Two sources of streams whose answers are equally long: the mean over tokens is that over samples."""
+    features = goldens["offline.features"]
+    save_file({f"s{i}": features[i : i + 12].clone() for i in range(20)}, tmp_path / "f.safetensors")
+    for name, begin in (("data.json", 0), ("more.json", 12)):
+        entries = [
+            {
+                "features": f"f.safetensors:s{begin + i}",
+                "conversations": [{"from": "human", "value": "what?"}, {"from": "gpt", "value": f"a thing {i % 8}"}],
+            }
+            for i in range(8)
+        ]
+        (tmp_path / name).write_text(json.dumps(entries))
+    return tmp_path
+
+
+def test_two_processes_end_as_one_with_the_same_global_batch(data, tiny_folder, tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    arguments = [config_file(data, 2), tiny_folder, data, tmp_path / "two"]
+    done = subprocess.run([*torchrun, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    read = [(tmp_path / "two" / f"read-{rank}.jsonl").read_text().split() for rank in range(2)]
+    assert sorted(map(int, [*read[0], *read[1]])) == list(range(16))
+    one = run_stage(StageConfig.load(config_file(data, 4)), tiny_folder, data, tmp_path / "one")
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two" / "result"))
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
