@@ -9,15 +9,17 @@ camera that goes away is reconnected while this program goes on asking about wha
 
 import argparse
 import time
+from typing import TYPE_CHECKING
 
-from flash_vstream import FlashVStream, UserError
-from flash_vstream.live.streams import LiveStreams
-from flash_vstream.video.sources import Source
+from flash_vstream.errors import UserError
+
+if TYPE_CHECKING:
+    from flash_vstream.live.streams import LiveStreams
 
 PATIENCE_SECONDS = 60.0
 
 
-def wait_for_first_frame(live: LiveStreams, name: str) -> None:
+def wait_for_first_frame(live: "LiveStreams", name: str) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while live.status(name).time is None:
         if time.monotonic() > deadline:
@@ -37,6 +39,11 @@ def main() -> None:
     parser.add_argument("--model", default="nano")
     options = parser.parse_args()
 
+    # Imported here, since the worker processes import this file too, and not all of them need torch.
+    from flash_vstream import FlashVStream
+    from flash_vstream.live.streams import LiveStreams
+    from flash_vstream.video.sources import Source
+
     source = Source(options.url, fps=options.fps)  # a bad address fails here, before anything slow
     pipeline = FlashVStream.from_pretrained(options.model)
     with LiveStreams(options.model) as live:
@@ -47,14 +54,11 @@ def main() -> None:
                 time.sleep(options.every)
             snapshot = live.snapshot("camera", pipeline)  # immutable: the stream goes on meanwhile
             answer = pipeline.ask(snapshot, options.question).finished()
-            status = live.status("camera")
-            print(
-                f"{answer.stream_time:6.1f} s  {answer.text}  ({status.state}, {snapshot.frames} frames seen)",
-                flush=True,
-            )
+            seen = f"{live.status('camera').state}, {snapshot.frames} frames seen"
+            print(f"{answer.stream_time:6.1f} s  {answer.text}  ({seen})", flush=True)
 
 
-# The guard is required: the worker processes import this file when they start.
+# The guard is required for the same reason.
 if __name__ == "__main__":
     try:
         main()
