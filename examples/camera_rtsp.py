@@ -4,7 +4,7 @@
     python examples/camera_rtsp.py rtsp://camera.local/stream --every 30 --question "Is anybody at the door?"
 
 The camera is read and encoded in processes of their own, so an answer never delays a frame, and a
-camera that goes away is reconnected while this program goes on asking about what was seen.
+camera that goes away is reconnected while this program keeps answering from what was seen.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
         for i in range(options.count):
             if i:
                 time.sleep(options.every)
-            snapshot = live.snapshot("camera", pipeline)  # immutable: the stream goes on meanwhile
+            snapshot = live.snapshot("camera", pipeline)  # immutable, while the stream continues
             answer = pipeline.ask(snapshot, options.question).finished()
             seen = f"{live.status('camera').state}, {snapshot.frames} frames seen"
             print(f"{answer.stream_time:6.1f} s  {answer.text}  ({seen})", flush=True)

@@ -92,15 +92,15 @@ def test_a_command_that_there_is_not_is_noticed():
 def test_make_repeats_the_training_of_nano_as_the_page_says():
     recipe = (ROOT / "Makefile").read_text().split("train-nano: ")[1].split("\n\n")[0]
     made = [line.removeprefix("\t$(BIN)/") for line in recipe.splitlines() if line.startswith("\t")]
-    (told,) = (block for block in blocks(ROOT / "docs" / "training.md", "sh") if "train prepare" in block)
-    assert [line.replace("$(PICTURES)", "flickr8k/") for line in made] == told.splitlines()
+    (documented,) = (block for block in blocks(ROOT / "docs" / "training.md", "sh") if "train prepare" in block)
+    assert [line.replace("$(PICTURES)", "flickr8k/") for line in made] == documented.splitlines()
 
 
 # --- snippets, links, versions
 
 
 def test_the_python_page_runs(tiny_folder, tmp_path, monkeypatch, capsys):
-    """Each snippet goes on where the one before it ended; a tiny model stands in for nano."""
+    """Each snippet continues where the one before it ended. A tiny model stands in for nano."""
     write_video(tmp_path / "clip.mp4", frames=50)
     monkeypatch.chdir(tmp_path)
     snippets = blocks(ROOT / "docs" / "python.md", "python")
