@@ -183,7 +183,7 @@ def test_the_blind_reader_needs_no_media(tiny, data, tmp_path):
     assert all(row["error"] is None and row["prediction"] is not None for row in rows)
     model = FlashVStream(*tiny)
     for row in rows:
-        alone = model.ask(None, row["prompt"], max_new_tokens=OPEN_TOKENS).finished().text
+        alone = model.ask(None, row["prompt"], max_new_tokens=OPEN_TOKENS).finish().text
         assert row["prediction"] == alone
 
 

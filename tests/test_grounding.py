@@ -91,7 +91,7 @@ def test_what_was_trained_is_found(trained, model, pictures):
     assert trained[1]["occurrence"] > 0.9
     snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue"), (15, "green")])
     question = "Did you see it is blue before you saw all red?"
-    asked, absent = model.answerer.grounder.mentions([question, "Did you see all white?"], snapshot)
+    asked, absent = model.generator.grounder.mentions([question, "Did you see all white?"], snapshot)
     assert [(mention.text, mention.time) for mention in asked] == [("it is blue", 8.0), ("all red", 3.0)]
     assert [question[mention.begin : mention.end] for mention in asked] == ["it is blue", "all red"]
     assert [(mention.text, mention.seen) for mention in absent] == [("all white", False)]
@@ -102,7 +102,7 @@ def test_members_differ_and_their_mean_counts(model):
     grounding = model.model.grounding
     first, second = grounding.each()
     assert not torch.equal(first.sight[2].weight, second.sight[2].weight)
-    embeddings, there, _ = model.answerer.grounder.words.of(["all red", "it is blue"])
+    embeddings, there, _ = model.generator.grounder.words.of(["all red", "it is blue"])
     features = torch.randn(3, 4, 32)
     each = [member.compare(member.events(embeddings, there), member.sights(features)) for member in (first, second)]
     torch.testing.assert_close(grounding.compare(embeddings, there, [features]), (each[0] + each[1]) / 2)
@@ -119,7 +119,7 @@ def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
     loaded = PictureSet.load(pictures, "train")
     for time, name in ((3, "red"), (8, "blue"), (15, "green")):
         memory.write(loaded.features(f"{name}.png")[:1].to(torch.bfloat16), [time])
-    answer = model.ask(memory.read(), "Did you see it is blue before you saw all red?", max_new_tokens=2).finished()
+    answer = model.ask(memory.read(), "Did you see it is blue before you saw all red?", max_new_tokens=2).finish()
     assert [mention.time for mention in answer.mentions] == [8.0, 3.0]
 
 
@@ -144,43 +144,43 @@ def test_a_stage_in_bfloat16_leaves_grounding_as_it_was(grounded_folder, trained
 
 def test_questions_without_events_stay_as_they_are(model, pictures):
     snapshot = colour_memory(model, pictures, [(3, "red")])
-    assert model.answerer.grounder.mentions(["What is happening now?", "What happened at 12s?"], snapshot) == [[], []]
+    assert model.generator.grounder.mentions(["What is happening now?", "What happened at 12s?"], snapshot) == [[], []]
 
 
 def test_an_answer_is_asked_with_notes_and_tells_them(model, pictures):
     snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
-    plain = model.answerer.read(snapshot, time_stamps=False)
-    prefix = model.answerer.read(snapshot)
-    answer = model.ask(prefix, "When did this happen: all blue?", max_new_tokens=1).finished()
+    plain = model.generator.read(snapshot, time_stamps=False)
+    prefix = model.generator.read(snapshot)
+    answer = model.ask(prefix, "When did this happen: all blue?", max_new_tokens=1).finish()
     assert [mention.time for mention in answer.mentions] == [8.0]
     note = len(model.processor.tokenize(" (8s)", first=False))
     bare = len(prefix.ids) + len(model.processor.question_ids("When did this happen: all blue?"))
     assert answer.prompt_tokens == bare + note
     assert json.loads(json.dumps(answer.to_dict()))["mentions"][0]["seen"] is True
     # Without times in the prompt there are none in the question, and without a video nothing is looked up.
-    assert model.ask(plain, "When did this happen: all blue?", max_new_tokens=1).finished().mentions == []
-    assert model.ask(None, "When did this happen: all blue?", max_new_tokens=1).finished().mentions == []
+    assert model.ask(plain, "When did this happen: all blue?", max_new_tokens=1).finish().mentions == []
+    assert model.ask(None, "When did this happen: all blue?", max_new_tokens=1).finish().mentions == []
 
 
 def test_asking_together_notes_as_asking_alone_does(model, pictures):
     snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
     questions = ["When did this happen: all blue?", "Did you see all white?"]
-    together = model.ask_together([snapshot, snapshot], questions, max_new_tokens=8)
-    assert together == [model.ask(snapshot, question, max_new_tokens=8).finished().text for question in questions]
-    assert model.answerer.ask_all(model.answerer.read(snapshot), questions, max_new_tokens=8) == together
-    assert model.answerer.ask_all(model.answerer.read(snapshot), []) == []
+    together = model.ask_batch([snapshot, snapshot], questions, max_new_tokens=8)
+    assert together == [model.ask(snapshot, question, max_new_tokens=8).finish().text for question in questions]
+    assert model.generator.ask_many(model.generator.read(snapshot), questions, max_new_tokens=8) == together
+    assert model.generator.ask_many(model.generator.read(snapshot), []) == []
 
 
 def test_an_answer_in_a_batch_ends_where_it_ends_alone(model, pictures):
     snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
     questions = ["When did this happen: all blue?", "Hello?", "Did you see all white before all red?"]
-    longest = [model.ask(snapshot, question, max_new_tokens=12).finished().text for question in questions]
+    longest = [model.ask(snapshot, question, max_new_tokens=12).finish().text for question in questions]
     word = longest[0].split()[3]
     stop = next(i for i in range(model.model.config.text_config.vocab_size) if model.processor.decode([i]) == word)
-    model.answerer._stops.add(stop)
-    alone = [model.ask(snapshot, question, max_new_tokens=12).finished().text for question in questions]
-    together = model.answerer.ask_all(model.answerer.read(snapshot), questions, max_new_tokens=12)
-    model.answerer._stops.remove(stop)
+    model.generator._stops.add(stop)
+    alone = [model.ask(snapshot, question, max_new_tokens=12).finish().text for question in questions]
+    together = model.generator.ask_many(model.generator.read(snapshot), questions, max_new_tokens=12)
+    model.generator._stops.remove(stop)
     assert together == alone != longest
 
 
@@ -240,7 +240,7 @@ def test_bad_configs_are_one_clear_error(tmp_path, text, message):
 
 
 def test_parts_of_captions_are_true_of_other_pictures_too(pictures, model):
-    data = training.Pictures(PictureSet.load(pictures, "train"), model.answerer.grounder.words)
+    data = training.Pictures(PictureSet.load(pictures, "train"), model.generator.grounder.words)
     assert set(data.batch(4, training.random.Random(0))) == {0, 1, 2, 3}
     part = training.part_of("a man in a red shirt rides a bicycle down a hill", training.random.Random(1))
     assert 2 <= len(part.split()) <= 7

@@ -11,9 +11,10 @@ from flash_vstream.live.fork_server import PRELOADED
 
 SOURCE = Path(__file__).parent.parent / "src" / "flash_vstream"
 # Which packages and modules each may import from, beside itself and the shared leaves.
-SHARED = {"errors", "timecode", "wheels", "__version__"}
+SHARED = {"errors", "files", "timecode", "wheels", "__version__"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "timecode": set(),
     "wheels": set(),
     "sample_clips": set(),

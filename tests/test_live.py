@@ -248,7 +248,7 @@ def test_frames_are_watched_while_questions_are_asked(live, looped, tiny):
     live.add("door", looped)
     model = FlashVStream(*tiny)
     snapshot = until(lambda: live.snapshot("door", model))
-    answer = model.ask(snapshot, "what?", max_new_tokens=8).finished()
+    answer = model.ask(snapshot, "what?", max_new_tokens=8).finish()
     assert answer.stream_time == snapshot.time
     later = until(lambda: (now := live.snapshot("door", model)).frames > snapshot.frames + 3 and now)
     assert later.temporal.weight.sum() == later.frames

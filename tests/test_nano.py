@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from flash_vstream import FlashVStream
-from flash_vstream.models import hub, nano
+from flash_vstream.files import file_sha256
+from flash_vstream.models import catalog, nano
 from flash_vstream.models.grounding import GROUNDING
 from flash_vstream.sample_clips import CLIPS
 from flash_vstream.train.export import WEIGHTS
-from flash_vstream.wheels import cached, file_sha256
+from flash_vstream.wheels import cached_path
 from helpers.cli import run
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -22,7 +23,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def model() -> FlashVStream:
-    if not hub.assembled("nano").exists() or not all(cached(clip).exists() for clip in CLIPS):
+    if not catalog.model_folder("nano").exists() or not all(cached_path(clip).exists() for clip in CLIPS):
         pytest.fail("nano or the demo's clips are not here; run the tests by: make test")
     return FlashVStream.from_pretrained("nano", device="cpu")
 
@@ -31,12 +32,12 @@ def model() -> FlashVStream:
 def clip(tmp_path, monkeypatch) -> Path:
     """A real street as clip.mp4 in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copy(cached(CLIPS[0]), tmp_path / "clip.mp4"))
+    return Path(shutil.copy(cached_path(CLIPS[0]), tmp_path / "clip.mp4"))
 
 
 def test_the_adapter_is_the_one_on_its_card():
-    card = nano.adapter_card()
-    files = [nano.ADAPTER / name for name in (WEIGHTS, GROUNDING)]
+    card = catalog.adapter_card()
+    files = [catalog.NANO_ADAPTER / name for name in (WEIGHTS, GROUNDING)]
     assert {file.name: file_sha256(file) for file in files} == card["sha256"]
     assert sum(file.stat().st_size for file in files) == card["bytes"] <= 40e6
 
@@ -45,22 +46,22 @@ def test_a_full_memory_makes_a_prompt_of_about_200_tokens(model, clip):
     stream = model.watch(clip, fps=5)
     snapshot = stream.snapshot()
     assert len(snapshot.tokens()) == nano.MEMORY.max_tokens == 120
-    answer = model.ask(stream, "What is happening now?", max_new_tokens=1).finished()
+    answer = model.ask(stream, "What is happening now?", max_new_tokens=1).finish()
     assert 150 <= answer.prompt_tokens <= 230
 
 
 def test_it_describes_a_real_street(model, clip):
     stream = model.watch(clip, until=6)
-    text = model.ask(stream, "What is happening now?").finished().text.lower()
+    text = model.ask(stream, "What is happening now?").finish().text.lower()
     assert re.search(r"bicycle|bike|street|road|rid(es|ing)|walk|cross", text), text
     assert text.endswith(".")
-    assert model.ask(stream, "What is happening now?").finished().text.lower() == text
+    assert model.ask(stream, "What is happening now?").finish().text.lower() == text
 
 
 def test_answers_do_not_depend_on_how_they_are_asked(model, clip):
     snapshot = model.watch(clip, until=4).snapshot()
-    cold = model.ask(snapshot, "What is happening now?").finished().text
-    assert model.ask(model.answerer.read(snapshot), "What is happening now?").finished().text == cold
+    cold = model.ask(snapshot, "What is happening now?").finish().text
+    assert model.ask(model.generator.read(snapshot), "What is happening now?").finish().text == cold
 
 
 def test_the_demo_answers_three_questions_at_two_moments(model):

@@ -46,7 +46,7 @@ def test_answers_stream_and_tell_of_their_moment(model, tmp_path):
     text = "".join(answer)
     assert answer.text == text
     assert answer.stream_time == stream.time
-    assert model.ask(stream.snapshot(), "what?", max_new_tokens=5).finished().text == text
+    assert model.ask(stream.snapshot(), "what?", max_new_tokens=5).finish().text == text
 
 
 def test_a_stream_that_saw_nothing_cannot_be_asked(model):

@@ -193,7 +193,7 @@ def test_captioning_in_a_batch_equals_asking_one_by_one(pictures, tiny):
     for frame, text in zip(features, together, strict=True):
         memory = model.model.new_memory()
         memory.write(frame.float(), [0.0])
-        assert model.ask(memory.read(), QUESTION, max_new_tokens=40).finished().text == text
+        assert model.ask(memory.read(), QUESTION, max_new_tokens=40).finish().text == text
 
 
 def test_beam_search_keeps_each_picture_with_its_beams(pictures, tiny):
@@ -321,7 +321,7 @@ def test_a_lora_stage_can_be_exported(llava, tiny_folder, tmp_path):
     assert str(tmp_path) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
     assert json.loads((tmp_path / "adapter" / "card.json").read_text()) == card
     merged = FlashVStream.from_pretrained(str(tmp_path / "run" / "model"))
-    assert merged.ask(None, "hello", max_new_tokens=3).finished().tokens <= 3
+    assert merged.ask(None, "hello", max_new_tokens=3).finish().tokens <= 3
 
 
 def test_a_killed_run_goes_on_to_the_same_end(llava, tiny_folder, tmp_path):

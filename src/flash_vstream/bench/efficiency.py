@@ -78,7 +78,7 @@ def _measure(model_name: str, memory: str, count: int, pipe: Connection) -> None
     for i in range(count):
         method.write(float(i), scenes[(i // 5) % 64])
     writing = time.perf_counter() - begun
-    pipeline.ask(None, QUESTION, max_new_tokens=2).finished()  # warm
+    pipeline.ask(None, QUESTION, max_new_tokens=2).finish()  # warm
     firsts, wholes, peak = [], [], 0
     for _ in range(3 if count <= 1000 else 1):
         begun = time.perf_counter()

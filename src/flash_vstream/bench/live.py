@@ -14,7 +14,7 @@ from rich.progress import track
 from flash_vstream.live.question_client import QuestionClient
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.streams import LiveStreams
-from flash_vstream.models.hub import ensure_pulled
+from flash_vstream.models.hub import fetch_model
 from flash_vstream.sample_clips import CLIPS
 from flash_vstream.video.sources import Source
 from flash_vstream.wheels import fetch
@@ -29,7 +29,7 @@ SOAK_PAUSE_SECONDS = 1.0
 @contextmanager
 def _handlers(model: str) -> Iterator[tuple[LiveStreams, QuestionClient]]:
     with Console(stderr=True).status(f"loading {model}") as status:
-        ensure_pulled(model, status.update)
+        fetch_model(model, status.update)
     with LiveStreams(model) as live:
         question_client = QuestionClient(model)
         try:

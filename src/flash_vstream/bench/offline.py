@@ -110,10 +110,10 @@ def bench_nano() -> dict[str, Any]:
     encode = 60 / (time.perf_counter() - begun)
     question = "Tell me everything that you have seen so far, from the first scene to the last."
     snapshot = stream.snapshot()
-    pipeline.ask(snapshot, question, max_new_tokens=4).finished()
-    answers = [pipeline.ask(snapshot, question, max_new_tokens=48).finished() for _ in range(5)]
-    prefix = pipeline.answerer.read(snapshot)
-    warm = [pipeline.ask(prefix, question, max_new_tokens=1).finished() for _ in range(5)]
+    pipeline.ask(snapshot, question, max_new_tokens=4).finish()
+    answers = [pipeline.ask(snapshot, question, max_new_tokens=48).finish() for _ in range(5)]
+    prefix = pipeline.generator.read(snapshot)
+    warm = [pipeline.ask(prefix, question, max_new_tokens=1).finish() for _ in range(5)]
     language = sum(p.numel() for p in pipeline.model.language_model.parameters())
     multiply, read = _matrix_rate(pipeline.model.dtype), _read_bandwidth()
     bytes_a_token = 2 * language

@@ -1,4 +1,4 @@
-"""``ask``: watch a file, stop at the requested times, answer, and show what each answer looked at."""
+"""``ask``: watch a file, answer at the given times, and show what each answer looked at."""
 
 import json
 import time
@@ -36,8 +36,8 @@ def ask_file(video: str, questions: Sequence[str], at: Sequence[str], fps: float
     """Answer ``questions`` about ``video`` at each of the times ``at`` (its end when there are none)."""
     from flash_vstream.video import probe, read_frames
 
-    if any(not question.strip() for question in questions):
-        raise UserError("a question is empty; write what you want to know")
+    for question in questions:
+        _check_question(question)
     if not 0 < fps <= 1000:
         raise UserError(f"--fps is {fps:g}; it must be above 0 and at most 1000")
     info = probe(video)
@@ -45,16 +45,29 @@ def ask_file(video: str, questions: Sequence[str], at: Sequence[str], fps: float
     if times and info.duration is not None and times[-1] > info.duration + 0.5:
         raise UserError(f"--at {times[-1]:g}s lies after the end of {video} ({info.duration:.1f} s)")
     pipeline = load_pipeline(model)
+    from flash_vstream.models.generation import MAX_NEW_TOKENS
+
+    for question in questions:  # before anybody waits for a video to be watched
+        pipeline.generator.prompt_limit.check(question, (), MAX_NEW_TOKENS)
     frames = read_frames(video, fps, pipeline.processor.image_processor.size, times[-1] if times else None)
     moments: list[float | None] = [*times] or [None]
-    asked = [(moment, list(questions)) for moment in moments]
-    report = Session(pipeline, as_json).run(frames, asked, times[-1] if times else info.duration)
+    schedule = [(moment, questions) for moment in moments]
+    report = Session(pipeline, as_json).run(frames, schedule, times[-1] if times else info.duration)
     if as_json:
         print(json.dumps({"video": video, "model": model, "fps": fps, **report}))
 
 
+def _check_question(question: str) -> None:
+    if not question.strip():
+        raise UserError("a question is empty; write what you want to know")
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the question {question!a} is not text in the terminal's encoding") from None
+
+
 class Session:
-    """One pass over a video with questions at given moments, told on a terminal or as a report."""
+    """One pass over a video with questions at given times, printed for a person or collected for JSON."""
 
     def __init__(self, pipeline: "FlashVStream", as_json: bool):
         self.pipeline = pipeline
@@ -65,17 +78,18 @@ class Session:
     def run(
         self,
         frames: "Iterable[Frame]",
-        asked: Sequence[tuple[float | None, Sequence[str]]],
+        schedule: Sequence[tuple[float | None, Sequence[str]]],
         duration: float | None,
     ) -> dict[str, Any]:
-        """Watch ``frames`` and answer; ``asked`` has moments in order, None for the end.
+        """Watch ``frames`` and answer; ``schedule`` has stream times in order, None for the end.
 
-        Causal: an answer as of a moment has seen no frame after it.
+        Causal: an answer as of a time has seen no frame after it. ``duration`` (seconds) is for the
+        progress bar.
         """
         stream = self.pipeline.new_stream()
-        waiting = list(asked)
+        waiting = list(schedule)
         answers: list[dict[str, Any]] = []
-        watched = 0.0
+        watched_seconds = 0.0
         bar = Progress(
             TextColumn("watching"),
             BarColumn(),
@@ -86,40 +100,40 @@ class Session:
         )
         with bar:
             task = bar.add_task("watch", total=duration, moment="0 s", rate=0.0)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             for frame in frames:
                 while waiting and waiting[0][0] is not None and frame.time > waiting[0][0]:
-                    watched += time.perf_counter() - begun
+                    watched_seconds += time.perf_counter() - started
                     bar.stop()
                     answers += self._answer(stream, waiting.pop(0)[1])
                     bar.start()
-                    begun = time.perf_counter()
+                    started = time.perf_counter()
                 stream.write([frame.image], [frame.time])
-                rate = stream.frames / (watched + time.perf_counter() - begun)
+                rate = stream.frames / (watched_seconds + time.perf_counter() - started)
                 bar.update(task, completed=frame.time, moment=format_time(frame.time), rate=rate)
-            watched += time.perf_counter() - begun
+            watched_seconds += time.perf_counter() - started
         for _, questions in waiting:
             answers += self._answer(stream, questions)
-        return {"frames": stream.frames, "watch_seconds": watched, "answers": answers}
+        return {"frames": stream.frames, "watch_seconds": watched_seconds, "answers": answers}
 
     def _answer(self, stream: "Stream", questions: Sequence[str]) -> list[dict[str, Any]]:
         snapshot = stream.snapshot()
-        # Several questions share one reading; a single one pays for its own, as its timing then says.
-        asked = self.pipeline.answerer.read(snapshot) if len(questions) > 1 else snapshot
+        # Several questions share one reading; a single one pays for its own, and its timing shows that.
+        context = self.pipeline.generator.read(snapshot) if len(questions) > 1 else snapshot
         size = {"slots": sum(len(part) for _, part in snapshot.parts()), "tokens": len(snapshot.tokens())}
         size["bytes"] = stream.memory.nbytes
         answers = []
         for question in questions:
-            answer = self.pipeline.ask(asked, question)
+            answer = self.pipeline.ask(context, question)
             if self.as_json:
-                answer.finished()
+                answer.finish()
             else:
-                self._tell(answer)
-            told = answer.to_dict()
-            answers.append({"question": question, "answer": told.pop("text"), **told, "memory": size})
+                self._print(answer)
+            fields = answer.to_dict()
+            answers.append({"question": question, "answer": fields.pop("text"), **fields, "memory": size})
         return answers
 
-    def _tell(self, answer: "Answer") -> None:
+    def _print(self, answer: "Answer") -> None:
         moment = format_time(answer.stream_time or 0.0)
         self.out.print(f"[bold]{moment}[/bold]  ", end="")
         self.out.print(answer.question, markup=False, style="cyan")

@@ -3,26 +3,31 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flash_vstream.cli.ask import Session
 from flash_vstream.cli.options import Json
 from flash_vstream.cli.terminal import load_pipeline
 from flash_vstream.sample_clips import CLIPS
-from flash_vstream.video import Frame, read_frames
 from flash_vstream.wheels import fetch
+
+if TYPE_CHECKING:
+    from flash_vstream.video import Frame
 
 FPS = 2.0
 
 
-def demo_frames(clips: list[Path], size: int) -> Iterator[Frame]:
-    """The clips one after the other, their times running on."""
-    begin = 0.0
+def demo_frames(clips: list[Path], size: int) -> "Iterator[Frame]":
+    """The clips one after the other as one stream, each ``[size, size, 3]``; times go on from clip to clip."""
+    from flash_vstream.video import Frame, read_frames
+
+    start = 0.0
     for clip in clips:
-        last = begin
+        newest = start
         for frame in read_frames(clip, FPS, size):
-            last = begin + frame.time
-            yield Frame(last, frame.image)
-        begin = last + 1 / FPS
+            newest = start + frame.time
+            yield Frame(newest, frame.image)
+        start = newest + 1 / FPS
 
 
 def demo(as_json: Json = False) -> None:
@@ -30,10 +35,10 @@ def demo(as_json: Json = False) -> None:
     pipeline = load_pipeline("nano")
     clips = fetch(list(CLIPS))
     frames = demo_frames(clips, pipeline.processor.image_processor.size)
-    asked = [
+    questions = [
         (6.0, ["What is happening now?"]),
         (None, ["What is happening now?", "What was happening at 12s?"]),
     ]
-    report = Session(pipeline, as_json).run(frames, asked, None)
+    report = Session(pipeline, as_json).run(frames, questions, None)
     if as_json:
         print(json.dumps({"model": "nano", "fps": FPS, **report}))

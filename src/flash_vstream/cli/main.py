@@ -1,5 +1,6 @@
 """The command line: each verb has a file of its own beside this one."""
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -25,8 +26,13 @@ app.add_typer(vstream_qa.app, name="vstream-qa")
 
 def main() -> None:
     """Run the command line; a user's error is one message on stderr and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show must not end an answer
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a closed pipe can be handled, and not at the interpreter's end
     except UserError as error:
         print(f"flash-vstream: {error}", file=sys.stderr)
         sys.exit(2)

@@ -8,13 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from flash_vstream.cli.options import Json
+from flash_vstream.models.catalog import MODELS, model_folder
 
 
 def models(as_json: Json = False) -> None:
     """List the models: what they are, whether they are here, sizes and licences."""
-    from flash_vstream.models.hub import MODELS, assembled
-
-    folders = {name: assembled(name) for name in MODELS}
+    folders = {name: model_folder(name) for name in MODELS}
     if as_json:
         rows = [
             {**vars(m), "present": folders[m.name].exists(), "folder": str(folders[m.name])} for m in MODELS.values()

@@ -58,12 +58,12 @@ def serve(
 
     import uvicorn
 
-    from flash_vstream.models.hub import ensure_pulled, silence_transformers
+    from flash_vstream.models.hub import fetch_model, silence_transformers
     from flash_vstream.serve.app import make_app
 
     silence_transformers()
     with Console(stderr=True).status(f"loading {model}") as status:
-        ensure_pulled(model, status.update)
+        fetch_model(model, status.update)
         service = Service(model, access, state)
     try:
         for name, source in named:

@@ -15,33 +15,33 @@ SHOWN_EVIDENCE = 4
 
 
 def load_pipeline(name: str) -> "FlashVStream":
-    """A model by name, with a note on stderr while it is fetched and loaded."""
-    from flash_vstream.models.hub import ensure_pulled, silence_transformers
+    """A pipeline by model name, folder or hub id, with a status line on stderr while it is fetched and loaded."""
+    from flash_vstream.models.hub import fetch_model, silence_transformers
     from flash_vstream.pipeline import FlashVStream
 
-    silence_transformers()  # the spinner speaks for all
+    silence_transformers()  # the status line says enough
     with Console(stderr=True).status(f"loading {name}") as status:
-        ensure_pulled(name, status.update)
+        fetch_model(name, status.update)
         return FlashVStream.from_pretrained(name)
 
 
 def describe_evidence(answer: "Answer") -> str:
     """What an answer is based on, in words, as rich markup.
 
-    ``looked at 0 s-4 s (temporal, 31%), …``: the slots that it looked at most. Before that, what the
-    question names and when it was seen: ``found "a dog" at 12 s, …``.
+    The slots that it looked at most: ``looked at 0 s-4 s (temporal, 31%), …``. Before them, what the
+    question names and when that was seen: ``found "a dog" at 12 s, …``.
     """
     ranked = sorted(answer.evidence, key=lambda slot: -(slot.share or 0.0))[:SHOWN_EVIDENCE]
-    told = []
+    slots = []
     for slot in ranked:
         span = format_time(slot.start)
         if slot.end > slot.start:
             span += f"-{format_time(slot.end)}"
         share = f", {slot.share:.0%}" if slot.share is not None else ""
-        told.append(f"{span} ({slot.part}{share})")
+        slots.append(f"{span} ({slot.part}{share})")
     named = [
         f'"{escape(mention.text)}" at {format_time(mention.time)}' if mention.seen else f'no "{escape(mention.text)}"'
         for mention in answer.mentions
     ]
     found = f"found {', '.join(named)}; " if named else ""
-    return f"{found}looked at {', '.join(told)}"
+    return f"{found}looked at {', '.join(slots)}"

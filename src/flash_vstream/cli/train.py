@@ -51,12 +51,12 @@ def train_grounding(
     output: Annotated[Path, typer.Option("--output")],
 ) -> None:
     """Teach a model's grounding which words of a question name an event, and which slot shows it."""
-    from flash_vstream.models.hub import resolve
+    from flash_vstream.models.hub import fetch_model
     from flash_vstream.train.grounding import GroundingConfig
     from flash_vstream.train.grounding import train_grounding as train
 
     settings = GroundingConfig.load(config)
-    print(json.dumps(train(settings, Path(resolve(settings.model)), data, output)))
+    print(json.dumps(train(settings, fetch_model(settings.model), data, output)))
 
 
 @app.command("average")
@@ -91,7 +91,7 @@ def _train(stage: int, config_path: Path, data: Path, output: Path) -> None:
     config = StageConfig.load(config_path)
     if config.stage != stage:
         raise UserError(f"{config_path} is of stage {config.stage}; use: flash-vstream train stage{config.stage}")
-    from flash_vstream.models.hub import resolve
+    from flash_vstream.models.hub import fetch_model
 
-    folder = Path(resolve(config.model))
+    folder = fetch_model(config.model)
     print(run_stage(config, folder, data, output, media_encoder(folder)))

@@ -40,7 +40,7 @@ def caption_features(pipeline: FlashVStream, features: list[Tensor], beams: int 
         memory = pipeline.model.new_memory(torch.float32)
         memory.write(frame.float(), [0.0])
         snapshots.append(memory.read())
-    return pipeline.ask_together(snapshots, [QUESTION] * len(snapshots), max_new_tokens=40, beams=beams)
+    return pipeline.ask_batch(snapshots, [QUESTION] * len(snapshots), max_new_tokens=40, beams=beams)
 
 
 def score_captions(data: Path, model_name: str, split: str, limit: int | None, beams: int = 1) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from PIL import Image
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.endpoint import ChatEndpoint
 from flash_vstream.evaluate.judges import yes_or_no
+from flash_vstream.files import write_text_atomically
 from flash_vstream.video import Frame, read_frames
 
 KINDS = (
@@ -176,9 +177,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a record whole or not at all."""
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(record, indent=1))
-    scratch.replace(path)
+    write_text_atomically(path, json.dumps(record, indent=1))
 
 
 def records_in(folder: Path) -> dict[Path, dict[str, Any]]:

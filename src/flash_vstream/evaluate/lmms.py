@@ -46,7 +46,7 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
             context, settings, to_visual, number, task, split = request.args
             prefix = self._prefix(to_visual(self.task_dict[task][split][number]) if to_visual else [])
             most = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
-            text = self._pipeline.ask(prefix, context, max_new_tokens=most).finished().text
+            text = self._pipeline.ask(prefix, context, max_new_tokens=most).finish().text
             answers.append(cut(text, settings.get("until") or ()))
         return answers
 
@@ -55,7 +55,7 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
         flat = [item for visual in visuals or [] for item in (visual if isinstance(visual, list | tuple) else [visual])]
         key = tuple(item if isinstance(item, str) else id(item) for item in flat)
         if self._read is None or self._read[0] != key:
-            self._read = (key, self._pipeline.answerer.read(self._watched(flat)))
+            self._read = (key, self._pipeline.generator.read(self._watched(flat)))
         return self._read[1]
 
     def _watched(self, visuals: Sequence[Any]) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from flash_vstream.evaluate.judges import Judgement, OfflineJudge, yes_or_no
+from flash_vstream.files import write_text_atomically
 from flash_vstream.synthetic.events import Events
 from flash_vstream.synthetic.grading import overlap
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
@@ -181,9 +182,7 @@ def build_mini(folder: Path | None = None, report: Callable[[str], object] = lam
         plan = plan_stream(events.keys, _STYLE, rng)
         write_stream(folder / "videos" / f"mini-{number:02}.mp4", plan, frames)
         records.append(_record(f"mini-{number:02}", plan, events, rng))
-    scratch = target.with_suffix(".part")
-    scratch.write_text(json.dumps(records, indent=1))
-    scratch.replace(target)
+    write_text_atomically(target, json.dumps(records, indent=1))
     return folder
 
 

@@ -24,6 +24,7 @@ from flash_vstream.evaluate.baselines import MemoryMethod
 from flash_vstream.evaluate.choices import parse_choice
 from flash_vstream.evaluate.items import Benchmark, Item
 from flash_vstream.evaluate.media import features_of, find_medium
+from flash_vstream.files import write_text_atomically
 from flash_vstream.memory import StarConfig
 from flash_vstream.models.generation import Prefix
 from flash_vstream.pipeline import FlashVStream
@@ -104,9 +105,7 @@ def done_already(path: Path, run: Run) -> dict[str, dict[str, Any]]:
             raise UserError(f"{path} holds predictions of another run ({row['run']}); name another --output")
         rows[row["id"]] = row
         whole.append(line)
-    scratch = path.with_suffix(".part")
-    scratch.write_text("".join(line + "\n" for line in whole))
-    scratch.replace(path)
+    write_text_atomically(path, "".join(line + "\n" for line in whole))
     return rows
 
 
@@ -148,7 +147,7 @@ class _Asking:
 
     def blind(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
         """Predictions from the questions alone, in batches of like length."""
-        prefix = self.pipeline.answerer.read(None)
+        prefix = self.pipeline.generator.read(None)
         for item, text, timing in self._together(sorted(items, key=lambda item: len(item.prompt)), prefix):
             yield _row(self.run, item, None, 0, text, None, timing)
 
@@ -230,7 +229,7 @@ class _Asking:
                 yield _row(self.run, item, newest, 0, None, "no frame lies before the question")
             return
         begun = time.perf_counter()
-        prefix = self.pipeline.answerer.read(method.snapshot(), method.time_stamps)
+        prefix = self.pipeline.generator.read(method.snapshot(), method.time_stamps)
         read = round(time.perf_counter() - begun, 4)
         for item, text, timing in self._together(items, prefix):
             yield _row(self.run, item, newest, method.frames, text, None, {"read_seconds": read, **timing})
@@ -247,7 +246,7 @@ class _Asking:
                 continue
             begun = time.perf_counter()
             most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
-            texts = self.pipeline.answerer.ask_all(prefix, [item.prompt for item in batch], most)
+            texts = self.pipeline.generator.ask_many(prefix, [item.prompt for item in batch], most)
             timing = {"batch_seconds": round(time.perf_counter() - begun, 4), "batch": len(batch)}
             for item, text in zip(batch, texts, strict=True):
                 if item.id not in self.done:

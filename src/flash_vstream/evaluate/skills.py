@@ -65,9 +65,9 @@ def ask_streams(
         method = MemoryMethod(memory, pipeline.model)
         for feature, moment in zip(*play(plan, pictures), strict=True):
             method.write(float(moment), feature)
-        prefix = pipeline.answerer.read(method.snapshot(), method.time_stamps)
+        prefix = pipeline.generator.read(method.snapshot(), method.time_stamps)
         wanted = stream_questions(plan, events, rng, MIX, questions)
-        answers = pipeline.answerer.ask_all(prefix, [question.text for question in wanted], max_new_tokens=48)
+        answers = pipeline.generator.ask_many(prefix, [question.text for question in wanted], max_new_tokens=48)
         for question, answer in zip(wanted, answers, strict=True):
             correct = is_correct(question, answer, plan, pictures.captions)
             newest = plan.shots[max(0, len(plan.shots) - FAR)].time

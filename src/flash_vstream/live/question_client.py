@@ -38,6 +38,7 @@ class QuestionClient:
         question: str,
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = MAX_NEW_TOKENS,
+        stop: Sequence[str] = (),
     ) -> Generator[Event, None, None]:
         """Events of an answer as they come; the last is done or error. Closing it cancels the question."""
         asked = time.monotonic()
@@ -47,7 +48,7 @@ class QuestionClient:
             events = self._events[number] = queue.SimpleQueue()
         event = Event("text", "")
         try:
-            self.worker.send(Ask(number, shared, question, tuple(history), max_new_tokens, asked))
+            self.worker.send(Ask(number, shared, question, tuple(history), max_new_tokens, asked, tuple(stop)))
             while event.kind == "text":
                 event = events.get()
                 yield event

@@ -47,6 +47,7 @@ class Ask:
     history: tuple[tuple[str, str], ...] = ()
     max_new_tokens: int = MAX_NEW_TOKENS
     asked: float = field(default_factory=time.monotonic)
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class QuestionWorker:
 
     def __init__(self, pipeline: FlashVStream, pipe: Connection):
         self.pipeline, self.pipe = pipeline, pipe
-        self.answerer = pipeline.answerer  # made now, not while the first question waits
+        self.generator = pipeline.generator  # made now, not while the first question waits
         self.waiting: deque[Ask] = deque()
         self.active: dict[int, Iterator[None]] = {}
         self.shared_states: OrderedDict[str, tuple[SharedTensors, float]] = OrderedDict()
@@ -94,7 +95,7 @@ class QuestionWorker:
 
     def _answer(self, ask: Ask) -> Iterator[None]:
         prefix, warm = self._prefix(ask.shared, ask.asked)
-        answer = self.answerer.ask(prefix, ask.question, ask.history, ask.max_new_tokens)
+        answer = self.generator.ask(prefix, ask.question, ask.history, ask.max_new_tokens, ask.stop)
         first: float | None = None
         for piece in answer:
             first = time.monotonic() - ask.asked if first is None else first
@@ -109,7 +110,7 @@ class QuestionWorker:
     def _prefix(self, path: str | None, asked: float) -> tuple[Prefix, bool]:
         """The memory of a stream as of a question, as the model has read it, and whether it was read ahead."""
         if path is None:
-            return self.answerer.read(None), False
+            return self.generator.read(None), False
         shared = self.shared_states[path][0] if path in self.shared_states else SharedTensors(path)
         warm = self._is_read(path, shared, time.monotonic() - asked + GRACE_SECONDS)
         prefix = self.prefixes[path][1] if warm else self._read(path, shared)
@@ -131,7 +132,7 @@ class QuestionWorker:
         snapshot = read_snapshot(shared, self.pipeline)
         if snapshot is None:
             raise UserError("the stream has not shown a frame yet; ask again in a moment")
-        prefix = self.answerer.read(snapshot)
+        prefix = self.generator.read(snapshot)
         self.prefixes[path] = (snapshot.frames, prefix)
         self.prefixes.move_to_end(path)
         while len(self.prefixes) > KEPT_PREFIXES:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from flash_vstream.files import atomic_write
+
 _NOTES_BYTES = 4096
 _LAYOUT_BYTES = 16384
 _HEADER = np.dtype([("latest", "<i8"), ("sequence", "<i8", (2,))])
@@ -57,11 +59,10 @@ class SharedTensors:
             if bytes(shared._map[_LAYOUT_AT : _LAYOUT_AT + len(layout) + 1]) == layout + b"\0":
                 return shared
         sizes = [-(-value.numel() * value.element_size() // 64) * 64 for value in template.values()]
-        with open(f"{path}.part", "wb") as file:
+        with atomic_write(path) as scratch, open(scratch, "wb") as file:
             file.truncate(_LAYOUT_BYTES + 2 * (sum(sizes) + _NOTES_BYTES))
             file.seek(_LAYOUT_AT)
             file.write(layout)
-        os.replace(f"{path}.part", path)
         return cls(path)
 
     @property

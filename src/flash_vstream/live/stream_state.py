@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flash_vstream.files import atomic_write
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.memory import PARTS, MemorySnapshot, StarMemory
 
@@ -186,9 +187,8 @@ def save_state(shared: SharedTensors, path: Path) -> bool:
     if known is None:
         return False
     state, notes = known
-    scratch = path.with_suffix(".part")
-    save_file({name: value.contiguous() for name, value in state.items()}, scratch, {"notes": json.dumps(notes)})
-    scratch.replace(path)
+    with atomic_write(path) as scratch:
+        save_file({name: value.contiguous() for name, value in state.items()}, scratch, {"notes": json.dumps(notes)})
     return True
 
 

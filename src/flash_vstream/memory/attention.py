@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class SemanticAttention(nn.Module):
-    """Weighs new features by their likeness to the abstract memory.
+    """Weighs new features by their likeness to the abstract memory (paper section 3.2).
 
-    ``channels`` D is that of the features, ``hidden`` that of queries and keys (32 in the paper).
-    Parameter names are those of the released checkpoints (``attention_model.*``); ``v_proj``,
-    ``out_proj`` and ``out_ln`` exist there but take no part in the update, so only queries and
-    keys are held here.
+    ``channels`` is D, the width of the features; ``hidden`` is the width of queries and keys (32 in
+    the released code). Parameters are named as in the released checkpoints (``attention_model.*``);
+    ``v_proj``, ``out_proj`` and ``out_ln`` exist there but take no part in the update, so only
+    queries and keys are held here.
     """
 
     def __init__(self, channels: int, hidden: int):
@@ -21,9 +21,11 @@ class SemanticAttention(nn.Module):
         self.k_proj = nn.Linear(channels, hidden)
 
     def weights(self, memory: Tensor, new: Tensor) -> Tensor:
-        """Softmax attention ``[n, m]`` of memory tokens ``[n, D]`` over new tokens ``[m, D]``."""
+        """Softmax attention ``[n, m]`` float32 of memory tokens ``[n, D]`` over new tokens ``[m, D]``."""
         dtype = self.q_proj.weight.dtype
-        scores = self.q_proj(memory.to(dtype)) @ self.k_proj(new.to(dtype)).T / math.sqrt(self.q_proj.out_features)
+        queries = _finite(self.q_proj(memory.to(dtype)))
+        keys = _finite(self.k_proj(new.to(dtype)))
+        scores = queries.float() @ keys.float().T / math.sqrt(self.q_proj.out_features)
         return torch.softmax(scores, dim=-1)
 
     def forward(self, memory: Tensor, new: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
@@ -36,11 +38,16 @@ class SemanticAttention(nn.Module):
         return memory * (1 - ratio) + ratio * (weights @ new), weights
 
 
+def _finite(projected: Tensor) -> Tensor:
+    """``projected`` held to its dtype's range: float16 ends at 65504, and a softmax over infinities is NaN."""
+    return projected.clamp(torch.finfo(projected.dtype).min, torch.finfo(projected.dtype).max)
+
+
 def abstract_memory(features: Tensor, length: int, attention: SemanticAttention, ratio: float) -> Tensor:
     """The abstract memory of a whole video: ``[T, P², D]`` to ``[min(T, length), P², D]``.
 
-    The first ``length`` frames fill it, every further chunk of up to ``length`` frames updates it.
-    Differentiable; equals the streaming memory's at every T.
+    The first ``length`` frames fill it; every further chunk of up to ``length`` frames updates it by
+    ``ratio``. Differentiable; equals the streaming memory's at every T.
     """
     frames, tokens, channels = features.shape
     memory = features[:length].reshape(-1, channels)

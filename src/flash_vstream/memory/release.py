@@ -7,12 +7,15 @@ to one key and collapses to a moving average; the feature buffer grows by every 
 k-means starts at random.
 """
 
+import math
+import threading
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from flash_vstream.memory.attention import SemanticAttention, abstract_memory
+from flash_vstream.memory.checks import checked_frames
 from flash_vstream.memory.clustering import lloyd
 from flash_vstream.memory.config import StarConfig
 from flash_vstream.memory.pooling import pool_grid
@@ -56,6 +59,7 @@ class ReleaseMemory:
         self._abstract = pool_grid(empty, config.abstract_size)
         self._keys: list[int] = []
         self._weights = torch.zeros(0)
+        self._lock = threading.RLock()
 
     @property
     def frames(self) -> int:
@@ -69,11 +73,27 @@ class ReleaseMemory:
 
     @torch.no_grad()
     def write(self, features: Tensor, times: Tensor | list[float]) -> None:
-        """Take frames ``[T, P², D]`` at ``times [T]`` as one call of the release."""
+        """Take frames ``[T, P², D]`` at ``times [T]`` seconds as one call of the release.
+
+        Raises ``ValueError`` for what ``StarMemory.write`` refuses too.
+        """
+        with self._lock:
+            newest = float(self._times[-1]) if self.frames else math.nan
+            features, times = checked_frames(
+                features,
+                times,
+                channels=self._buffer.shape[2],
+                side=self.config.spatial_size,
+                dtype=self._buffer.dtype,
+                newest=newest,
+            )
+            self._write(features, times)
+
+    def _write(self, features: Tensor, times: Tensor) -> None:
         frames = pool_grid(features.to(self._buffer), self.config.spatial_size)
         first = not self.frames
         self._buffer = torch.cat([self._buffer, frames])
-        self._times = torch.cat([self._times, torch.as_tensor(times, dtype=torch.float64).reshape(-1)])
+        self._times = torch.cat([self._times, times])
         if self.offline:
             return
         long = torch.cat([self._long, pool_grid(frames, self.config.temporal_size)])
@@ -101,6 +121,10 @@ class ReleaseMemory:
     @torch.no_grad()
     def read(self) -> MemorySnapshot:
         """The memory as the release would give it to its language model."""
+        with self._lock:
+            return self._snapshot()
+
+    def _snapshot(self) -> MemorySnapshot:
         if not self.frames:
             raise ValueError("the memory is empty; write at least one frame before reading it")
         long, abstract, weights, keys = self._long, self._abstract, self._weights, self._keys

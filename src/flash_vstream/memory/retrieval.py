@@ -19,7 +19,7 @@ def nearest_frames(frames: Tensor, centroids: Tensor) -> Tensor:
 
 
 class FrameBuffer:
-    """The paper's FIFO feature buffer: the newest ``length`` frames, in a ring that never moves."""
+    """The paper's FIFO feature buffer (section 3.2): the newest ``length`` frames, in a ring that never moves."""
 
     def __init__(self, length: int, tokens: int, channels: int, dtype: torch.dtype, device: torch.device | str):
         self._frames = torch.zeros(length, tokens, channels, dtype=dtype, device=device)

@@ -1,17 +1,19 @@
-"""The STAR memory: a stream of any length in constant space.
+"""The STAR memory: a stream of any length in constant space (arXiv 2406.08085, section 3).
 
 Knows tensors and times. Knows nothing of models, video files or processes.
 """
 
 import math
+import threading
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flash_vstream.memory.attention import SemanticAttention
+from flash_vstream.memory.checks import checked_frames
 from flash_vstream.memory.config import StarConfig
-from flash_vstream.memory.pooling import grid_side, pool_grid
+from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.retrieval import FrameBuffer, heaviest, nearest_frames
 from flash_vstream.memory.snapshot import MemorySnapshot, Slots
 from flash_vstream.memory.temporal import TemporalMemory
@@ -22,12 +24,17 @@ class StarMemory:
 
     >>> memory = StarMemory(StarConfig(), channels=1024, attention=SemanticAttention(1024, 32))
     >>> memory.write(features, times)        # [T, P², D] float, [T] seconds
-    >>> view = memory.read()                 # slots, times and weights; later writes do not show
+    >>> snapshot = memory.read()             # slots, times and weights; later writes do not show
+
+    ``channels`` is D, the width of the features; ``dtype`` and ``device`` are where frames are kept.
+    Centroids are float64 and the abstract memory float32 whatever the dtype: a mean over n frames
+    moves by 1/n of a difference, which float16 loses after 2^11 frames and float32 after 2^24.
 
     All space is taken at construction; a write does the same work for the first frame and the ten
     millionth. Writing never tracks gradients (training differentiates ``abstract_memory`` instead).
-    Features are kept in ``dtype``, running means in float32 whatever the dtype, since in half
-    precision a mean over many frames stops moving.
+    Threads may share a memory: each write, read and restore is a whole.
+
+    Raises ``ValueError`` for ``compat="release"`` and for an abstract memory without ``attention``.
     """
 
     def __init__(
@@ -61,6 +68,7 @@ class StarMemory:
         self._pending_times = torch.zeros(length, dtype=torch.float64)
         self._frames = torch.zeros((), dtype=torch.int64)
         self._time = torch.full((), math.nan, dtype=torch.float64)
+        self._lock = threading.RLock()
 
     @property
     def frames(self) -> int:
@@ -78,55 +86,51 @@ class StarMemory:
 
         Times must not decrease, within a write or from one to the next. With
         ``consolidation="merge"`` the memory is the same however a stream is cut into writes.
-        Raises ``ValueError`` for a wrong shape, values that are not finite, or times that go back.
+        Raises ``ValueError`` for a wrong shape, for values that are not finite or too large for the
+        memory's dtype, and for times that go back; the memory is then as it was.
         """
-        features, times = self._checked(features, times)
-        dtype = self._spatial.dtype
-        frames = [pool_grid(frame[None].to(self._spatial.device), self.config.spatial_size)[0] for frame in features]
-        for frame, time in zip(frames, times.tolist(), strict=True):
-            if self.config.spatial_length:
-                self._spatial = torch.cat([self._spatial[1:], frame[None].to(dtype)])
-                self._spatial_times = torch.cat([self._spatial_times[1:], torch.tensor([time], dtype=torch.float64)])
-            if self._buffer is not None:
-                self._buffer.push(frame.to(dtype), time)
-            if self.config.abstract_length:
-                self._absorb(frame, time)
-            if self._temporal is not None and self.config.consolidation == "merge":
-                self._temporal.merge_in(frame, time, int(self._frames))
-            self._frames += 1
-            self._time.fill_(time)
-        if self._temporal is not None and self.config.consolidation == "lloyd":
-            self._temporal.consolidate(torch.stack(frames), times, int(self._frames) - len(frames))
+        with self._lock:
+            features, times = checked_frames(
+                features,
+                times,
+                channels=self.channels,
+                side=self.config.spatial_size,
+                dtype=self._spatial.dtype,
+                newest=float(self._time),
+            )
+            device, side = self._spatial.device, self.config.spatial_size
+            # Frame by frame: pooling a batch may round otherwise, and chunking must not show.
+            frames = [pool_grid(frame[None].to(device), side)[0] for frame in features]
+            for frame, time in zip(frames, times.tolist(), strict=True):
+                self._write_frame(frame, time)
+            if self._temporal is not None and self.config.consolidation == "lloyd":
+                self._temporal.consolidate(torch.stack(frames), times, int(self._frames) - len(frames))
 
-    def _checked(self, features: Tensor, times: Tensor | list[float]) -> tuple[Tensor, Tensor]:
-        times = torch.as_tensor(times, dtype=torch.float64).reshape(-1).cpu()
-        if features.ndim != 3 or features.shape[-1] != self.channels or len(times) != len(features) or not len(times):
-            raise ValueError(
-                f"write takes features [T, P², {self.channels}] and T times, T at least 1; got"
-                f" {list(features.shape)} and {len(times)} times"
-            )
-        if grid_side(features) % self.config.spatial_size:
-            raise ValueError(
-                f"a {grid_side(features)}x{grid_side(features)} feature map does not pool to the spatial memory's"
-                f" {self.config.spatial_size}x{self.config.spatial_size}"
-            )
-        if not (torch.isfinite(features).all() and torch.isfinite(times).all()):
-            raise ValueError("features and times must be finite")
-        before = times[:1] if math.isnan(self._time) else self._time[None]
-        if (torch.diff(torch.cat([before, times])) < 0).any():
-            raise ValueError(f"stream time goes back: {times.tolist()[:4]}… after {float(before):g} s")
-        return features, times
+    def _write_frame(self, frame: Tensor, time: float) -> None:
+        """Take one pooled frame ``[P_spa², D]`` into every part but a temporal memory that Lloyd's rewrites."""
+        dtype = self._spatial.dtype
+        if self.config.spatial_length:
+            self._spatial = torch.cat([self._spatial[1:], frame[None].to(dtype)])
+            self._spatial_times = torch.cat([self._spatial_times[1:], torch.tensor([time], dtype=torch.float64)])
+        if self._buffer is not None:
+            self._buffer.push(frame.to(dtype), time)
+        if self.config.abstract_length:
+            self._absorb(frame, time)
+        if self._temporal is not None and self.config.consolidation == "merge":
+            self._temporal.merge_in(frame, time, int(self._frames))
+        self._frames += 1
+        self._time.fill_(time)
 
     def _absorb(self, frame: Tensor, time: float) -> None:
-        """Let the abstract memory take a frame: fill, then update by chunks of its own length."""
+        """Take a frame into the abstract memory: fill it, then update it by chunks of its own length."""
         length = self.config.abstract_length
         pooled = pool_grid(frame[None], self.config.abstract_size)[0].float()
-        at = int(self._frames)
-        if at < length:
-            self._abstract[at] = pooled
-            self._abstract_times[:, at] = torch.tensor([time, time, time, 1.0], dtype=torch.float64)
+        index = int(self._frames)
+        if index < length:
+            self._abstract[index] = pooled
+            self._abstract_times[:, index] = torch.tensor([time, time, time, 1.0], dtype=torch.float64)
             return
-        row = at % length
+        row = index % length
         self._pending[row] = pooled
         self._pending_times[row] = time
         if row == length - 1:
@@ -148,17 +152,19 @@ class StarMemory:
     @torch.no_grad()
     def read(self) -> MemorySnapshot:
         """The memory as it is now. Raises ``ValueError`` before the first frame."""
+        with self._lock:
+            return self._snapshot()
+
+    def _snapshot(self) -> MemorySnapshot:
         frames, config = self.frames, self.config
         if not frames:
             raise ValueError("the memory is empty; write at least one frame before reading it")
-        dtype = self._spatial.dtype
         newest = min(frames, config.spatial_length)
         kept = slice(config.spatial_length - newest, None)
         spatial = Slots.of_frames(self._spatial[kept].clone(), self._spatial_times[kept].clone())
+        nothing = self._spatial.new_zeros(0, config.temporal_size**2, self.channels)
         retrieved = Slots.of_frames(self._spatial[:0].clone(), self._spatial_times[:0].clone())
-        temporal = Slots.of_frames(
-            torch.zeros(0, config.temporal_size**2, self.channels, dtype=dtype), self._spatial_times[:0].clone()
-        )
+        temporal = Slots.of_frames(nothing, self._spatial_times[:0].clone())
         if self._temporal is not None:
             temporal, exemplars = self._temporal.read()
             if config.retrieved_length:
@@ -184,7 +190,10 @@ class StarMemory:
         return Slots(features, start, end, mean, start.clone(), weight)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every tensor of the memory by name, ready for safetensors."""
+        """Every tensor of the memory by name, ready for safetensors.
+
+        The tensors are the memory's own: copy them before the next write.
+        """
         state = {name[1:]: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         if self._temporal is not None:
             state |= {f"temporal.{name}": value for name, value in self._temporal.state_dict().items()}
@@ -194,16 +203,17 @@ class StarMemory:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore a state bit for bit; raises ``ValueError`` when names, shapes or dtypes differ."""
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            raise ValueError(
-                f"not a state of this memory: it differs in {', '.join(sorted(own.keys() ^ state.keys()))}"
-            )
-        for name, value in state.items():
-            if own[name].shape != value.shape or own[name].dtype != value.dtype:
+        with self._lock:
+            own = self.state_dict()
+            if own.keys() != state.keys():
                 raise ValueError(
-                    f"{name} is {list(value.shape)} {value.dtype}, but this memory has"
-                    f" {list(own[name].shape)} {own[name].dtype}; was it saved with another StarConfig?"
+                    f"not a state of this memory: it differs in {', '.join(sorted(own.keys() ^ state.keys()))}"
                 )
-        for name, value in state.items():
-            own[name].copy_(value)
+            for name, value in state.items():
+                if own[name].shape != value.shape or own[name].dtype != value.dtype:
+                    raise ValueError(
+                        f"{name} is {list(value.shape)} {value.dtype}, but this memory has"
+                        f" {list(own[name].shape)} {own[name].dtype}; was it saved with another StarConfig?"
+                    )
+            for name, value in state.items():
+                own[name].copy_(value)

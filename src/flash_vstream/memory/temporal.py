@@ -13,10 +13,11 @@ _START, _END, _MEAN, _EXEMPLAR, _WEIGHT = range(5)
 
 
 class TemporalMemory:
-    """N_tem weighted centroids, each with its times and the real frame nearest to it.
+    """N_tem weighted centroids ``[N_tem, P_tem², D]``, each with its times and the real frame nearest to it.
 
-    Rows lie where they fall, so that a merge moves one row only; ``read`` puts them in time order,
-    by their first frame.
+    The paper's temporal memory (section 3.2): weighted k-means over all the frames so far. A row of
+    the state is not a place in time, so that a merge moves one row only; ``read`` puts the rows in
+    the order of their first frames.
     """
 
     def __init__(self, config: StarConfig, channels: int, dtype: torch.dtype, device: torch.device | str):
@@ -24,21 +25,21 @@ class TemporalMemory:
         self._side = config.temporal_size
         self._keep_exemplars = config.retrieval == "exemplar" and config.retrieved_length > 0
         rows = self._length + 1  # one more, for the frame that comes in
-        self._centroids = torch.zeros(rows, self._side**2 * channels, device=device)
+        self._centroids = torch.zeros(rows, self._side**2 * channels, dtype=torch.float64, device=device)
         self._differences = torch.empty_like(self._centroids)  # scratch, to allocate nothing a frame
         kept = rows if self._keep_exemplars else 0
         self._exemplars = torch.zeros(kept, config.spatial_size**2, channels, dtype=dtype, device=device)
         self._stats = torch.zeros(5, rows, dtype=torch.float64)
         self._first = torch.zeros(rows, dtype=torch.int64)
-        self._distances = torch.zeros(rows, rows)
+        self._distances = torch.zeros(rows, rows, dtype=torch.float64)
         self._filled = torch.zeros((), dtype=torch.int64)
         # The row that the next frame is written to: the first free one, then the one a merge frees.
         self._free = torch.zeros((), dtype=torch.int64)
 
     def merge_in(self, frame: Tensor, time: float, index: int) -> None:
-        """Take the frame ``[P_spa², D]`` numbered ``index``, then merge the cheapest pair if full."""
+        """Take frame number ``index``, ``[P_spa², D]``, then merge the cheapest pair if the memory is full."""
         row = int(self._free)
-        self._centroids[row] = pool_grid(frame[None], self._side).flatten().float()
+        self._centroids[row] = self._points(frame[None])[0]
         if self._keep_exemplars:
             self._exemplars[row] = frame.to(self._exemplars.dtype)
         self._stats[:, row] = torch.tensor([time, time, time, time, 1.0], dtype=torch.float64)
@@ -54,6 +55,10 @@ class TemporalMemory:
         self._measure(first, filled)
         self._free.fill_(second)
 
+    def _points(self, frames: Tensor) -> Tensor:
+        """Frames ``[T, P_spa², D]`` as points ``[T, P_tem² · D]`` among the centroids."""
+        return pool_grid(frames.float(), self._side).flatten(1).to(self._centroids)
+
     def _measure(self, row: int, filled: int) -> None:
         """Refresh the squared distances between ``row`` and every row in use."""
         used = slice(filled)
@@ -68,18 +73,26 @@ class TemporalMemory:
         weights = stats[_WEIGHT]
         share = float(weights[1] / weights.sum())
         self._centroids[into] += (self._centroids[other] - self._centroids[into]) * share
-        exemplar = int(weights[1] > weights[0])  # without features to compare, the heavier's
-        if self._keep_exemplars:
-            pooled = pool_grid(self._exemplars[pair], self._side).flatten(1).float()
-            exemplar = int(squared_distances(pooled, self._centroids[into]).argmin())
-            if exemplar:
-                self._exemplars[into] = self._exemplars[other]
+        exemplar = self._nearer_exemplar(into, pair)
+        if self._keep_exemplars and exemplar:
+            self._exemplars[into] = self._exemplars[other]
         self._stats[_START, into] = stats[_START].min()
         self._stats[_END, into] = stats[_END].max()
         self._stats[_MEAN, into] = stats[_MEAN, 0] + (stats[_MEAN, 1] - stats[_MEAN, 0]) * share
         self._stats[_EXEMPLAR, into] = stats[_EXEMPLAR, exemplar]
         self._stats[_WEIGHT, into] = weights.sum()
         self._first[into] = self._first[pair].min()
+
+    def _nearer_exemplar(self, merged: int, pair: Tensor) -> int:
+        """Which of a ``pair`` of rows has the exemplar nearer to their new centroid; the older wins a tie."""
+        weights = self._stats[_WEIGHT, pair]
+        older = int(self._first[pair[1]] < self._first[pair[0]])
+        if not self._keep_exemplars:  # no features to compare: the heavier's
+            return older if weights[0] == weights[1] else int(weights[1] > weights[0])
+        if weights.sum() == 2:  # two single frames lie equally far from their mean, whatever rounding says
+            return older
+        distances = squared_distances(self._points(self._exemplars[pair]), self._centroids[merged])
+        return older if distances[0] == distances[1] else int(distances.argmin())
 
     def consolidate(self, frames: Tensor, times: Tensor, index: int) -> None:
         """Lloyd's iterations over the clusters and new ``frames [T, P_spa², D]``, numbered from ``index``.
@@ -88,7 +101,7 @@ class TemporalMemory:
         frames give equal memories.
         """
         rows = self._order()
-        points = torch.cat([self._centroids[rows], pool_grid(frames, self._side).flatten(1).float()])
+        points = torch.cat([self._centroids[rows], self._points(frames)])
         single = torch.cat([times.expand(4, -1), torch.ones(1, len(times))])
         stats = torch.cat([self._stats[:, rows], single], 1)
         first = torch.cat([self._first[rows], torch.arange(index, index + len(times))])
@@ -112,16 +125,16 @@ class TemporalMemory:
         clusters = lloyd(points, stats[_WEIGHT].to(points), start)
         used = clusters.weights.cpu().nonzero()[:, 0]
         labels = clusters.labels.cpu()
-        candidates = pool_grid(exemplars, self._side).flatten(1).float() if self._keep_exemplars else points
-        joined, begun, chosen = [], [], []
+        candidates = self._points(exemplars) if self._keep_exemplars else points
+        joined, firsts, chosen = [], [], []
         for label in used.tolist():
             members = (labels == label).nonzero()[:, 0]
             nearest = members[squared_distances(candidates[members], clusters.centroids[label]).argmin().cpu()]
             joined.append(_joined(stats[:, members], stats[_EXEMPLAR, nearest]))
-            begun.append(first[members].min())
+            firsts.append(first[members].min())
             chosen.append(nearest)
         kept = exemplars[torch.stack(chosen)] if self._keep_exemplars else exemplars
-        return clusters.centroids[used], torch.stack(joined, 1), torch.stack(begun), kept
+        return clusters.centroids[used], torch.stack(joined, 1), torch.stack(firsts), kept
 
     def _order(self) -> Tensor:
         """Rows in use, in the order of their first frames."""

@@ -1,19 +1,21 @@
-"""The networks, as Transformers classes registered with Auto."""
+"""The networks, as Transformers classes.
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+Using any of these names loads PyTorch and Transformers and registers the classes with Transformers'
+Auto classes; importing the package alone does neither, so that listing the models is quick.
+"""
 
-from flash_vstream.models.configuration import FlashVStreamConfig
-from flash_vstream.models.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
-from flash_vstream.models.image_processing import FrameProcessor
-from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
-from flash_vstream.models.processing import FlashVStreamProcessor
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig)
-AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel)
-AutoConfig.register(FlashVStreamConfig.model_type, FlashVStreamConfig)
-AutoModelForImageTextToText.register(FlashVStreamConfig, FlashVStreamForConditionalGeneration)
-AutoImageProcessor.register(FlashVStreamConfig, slow_image_processor_class=FrameProcessor)
-AutoProcessor.register(FlashVStreamConfig, FlashVStreamProcessor)
+if TYPE_CHECKING:
+    from flash_vstream.models.registry import (
+        EfficientNetLiteConfig,
+        EfficientNetLiteModel,
+        FlashVStreamConfig,
+        FlashVStreamForConditionalGeneration,
+        FlashVStreamProcessor,
+        FrameProcessor,
+    )
 
 __all__ = [
     "EfficientNetLiteConfig",
@@ -23,3 +25,9 @@ __all__ = [
     "FlashVStreamProcessor",
     "FrameProcessor",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.registry"), name)

@@ -1,24 +1,33 @@
-"""Published Flash-VStream checkpoints (the authors' LLaVA layout) as models of this project."""
+"""Published Flash-VStream checkpoints (the authors' LLaVA layout), converted to model folders of this project."""
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from safetensors import safe_open
-from torch import Tensor
-from transformers import AutoModel, AutoTokenizer, LlamaConfig, PretrainedConfig
-from transformers.modeling_utils import PreTrainedModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    CLIPVisionModel,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from flash_vstream.errors import UserError
+from flash_vstream.files import write_text_atomically
 from flash_vstream.memory import StarConfig
 from flash_vstream.models.configuration import FlashVStreamConfig
+from flash_vstream.models.download import MODEL_FILES, commit_of, fetch_snapshot
 from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 from flash_vstream.models.processing import FlashVStreamProcessor
+from flash_vstream.wheels import cache_errors
 
 _RENAMES = (
     (r"^model\.mm_projector\.", "projector."),
@@ -48,60 +57,59 @@ _TEXT_FIELDS = {
 _IGNORED = re.compile(r"vision_tower\.|rotary_emb\.inv_freq$|attention_model\.(v_proj|out_proj|out_ln)\.")
 
 
-def is_published_layout(place: str) -> bool:
-    """Whether a folder or hub id holds a checkpoint in the authors' layout (``vstream`` config)."""
-    path = Path(place) / "config.json"
-    if not path.exists():
-        return False if Path(place).is_dir() else _hub_config(place).get("model_type") == "vstream"
-    return json.loads(path.read_text()).get("model_type") == "vstream"
-
-
-def _hub_config(hub_id: str) -> dict[str, Any]:
-    return json.loads((Path(_download(hub_id, ["config.json"])) / "config.json").read_text())
-
-
-def _download(hub_id: str, patterns: list[str]) -> str:
-    try:
-        return snapshot_download(hub_id, allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        raise UserError(
-            f"could not fetch {hub_id} from the Hugging Face hub: {str(error).splitlines()[0]}\n"
-            "Check the name and the network, or give the path of a folder that holds the checkpoint."
-        ) from None
-
-
 def convert_checkpoint(source: str, target: Path) -> None:
     """Write the checkpoint at ``source`` (a folder or hub id) as a model folder at ``target``.
 
     Weights come from safetensors or, with code refused, from PyTorch shards. The vision tower is
     the one that the checkpoint names (``mm_vision_tower``), relative to its folder or on the hub.
-    Raises ``UserError`` for a checkpoint that is not in this layout or lacks weights.
+    ``source.json`` in ``target`` records both names and, for those from the hub, their commits.
+    Raises ``UserError`` for a checkpoint that is not in this layout, is damaged or lacks weights.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        folder = Path(_download(source, ["*.json", "*.safetensors", "*.bin", "tokenizer*"]))
-    values = json.loads((folder / "config.json").read_text())
-    tower = _vision_tower(folder, values.get("mm_vision_tower", ""))
-    config = _config(values, tower.config)
-    dtype = getattr(torch, values.get("torch_dtype") or "float16")
-    model = FlashVStreamForConditionalGeneration(config).to(dtype)
-    _load(model, folder)
-    model.vision_tower.load_state_dict(tower.to(dtype).state_dict())
-    model.save_pretrained(target)
-    _processor(folder, values, config).save_pretrained(target)
+    folder = Path(source) if Path(source).is_dir() else fetch_snapshot(source, MODEL_FILES)
+    try:
+        values: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        tower_name = values.get("mm_vision_tower") or ""
+        tower_folder = _tower_folder(folder, tower_name)
+        tower = _vision_tower(tower_folder)
+        config = _config(values, tower.config)
+        dtype = _dtype(values.get("torch_dtype") or "float16")
+        model = FlashVStreamForConditionalGeneration(config)
+        nn.Module.to(model, dtype)
+        _load(model, folder)
+        nn.Module.to(tower, dtype)
+        model.vision_tower.load_state_dict(tower.state_dict())
+        processor = _processor(folder, values, config)
+    # What a damaged file of a checkpoint can raise, in json, Transformers, PyTorch and safetensors.
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} is not a whole Flash-VStream checkpoint: {_first_line(error)}") from error
+    with cache_errors():
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
+        origin = {
+            "checkpoint": {"name": source, "commit": commit_of(folder)},
+            "vision_tower": {"name": tower_name, "commit": commit_of(tower_folder)},
+        }
+        write_text_atomically(target / "source.json", json.dumps(origin, indent=1) + "\n")
 
 
-def _vision_tower(folder: Path, name: str) -> PreTrainedModel:
-    local = folder / name
-    place = (
-        str(local)
-        if name and local.is_dir()
-        else name
-        if Path(name).is_dir()
-        else _download(name, ["*.json", "*.safetensors", "*.bin"])
-    )
-    tower = AutoModel.from_pretrained(place)
-    return tower.vision_model_only() if hasattr(tower, "vision_model_only") else tower
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise UserError(f"the checkpoint's torch_dtype is {name!r}; it must be float16, bfloat16 or float32")
+    return dtype
+
+
+def _tower_folder(folder: Path, name: str) -> Path:
+    if not name:
+        raise UserError(f"{folder}/config.json names no vision tower (mm_vision_tower)")
+    for place in (folder / name, Path(name)):
+        if place.is_dir():
+            return place
+    return fetch_snapshot(name, MODEL_FILES)
 
 
 def _config(values: dict[str, Any], vision: PretrainedConfig) -> FlashVStreamConfig:
@@ -143,7 +151,14 @@ def _load(model: FlashVStreamForConditionalGeneration, folder: Path) -> None:
         raise UserError(f"{folder} lacks {len(missing)} weights, {min(missing)} among them; is the download complete?")
 
 
-def _weights(folder: Path) -> Any:
+def _vision_tower(folder: Path) -> PreTrainedModel:
+    """The vision tower of a folder, which may hold a whole CLIP, as the one that the paper's names does."""
+    whole_clip = AutoConfig.from_pretrained(folder).model_type == "clip"
+    tower: PreTrainedModel = (CLIPVisionModel if whole_clip else AutoModel).from_pretrained(folder)
+    return tower
+
+
+def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of all shards, one shard in memory at a time."""
     safe = sorted(folder.glob("*.safetensors"))
     for path in safe:

@@ -6,6 +6,7 @@ fastest ImageNet network of its accuracy on a laptop CPU.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
         depth: float = 1.2,
         hidden_size: int = 1280,
         batch_norm_eps: float = 1e-3,
-        **kwargs,
+        **kwargs: Any,
     ):
         self.image_size = image_size
         self.width = width
@@ -102,7 +103,7 @@ class _InvertedResidual(nn.Module):
         self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.depthwise(self.expand(x)))
+        y: Tensor = self.project(self.depthwise(self.expand(x)))
         return x + y if self.skip else y
 
 
@@ -135,9 +136,9 @@ class EfficientNetLiteModel(PreTrainedModel):
                 self.blocks.append(_InvertedResidual(channels, outputs, kernel, step, expansion, eps))
                 channels = outputs
         self.head = _ConvNorm(channels, config.hidden_size, 1, 1, 1, eps)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
-    def forward(self, pixel_values: Tensor, **_) -> BaseModelOutput:
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         x = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         for block in self.blocks:
             x = block(x)

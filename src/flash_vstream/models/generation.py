@@ -1,4 +1,8 @@
-"""Answering: a memory is read once, questions are asked of it, text comes as it is generated."""
+"""From a memory and a question to an answer.
+
+A memory is read once into a ``Prefix``, any number of questions are asked of that, and an ``Answer``
+is generated while it is iterated over. Knows snapshots and text; nothing of streams, processes or HTTP.
+"""
 
 import copy
 import time
@@ -14,18 +18,22 @@ from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.grounding import Grounder, Mention, annotate
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
+from flash_vstream.models.prompt_limit import PromptLimit
 
 MAX_NEW_TOKENS = 96
+CHUNK_TOKENS = 512
+"""Tokens of a long question that are read at once."""
 
 
 @dataclass(frozen=True)
 class Evidence:
     """A memory slot that an answer could draw on.
 
-    ``part`` is abstract, temporal, retrieved or spatial; times are seconds of stream time;
-    ``weight`` is the number of frames behind the slot. ``share`` is the part of the attention that
-    the answer's tokens paid to the memory which went to this slot (None where the attention
-    implementation does not tell): what the model looked at, which is not proof of why it said so.
+    ``part`` is abstract, temporal, retrieved or spatial; ``start``, ``end`` and ``exemplar`` are
+    seconds of stream time; ``weight`` is the number of frames behind the slot. ``share`` is this
+    slot's part, from 0 to 1, of the attention that the answer's tokens paid to the memory (None where
+    the attention implementation does not return it): what the model looked at, which is not proof of
+    why it said so.
     """
 
     part: str
@@ -42,23 +50,31 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Prefix:
-    """A memory as the language model has read it, ready for any number of questions."""
+    """A memory as the language model has read it, ready for any number of questions.
+
+    ``ids`` are the prompt's L tokens up to the question and ``cache`` their keys and values.
+    ``slot_of_token [L]`` is the slot that each token shows, counted over all parts in reading order,
+    -1 for text. ``time_stamps`` is False where the slots' times were left out.
+    """
 
     snapshot: MemorySnapshot | None
     cache: Cache
     ids: list[int]
     slot_of_token: Tensor
-    """Which slot each token of ``ids`` shows, counted over all parts in reading order; -1 for text."""
     time_stamps: bool = True
 
 
 class Answer:
     """An answer that is generated while it is iterated over.
 
-    Iterating gives pieces of text; ``text`` has what came so far. ``stream_time`` is the moment of
-    the stream that the answer speaks of (None without a video). ``mentions`` are the events that the
-    question names and where the memory shows them (none without grounding). Timings are seconds of wall-clock
-    time from the question to the first token, and tokens a second after it.
+    Iterating gives pieces of text; ``text`` holds what has come so far. ``stream_time`` is the time of
+    the newest frame that the answer has seen, in seconds (None without a video). ``mentions`` are the
+    events that the question names and where the memory shows them (empty without grounding).
+    ``prefilled`` says whether the memory had been read before the question came.
+
+    Known at the end: ``tokens`` generated, ``prompt_tokens``, ``finish_reason`` ("stop", or "length"
+    at ``max_new_tokens``), ``evidence``, ``first_token_seconds`` (wall-clock, from the question to the
+    first token) and ``tokens_per_second`` after it (None for a single token).
     """
 
     def __init__(self, question: str, snapshot: MemorySnapshot | None, prefilled: bool, pieces: Iterator[str]):
@@ -78,39 +94,56 @@ class Answer:
     def __iter__(self) -> Iterator[str]:
         return self._pieces
 
-    def finished(self) -> "Answer":
-        """The answer with all of its text generated."""
+    def finish(self) -> "Answer":
+        """Generate all that is left of the text, and return the answer itself."""
         for _ in self._pieces:
             pass
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known of the answer, as plain values for JSON."""
+        """All public fields as plain values for JSON."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return public | {name: [item.to_dict() for item in public[name]] for name in ("evidence", "mentions")}
 
 
-class Answerer:
-    """The question's way through a model: greedy, deterministic, one question at a time."""
+def cut(text: str, stop: Sequence[str], whole: bool) -> tuple[str, bool]:
+    """``text`` up to the first of the ``stop`` strings, and whether there is one.
+
+    Unless ``whole``, an end of the text that a stop string may begin with is held back.
+    """
+    found = [at for ending in stop if (at := text.find(ending)) >= 0]
+    if found:
+        return text[: min(found)], True
+    held = [n for ending in stop for n in range(1, len(ending)) if text.endswith(ending[:n])]
+    return (text if whole or not held else text[: len(text) - max(held)]), False
+
+
+class AnswerGenerator:
+    """Reads memories and answers questions about them with a model: greedy and deterministic.
+
+    ``read`` a snapshot, then ``ask`` one question for text as it comes, or ``ask_many`` for the texts
+    of many questions about the same memory.
+    """
 
     def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
         self.model = model
         self.processor = processor
-        # Eager attention is the one that tells what was looked at, and on a CPU the faster for the
-        # single rows of decoding.
+        self.prompt_limit = PromptLimit(model.config, processor)
+        # Eager attention is the one that returns its weights, and on a CPU it is the faster one for
+        # the single rows of decoding.
         if model.device.type == "cpu":
             model.language_model.set_attn_implementation("eager")
-        self._tells_attention = model.language_model.config._attn_implementation == "eager"
+        self._returns_attention = model.language_model.config._attn_implementation == "eager"
         self.grounder = Grounder.of(model, processor.tokenizer)
         stop = processor.tokenizer.convert_tokens_to_ids(processor.template.stop)
         self._stops = {stop, processor.tokenizer.eos_token_id} - {None, processor.tokenizer.unk_token_id}
 
     @torch.inference_mode()
     def read(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Prefix:
-        """Let the language model read a memory (None: no video); most of a question's cost.
+        """Read a memory with the language model (None: no video); most of a question's cost.
 
-        ``time_stamps=False`` is for measuring what they are worth; it leaves out grounding as well, which
-        says times.
+        ``time_stamps=False`` measures what the slots' times are worth; it turns off grounding as
+        well, which tells times to the language model.
         """
         if snapshot is None:
             opening = self.processor.template.first_question.partition("{}")[0]
@@ -128,59 +161,61 @@ class Answerer:
         return Prefix(snapshot, cache, ids, self.processor.slot_of_token(ids, snapshot), time_stamps)
 
     def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot | None) -> list[list[Mention]]:
-        """The events that each question names, looked up in a memory; none without grounding or a video."""
+        """The events that each question names, looked up in a memory; empty without grounding or a video."""
         if self.grounder is None or snapshot is None:
             return [[] for _ in questions]
         return self.grounder.mentions(questions, snapshot)
 
     def ask(
         self,
-        asked: MemorySnapshot | Prefix | None,
+        context: MemorySnapshot | Prefix | None,
         question: str,
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = MAX_NEW_TOKENS,
+        stop: Sequence[str] = (),
     ) -> Answer:
-        """Ask ``question`` of a memory, of one that is read already, or of nothing (plain chat).
+        """Ask ``question`` about a memory, one that has been read already, or nothing (plain chat).
 
-        ``history`` are earlier questions and answers of the same conversation. Nothing is computed
-        until the answer is iterated over. Raises ``ValueError`` for an empty question.
+        ``history`` holds earlier questions and answers of the same conversation. Nothing is computed
+        until the answer is iterated over. The text ends before the first of the ``stop`` strings.
+        Raises ``ValueError`` for an empty question, ``PromptTooLong`` for one that does not fit the model.
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        prefilled = isinstance(asked, Prefix)
-        snapshot = asked.snapshot if isinstance(asked, Prefix) else asked
-        begun = time.perf_counter()
-        answer = Answer(question, snapshot, prefilled, iter(()))
-        answer._pieces = self._generate(answer, asked, history, max_new_tokens, begun)
+        self.prompt_limit.check(question, history, max_new_tokens)
+        started = time.perf_counter()
+        snapshot = context.snapshot if isinstance(context, Prefix) else context
+        answer = Answer(question, snapshot, isinstance(context, Prefix), iter(()))
+        answer._pieces = self._generate(answer, context, history, max_new_tokens, stop, started)
         return answer
 
     @torch.inference_mode()
-    def ask_all(self, prefix: Prefix, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
-        """The texts that ``ask`` gives to ``questions`` one by one, rounding apart, all made at once.
+    def ask_many(self, prefix: Prefix, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
+        """The answers to ``questions`` about one memory, generated in one batch.
 
-        For many questions of one memory that nobody waits for: a token for each costs little more than
-        one token.
+        They are those that ``ask`` gives one by one, rounding apart. A step for all questions costs
+        little more than a step for one, but nothing is returned before the longest answer ends.
         """
         if not questions:
             return []
-        texts = [self.processor.plain(text) for text in questions]
+        texts = list(questions)
         if prefix.time_stamps:
             texts = [annotate(*pair) for pair in zip(texts, self.mentions(texts, prefix.snapshot), strict=True)]
         rows = [self.processor.question_ids(text) for text in texts]
-        # Questions end together; what is masked lies between the memory and the shorter ones.
+        # Questions end in the same column: padding lies between the memory and the shorter ones.
         padded = pad_rows(rows, 0, "left")
         ids = padded["input_ids"]
-        there = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
-        places = (there.cumsum(1) - 1)[:, len(prefix.ids) :]
+        mask = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
+        positions = (mask.cumsum(1) - 1)[:, len(prefix.ids) :]
         cache: Any = copy.deepcopy(prefix.cache)
         cache.batch_repeat_interleave(len(rows))
-        made: list[list[int]] = [[] for _ in rows]
+        generated: list[list[int]] = [[] for _ in rows]
         open_rows = set(range(len(rows)))
         for _ in range(max_new_tokens):
             logits = self.model(
                 input_ids=ids.to(self.model.device),
-                attention_mask=there.to(self.model.device),
-                position_ids=places.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                position_ids=positions.to(self.model.device),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -190,68 +225,83 @@ class Answerer:
                 if int(ids[row]) in self._stops:
                     open_rows.remove(row)
                 else:
-                    made[row].append(int(ids[row]))
+                    generated[row].append(int(ids[row]))
             if not open_rows:
                 break
-            there = torch.cat([there, torch.ones_like(ids)], 1)
-            places = places[:, -1:] + 1
-        return [self.processor.decode(row) for row in made]
+            mask = torch.cat([mask, torch.ones_like(ids)], 1)
+            positions = positions[:, -1:] + 1
+        return [self.processor.decode(row) for row in generated]
 
     def _generate(
         self,
         answer: Answer,
-        asked: MemorySnapshot | Prefix | None,
+        context: MemorySnapshot | Prefix | None,
         history: Sequence[tuple[str, str]],
         max_new_tokens: int,
-        begun: float,
+        stop: Sequence[str],
+        started: float,
     ) -> Iterator[str]:
-        prefix = asked if isinstance(asked, Prefix) else self.read(asked)
-        # The prefix stays as it is for the next question.
+        prefix = context if isinstance(context, Prefix) else self.read(context)
+        # A prefix must stay as it is for the next question.
         cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
-        question = self.processor.plain(answer.question)
         if prefix.time_stamps:
-            answer.mentions = self.mentions([question], prefix.snapshot)[0]
-        ids = self.processor.question_ids(annotate(question, answer.mentions), history)
+            answer.mentions = self.mentions([answer.question], prefix.snapshot)[0]
+        ids = self.processor.question_ids(annotate(answer.question, answer.mentions), history)
         answer.prompt_tokens = len(prefix.ids) + len(ids)
         attention = torch.zeros(len(prefix.ids))
-        made: list[int] = []
+        generated: list[int] = []
         steps = 0  # after the first token
         while True:
-            token = self._step(ids, cache, attention if made else None)
-            if not made:
+            token = self._step(ids, cache, attention if generated else None)
+            if not generated:
                 first = time.perf_counter()
-                answer.first_token_seconds = first - begun
+                answer.first_token_seconds = first - started
             else:
                 steps += 1
             if token in self._stops:
+                text, _ = cut(self.processor.decode(generated), stop, True)
+                piece, answer.text = text[len(answer.text) :], text
+                if piece:  # held back, since a stop string might have begun
+                    yield piece
                 break
-            made.append(token)
-            answer.tokens = len(made)
-            text = self.processor.decode(made)
+            generated.append(token)
+            answer.tokens = len(generated)
+            text = self.processor.decode(generated)
+            full = len(generated) >= max_new_tokens
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character
+                text, stopped = cut(text, stop, full)
                 piece, answer.text = text[len(answer.text) :], text
                 if piece:
                     yield piece
-            if len(made) >= max_new_tokens:
+                if stopped:
+                    break
+            if full:
                 answer.finish_reason = "length"
                 break
             ids = [token]
-        taken = time.perf_counter() - first
-        answer.tokens_per_second = steps / taken if steps else None
+        answer.tokens_per_second = steps / (time.perf_counter() - first) if steps else None
         answer.evidence = self._evidence(prefix, attention)
 
     @torch.inference_mode()
     def _step(self, ids: list[int], cache: Cache, attention: Tensor | None) -> int:
-        """The likeliest next token after ``ids``; what it looked at is added to ``attention``."""
-        tell = self._tells_attention and attention is not None
+        """The likeliest next token after ``ids``; its attention to the prefix is added to ``attention [L]``."""
+        while len(ids) > CHUNK_TOKENS:  # a matrix of attention for each head must fit beside the weights
+            self.model(
+                input_ids=torch.tensor([ids[:CHUNK_TOKENS]], device=self.model.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            ids = ids[CHUNK_TOKENS:]
+        add = self._returns_attention and attention is not None
         output = self.model(
             input_ids=torch.tensor([ids], device=self.model.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            output_attentions=tell,
+            output_attentions=add,
         )
-        if tell:
+        if add:
             assert attention is not None
             for layer in output.attentions:
                 attention += layer[0, :, -1, : len(attention)].float().mean(0).cpu()
@@ -264,11 +314,10 @@ class Answerer:
         total = float(attention[shown].sum())
         count = sum(len(part) for _, part in prefix.snapshot.parts())
         shares = torch.zeros(count).index_add(0, prefix.slot_of_token[shown], attention[shown])
-        found, at = [], 0
+        found: list[Evidence] = []
         for name, part in prefix.snapshot.parts():
             rows = zip(*(getattr(part, f).tolist() for f in ("start", "end", "exemplar", "weight")), strict=True)
             for start, end, exemplar, weight in rows:
-                share = float(shares[at]) / total if total > 0 else None
+                share = float(shares[len(found)]) / total if total > 0 else None
                 found.append(Evidence(name, start, end, exemplar, weight, share))
-                at += 1
         return found

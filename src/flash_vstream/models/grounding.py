@@ -127,7 +127,8 @@ class Member(nn.Module):
 
     def marks(self, embeddings: Tensor, there: Tensor) -> Tensor:
         """Logits ``[B, L]`` of whether each token of a question is part of an event."""
-        return self.mark(self.read(embeddings, there)[1])[..., 0]
+        logits: Tensor = self.mark(self.read(embeddings, there)[1])[..., 0]
+        return logits
 
     def events(self, embeddings: Tensor, there: Tensor) -> Event:
         """Events of which the text was nothing else."""
@@ -196,7 +197,8 @@ class Grounding(nn.Module):
 def soft_best(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
     """Likeness of texts ``[t, width]`` to the soft best token of each of ``[n, P², width]``: ``[t, n]``."""
     tokens = texts @ sights.flatten(0, 1).T * scale
-    return tokens.unflatten(1, sights.shape[:2]).logsumexp(-1) - math.log(sights.shape[1])
+    best: Tensor = tokens.unflatten(1, sights.shape[:2]).logsumexp(-1)
+    return best - math.log(sights.shape[1])
 
 
 class Words:

@@ -20,8 +20,8 @@ class HalfLinear(nn.Linear):
     half_weight: Tensor
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> "HalfLinear":
-        """The same layer, its weight shared."""
+    def from_linear(cls, linear: nn.Linear) -> "HalfLinear":
+        """The same layer; the weight is shared, not copied."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
@@ -38,9 +38,9 @@ class HalfLinear(nn.Linear):
         return super().forward(input)
 
 
-def add_half_weights(language_model: nn.Module) -> None:
-    """Give every linear layer of a float32 language model on a CPU its second form, in place."""
+def add_float16_copies(language_model: nn.Module) -> None:
+    """Make every linear layer of a float32 language model on a CPU a ``HalfLinear``, in place."""
     for module in list(language_model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:
-                setattr(module, name, HalfLinear.of(child))
+                setattr(module, name, HalfLinear.from_linear(child))

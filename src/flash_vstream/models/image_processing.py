@@ -9,6 +9,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
+MAX_ASPECT = 16
+"""Pictures that are longer than this many times their short side are cropped before they are scaled."""
+
 
 class FrameProcessor(BaseImageProcessor):
     """Resize the short side, crop the centre, scale and normalise; RGB throughout.
@@ -39,6 +42,10 @@ class FrameProcessor(BaseImageProcessor):
         width, height = picture.size
         if (width, height) == (self.size, self.size):
             return np.asarray(picture)
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            # Only the centre is used, and scaling a line of pixels as a whole would take gigabytes.
+            picture = _centre(picture, MAX_ASPECT * min(width, height))
+            width, height = picture.size
         short, side = min(width, height), self.size
         width, height = int(side * width / short), int(side * height / short)
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -56,3 +63,10 @@ class FrameProcessor(BaseImageProcessor):
         """``pixel_values [B, 3, size, size]`` of one frame or several of any size."""
         batch = [images] if isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3 else list(images)
         return BatchFeature({"pixel_values": self.pixels(np.stack([self.square(frame) for frame in batch]))})
+
+
+def _centre(picture: Image.Image, longest: int) -> Image.Image:
+    """The middle of a picture, at most ``longest`` pixels long and high."""
+    width, height = picture.size
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return picture.crop((left, top, left + min(width, longest), top + min(height, longest)))

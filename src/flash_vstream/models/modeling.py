@@ -1,7 +1,7 @@
 """Flash-VStream as a Transformers model.
 
 Knows tensors: pixels to features, features to memory tokens, tokens to logits. Text and its layout
-are the processor's; files, threads and processes are other rooms'.
+are the processor's; files, threads and processes belong to other packages.
 """
 
 import inspect
@@ -27,8 +27,9 @@ class Projector(nn.Sequential):
 
 
 class FlashVStreamPreTrainedModel(PreTrainedModel):
-    """What Transformers needs to know of the family."""
+    """What Transformers needs to know about this family of models."""
 
+    config: FlashVStreamConfig
     config_class = FlashVStreamConfig
     base_model_prefix = ""
     supports_gradient_checkpointing = True
@@ -38,14 +39,15 @@ class FlashVStreamPreTrainedModel(PreTrainedModel):
 
 
 class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, GenerationMixin):
-    """Vision tower, semantic attention, projector and causal language model.
+    """Vision tower, semantic attention, projector and causal language model (arXiv 2406.08085, figure 2).
 
-    A prompt holds ``config.video_token_id`` once for every visual token; ``memory_features`` says
-    what stands there. ``new_memory`` makes the memory of a stream, ``encode`` what it is fed with.
+    ``encode`` turns pixels into the feature maps that a stream's memory (``new_memory``) takes. A
+    prompt holds ``config.video_token_id`` once for every visual token, and ``memory_features`` are
+    the tokens that go there.
     """
 
     _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
-    # It compares scores that lie close together, and costs next to nothing.
+    # Grounding compares scores that lie close together, and float32 costs next to nothing there.
     _keep_in_fp32_modules_strict = ["grounding"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
@@ -56,7 +58,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         self.semantic_attention = SemanticAttention(channels, config.attention_hidden_size)
         self.projector = Projector(channels, config.text_config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        # Transformers renamed it within its major version 5, and warns of the old name at every first use.
+        # Transformers renamed the argument within its major version 5, and warns about the old name.
         renamed = "cache" in inspect.signature(self.language_model.forward).parameters
         self._cache_name = "cache" if renamed else "past_key_values"
         self.grounding = (
@@ -64,16 +66,18 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             if config.grounding_config is not None
             else None
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+        embeddings: nn.Module = self.language_model.get_input_embeddings()
+        return embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.get_output_embeddings()
+        embeddings: nn.Module = self.language_model.get_output_embeddings()
+        return embeddings
 
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Feature maps ``[B, pooled_size², D]`` of pixels ``[B, 3, H, W]``, without gradients."""
@@ -81,9 +85,10 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             return pool_grid(self.encode_patches(pixel_values), self.config.pooled_size)
 
     def encode_patches(self, pixel_values: Tensor) -> Tensor:
-        """The tower's patch features ``[B, P², D]`` before any pooling (``encode_images`` there)."""
+        """The tower's patch features ``[B, P², D]`` before pooling (the released code's ``encode_images``)."""
         layer = self.config.vision_feature_layer
         pixel_values = pixel_values.to(self.vision_tower.device, self.vision_tower.dtype)
+        features: Tensor
         if layer is None:
             features = self.vision_tower(pixel_values=pixel_values).last_hidden_state
         else:
@@ -113,13 +118,13 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
     ) -> Tensor:
         """Embeddings ``[B, L, width]`` of ``input_ids`` with the visual tokens in their places.
 
-        ``memory_features``: for each sample its visual tokens ``[n, D]`` in reading order (an empty
+        ``memory_features`` holds each sample's visual tokens ``[n, D]`` in reading order (an empty
         tensor for none). ``abstract_frames`` is for training: for each sample the frames
         ``[T, P_abs², D]`` whose abstract memory is computed here, with gradients, and put first.
-        Raises ``ValueError`` when the prompt has another number of places than there are tokens.
+        Raises ``ValueError`` unless the prompt has as many places as there are tokens.
         """
         places = input_ids == self.config.video_token_id
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
+        embeds: Tensor = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
         tokens = self._memory_tokens(memory_features, abstract_frames)
         if int(places.sum()) != len(tokens):
             raise ValueError(
@@ -157,11 +162,11 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits and, with ``labels [B, L]`` (-100 where nothing is asked), the mean loss.
+        """Logits ``[B, L, V]`` and, with ``labels [B, L]`` (-100 where there is none), the mean loss.
 
-        Further keywords (``logits_to_keep`` and the like) go to the language model as they are.
-        In training mode logits are computed only where there is a label, and are not returned:
-        over a whole vocabulary they would be most of a small model's memory.
+        Further keywords (``logits_to_keep`` and the like) are passed on to the language model. In
+        training mode logits are computed only where there is a label, and are not returned: over a
+        whole vocabulary they would take most of a small model's memory.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -172,7 +177,8 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             kwargs[self._cache_name] = past_key_values  # generate gives it by the newer name, among the kwargs
         if self.training and labels is not None:
             return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs))
-        return self.language_model(inputs_embeds=inputs_embeds, labels=labels, **kwargs)
+        output: CausalLMOutputWithPast = self.language_model(inputs_embeds=inputs_embeds, labels=labels, **kwargs)
+        return output
 
     def _labelled_loss(
         self, embeds: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **kwargs: Any
@@ -181,14 +187,14 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         decoder = self.language_model.get_decoder()
         hidden = decoder(inputs_embeds=embeds, **{"use_cache": False, **kwargs}).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
-        asked = targets != -100
-        logits = self.get_output_embeddings()(hidden[asked]).float()
-        total = nn.functional.cross_entropy(logits, targets[asked], reduction="sum")
-        return total / (asked.sum() if num_items_in_batch is None else num_items_in_batch)
+        labelled = targets != -100
+        logits = self.get_output_embeddings()(hidden[labelled]).float()
+        total = nn.functional.cross_entropy(logits, targets[labelled], reduction="sum")
+        return total / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         memory_features = kwargs.pop("memory_features", None)
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
         # The visual tokens are in the cache after the first step.
         if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
             inputs["memory_features"] = memory_features
@@ -197,7 +203,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Every row once for each beam, its visual tokens too: Transformers repeats tensors alone."""
+        """Repeat every row once for each beam, with its visual tokens; Transformers repeats only tensors."""
         above: Any = super()
         input_ids, inputs = above._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
         if inputs.get("memory_features") is not None:

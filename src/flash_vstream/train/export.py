@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flash_vstream.errors import UserError
+from flash_vstream.files import file_sha256
 from flash_vstream.models.grounding import GROUNDING
-from flash_vstream.wheels import file_sha256
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -25,6 +25,7 @@ from torch.nn import functional
 from transformers import AutoProcessor
 
 from flash_vstream.errors import UserError
+from flash_vstream.files import atomic_write
 from flash_vstream.memory import pool_grid
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.grounding import (
@@ -371,11 +372,8 @@ def _fit(member: Member, words: Words, data: Pictures, config: GroundingConfig, 
         schedule.step()
         progress.update(task, advance=1, description=f"grounding, loss {loss.item():.2f}")
         if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
-            torch.save(
-                {"step": step + 1} | {name: part.state_dict() for name, part in parts.items()},
-                kept.with_suffix(".part"),
-            )
-            kept.with_suffix(".part").replace(kept)
+            with atomic_write(kept) as scratch:
+                torch.save({"step": step + 1} | {name: part.state_dict() for name, part in parts.items()}, scratch)
 
 
 def _optimizer(

@@ -12,6 +12,7 @@ from rich.progress import track
 from safetensors.torch import save_file
 
 from flash_vstream.errors import UserError
+from flash_vstream.files import atomic_write
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.views import picture_views
 
@@ -54,6 +55,5 @@ def prepare(pictures: Path, output: Path, model_name: str) -> None:
             found[key] = pipeline.encode(picture_views(picture, key)).to(torch.float16).contiguous()
         if len(found) < len(keys):
             raise UserError(f"{pictures} lacks {len(keys) - len(found)} of the {len(keys)} pictures of {split}")
-        scratch = target.with_suffix(".part")
-        save_file(found, scratch)
-        scratch.replace(target)
+        with atomic_write(target) as scratch:
+            save_file(found, scratch)

@@ -1,0 +1,59 @@
+"""What may be written to a memory; everything else is refused before anything has changed."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from flash_vstream.memory.pooling import grid_side
+
+LARGEST_FEATURE = 1e9
+"""No vision tower gives larger values, and up to here neither the pooling's sums nor the squares in
+the attention and in the distances can leave float32's range."""
+
+
+def checked_frames(
+    features: Tensor,
+    times: Tensor | list[float],
+    *,
+    channels: int,
+    side: int,
+    dtype: torch.dtype,
+    newest: float,
+) -> tuple[Tensor, Tensor]:
+    """The arguments of a write, as they came and as ``times [T]`` float64 on the CPU.
+
+    ``features`` must be ``[T, P², channels]`` floats on a grid that pools to ``side`` x ``side``, with
+    values that ``dtype`` can hold; ``times`` must be finite, must not fall, and must not lie before
+    ``newest`` (NaN before the first write). Raises ``ValueError`` with the reason otherwise.
+    """
+    times = torch.as_tensor(times, dtype=torch.float64).detach().reshape(-1).cpu()
+    if features.ndim != 3 or features.shape[-1] != channels or len(times) != len(features) or not len(times):
+        raise ValueError(
+            f"write takes features [T, P², {channels}] and T times, T at least 1; got"
+            f" {list(features.shape)} and {len(times)} times"
+        )
+    if not features.is_floating_point():
+        raise ValueError(f"write takes features of a floating-point dtype; got {features.dtype}")
+    grid = grid_side(features)
+    if not grid or grid % side:
+        raise ValueError(f"a {grid}x{grid} feature map does not pool to the spatial memory's {side}x{side}")
+    _check_values(features, dtype)
+    if not torch.isfinite(times).all():
+        raise ValueError("times must be finite, in seconds of stream time")
+    before = times[:1] if math.isnan(newest) else times.new_tensor([newest])
+    if (torch.diff(torch.cat([before, times])) < 0).any():
+        raise ValueError(f"stream time goes back: {times.tolist()[:4]}… after {float(before):g} s")
+    return features, times
+
+
+def _check_values(features: Tensor, dtype: torch.dtype) -> None:
+    limit = min(LARGEST_FEATURE, torch.finfo(dtype).max)
+    largest = float(features.detach().abs().amax())  # NaN where any value is
+    if largest <= limit:
+        return
+    if not torch.isfinite(features).all():
+        raise ValueError("features must be finite; these hold NaN or infinity")
+    name = str(dtype).removeprefix("torch.")
+    remedy = "make the memory with dtype=torch.float32" if largest <= LARGEST_FEATURE else "are the features right?"
+    raise ValueError(f"a feature of {largest:g} is beyond the {limit:g} that a {name} memory takes; {remedy}")

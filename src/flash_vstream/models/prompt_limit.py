@@ -1,0 +1,59 @@
+"""How long a question may be: what a model's context holds beside the memory and the answer."""
+
+from collections.abc import Sequence
+
+from flash_vstream.errors import UserError
+from flash_vstream.models.configuration import FlashVStreamConfig
+from flash_vstream.models.processing import FlashVStreamProcessor
+from flash_vstream.models.prompts import stamp
+
+RESERVED_FOR_NOTES = 64
+"""Tokens that grounding may put behind the events of a question."""
+LONGEST_STAMP_SECONDS = 10**9
+MOST_CHARACTERS_A_TOKEN = 32
+"""Text with more characters than this for each token that fits is refused without being tokenized."""
+
+
+class PromptTooLong(UserError):
+    """A question that does not fit the model with its earlier turns; ``most`` tokens would."""
+
+    def __init__(self, message: str, most: int):
+        super().__init__(message)
+        self.most = most
+
+
+class PromptLimit:
+    """The bound on a question's tokens, earlier turns included.
+
+    It is the context length less a full memory with its time stamps, the notes of grounding and the answer, so
+    that it does not depend on how much of a stream was seen. Checking it needs the tokenizer alone.
+    """
+
+    def __init__(self, config: FlashVStreamConfig, processor: FlashVStreamProcessor):
+        self.processor = processor
+        self.context = int(config.text_config.max_position_embeddings)
+        star = config.star
+        opening, *_ = processor.template.first_question.partition("{}")
+        memory = len(processor.tokenize(opening + processor.template.video)) + star.max_tokens
+        if config.time_stamps:
+            stamped = star.temporal_length + star.retrieved_length + star.spatial_length
+            memory += stamped * len(processor.tokenize(f"now {stamp(LONGEST_STAMP_SECONDS)}", first=False))
+        self.reserved = memory + (RESERVED_FOR_NOTES if config.grounding_config else 0)
+
+    def check(self, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int) -> None:
+        """Raise ``PromptTooLong`` for a question that does not fit, ``UserError`` for one that is not Unicode text."""
+        most = max(0, self.context - self.reserved - max_new_tokens)
+        characters = len(question) + sum(len(asked) + len(answered) for asked, answered in history)
+        if characters > most * MOST_CHARACTERS_A_TOKEN:
+            raise self._too_long(f"{characters:,} characters", most, history, max_new_tokens)
+        length = len(self.processor.question_ids(question, history))
+        if length > most:
+            raise self._too_long(f"{length:,} tokens", most, history, max_new_tokens)
+
+    def _too_long(self, length: str, most: int, history: Sequence[object], max_new_tokens: int) -> PromptTooLong:
+        turns = f" with {len(history)} earlier turn{'s' * (len(history) != 1)}" if history else ""
+        return PromptTooLong(
+            f"the question is {length} long{turns}; the model takes {most:,} tokens at most (its context of"
+            f" {self.context:,}, less the memory and {max_new_tokens:,} for the answer); shorten it",
+            most,
+        )
