@@ -53,7 +53,7 @@ def main() -> None:
             if i:
                 time.sleep(options.every)
             snapshot = live.snapshot("camera", pipeline)  # immutable, while the stream continues
-            answer = pipeline.ask(snapshot, options.question).finished()
+            answer = pipeline.ask(snapshot, options.question).finish()
             seen = f"{live.status('camera').state}, {snapshot.frames} frames seen"
             print(f"{answer.stream_time:6.1f} s  {answer.text}  ({seen})", flush=True)
 

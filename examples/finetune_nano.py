@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from flash_vstream import FlashVStream, UserError
-from flash_vstream.models.hub import resolve
+from flash_vstream.models.hub import fetch_model
 from flash_vstream.train.config import Lora, StageConfig, Tune
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.stage import run_stage
@@ -42,11 +42,11 @@ def main() -> None:
         learning_rate=options.learning_rate,
         tune=Tune(lora=Lora(rank=16, alpha=32)),
     )
-    folder = Path(resolve(options.model))
+    folder = fetch_model(options.model)
     run_stage(config, folder, options.data.parent, options.output, media_encoder(folder))
 
     pipeline = FlashVStream.from_pretrained(str(options.output / "model"))  # the LoRA merged into the weights
-    print(pipeline.ask(None, "What can you do?", max_new_tokens=32).finished().text)
+    print(pipeline.ask(None, "What can you do?", max_new_tokens=32).finish().text)
     print(f"the fine-tuned model is in {options.output / 'model'}")
 
 
