@@ -55,9 +55,9 @@ def test_a_camera_over_rtsp(tiny_folder):
     assert int(second[2]) > int(first[2]) > 0
 
 
-def test_a_camera_that_cannot_be_named_is_one_message():
-    with pytest.raises(SystemExit, match="camera_rtsp: there is nothing to watch at no-such-camera"):
-        run_example("camera_rtsp.py", "no-such-camera")
+def test_a_users_mistake_is_one_message():
+    with pytest.raises(SystemExit, match="camera_rtsp: the frame rate is 0; it must be above 0"):
+        run_example("camera_rtsp.py", "rtsp://camera.local/stream", "--fps", 0)
 
 
 def test_openais_client(tiny_folder, tmp_path):
