@@ -64,16 +64,16 @@ def trained(grounded_folder, pictures, tmp_path_factory):
 
 
 @pytest.fixture
-def model(grounded_folder, trained):
+def pipeline(grounded_folder, trained):
     """The model that answers with the trained grounding."""
-    model = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.float32)
-    load_grounding(model.model, trained[0] / GROUNDING)
-    return model
+    pipeline = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.float32)
+    load_grounding(pipeline.model, trained[0] / GROUNDING)
+    return pipeline
 
 
-def colour_memory(model, pictures, shown):
+def colour_memory(pipeline, pictures, shown):
     loaded = PictureSet.load(pictures, "train")
-    memory = StarMemory(model.model.config.star, 32, model.model.semantic_attention)
+    memory = StarMemory(pipeline.model.config.star, 32, pipeline.model.semantic_attention)
     for time, name in shown:
         memory.write(loaded.features(f"{name}.png")[:1].float(), [time])
     return memory.read()
@@ -86,23 +86,23 @@ def test_notes_stand_behind_their_events():
     assert annotate(question, []) == question
 
 
-def test_what_was_trained_is_found(trained, model, pictures):
+def test_what_was_trained_is_found(trained, pipeline, pictures):
     assert trained[1]["picked"] == 1.0
     assert trained[1]["occurrence"] > 0.9
-    snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue"), (15, "green")])
+    snapshot = colour_memory(pipeline, pictures, [(3, "red"), (8, "blue"), (15, "green")])
     question = "Did you see it is blue before you saw all red?"
-    asked, absent = model.generator.grounder.mentions([question, "Did you see all white?"], snapshot)
+    asked, absent = pipeline.generator.grounder.mentions([question, "Did you see all white?"], snapshot)
     assert [(mention.text, mention.time) for mention in asked] == [("it is blue", 8.0), ("all red", 3.0)]
     assert [question[mention.begin : mention.end] for mention in asked] == ["it is blue", "all red"]
     assert [(mention.text, mention.seen) for mention in absent] == [("all white", False)]
     assert all(mention.seen for mention in asked)
 
 
-def test_members_differ_and_their_mean_counts(model):
-    grounding = model.model.grounding
+def test_members_differ_and_their_mean_counts(pipeline):
+    grounding = pipeline.model.grounding
     first, second = grounding.each()
     assert not torch.equal(first.sight[2].weight, second.sight[2].weight)
-    embeddings, there, _ = model.generator.grounder.words.of(["all red", "it is blue"])
+    embeddings, there, _ = pipeline.generator.grounder.words.embed(["all red", "it is blue"])
     features = torch.randn(3, 4, 32)
     each = [member.compare(member.events(embeddings, there), member.sights(features)) for member in (first, second)]
     torch.testing.assert_close(grounding.compare(embeddings, there, [features]), (each[0] + each[1]) / 2)
@@ -111,15 +111,15 @@ def test_members_differ_and_their_mean_counts(model):
 
 def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
     """Words and slots are compared in float32 whatever the model computes in."""
-    model = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.bfloat16)
-    assert {parameter.dtype for parameter in model.model.grounding.parameters()} == {torch.float32}
-    assert {parameter.dtype for parameter in model.model.language_model.parameters()} == {torch.bfloat16}
-    load_grounding(model.model, trained[0] / GROUNDING)
-    memory = model.model.new_memory(torch.float32)
+    pipeline = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in pipeline.model.grounding.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in pipeline.model.language_model.parameters()} == {torch.bfloat16}
+    load_grounding(pipeline.model, trained[0] / GROUNDING)
+    memory = pipeline.model.new_memory(torch.float32)
     loaded = PictureSet.load(pictures, "train")
     for time, name in ((3, "red"), (8, "blue"), (15, "green")):
         memory.write(loaded.features(f"{name}.png")[:1].to(torch.bfloat16), [time])
-    answer = model.ask(memory.read(), "Did you see it is blue before you saw all red?", max_new_tokens=2).finish()
+    answer = pipeline.ask(memory.read(), "Did you see it is blue before you saw all red?", max_new_tokens=2).finish()
     assert [mention.time for mention in answer.mentions] == [8.0, 3.0]
 
 
@@ -142,55 +142,58 @@ def test_a_stage_in_bfloat16_leaves_grounding_as_it_was(grounded_folder, trained
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_questions_without_events_stay_as_they_are(model, pictures):
-    snapshot = colour_memory(model, pictures, [(3, "red")])
-    assert model.generator.grounder.mentions(["What is happening now?", "What happened at 12s?"], snapshot) == [[], []]
+def test_questions_without_events_stay_as_they_are(pipeline, pictures):
+    snapshot = colour_memory(pipeline, pictures, [(3, "red")])
+    questions = ["What is happening now?", "What happened at 12s?"]
+    assert pipeline.generator.grounder.mentions(questions, snapshot) == [[], []]
 
 
-def test_an_answer_is_asked_with_notes_and_tells_them(model, pictures):
-    snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
-    plain = model.generator.read(snapshot, time_stamps=False)
-    prefix = model.generator.read(snapshot)
-    answer = model.ask(prefix, "When did this happen: all blue?", max_new_tokens=1).finish()
+def test_an_answer_is_asked_with_notes_and_tells_them(pipeline, pictures):
+    snapshot = colour_memory(pipeline, pictures, [(3, "red"), (8, "blue")])
+    plain = pipeline.generator.read(snapshot, time_stamps=False)
+    prefix = pipeline.generator.read(snapshot)
+    answer = pipeline.ask(prefix, "When did this happen: all blue?", max_new_tokens=1).finish()
     assert [mention.time for mention in answer.mentions] == [8.0]
-    note = len(model.processor.tokenize(" (8s)", first=False))
-    bare = len(prefix.ids) + len(model.processor.question_ids("When did this happen: all blue?"))
+    note = len(pipeline.processor.tokenize(" (8s)", first=False))
+    bare = len(prefix.ids) + len(pipeline.processor.question_ids("When did this happen: all blue?"))
     assert answer.prompt_tokens == bare + note
     assert json.loads(json.dumps(answer.to_dict()))["mentions"][0]["seen"] is True
     # Without times in the prompt there are none in the question, and without a video nothing is looked up.
-    assert model.ask(plain, "When did this happen: all blue?", max_new_tokens=1).finish().mentions == []
-    assert model.ask(None, "When did this happen: all blue?", max_new_tokens=1).finish().mentions == []
+    assert pipeline.ask(plain, "When did this happen: all blue?", max_new_tokens=1).finish().mentions == []
+    assert pipeline.ask(None, "When did this happen: all blue?", max_new_tokens=1).finish().mentions == []
 
 
-def test_asking_together_notes_as_asking_alone_does(model, pictures):
-    snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
+def test_asking_together_notes_as_asking_alone_does(pipeline, pictures):
+    snapshot = colour_memory(pipeline, pictures, [(3, "red"), (8, "blue")])
     questions = ["When did this happen: all blue?", "Did you see all white?"]
-    together = model.ask_batch([snapshot, snapshot], questions, max_new_tokens=8)
-    assert together == [model.ask(snapshot, question, max_new_tokens=8).finish().text for question in questions]
-    assert model.generator.ask_many(model.generator.read(snapshot), questions, max_new_tokens=8) == together
-    assert model.generator.ask_many(model.generator.read(snapshot), []) == []
+    together = pipeline.ask_batch([snapshot, snapshot], questions, max_new_tokens=8)
+    assert together == [pipeline.ask(snapshot, question, max_new_tokens=8).finish().text for question in questions]
+    assert pipeline.generator.ask_many(pipeline.generator.read(snapshot), questions, max_new_tokens=8) == together
+    assert pipeline.generator.ask_many(pipeline.generator.read(snapshot), []) == []
 
 
-def test_an_answer_in_a_batch_ends_where_it_ends_alone(model, pictures):
-    snapshot = colour_memory(model, pictures, [(3, "red"), (8, "blue")])
+def test_an_answer_in_a_batch_ends_where_it_ends_alone(pipeline, pictures):
+    snapshot = colour_memory(pipeline, pictures, [(3, "red"), (8, "blue")])
     questions = ["When did this happen: all blue?", "Hello?", "Did you see all white before all red?"]
-    longest = [model.ask(snapshot, question, max_new_tokens=12).finish().text for question in questions]
+    longest = [pipeline.ask(snapshot, question, max_new_tokens=12).finish().text for question in questions]
     word = longest[0].split()[3]
-    stop = next(i for i in range(model.model.config.text_config.vocab_size) if model.processor.decode([i]) == word)
-    model.generator._stops.add(stop)
-    alone = [model.ask(snapshot, question, max_new_tokens=12).finish().text for question in questions]
-    together = model.generator.ask_many(model.generator.read(snapshot), questions, max_new_tokens=12)
-    model.generator._stops.remove(stop)
+    vocabulary = range(pipeline.model.config.text_config.vocab_size)
+    stop = next(i for i in vocabulary if pipeline.processor.decode([i]) == word)
+    pipeline.generator._stops.add(stop)
+    alone = [pipeline.ask(snapshot, question, max_new_tokens=12).finish().text for question in questions]
+    together = pipeline.generator.ask_many(pipeline.generator.read(snapshot), questions, max_new_tokens=12)
+    pipeline.generator._stops.remove(stop)
     assert together == alone != longest
 
 
-def test_training_reads_questions_as_answering_does(model, pictures):
+def test_training_reads_questions_as_answering_does(pipeline, pictures):
     loaded = PictureSet.load(pictures, "train")
     features = torch.cat([loaded.features(f"{name}.png")[:1] for name in ("red", "blue")]).float()
     sample = Sample(features, torch.tensor([3.0, 8.0]).double(), (Turn("Did you see all blue?", ("Yes.",)),))
-    grounder = Grounder.of(model.model, model.processor.tokenizer)
-    batch = Collator(model.processor, model.model.config.star, grounder)([sample])
-    shown = "".join(model.processor.tokenizer.decode([token]) for token in batch["input_ids"][0].tolist() if token > 0)
+    grounder = Grounder.from_model(pipeline.model, pipeline.processor.tokenizer)
+    batch = Collator(pipeline.processor, pipeline.model.config.star, grounder)([sample])
+    tokens = [token for token in batch["input_ids"][0].tolist() if token > 0]
+    shown = "".join(pipeline.processor.tokenizer.decode([token]) for token in tokens)
     assert "Did you see all blue (8s)?" in shown
 
 
@@ -221,10 +224,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     assert (whole / GROUNDING).read_bytes() == (stopped / GROUNDING).read_bytes()
 
 
-def test_a_grounding_that_does_not_fit_is_named(model, tiny, tmp_path):
+def test_a_grounding_that_does_not_fit_is_named(pipeline, tiny, tmp_path):
     (tmp_path / GROUNDING).write_bytes(b"nothing")
     with pytest.raises(UserError, match=re.escape(str(tmp_path / GROUNDING))):
-        load_grounding(model.model, tmp_path / GROUNDING)
+        load_grounding(pipeline.model, tmp_path / GROUNDING)
     with pytest.raises(UserError, match="has no grounding"):
         load_grounding(tiny[0], tmp_path / GROUNDING)
 
@@ -239,8 +242,8 @@ def test_bad_configs_are_one_clear_error(tmp_path, text, message):
     assert message in str(result.exception) or message in result.output
 
 
-def test_parts_of_captions_are_true_of_other_pictures_too(pictures, model):
-    data = training.Pictures(PictureSet.load(pictures, "train"), model.generator.grounder.words)
+def test_parts_of_captions_are_true_of_other_pictures_too(pictures, pipeline):
+    data = training.Pictures(PictureSet.load(pictures, "train"), pipeline.generator.grounder.words)
     assert set(data.batch(4, training.random.Random(0))) == {0, 1, 2, 3}
     part = training.part_of("a man in a red shirt rides a bicycle down a hill", training.random.Random(1))
     assert 2 <= len(part.split()) <= 7

@@ -1,5 +1,7 @@
 """The memory's arithmetic at its limits: large values, long streams, ties, half precision, threads."""
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -171,3 +173,22 @@ def test_threads_that_write_at_once_lose_no_frame(kind):
     if kind is StarMemory:
         assert memory.read().temporal.weight.sum() == 240
         assert all(snapshot.temporal.weight.sum() == snapshot.frames for snapshot in snapshots)
+
+
+@pytest.mark.parametrize("kind", [StarMemory, ReleaseMemory])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda memory: pickle.loads(pickle.dumps(memory))])
+def test_a_copy_goes_its_own_way(kind, duplicate):
+    memory = new_memory(kind=kind, **({"compat": "release"} if kind is ReleaseMemory else {}))
+    memory.write(frames(3), [0.0, 1.0, 2.0])
+    other = duplicate(memory)
+    other.write(frames(1), [3.0])
+    assert (memory.frames, other.frames) == (3, 4)
+
+
+def test_a_state_of_version_0_1_is_restored():
+    memory, restored = new_memory(), new_memory()
+    memory.write(frames(9), torch.arange(9))
+    state = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
+    assert state.pop("temporal.remainders").any()
+    restored.load_state_dict(state)
+    assert torch.equal(restored.read().tokens(), memory.read().tokens())

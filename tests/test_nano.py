@@ -22,7 +22,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def model() -> FlashVStream:
+def pipeline() -> FlashVStream:
     if not catalog.model_folder("nano").exists() or not all(cached_path(clip).exists() for clip in CLIPS):
         pytest.fail("nano or the demo's clips are not here; run the tests by: make test")
     return FlashVStream.from_pretrained("nano", device="cpu")
@@ -42,29 +42,29 @@ def test_the_adapter_is_the_one_on_its_card():
     assert sum(file.stat().st_size for file in files) == card["bytes"] <= 40e6
 
 
-def test_a_full_memory_makes_a_prompt_of_about_200_tokens(model, clip):
-    stream = model.watch(clip, fps=5)
+def test_a_full_memory_makes_a_prompt_of_about_200_tokens(pipeline, clip):
+    stream = pipeline.watch(clip, fps=5)
     snapshot = stream.snapshot()
     assert len(snapshot.tokens()) == nano.MEMORY.max_tokens == 120
-    answer = model.ask(stream, "What is happening now?", max_new_tokens=1).finish()
+    answer = pipeline.ask(stream, "What is happening now?", max_new_tokens=1).finish()
     assert 150 <= answer.prompt_tokens <= 230
 
 
-def test_it_describes_a_real_street(model, clip):
-    stream = model.watch(clip, until=6)
-    text = model.ask(stream, "What is happening now?").finish().text.lower()
+def test_it_describes_a_real_street(pipeline, clip):
+    stream = pipeline.watch(clip, until=6)
+    text = pipeline.ask(stream, "What is happening now?").finish().text.lower()
     assert re.search(r"bicycle|bike|street|road|rid(es|ing)|walk|cross", text), text
     assert text.endswith(".")
-    assert model.ask(stream, "What is happening now?").finish().text.lower() == text
+    assert pipeline.ask(stream, "What is happening now?").finish().text.lower() == text
 
 
-def test_answers_do_not_depend_on_how_they_are_asked(model, clip):
-    snapshot = model.watch(clip, until=4).snapshot()
-    cold = model.ask(snapshot, "What is happening now?").finish().text
-    assert model.ask(model.generator.read(snapshot), "What is happening now?").finish().text == cold
+def test_answers_do_not_depend_on_how_they_are_asked(pipeline, clip):
+    snapshot = pipeline.watch(clip, until=4).snapshot()
+    cold = pipeline.ask(snapshot, "What is happening now?").finish().text
+    assert pipeline.ask(pipeline.generator.read(snapshot), "What is happening now?").finish().text == cold
 
 
-def test_the_demo_answers_three_questions_at_two_moments(model):
+def test_the_demo_answers_three_questions_at_two_moments(pipeline):
     done = run("demo", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -82,7 +82,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_readmes_python_runs(model, clip):
+def test_the_readmes_python_runs(pipeline, clip):
     (snippet,) = blocks("python")
     done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
@@ -90,7 +90,7 @@ def test_the_readmes_python_runs(model, clip):
     assert done.stdout.count("looked at") == 3
 
 
-def test_the_readmes_commands_run(model, clip):
+def test_the_readmes_commands_run(pipeline, clip):
     commands = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("flash-vstream ")]
     assert len(commands) >= 4
     for command in commands:

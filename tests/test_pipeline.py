@@ -10,46 +10,46 @@ from helpers.videos import write_video
 
 
 @pytest.fixture(scope="module")
-def model(tiny):
+def pipeline(tiny):
     return FlashVStream(*tiny)
 
 
-def test_watching_a_file_equals_writing_its_frames(model, tmp_path):
+def test_watching_a_file_equals_writing_its_frames(pipeline, tmp_path):
     video = write_video(tmp_path / "clip.mp4", size=(32, 32))
     seen = []
-    stream = model.watch(video, fps=2, on_frame=lambda _, frame: seen.append(frame))
+    stream = pipeline.watch(video, fps=2, on_frame=lambda _, frame: seen.append(frame))
     assert [frame.time for frame in seen] == pytest.approx([0, 0.5, 1, 1.5, 2, 2.5])
-    other = model.new_stream()
+    other = pipeline.new_stream()
     other.write([frame.image for frame in seen], [frame.time for frame in seen])
     torch.testing.assert_close(stream.snapshot().tokens(), other.snapshot().tokens(), rtol=1e-4, atol=1e-4)
     assert (stream.frames, stream.time) == (6, 2.5)
 
 
-def test_watching_goes_on_where_it_was(model, tmp_path):
+def test_watching_goes_on_where_it_was(pipeline, tmp_path):
     video = write_video(tmp_path / "clip.mp4")
-    stream = model.watch(video, until=1.0)
+    stream = pipeline.watch(video, until=1.0)
     assert stream.frames == 2
-    model.watch(video, stream=stream)
+    pipeline.watch(video, stream=stream)
     assert stream.frames == 3
-    assert torch.equal(stream.snapshot().tokens(), model.watch(video).snapshot().tokens())
+    assert torch.equal(stream.snapshot().tokens(), pipeline.watch(video).snapshot().tokens())
 
 
-def test_any_iterable_of_frames_can_be_watched(model):
+def test_any_iterable_of_frames_can_be_watched(pipeline):
     frames = [Frame(i * 0.5, np.full((20, 30, 3), 40 * i, np.uint8)) for i in range(4)]
-    stream = model.watch(iter(frames))
+    stream = pipeline.watch(iter(frames))
     assert stream.snapshot().temporal.start.tolist() == [0, 0.5, 1.0, 1.5]
 
 
-def test_answers_stream_and_tell_of_their_moment(model, tmp_path):
-    stream = model.watch(write_video(tmp_path / "clip.mp4"))
-    answer = model.ask(stream, "what?", max_new_tokens=5)
+def test_answers_stream_and_tell_of_their_moment(pipeline, tmp_path):
+    stream = pipeline.watch(write_video(tmp_path / "clip.mp4"))
+    answer = pipeline.ask(stream, "what?", max_new_tokens=5)
     text = "".join(answer)
     assert answer.text == text
     assert answer.stream_time == stream.time
-    assert model.ask(stream.snapshot(), "what?", max_new_tokens=5).finish().text == text
+    assert pipeline.ask(stream.snapshot(), "what?", max_new_tokens=5).finish().text == text
 
 
-def test_a_stream_that_saw_nothing_cannot_be_asked(model):
-    assert model.new_stream().time is None
+def test_a_stream_that_saw_nothing_cannot_be_asked(pipeline):
+    assert pipeline.new_stream().time is None
     with pytest.raises(ValueError, match="empty"):
-        model.ask(model.new_stream(), "what?")
+        pipeline.ask(pipeline.new_stream(), "what?")

@@ -1,8 +1,8 @@
-"""The one kind of error that a user is meant to read."""
+"""The error that users read."""
 
 
 class UserError(Exception):
-    """Something the user can mend: the message names the thing and the remedy.
+    """A mistake that the user can fix: the message names the thing and the remedy.
 
-    The command line prints it on stderr and exits with 2; over HTTP it is a 4xx.
+    The command line prints it on stderr and exits with 2; the server answers with a 4xx.
     """

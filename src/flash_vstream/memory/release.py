@@ -8,7 +8,6 @@ k-means starts at random.
 """
 
 import math
-import threading
 from collections.abc import Callable
 
 import torch
@@ -18,6 +17,7 @@ from flash_vstream.memory.attention import SemanticAttention, abstract_memory
 from flash_vstream.memory.checks import checked_frames
 from flash_vstream.memory.clustering import lloyd
 from flash_vstream.memory.config import StarConfig
+from flash_vstream.memory.locks import Locked
 from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.snapshot import MemorySnapshot, Slots
 
@@ -25,7 +25,11 @@ KEY_FRAMES = 3
 """Retrieved frames; the release fixes their number."""
 
 
-class ReleaseMemory:
+def _random_row(n: int) -> int:
+    return int(torch.randint(n, ()))
+
+
+class ReleaseMemory(Locked):
     """The release's memory behind the interface of ``StarMemory``.
 
     A write is one call of its ``embed_video_streaming``: the result depends on how a stream is cut
@@ -43,15 +47,16 @@ class ReleaseMemory:
         device: torch.device | str = "cpu",
         offline: bool = False,
         permute: Callable[[int], Tensor] = torch.randperm,
-        draw: Callable[[int], int] | None = None,
+        draw: Callable[[int], int] = _random_row,
     ):
         if attention is None:
             raise ValueError("the release's memory needs its SemanticAttention")
+        super().__init__()
         self.config = config
         self.attention = attention
         self.offline = offline
         self._permute = permute
-        self._draw = draw or (lambda n: int(torch.randint(n, ())))
+        self._draw = draw
         empty = torch.zeros(0, config.spatial_size**2, channels, dtype=dtype, device=device)
         self._buffer = empty
         self._times = torch.zeros(0, dtype=torch.float64)
@@ -59,7 +64,6 @@ class ReleaseMemory:
         self._abstract = pool_grid(empty, config.abstract_size)
         self._keys: list[int] = []
         self._weights = torch.zeros(0)
-        self._lock = threading.RLock()
 
     @property
     def frames(self) -> int:

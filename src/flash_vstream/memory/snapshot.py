@@ -12,11 +12,11 @@ PARTS = ("abstract", "temporal", "retrieved", "spatial")
 
 @dataclass(frozen=True)
 class Slots:
-    """The slots of one part of the memory, oldest first.
+    """The n slots of one part of the memory, oldest first.
 
-    ``features`` is ``[n, P², D]``; the rest are float64 ``[n]``, in seconds of stream time where
-    they are times: ``start`` and ``end`` of the frames behind the slot, their ``mean``, the
-    ``exemplar``'s time (a real frame that stands for the slot) and the ``weight`` (how many frames).
+    ``features`` is ``[n, P², D]``. The rest are float64 ``[n]``: ``start``, ``end`` and ``mean`` of the
+    times of the frames behind each slot, and the time of its ``exemplar`` (a real frame that stands
+    for it), in seconds of stream time; and ``weight``, the number of those frames.
     """
 
     features: Tensor
@@ -40,9 +40,10 @@ class Slots:
 
 @dataclass(frozen=True)
 class MemorySnapshot:
-    """An immutable read of a STAR memory: four parts, the newest frame's time, frames written.
+    """An immutable read of a STAR memory: its four parts, and the newest frame's ``time`` in seconds.
 
-    Its tensors are copies: nothing written later shows in it.
+    ``frames`` is the number of frames written so far. The tensors are copies: nothing written later
+    shows in them.
     """
 
     abstract: Slots

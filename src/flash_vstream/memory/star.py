@@ -4,7 +4,6 @@ Knows tensors and times. Knows nothing of models, video files or processes.
 """
 
 import math
-import threading
 from typing import Any
 
 import torch
@@ -13,13 +12,14 @@ from torch import Tensor
 from flash_vstream.memory.attention import SemanticAttention
 from flash_vstream.memory.checks import checked_frames
 from flash_vstream.memory.config import StarConfig
+from flash_vstream.memory.locks import Locked
 from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.retrieval import FrameBuffer, heaviest, nearest_frames
 from flash_vstream.memory.snapshot import MemorySnapshot, Slots
 from flash_vstream.memory.temporal import TemporalMemory
 
 
-class StarMemory:
+class StarMemory(Locked):
     """Spatial, temporal, abstract and retrieved memory of one stream.
 
     >>> memory = StarMemory(StarConfig(), channels=1024, attention=SemanticAttention(1024, 32))
@@ -27,8 +27,8 @@ class StarMemory:
     >>> snapshot = memory.read()             # slots, times and weights; later writes do not show
 
     ``channels`` is D, the width of the features; ``dtype`` and ``device`` are where frames are kept.
-    Centroids are float64 and the abstract memory float32 whatever the dtype: a mean over n frames
-    moves by 1/n of a difference, which float16 loses after 2^11 frames and float32 after 2^24.
+    Whatever the dtype, centroids have the precision of float64 and the abstract memory that of
+    float32, since in half precision a mean over many frames stops moving.
 
     All space is taken at construction; a write does the same work for the first frame and the ten
     millionth. Writing never tracks gradients (training differentiates ``abstract_memory`` instead).
@@ -49,6 +49,7 @@ class StarMemory:
             raise ValueError("StarMemory is this project's memory; use ReleaseMemory for compat='release'")
         if config.abstract_length and attention is None:
             raise ValueError("an abstract memory needs its SemanticAttention; pass one or set abstract_length=0")
+        super().__init__()
         self.config = config
         self.channels = channels
         self.attention = attention
@@ -68,7 +69,6 @@ class StarMemory:
         self._pending_times = torch.zeros(length, dtype=torch.float64)
         self._frames = torch.zeros((), dtype=torch.int64)
         self._time = torch.full((), math.nan, dtype=torch.float64)
-        self._lock = threading.RLock()
 
     @property
     def frames(self) -> int:
@@ -205,6 +205,8 @@ class StarMemory:
         """Restore a state bit for bit; raises ``ValueError`` when names, shapes or dtypes differ."""
         with self._lock:
             own = self.state_dict()
+            if "temporal.remainders" in own:  # states of version 0.1 have none
+                state = {"temporal.remainders": torch.zeros_like(own["temporal.remainders"]), **state}
             if own.keys() != state.keys():
                 raise ValueError(
                     f"not a state of this memory: it differs in {', '.join(sorted(own.keys() ^ state.keys()))}"

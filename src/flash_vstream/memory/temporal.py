@@ -8,7 +8,7 @@ from flash_vstream.memory.config import StarConfig
 from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.snapshot import Slots
 
-_STATE = ("centroids", "exemplars", "stats", "first", "distances", "filled", "free")
+_STATE = ("centroids", "remainders", "exemplars", "stats", "first", "distances", "filled", "free")
 _START, _END, _MEAN, _EXEMPLAR, _WEIGHT = range(5)
 
 
@@ -18,6 +18,10 @@ class TemporalMemory:
     The paper's temporal memory (section 3.2): weighted k-means over all the frames so far. A row of
     the state is not a place in time, so that a merge moves one row only; ``read`` puts the rows in
     the order of their first frames.
+
+    A centroid is the sum of two float32 rows, as precise as float64: a mean over n frames moves by
+    1/n of a difference, which float32 alone loses after 2^24 frames. Distances, most of the work,
+    are measured between the first rows, which are the centroids rounded to float32.
     """
 
     def __init__(self, config: StarConfig, channels: int, dtype: torch.dtype, device: torch.device | str):
@@ -25,13 +29,14 @@ class TemporalMemory:
         self._side = config.temporal_size
         self._keep_exemplars = config.retrieval == "exemplar" and config.retrieved_length > 0
         rows = self._length + 1  # one more, for the frame that comes in
-        self._centroids = torch.zeros(rows, self._side**2 * channels, dtype=torch.float64, device=device)
+        self._centroids = torch.zeros(rows, self._side**2 * channels, device=device)
+        self._remainders = torch.zeros_like(self._centroids)
         self._differences = torch.empty_like(self._centroids)  # scratch, to allocate nothing a frame
         kept = rows if self._keep_exemplars else 0
         self._exemplars = torch.zeros(kept, config.spatial_size**2, channels, dtype=dtype, device=device)
         self._stats = torch.zeros(5, rows, dtype=torch.float64)
         self._first = torch.zeros(rows, dtype=torch.int64)
-        self._distances = torch.zeros(rows, rows, dtype=torch.float64)
+        self._distances = torch.zeros(rows, rows)
         self._filled = torch.zeros((), dtype=torch.int64)
         # The row that the next frame is written to: the first free one, then the one a merge frees.
         self._free = torch.zeros((), dtype=torch.int64)
@@ -39,7 +44,8 @@ class TemporalMemory:
     def merge_in(self, frame: Tensor, time: float, index: int) -> None:
         """Take frame number ``index``, ``[P_spa², D]``, then merge the cheapest pair if the memory is full."""
         row = int(self._free)
-        self._centroids[row] = self._points(frame[None])[0]
+        self._centroids[row] = pool_grid(frame[None].float(), self._side).flatten()
+        self._remainders[row] = 0
         if self._keep_exemplars:
             self._exemplars[row] = frame.to(self._exemplars.dtype)
         self._stats[:, row] = torch.tensor([time, time, time, time, 1.0], dtype=torch.float64)
@@ -56,8 +62,18 @@ class TemporalMemory:
         self._free.fill_(second)
 
     def _points(self, frames: Tensor) -> Tensor:
-        """Frames ``[T, P_spa², D]`` as points ``[T, P_tem² · D]`` among the centroids."""
-        return pool_grid(frames.float(), self._side).flatten(1).to(self._centroids)
+        """Frames ``[T, P_spa², D]`` as points ``[T, P_tem² · D]`` float64 among the centroids."""
+        return _double(pool_grid(frames.float(), self._side).flatten(1))
+
+    def _exact(self, rows: Tensor) -> Tensor:
+        """The centroids of ``rows [n]``, ``[n, P_tem² · D]`` float64."""
+        return _double(self._centroids[rows]) + _double(self._remainders[rows])
+
+    def _store(self, rows: int | slice, exact: Tensor) -> None:
+        """Make float64 points the centroids of ``rows``."""
+        rounded = exact.float()
+        self._centroids[rows] = rounded.to(self._centroids.device)
+        self._remainders[rows] = (exact - rounded).float().to(self._remainders.device)
 
     def _measure(self, row: int, filled: int) -> None:
         """Refresh the squared distances between ``row`` and every row in use."""
@@ -72,8 +88,10 @@ class TemporalMemory:
         stats = self._stats[:, pair]
         weights = stats[_WEIGHT]
         share = float(weights[1] / weights.sum())
-        self._centroids[into] += (self._centroids[other] - self._centroids[into]) * share
-        exemplar = self._nearer_exemplar(into, pair)
+        before = self._exact(pair)
+        merged = before[0] + (before[1] - before[0]) * share
+        self._store(into, merged)
+        exemplar = self._nearer_exemplar(merged, pair)
         if self._keep_exemplars and exemplar:
             self._exemplars[into] = self._exemplars[other]
         self._stats[_START, into] = stats[_START].min()
@@ -83,15 +101,15 @@ class TemporalMemory:
         self._stats[_WEIGHT, into] = weights.sum()
         self._first[into] = self._first[pair].min()
 
-    def _nearer_exemplar(self, merged: int, pair: Tensor) -> int:
-        """Which of a ``pair`` of rows has the exemplar nearer to their new centroid; the older wins a tie."""
+    def _nearer_exemplar(self, merged: Tensor, pair: Tensor) -> int:
+        """Which of a ``pair`` of rows has the exemplar nearer to their ``merged`` centroid; the older wins a tie."""
         weights = self._stats[_WEIGHT, pair]
         older = int(self._first[pair[1]] < self._first[pair[0]])
         if not self._keep_exemplars:  # no features to compare: the heavier's
             return older if weights[0] == weights[1] else int(weights[1] > weights[0])
         if weights.sum() == 2:  # two single frames lie equally far from their mean, whatever rounding says
             return older
-        distances = squared_distances(self._points(self._exemplars[pair]), self._centroids[merged])
+        distances = squared_distances(self._points(self._exemplars[pair]), merged)
         return older if distances[0] == distances[1] else int(distances.argmin())
 
     def consolidate(self, frames: Tensor, times: Tensor, index: int) -> None:
@@ -101,7 +119,7 @@ class TemporalMemory:
         frames give equal memories.
         """
         rows = self._order()
-        points = torch.cat([self._centroids[rows], self._points(frames)])
+        points = torch.cat([self._exact(rows), self._points(frames)])
         single = torch.cat([times.expand(4, -1), torch.ones(1, len(times))])
         stats = torch.cat([self._stats[:, rows], single], 1)
         first = torch.cat([self._first[rows], torch.arange(index, index + len(times))])
@@ -111,7 +129,8 @@ class TemporalMemory:
         if len(points) > self._length:
             points, stats, first, exemplars = self._clustered(points, stats, first, exemplars)
         filled = len(points)
-        self._centroids[:filled], self._stats[:, :filled], self._first[:filled] = points, stats, first
+        self._store(slice(filled), points)
+        self._stats[:, :filled], self._first[:filled] = stats, first
         if self._keep_exemplars:
             self._exemplars[:filled] = exemplars
         self._filled.fill_(filled)
@@ -154,6 +173,11 @@ class TemporalMemory:
     def state_dict(self) -> dict[str, Tensor]:
         """The memory's tensors by name."""
         return {name: getattr(self, f"_{name}") for name in _STATE}
+
+
+def _double(values: Tensor) -> Tensor:
+    """``values`` as float64, on the CPU where the device (Apple's MPS) has none."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _joined(stats: Tensor, exemplar: Tensor) -> Tensor:

@@ -12,16 +12,19 @@ class FlashVStreamConfig(PretrainedConfig):
 
     - ``vision_config``, ``text_config``: configs (or dicts with a ``model_type``) of the parts.
     - ``memory_config``: a ``StarConfig`` or its fields.
-    - ``attention_hidden_size``: width of the semantic attention's queries and keys.
+    - ``attention_hidden_size``: width of the semantic attention's queries and keys (32 in the released code).
     - ``vision_feature_layer``: which hidden state is the feature map (-2 for the paper's CLIP), or
-      None for the tower's last. ``vision_has_class_token``: whether its first token is dropped.
-    - ``pooled_size``: side of the grid that the tower's map is pooled to at once (8 in the paper).
-    - ``video_token_id``: the id that stands in ``input_ids`` where a visual token goes; it need
-      not be in the vocabulary.
-    - ``time_stamps``: whether a prompt says the time of each slot in text. The paper has none;
-      without them order and moment can only be guessed from a slot's place.
-    - ``grounding_config``: settings of ``models.grounding.Grounding``, or None for a model without one.
+      None for the tower's last output. ``vision_has_class_token``: whether its first token is dropped.
+    - ``pooled_size``: side of the grid that a frame's features are pooled to before anything else (8
+      in the paper).
+    - ``video_token_id``: the id in ``input_ids`` where a visual token goes; it need not be in the
+      vocabulary.
+    - ``time_stamps``: whether the prompt has the time of each slot as text. The paper has none;
+      without them, order and time can only be guessed from a slot's place.
+    - ``grounding_config``: arguments of ``models.grounding.Grounding``; None for a model without it.
     - ``prompt_template``: a name in ``models.prompts.TEMPLATES``.
+
+    Raises ``ValueError`` for a memory whose sizes do not nest or whose fields are unknown.
     """
 
     model_type = "flash_vstream"

@@ -134,7 +134,7 @@ class AnswerGenerator:
         if model.device.type == "cpu":
             model.language_model.set_attn_implementation("eager")
         self._returns_attention = model.language_model.config._attn_implementation == "eager"
-        self.grounder = Grounder.of(model, processor.tokenizer)
+        self.grounder = Grounder.from_model(model, processor.tokenizer)
         stop = processor.tokenizer.convert_tokens_to_ids(processor.template.stop)
         self._stops = {stop, processor.tokenizer.eos_token_id} - {None, processor.tokenizer.unk_token_id}
 

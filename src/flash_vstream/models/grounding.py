@@ -1,14 +1,15 @@
-"""Grounding: the events that a question names, looked up in the memory before the question is read.
+"""Grounding: find the events that a question names in the memory before the language model reads it.
 
-A small language model describes what it is shown, and does not find one scene among sixteen by a
-sentence: whether, when and in which order things happened it answers by chance. So a question is
-read twice. First small networks go over it: they mark the words that name events, and compare each
-event with the memory's slots. Then the language model reads the question with what was found
-put behind each event, with a question mark where nothing is like it, and whether that was earlier or
-later than the event named before it: ``Did you see a dog in the snow (12s) before a man on a bike (9s?,
-earlier)?`` To compare two numbers and answer yes or no in one step is more than it can.
+A small language model describes what it is shown but cannot find one scene among sixteen from a
+sentence: whether, when and in which order things happened, it answers at chance level. So small
+networks read the question first. They mark the words that name events and compare each event with
+the memory's slots. The language model then reads the question with a note behind each event: the
+time of the most similar slot, a question mark where none is similar enough, and whether that time is
+earlier or later than the previous event's: ``Did you see a dog in the snow (12s) before a man on a
+bike (9s?, earlier)?`` The last is there because comparing two numbers and answering yes or no in one
+step is too hard for it.
 
-The paper has nothing like it; published models go without (``grounding_config`` is None).
+This is not in the paper, and the published models have no grounding (``grounding_config`` is None).
 """
 
 import math
@@ -29,17 +30,17 @@ from flash_vstream.models.prompts import stamp
 
 GROUNDING = "grounding.safetensors"
 LONGEST = 96
-"""Tokens of a question, or of an event, that are looked at."""
+"""Tokens of a question or an event that are read; the rest is cut off."""
 LOOKED_AT = ("temporal", "retrieved", "spatial")
-"""The parts of a memory with times of their own; an abstract slot mixes the whole stream."""
+"""The parts of a memory whose slots have times of their own; an abstract slot mixes the whole stream."""
 
 
 @dataclass(frozen=True)
 class Mention:
-    """An event as a question names it, in characters ``begin`` to ``end``.
+    """An event that a question names in its characters ``begin`` to ``end``.
 
-    ``time`` is the stream time in seconds of the slot that is likest to it, ``score`` how like: above 0
-    it counts as ``seen``.
+    ``time`` is the start of the most similar slot in seconds of stream time. ``score`` is the
+    similarity less the model's threshold: above 0, the event counts as ``seen``.
     """
 
     text: str
@@ -50,7 +51,7 @@ class Mention:
 
     @property
     def seen(self) -> bool:
-        """Whether the stream has shown the event, as far as can be told."""
+        """Whether the memory shows the event, as far as the model can tell."""
         return self.score > 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,18 +59,18 @@ class Mention:
         return asdict(self) | {"seen": self.seen}
 
     def note(self, before: "Mention | None" = None) -> str:
-        """What the language model reads behind the event; ``before`` is the one that the question names before it."""
+        """The note that the language model reads behind the event; ``before`` is the previous event of the question."""
         doubt = "" if self.seen else "?"
-        return f" ({stamp(self.time)}{doubt}{self._beside(before)})"
+        return f" ({stamp(self.time)}{doubt}{self._order(before)})"
 
-    def _beside(self, before: "Mention | None") -> str:
+    def _order(self, before: "Mention | None") -> str:
         if before is None:
             return ""
         return ", then too" if self.time == before.time else ", earlier" if self.time < before.time else ", later"
 
 
 def annotate(question: str, mentions: Sequence[Mention]) -> str:
-    """The question with a note behind each event that it names."""
+    """The question with a note behind each of its events."""
     text, at = "", 0
     for before, mention in zip((None, *mentions), mentions, strict=False):
         text += question[at : mention.end] + mention.note(before)
@@ -79,10 +80,10 @@ def annotate(question: str, mentions: Sequence[Mention]) -> str:
 
 @dataclass(frozen=True)
 class Event:
-    """Events as they are compared with pictures.
+    """The encodings of m events of up to L tokens.
 
-    Unit vectors of each as a whole ``[m, width]`` and of its words ``[m, L, width]``, and how much each
-    word counts ``[m, L]`` (0 for padding).
+    ``whole [m, width]`` are unit vectors of the events, ``words [m, L, width]`` unit vectors of their
+    tokens, and ``counts [m, L]`` the tokens' weights (0 for padding).
     """
 
     whole: Tensor
@@ -91,9 +92,10 @@ class Event:
 
 
 class Member(nn.Module):
-    """Marks events in questions and compares them with slots, in a space of ``width`` channels.
+    """One network that marks events in questions and compares them with slots, in ``width`` channels.
 
-    Words come in as ``Words`` gives them, pictures as a memory slot's features ``[n, P², channels]``.
+    Text comes in as ``Words`` embeds it, ``[B, L, text_width]``; slots as their features
+    ``[n, P², channels]``. A grounding averages several members.
     """
 
     def __init__(self, channels: int, text_width: int, width: int, heads: int):
@@ -108,7 +110,7 @@ class Member(nn.Module):
         self.whole = nn.Linear(width, width)
         self.word = nn.Linear(width, width)
         self.count = nn.Linear(width, 1)
-        nn.init.constant_(self.count.bias, -2.0)  # at first an event as a whole counts for more than its words
+        nn.init.constant_(self.count.bias, -2.0)  # at first, the event as a whole counts for more than its words
         self.sight = nn.Sequential(
             nn.LayerNorm(channels),
             nn.Dropout(0.2),
@@ -117,21 +119,21 @@ class Member(nn.Module):
             nn.Dropout(0.1),
             nn.Linear(2 * width, width),
         )
-        self.scales = nn.Parameter(torch.tensor([14.0, 8.0]).log())  # of wholes, of words
+        self.scales = nn.Parameter(torch.tensor([14.0, 8.0]).log())  # inverse temperatures: of whole events, of words
 
     def read(self, embeddings: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """Words ``[B, L, width]`` by themselves and in their context; ``there [B, L]`` tells them from padding."""
+        """Tokens ``[B, L, width]`` alone and in context; ``there [B, L]`` is False for padding."""
         words = self.words(embeddings.to(self.words.weight))
         placed = words + self.places[: embeddings.shape[1]]
         return words, self.context(placed, src_key_padding_mask=~there)
 
     def marks(self, embeddings: Tensor, there: Tensor) -> Tensor:
-        """Logits ``[B, L]`` of whether each token of a question is part of an event."""
+        """Logits ``[B, L]`` that each token of a question is part of an event."""
         logits: Tensor = self.mark(self.read(embeddings, there)[1])[..., 0]
         return logits
 
     def events(self, embeddings: Tensor, there: Tensor) -> Event:
-        """Events of which the text was nothing else."""
+        """The encodings of texts each of which is one event."""
         words, states = self.read(embeddings, there)
         shares = self.attend(states)[..., 0].masked_fill(~there, -torch.inf).softmax(1)
         whole = self.whole((shares[..., None] * states).sum(1))
@@ -139,20 +141,20 @@ class Member(nn.Module):
         return Event(functional.normalize(whole, dim=-1), self._as_words(states + words), counts)
 
     def vocabulary(self, embeddings: Tensor) -> Tensor:
-        """Unit vectors ``[W, width]`` of words ``[W, text_width]`` without any context."""
+        """Unit vectors ``[W, width]`` of words ``[W, text_width]`` without context."""
         return self._as_words(self.words(embeddings.to(self.words.weight)))
 
     def _as_words(self, states: Tensor) -> Tensor:
         return functional.normalize(self.word(states), dim=-1)
 
     def sights(self, features: Tensor) -> Tensor:
-        """Unit vectors ``[n, P², width]`` of slots."""
+        """Unit vectors ``[n, P², width]`` of the tokens of slots ``[n, P², channels]``."""
         return functional.normalize(self.sight(features.to(self.words.weight)), dim=-1)
 
     def compare(self, event: Event, sights: Tensor) -> Tensor:
-        """How well slots ``[n, P², width]`` show events: ``[m, n]``.
+        """Similarity ``[m, n]`` of m events and n slots ``[n, P², width]``.
 
-        What counts of a slot is the token that is likest, softly, for the whole event and for each word.
+        For the whole event and for each of its words, the slot's most similar token counts (a soft maximum).
         """
         scales = self.scales.exp()
         whole = soft_best(event.whole, sights, scales[0])
@@ -161,10 +163,9 @@ class Member(nn.Module):
 
 
 class Grounding(nn.Module):
-    """Members that were trained each by itself, and of whose figures the mean counts.
+    """An ensemble of members, each trained by itself; the mean of their outputs counts.
 
-    ``threshold`` is what a comparison must reach for an event to be called seen; it is measured when
-    training is over.
+    ``threshold`` is the similarity from which an event counts as seen; it is measured after training.
     """
 
     threshold: Tensor
@@ -175,13 +176,13 @@ class Grounding(nn.Module):
         self.register_buffer("threshold", torch.zeros(()))
 
     def marks(self, embeddings: Tensor, there: Tensor) -> Tensor:
-        """Logits ``[B, L]`` of whether each token of a question is part of an event."""
+        """Logits ``[B, L]`` that each token of a question is part of an event."""
         return torch.stack([member.marks(embeddings, there) for member in self.each()]).mean(0)
 
     def compare(self, embeddings: Tensor, there: Tensor, parts: Sequence[Tensor]) -> Tensor:
-        """How well slots show events, words ``[m, L, text_width]``: ``[m, n]``.
+        """Similarity ``[m, n]`` of events, embedded as ``[m, L, text_width]``, and slots.
 
-        ``parts`` are the slots' features ``[n', P², channels]``, those of one resolution together.
+        ``parts`` are the slots' features ``[n', P², channels]``, one tensor for each grid size.
         """
         scores = []
         for member in self.each():
@@ -190,21 +191,21 @@ class Grounding(nn.Module):
         return torch.stack(scores).mean(0)
 
     def each(self) -> list[Member]:
-        """The members one by one, to be trained."""
+        """The members, typed."""
         return cast(list[Member], list(self.members))
 
 
 def soft_best(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
-    """Likeness of texts ``[t, width]`` to the soft best token of each of ``[n, P², width]``: ``[t, n]``."""
+    """Similarity ``[t, n]`` of texts ``[t, width]`` to the best token (softly) of each of ``[n, P², width]``."""
     tokens = texts @ sights.flatten(0, 1).T * scale
     best: Tensor = tokens.unflatten(1, sights.shape[:2]).logsumexp(-1)
     return best - math.log(sights.shape[1])
 
 
 class Words:
-    """Texts as grounding reads them: as the language model's input embeddings, centred and of one length.
+    """Embeds text for grounding: the language model's input embeddings, centred and scaled to one length.
 
-    ``table`` are those embeddings ``[V, width]``.
+    ``table`` holds those embeddings, ``[V, width]``. A word that training did not show has a meaning too.
     """
 
     def __init__(self, tokenizer: Any, table: Tensor):
@@ -212,22 +213,22 @@ class Words:
         self.table = table
         self.mean = table.detach().mean(0, dtype=torch.float32)
 
-    def of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
-        """Embeddings ``[B, L, width]``, where there are any ``[B, L]``, and each token's characters in its text."""
+    def embed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+        """Embeddings ``[B, L, width]``, which of them are no padding ``[B, L]``, and each token's character span."""
         coded = self.tokenizer(
             list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=LONGEST
         )
         longest = max(1, *(len(row) for row in coded.input_ids))
         ids = torch.zeros(len(texts), longest, dtype=torch.long)
         there = torch.zeros(ids.shape, dtype=torch.bool)
-        there[:, 0] = True  # a softmax over nothing is not a number
+        there[:, 0] = True  # a softmax over nothing is NaN
         for row, tokens in enumerate(coded.input_ids):
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
             there[row, : len(tokens)] = True
         return self._scaled(self.table[ids]), there.to(self.table.device), coded.offset_mapping
 
-    def mean_of(self, words: Sequence[str]) -> Tensor:
-        """Embeddings ``[W, width]`` of single words, the mean of their tokens'."""
+    def embed_words(self, words: Sequence[str]) -> Tensor:
+        """Embeddings ``[W, width]`` of single words, each the mean of its tokens'."""
         if not words:
             return self.table.new_zeros(0, self.table.shape[1])
         rows = self.tokenizer([" " + word for word in words], add_special_tokens=False).input_ids
@@ -239,22 +240,22 @@ class Words:
 
 
 class Grounder:
-    """Looks up what questions name, with a model's grounding and words."""
+    """Finds the events that questions name in a memory, with a model's grounding and word embeddings."""
 
     def __init__(self, grounding: Grounding, words: Words):
         self.grounding = grounding
         self.words = words
 
     @classmethod
-    def of(cls, model: Any, tokenizer: Any) -> "Grounder | None":
-        """The grounder of a model, None for one without grounding."""
+    def from_model(cls, model: Any, tokenizer: Any) -> "Grounder | None":
+        """The grounder of a model; None for a model without grounding."""
         if model.grounding is None:
             return None
         return cls(model.grounding, Words(tokenizer, model.get_input_embeddings().weight))
 
     @torch.inference_mode()
     def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[list[Mention]]:
-        """The events that each question names, in order, and where the memory shows them."""
+        """The events that each question names, in order, each with its most similar slot's time and score."""
         self.grounding.eval()
         spans = self.spans(questions)
         named = [text[begin:end] for text, own in zip(questions, spans, strict=True) for begin, end in own]
@@ -271,14 +272,14 @@ class Grounder:
         return mentions
 
     def spans(self, questions: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where in each question its events stand, in characters."""
-        embeddings, there, offsets = self.words.of(questions)
+        """The character spans of the events in each question."""
+        embeddings, there, offsets = self.words.embed(questions)
         marked = (self.grounding.marks(embeddings, there) > 0).tolist()
         return [_runs(text, *row) for text, *row in zip(questions, marked, offsets, strict=True)]
 
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
-        """How much more than the threshold each slot shows each event ``[m, n]``, and the slots' times."""
-        embeddings, there, _ = self.words.of([" " + text for text in named])
+        """The similarity, less the threshold, of m events and n slots ``[m, n]``, and the slots' n start times."""
+        embeddings, there, _ = self.words.embed([" " + text for text in named])
         known = [slots for slots in parts if len(slots)]
         scores = self.grounding.compare(embeddings, there, [slots.features for slots in known])
         times = [time for slots in known for time in slots.start.tolist()]
@@ -286,7 +287,7 @@ class Grounder:
 
 
 def load_grounding(model: Any, file: Path) -> None:
-    """Give a model the grounding that was trained; raises ``UserError`` when it cannot be read or does not fit."""
+    """Load trained grounding weights into a model; raises ``UserError`` when they cannot be read or do not fit."""
     if model.grounding is None:
         raise UserError("this model has no grounding; its config lacks grounding_config")
     try:
@@ -296,16 +297,16 @@ def load_grounding(model: Any, file: Path) -> None:
 
 
 def save_grounding(grounding: Grounding, folder: Path) -> Path:
-    """Write what was trained to ``folder``, in float16, which changes no comparison noticeably."""
+    """Write grounding weights to ``folder``, in float16, which changes no comparison noticeably."""
     state = {name: value.detach().half().contiguous() for name, value in grounding.state_dict().items()}
     save_file(state, folder / GROUNDING)
     return folder / GROUNDING
 
 
 def _runs(text: str, marked: Sequence[bool], places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Stretches of a text whose tokens are marked; no two events stand without a word between them."""
+    """The spans of a text whose tokens are marked; spans without a word between them are joined."""
     runs: list[tuple[int, int]] = []
-    for part, (begin, end) in zip(marked, places, strict=False):  # marks go on over padding
+    for part, (begin, end) in zip(marked, places, strict=False):  # marks has padding at its end
         if not part:
             continue
         if runs and not any(map(str.isalnum, text[runs[-1][1] : begin])):
@@ -315,7 +316,7 @@ def _runs(text: str, marked: Sequence[bool], places: Sequence[tuple[int, int]]) 
 
 
 def _trimmed(text: str, begin: int, end: int) -> tuple[int, int]:
-    """A stretch of text without the spaces and marks around it."""
+    """A span of text without the spaces and punctuation around it."""
     while begin < end and not text[begin].isalnum():
         begin += 1
     while begin < end and not text[end - 1].isalnum():

@@ -1,8 +1,8 @@
 """Faster decoding on CPUs that multiply only float32 fast.
 
 A decoding step multiplies every weight by one row, so it takes as long as reading the weights.
-PyTorch's matrix-vector product reads float16 and adds up in float32, which halves that; for more
-rows than one, float32 is many times faster. So each linear layer of the language model keeps both.
+PyTorch's matrix-vector product can read float16 weights and add in float32, which takes half the
+time. For more than one row, float32 is many times faster. So each linear layer keeps both.
 """
 
 import torch
@@ -13,8 +13,8 @@ from torch.nn import functional
 class HalfLinear(nn.Linear):
     """A linear layer with a float16 copy of its weight for inputs of a single row.
 
-    Weights that were stored in float16 lose nothing by it; the row is rounded to float16. A row
-    beyond float16's range goes the float32 way.
+    Weights that were stored in float16 lose nothing; the input row is rounded to float16. A row with
+    values beyond float16's range is multiplied in float32.
     """
 
     half_weight: Tensor

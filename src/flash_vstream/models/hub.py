@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig
 from transformers.utils import logging
@@ -98,8 +98,11 @@ def load_processor(name: str) -> tuple[FlashVStreamConfig, FlashVStreamProcessor
 
 
 def _read_model(folder: Path, dtype: torch.dtype) -> FlashVStreamForConditionalGeneration:
-    _read_model_config(folder)
+    config = _read_model_config(folder)
     with _damage_as_user_error(folder):
+        integers = [] if hasattr(config, "quantization_config") else _integer_weights(folder)
+        if integers:  # Transformers would take them for the numbers themselves
+            raise ValueError(f"{integers[0]} holds integers, and config.json names no quantization")
         loaded: Any = FlashVStreamForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True
         )
@@ -109,6 +112,16 @@ def _read_model(folder: Path, dtype: torch.dtype) -> FlashVStreamForConditionalG
         raise _broken(folder, f"{len(missing)} weights are missing, {missing[0]} among them")
     assert isinstance(model, FlashVStreamForConditionalGeneration)
     return model
+
+
+def _integer_weights(folder: Path) -> list[str]:
+    """Names of weights and biases that are not stored as floating-point numbers."""
+    names = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            keys = [key for key in file.keys() if key.endswith((".weight", ".bias"))]  # noqa: SIM118 - not a dict
+            names += [key for key in keys if not file.get_slice(key).get_dtype().startswith(("F", "BF"))]
+    return names
 
 
 def _read_model_config(folder: Path) -> FlashVStreamConfig:

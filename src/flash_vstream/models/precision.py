@@ -1,4 +1,4 @@
-"""Which dtype a device multiplies fast."""
+"""The dtype that a device multiplies fast."""
 
 import functools
 import time
@@ -13,7 +13,7 @@ def best_dtype(device: str) -> torch.dtype:
 
 @functools.cache
 def _cpu_is_fast_in_bfloat16() -> bool:
-    """AMX is; AVX512-BF16 has been measured at four times float32's speed and at half of it, so it is tried."""
+    """With AMX it is. AVX512-BF16 has been measured at four times float32's speed and at half of it, so measure."""
     if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
         return True
     if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
@@ -22,11 +22,11 @@ def _cpu_is_fast_in_bfloat16() -> bool:
 
 
 def _product_seconds(dtype: torch.dtype) -> float:
-    """The least time of a product as a prompt's layers have them."""
+    """The least time of ten products of the size that nano's layers have for a prompt."""
     rows, weight = torch.ones(128, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
-    taken = []
+    seconds = []
     for _ in range(10):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         torch.nn.functional.linear(rows, weight)
-        taken.append(time.perf_counter() - begun)
-    return min(taken)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

@@ -1,7 +1,7 @@
-"""Prompt templates, and where the memory stands in a prompt.
+"""Prompt templates, and how a memory is laid out in a prompt.
 
-``render`` gives the text of a conversation; ``VIDEO`` in it marks the place of the memory, which
-``layout`` turns into pieces: text, and runs of visual tokens.
+``render`` gives the text of a conversation. ``VIDEO`` in it marks the place of the memory, for which
+``layout`` gives the pieces: texts, and runs of visual tokens.
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from flash_vstream.memory import MemorySnapshot
 
 VIDEO = "<image>"
-"""The mark of the memory's place; the released code and LLaVA data write it so for videos too."""
+"""The mark of the memory's place; the released code and LLaVA's data use it for videos too."""
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How a model was taught to see a conversation.
+    """The text form of conversations that a model was trained with.
 
-    ``question`` and ``answer`` are format strings; ``first_question`` replaces ``question`` for
-    the first turn. ``video`` stands between the memory and the question it is asked of. ``stop``
-    ends an answer.
+    ``question`` and ``answer`` are format strings; ``first_question`` replaces ``question`` in the
+    first turn. ``video`` separates the memory from the first question. ``stop`` ends an answer.
     """
 
     name: str
@@ -30,9 +29,9 @@ class PromptTemplate:
     stop: str
 
     def render(self, turns: Sequence[tuple[str, str | None]], with_video: bool = True) -> str:
-        """The text of question and answer ``turns``; an answer of None asks for one.
+        """The text of ``turns`` of question and answer; an answer of None leaves the prompt open for one.
 
-        The video is put before the first question unless that has its mark already.
+        The video's mark is put before the first question unless that has one already.
         """
         text = ""
         for i, (question, answer) in enumerate(turns):
@@ -85,9 +84,9 @@ TEMPLATES = {
         ),
     )
 }
-"""The released code's templates (``vicuna_v1`` is what its models were trained with) and ChatML.
+"""The released code's templates (its models were trained with ``vicuna_v1``) and ChatML.
 
-ChatML goes without a system message, which would cost a small model a tenth of its prompt.
+ChatML has no system message here; it would take a tenth of a small model's prompt.
 """
 
 
@@ -97,11 +96,11 @@ def stamp(seconds: float) -> str:
 
 
 def layout(snapshot: MemorySnapshot, time_stamps: bool) -> list[str | int]:
-    """The memory as pieces of a prompt: texts, and numbers of visual tokens in reading order.
+    """The memory as pieces of a prompt, in reading order: texts, and numbers of visual tokens.
 
-    With ``time_stamps``, each temporal and retrieved slot comes after the time of its first or
-    only frame, and the newest frames after ``now`` and theirs. Abstract slots mix the whole
-    stream and carry none.
+    With ``time_stamps``, each temporal and retrieved slot follows the time of its first frame, and
+    each of the newest frames follows ``now`` and its time. Abstract slots mix the whole stream and
+    have no time.
     """
     pieces: list[str | int] = []
     for name, slots in snapshot.parts():

@@ -130,7 +130,7 @@ class Vocabulary(nn.Module):
         counts = Counter(word for texts in bags for bag in texts for word in bag)
         known = sorted(word for word, count in counts.items() if count >= LEAST_CAPTIONS)
         index = {word: i for i, word in enumerate(known)}
-        self.embeddings = words.mean_of(known)
+        self.embeddings = words.embed_words(known)
         self.shares = torch.zeros(len(bags), len(known))
         for row, texts in enumerate(bags):
             for bag in texts:
@@ -202,7 +202,7 @@ def comparison_loss(
         named = set(content_words(text))
         for j, row in enumerate(rows if part else ()):
             also[i, j] = i != j and named <= data.words[row]
-    embeddings, there, _ = words.of([" " + text for text, _ in said])
+    embeddings, there, _ = words.embed([" " + text for text, _ in said])
     scores = member.compare(member.events(embeddings, there), sights).masked_fill(also, -1e4)
     each = torch.arange(len(rows))
     told_apart = (functional.cross_entropy(scores, each) + functional.cross_entropy(scores.T, each)) / 2
@@ -212,7 +212,7 @@ def comparison_loss(
 def marking_loss(member: Member, words: Words, data: Pictures, count: int, rng: random.Random) -> Tensor:
     """Cross entropy of which tokens of questions are part of an event."""
     made = [question_with_events(data, rng) for _ in range(count)]
-    embeddings, there, offsets = words.of([text for text, _ in made])
+    embeddings, there, offsets = words.embed([text for text, _ in made])
     inside = torch.zeros(there.shape)
     for row, (_, spans) in enumerate(made):
         for place, (begin, end) in enumerate(offsets[row]):
@@ -293,7 +293,7 @@ def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _scores(grounding: Grounding, words: Words, texts: Sequence[str], slots: Tensor) -> Tensor:
-    embeddings, there, _ = words.of([" " + text for text in texts])
+    embeddings, there, _ = words.embed([" " + text for text in texts])
     return grounding.compare(embeddings, there, [slots])
 
 

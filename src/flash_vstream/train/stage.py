@@ -95,7 +95,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
         model=network,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(processor, model.config.star, Grounder.of(model, processor.tokenizer)),
+        data_collator=Collator(processor, model.config.star, Grounder.from_model(model, processor.tokenizer)),
     )
     checkpoint = last_checkpoint(output)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

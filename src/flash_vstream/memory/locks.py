@@ -1,0 +1,18 @@
+"""A lock that an object keeps to itself."""
+
+import threading
+from typing import Any
+
+
+class Locked:
+    """Gives an object ``self._lock``; a copy or a pickled and restored object gets a lock of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._lock = threading.RLock()
