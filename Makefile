@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs train-nano
+.PHONY: demo test docs
 
 demo: $(VENV)/installed
 	$(BIN)/flash-vstream demo
@@ -25,21 +25,6 @@ test: $(VENV)/installed-dev docs
 # The site, in build/site. A broken link, or a name that the API reference no longer finds, is an error.
 docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
-
-# nano's training from start to end, hours on a CPU: make train-nano PICTURES=flickr8k/
-# A run that was interrupted continues where it was. The last command replaces the shipped adapter.
-PICTURES ?= flickr8k/
-train-nano: $(VENV)/installed-dev
-	$(BIN)/flash-vstream train prepare $(PICTURES) prepared/
-	$(BIN)/flash-vstream train stage1 configs/nano-stage1.yaml --data prepared/ --output runs/stage1
-	$(BIN)/flash-vstream train stage2 configs/nano-stage2.yaml --data prepared/ --output runs/stage2
-	$(BIN)/flash-vstream train grounding configs/nano-grounding.yaml --data prepared/ --output runs/grounding
-	$(BIN)/flash-vstream train stage2 configs/nano-stage2-grounded.yaml --data prepared/ --output runs/grounded
-	$(BIN)/flash-vstream train stage2 configs/nano-stage2-practice.yaml --data prepared/ --output runs/practice
-	$(BIN)/flash-vstream train stage2 configs/nano-stage2-order.yaml --data prepared/ --output runs/order
-	$(BIN)/flash-vstream train stage2 configs/nano-stage2-validation.yaml --data prepared/ --output runs/validation
-	$(BIN)/flash-vstream train average runs/order/result runs/validation/result runs/averaged/result --share 0.4
-	$(BIN)/flash-vstream train export runs/averaged/result src/flash_vstream/models/nano_adapter
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -89,13 +89,6 @@ def test_a_command_that_there_is_not_is_noticed():
             parse(words)
 
 
-def test_make_repeats_the_training_of_nano_as_the_page_says():
-    recipe = (ROOT / "Makefile").read_text().split("train-nano: ")[1].split("\n\n")[0]
-    made = [line.removeprefix("\t$(BIN)/") for line in recipe.splitlines() if line.startswith("\t")]
-    (documented,) = (block for block in blocks(ROOT / "docs" / "training.md", "sh") if "train prepare" in block)
-    assert [line.replace("$(PICTURES)", "flickr8k/") for line in made] == documented.splitlines()
-
-
 # --- snippets, links, versions
 
 
