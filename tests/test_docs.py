@@ -77,7 +77,7 @@ def parse(words: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_command_is_one_that_there_is(page):
     for block in blocks(page, "sh"):
-        for line in block.splitlines():
+        for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["flash-vstream"]:
                 parse(words[1:])
