@@ -1,17 +1,17 @@
-# `make demo`, `make test` and `make nano DATA=folder`. Each makes .venv if need be.
+# Two commands: `make demo` and `make test`. Both create .venv if needed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint nano
+.PHONY: demo test docs nano
 
 demo: $(VENV)/installed
 	$(BIN)/flash-vstream demo
 
 # nano, the demo's clips, the mini benchmark's pictures and a judge's weights are fetched first, as part of
-# installing: the tests need no network. A browser and an RTSP server are installed where that can be done
+# installing: the tests need no network. A browser and an RTSP server are installed where that is possible
 # (.ci/packages).
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev docs
 	bash .ci/packages
 	$(BIN)/flash-vstream pull nano
 	$(BIN)/python -m flash_vstream.sample_clips
@@ -22,7 +22,11 @@ test: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov=flash_vstream --cov-report=term-missing:skip-covered
 
-# nano's training from start to end, in hours; the same command goes on where it was stopped.
+# The site, in build/site. A broken link, or a name that the API reference no longer finds, is an error.
+docs: $(VENV)/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# nano's training from start to end, in hours; the same command resumes a run that was stopped.
 # DATA: a folder with captions.json, splits.json and pictures. OUTPUT: where everything is written.
 DATA ?=
 OUTPUT ?= nano-training

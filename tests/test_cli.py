@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flash_vstream import __version__
 from flash_vstream.errors import UserError
 from flash_vstream.timecode import format_time, parse_time
 from helpers.cli import run
@@ -98,7 +99,7 @@ def test_the_command_is_a_process_of_its_own_too(video):
 
 
 def test_version_and_help():
-    assert run("--version").stdout.strip() == "0.1.0"
+    assert run("--version").stdout.strip() == __version__
     listed = run("--help").stdout
     assert all(verb in listed for verb in ("ask", "demo", "models", "pull", "train", "bench"))
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     )
     from flash_vstream.pipeline import FlashVStream, Stream
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
     "FlashVStream": "pipeline",
