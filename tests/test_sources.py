@@ -11,7 +11,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from PIL import Image
 
@@ -65,6 +65,7 @@ def test_what_is_shown_of_a_name(name, shown):
     assert "pass" not in repr(Source(name))
 
 
+@settings(deadline=None)
 @given(some.text(some.characters(exclude_categories=["Cs"]), min_size=1), some.sampled_from(["rtsp", "ftp", "rtmps"]))
 def test_no_password_is_ever_shown(extra, scheme):
     assert "hidden" not in hide_secrets(f"{scheme}://admin:{extra}hidden{extra}@cam/1")
@@ -255,6 +256,7 @@ def test_a_pause_in_a_file_is_a_pause(tmp_path):
     assert [frame.time for frame in read_frames(video, 1, 16)] == pytest.approx([0, 1, 40])
 
 
+@settings(deadline=None)
 @given(some.lists(some.floats(0.001, 5), min_size=2, max_size=100), some.floats(0.05, 30))
 def test_a_rate_is_never_exceeded(steps, fps):
     rate = FrameRate(fps)
