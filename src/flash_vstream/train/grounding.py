@@ -366,7 +366,7 @@ def _fit(
         torch.manual_seed(rng.getrandbits(63))
         rows = data.batch(config.batch_size, rng)
         loss = comparison_loss(member, vocabulary, words, data, rows, rng)
-        loss = loss + marking_loss(member, words, data, config.batch_size // 4, rng)
+        loss = loss + marking_loss(member, words, data, max(1, config.batch_size // 4), rng)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_([*member.parameters(), *vocabulary.parameters()], 1.0)
