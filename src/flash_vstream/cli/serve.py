@@ -6,15 +6,15 @@ import re
 import signal
 import socket
 import ssl
-import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from flash_vstream.cli.options import Model
+from flash_vstream.cli.terminal import clean_end_on_signals
 from flash_vstream.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def serve(
         host, os.environ.get("FLASH_VSTREAM_TOKEN"), allow_origin or [], allow_host or [], allow_folder or []
     )
     check_certificate(tls_cert, tls_key)
-    end_on_signals()
     from flash_vstream.serve.connections import connection_limit
 
     most_connections = connection_limit()  # before any process is started, which inherits it
@@ -62,17 +61,18 @@ def serve(
     from flash_vstream.serve.service import Service
 
     silence_transformers()
-    with Console(stderr=True).status(f"loading {model}") as status:
-        fetch_model(model, status.update)
-        service = Service(model, access, state, streams=named)
-    try:
-        shown = f"[{host}]" if ":" in host else host
-        scheme = "https" if tls_cert else "http"
-        print(json.dumps({"listening": f"{scheme}://{shown}:{listener.getsockname()[1]}/"}), flush=True)
-        Console(stderr=True).print("The page and the API are there; Ctrl-C ends.", style="dim")
-        run_server(service, listener, most_connections, tls_cert, tls_key)
-    finally:
-        service.close()
+    with clean_end_on_signals():
+        with Console(stderr=True).status(f"loading {model}") as status:
+            fetch_model(model, status.update)
+            service = Service(model, access, state, streams=named)
+        try:
+            shown = f"[{host}]" if ":" in host else host
+            scheme = "https" if tls_cert else "http"
+            print(json.dumps({"listening": f"{scheme}://{shown}:{listener.getsockname()[1]}/"}), flush=True)
+            Console(stderr=True).print("The page and the API are there; Ctrl-C ends.", style="dim")
+            run_server(service, listener, most_connections, tls_cert, tls_key)
+        finally:
+            service.close()
 
 
 def run_server(
@@ -101,22 +101,6 @@ def run_server(
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])
-
-
-def end_on_signals() -> None:
-    """End on SIGTERM and SIGHUP as on Ctrl-C, so that what a server holds is given back.
-
-    A signal that is ignored (SIGHUP under nohup) stays ignored.
-    """
-
-    def end(number: int, _: Any) -> None:
-        for other in (signal.SIGTERM, signal.SIGHUP):  # once is enough
-            signal.signal(other, signal.SIG_IGN)
-        sys.exit(128 + number)
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, end)
 
 
 def check_certificate(cert: Path | None, key: Path | None) -> None:

@@ -1,5 +1,8 @@
 """What several commands share on a terminal."""
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -45,3 +48,26 @@ def describe_evidence(answer: "Answer") -> str:
     ]
     found = f"found {', '.join(named)}; " if named else ""
     return f"{found}looked at {', '.join(slots)}"
+
+
+@contextmanager
+def clean_end_on_signals() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP end the program as Ctrl-C does, by way of every ``with`` and ``finally``.
+
+    A signal that is ignored (SIGHUP under nohup) stays ignored. The exit code is the one that shells expect.
+    """
+
+    def end(number: int, _: object) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # a terminal that closes sends several
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

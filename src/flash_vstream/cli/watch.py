@@ -1,14 +1,13 @@
 """``watch``: a live source, a status line and a prompt; frames keep coming while an answer is printed."""
 
 import os
-import signal
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -16,7 +15,7 @@ import typer
 from rich.console import Console
 
 from flash_vstream.cli.options import Fps, Model
-from flash_vstream.cli.terminal import describe_evidence, load_pipeline
+from flash_vstream.cli.terminal import clean_end_on_signals, describe_evidence, load_pipeline
 from flash_vstream.errors import UserError
 from flash_vstream.timecode import format_time
 
@@ -49,7 +48,7 @@ def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast
     from flash_vstream.live.fork_server import ensure_fork_server
     from flash_vstream.video.sources import Source
 
-    with _clean_end_by_signals(), suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder:
+    with clean_end_on_signals(), suppress(KeyboardInterrupt), tempfile.TemporaryDirectory() as folder:
         piped = source_name == "-"
         path = _pump_stdin(Path(folder)) if piped else source_name
         source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport).checked()
@@ -63,23 +62,6 @@ def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast
             console = Console(highlight=False)
             for question in _questions(live, piped):
                 _answer(live, pipeline, question, console)
-
-
-@contextmanager
-def _clean_end_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the program by way of every ``with``, not at once."""
-
-    def end(number: int, _: object) -> None:
-        for also in before:
-            signal.signal(also, signal.SIG_IGN)  # a terminal that closes sends several
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _pump_stdin(folder: Path) -> str:

@@ -230,7 +230,7 @@ def _add_push(app: FastAPI, service: Service) -> None:
                     await socket.send_json({"error": str(error)})
                     continue
                 number = max(number, ring.taken) + 1
-                ring.write(number, Frame(time.time(), image))
+                ring.write(number, Frame(time.monotonic(), image))
                 await socket.send_json({"frame": number})
             await socket.close(1001, "the stream was changed or deleted")
 
