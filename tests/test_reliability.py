@@ -301,13 +301,16 @@ def test_a_4k_source_at_60_frames_a_second_is_kept_up_with(tmp_path):
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    begun = time.monotonic()
+    list(read_frames(video, 2, 256))
+    overload = max(0.0, (time.monotonic() - begun) / 0.5 - 0.5)  # of a machine that cannot decode it in half its time
     reader = Capture(Source(str(video), fps=2, size=256, loop=True), str(tmp_path))
     first, begun = until(reader.newest), time.monotonic()
     time.sleep(2)
     newest = until(lambda: (frame := reader.newest()) is not None and frame.time > first.time and frame)
     behind = (time.monotonic() - begun) - (newest.time - first.time)
     print(f"behind after two seconds: {behind:.2f} s")
-    assert behind < 1
+    assert behind < 1 + 4 * overload
     assert newest.image.shape == (256, 256, 3)
     reader.close()
 

@@ -11,11 +11,13 @@ import av
 import numpy as np
 import psutil
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from PIL import Image
 
 from flash_vstream.errors import UserError
+from flash_vstream.evaluate.media import features_of
+from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import probe, read_frames
 from flash_vstream.video.addresses import hide_secrets, hide_secrets_in_text
 from flash_vstream.video.demux import BrokenOffError, Playback
@@ -60,8 +62,10 @@ from helpers.web import raw_camera, serving_media, write_playlist
 def test_what_is_shown_of_a_name(name, shown):
     assert hide_secrets(name) == shown
     assert Source(name).shown == shown
+    assert "pass" not in repr(Source(name))
 
 
+@settings(deadline=None)
 @given(some.text(some.characters(exclude_categories=["Cs"]), min_size=1), some.sampled_from(["rtsp", "ftp", "rtmps"]))
 def test_no_password_is_ever_shown(extra, scheme):
     assert "hidden" not in hide_secrets(f"{scheme}://admin:{extra}hidden{extra}@cam/1")
@@ -252,6 +256,7 @@ def test_a_pause_in_a_file_is_a_pause(tmp_path):
     assert [frame.time for frame in read_frames(video, 1, 16)] == pytest.approx([0, 1, 40])
 
 
+@settings(deadline=None)
 @given(some.lists(some.floats(0.001, 5), min_size=2, max_size=100), some.floats(0.05, 30))
 def test_a_rate_is_never_exceeded(steps, fps):
     rate = FrameRate(fps)
@@ -317,6 +322,11 @@ def test_a_narrow_video_can_be_asked_about(tmp_path, tiny_folder):
     done = run("ask", video, "what?", "--model", tiny_folder)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_narrow_video_can_be_evaluated(tmp_path, tiny):
+    video = write_video(tmp_path / "narrow.mov", frames=3, size=(10_000, 1), codec="png", pix_fmt="rgb24")
+    assert [time for time, _ in features_of(FlashVStream(*tiny), video, 1.0, None)] == [0.0]
 
 
 def huge(path: Path, side: int) -> Path:

@@ -84,9 +84,9 @@ class Capture:
         self._number = 0  # of the newest frame taken, in this reader's counting
         self._spoke = False  # whether this reader has said anything
         self._heard_at = 0.0
-        self._start = start
         self._zero = None if start is None else time.monotonic() - start  # the moment of stream time 0, by the clock
-        self._offset = 0.0  # from a recording's time to stream time
+        # From a recording's time to stream time; None until a loop that was begun again gives its first frame.
+        self._offset: float | None = (start or 0.0) - source.begin
         self._last_time: float | None = None
         self._last_clock = 0.0
         self._failures = 0
@@ -129,10 +129,8 @@ class Capture:
         source = self.source
         if self.position is not None:
             source = replace(source, begin=self.position + RESUME_AFTER)
-        elif self._last_time is not None:  # the gap is part of the stream's time
-            self._offset = self._last_time + (now - self._last_clock) - source.begin
-        else:
-            self._offset = (self._start or 0.0) - source.begin
+        elif self._last_time is not None:
+            self._offset = None
         self._ring.clear()
         self._number, self._heard_at, self._spoke, self._opened, self._last_word = 0, now, False, None, None
         context = multiprocessing.get_context("spawn")
@@ -181,6 +179,8 @@ class Capture:
                 self._zero = frame.time if self._last_time is None else self._last_clock - self._last_time
             moment = frame.time - self._zero
         else:
+            if self._offset is None:  # the gap is part of the stream's time
+                self._offset = (self._last_time or 0.0) + (now - self._last_clock) - frame.time
             moment = frame.time + self._offset
             self.position = None if self.source.loop else frame.time
         moment = max(moment, self._last_time or 0.0)

@@ -119,10 +119,9 @@ def _read(source: Source, ring: FrameRing, teller: Teller, patience: float) -> E
     except BrokenOffError as error:
         reason = f"{source.shown} {error}"
         return Ended(reason) if error.final or source.is_local else Broken(reason, broke_off=True)
-    except MissingSourceError as error:
-        return Broken(str(error))
     except UserError as error:
-        return Broken(str(error), final=source.is_local or source.is_finite)
+        final = not isinstance(error, MissingSourceError) and (source.is_local or source.is_finite)
+        return Broken(str(error).replace(source.name, source.shown), final)
     except (FFmpegError, OSError, ValueError) as error:
         reason = f"{source.shown} {what_failed} ({hide_secrets_in_text(reason_of(error))})"
         return Broken(reason, final=source.is_pipe and source.is_finite, silent=isinstance(error, TimeoutError))

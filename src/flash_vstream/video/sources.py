@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import av
@@ -53,7 +53,7 @@ class Source:
     A source may name what is not there (any more); ``checked`` is for names that a user has just given.
     """
 
-    name: str
+    name: str = field(repr=False)  # it may hold a password
     fps: float = 1.0
     size: int = 256
     pace: str = "real"
