@@ -1,14 +1,14 @@
 """Clips: real containers alone, and nothing left of servers that were killed."""
 
-import os
+import subprocess
+import sys
 import tempfile
 
 import av
-import psutil
 import pytest
 
 from flash_vstream.errors import UserError
-from flash_vstream.serve.clips import FOLDER, is_container, sweep
+from flash_vstream.serve.clips import FOLDER, Clips, is_container
 from flash_vstream.video import read_frames
 from helpers.videos import write_video
 
@@ -47,16 +47,26 @@ def test_a_file_that_names_another_is_not_followed(tmp_path, text):
 
 def test_clips_of_killed_servers_are_deleted_and_those_of_running_ones_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    started = int(psutil.Process().create_time())
-    own = tmp_path / f"{FOLDER}{os.getpid()}-{started}-abc_1"
-    dead = tmp_path / f"{FOLDER}{2**22 + 1}-{started}-abc"
-    reused = tmp_path / f"{FOLDER}{os.getpid()}-{started - 100}-abc"
-    other = tmp_path / f"{FOLDER}of-somebody-else"
-    for folder in (own, dead, reused, other):
-        folder.mkdir()
-        (folder / "clip").write_bytes(b"x")
-    sweep()
-    assert set(tmp_path.iterdir()) == {own, other}
+    code = (
+        "import sys, time; from pathlib import Path; from flash_vstream.video.shared_memory import OwnedFolder;"
+        f"folder = OwnedFolder({FOLDER!r}, sys.argv[1]); Path(folder.path, 'clip').write_bytes(b'x');"
+        "print(folder.path, flush=True); time.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    servers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        killed, running = (Path(server.stdout.readline().strip()) for server in servers)
+        servers[0].kill()
+        servers[0].wait()
+        clips = Clips(None)
+        assert not killed.exists()
+        assert (running / "clip").exists()
+        clips.close()
+        assert list(tmp_path.iterdir()) == [running]
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
 
 
 def test_the_bundled_ffmpeg_knows_the_formats_that_are_allowed():

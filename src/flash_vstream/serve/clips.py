@@ -4,22 +4,20 @@ A clip is a stream under a name that nobody can guess or ask for, from a file in
 """
 
 import contextlib
-import os
 import re
 import secrets
 import shutil
-import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
-import psutil
 from PIL import Image
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.streams import LiveStreams
 from flash_vstream.serve.security import ApiError
+from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source
 
 PREFIX = "~clip-"
@@ -29,7 +27,7 @@ WATCH_SECONDS = 600.0
 """How long a clip may take to be watched."""
 POLL_SECONDS = 0.02
 PICTURE_FPS = 1.0
-FOLDER = "flash-vstream-clips-"
+FOLDER = "flash-vstream-clips"
 MAGIC = (
     (0, re.compile(rb"....(ftyp|moov|mdat|wide|free|skip|pnot)", re.DOTALL)),  # MP4, QuickTime
     (0, re.compile(rb"\x1aE\xdf\xa3")),  # Matroska, WebM
@@ -57,9 +55,8 @@ class Clips:
     def __init__(self, live: LiveStreams):
         self._live = live
         self._places = threading.Semaphore(AT_ONCE)
-        sweep()
-        started = int(psutil.Process().create_time())
-        self._folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-{started}-"))
+        self._owned = OwnedFolder(FOLDER)
+        self._folder = Path(self._owned.path)
 
     def add(self, media: bytes | Sequence[Image.Image], fps: float) -> str:
         """Begin to watch a video file's bytes, or pictures as one a second; returns the stream's name.
@@ -117,15 +114,4 @@ class Clips:
 
     def close(self) -> None:
         """Delete what is left."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def sweep() -> None:
-    """Delete the clips of servers that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
-        if not (named := re.fullmatch(rf"{FOLDER}(\d+)-(\d+)-\w+", folder.name)):
-            continue
-        with contextlib.suppress(psutil.Error):
-            if int(psutil.Process(int(named[1])).create_time()) == int(named[2]):
-                continue
-        shutil.rmtree(folder, ignore_errors=True)
+        self._owned.cleanup()
