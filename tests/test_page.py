@@ -8,7 +8,6 @@ from playwright.sync_api import Page, expect
 from helpers.server import serving
 from helpers.videos import write_video
 
-
 expect.set_options(timeout=30_000)  # for machines that are busy
 
 
