@@ -28,6 +28,9 @@ window.WebSocket = class extends WebSocket {
 CAMERA_IS_OFF = "window.cameraMedia.getTracks().every((track) => track.readyState === 'ended')"
 
 
+expect.set_options(timeout=30_000)  # for machines that are busy
+
+
 @pytest.fixture(scope="module")
 def server(tiny_folder):
     with serving(str(tiny_folder)) as running:
