@@ -19,6 +19,7 @@ from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStr
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
 from flash_vstream.models.grounding import annotate
 from flash_vstream.video import Frame, read_frames
+from flash_vstream.video.pictures import LOCAL_FORMATS, decode_picture
 from flash_vstream.video.sources import Source, watch_source
 
 Picture = np.ndarray | Image.Image
@@ -104,9 +105,10 @@ class FlashVStream:
         """
         if path.suffix.lower() in PICTURE_ENDINGS:
             try:
-                yield [0.0], self.encode([Image.open(path)]).float()
-            except OSError as error:
+                picture = decode_picture(path, formats=LOCAL_FORMATS)
+            except UserError as error:
                 raise UserError(f"{path} is not a picture that can be read ({error})") from None
+            yield [0.0], self.encode([picture]).float()
             return
         size = self.processor.image_processor.size
         if path.is_dir():

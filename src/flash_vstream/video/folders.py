@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from flash_vstream.errors import UserError
+from flash_vstream.video.pictures import LOCAL_FORMATS, decode_picture
 from flash_vstream.video.reader import MAX_PIXELS, Frame, MissingSourceError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
@@ -36,7 +37,7 @@ def read_folder(
         check_path(path)
         try:
             image = _read_picture(path, size, decode=shown / fps >= begin - 1e-6)
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        except (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             if not os.path.isdir(folder):
                 raise MissingSourceError(f"the folder {folder} is not there") from None
             passed_over.append(name)
@@ -72,11 +73,7 @@ def _list(folder: str) -> tuple[list[str], list[str]]:
 
 def _read_picture(path: str, size: int, decode: bool) -> np.ndarray | None:
     """The centre of a picture ``[size, size, 3]``, upright; None when it is not to be decoded but could be opened."""
-    with Image.open(path) as picture:
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ValueError("too many pixels")
-        if not decode:
-            return None
-        picture.draft("RGB", (2 * size, 2 * size))  # a JPEG is decoded no larger than it will be used
-        upright = ImageOps.exif_transpose(picture).convert("RGB")
-        return np.asarray(ImageOps.fit(upright, (size, size)))
+    if decode:
+        return np.asarray(decode_picture(Path(path), size, MAX_PIXELS, LOCAL_FORMATS))
+    with Image.open(path, formats=LOCAL_FORMATS):
+        return None

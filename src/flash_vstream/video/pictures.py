@@ -9,22 +9,30 @@ from PIL import Image, ImageOps
 from flash_vstream.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
+"""What callers may send."""
+LOCAL_FORMATS = (*FORMATS, "BMP", "GIF")
+"""What files of this machine may be."""
 MOST_PIXELS = 16_000_000
 """A picture of a phone; decoded, 48 MB."""
 HIGH_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
-def decode_picture(data: bytes | Path, side: int | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
+def decode_picture(
+    data: bytes | Path,
+    side: int | None = None,
+    most_pixels: int = MOST_PIXELS,
+    formats: tuple[str, ...] = FORMATS,
+) -> Image.Image:
     """The RGB picture in ``data`` (or in the file of that name), upright.
 
     With ``side``, its centre scaled to ``side`` by ``side`` pixels; a large JPEG is then decoded at a fraction of
-    its size. Raises ``UserError`` for anything but a JPEG, PNG or WebP of at most ``most_pixels``, which is seen
+    its size. Raises ``UserError`` for anything but one of the ``formats`` of at most ``most_pixels``, which is seen
     in its header, before a pixel is decoded.
     """
     try:
-        picture: Image.Image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=FORMATS)
+        picture: Image.Image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=formats)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise UserError("this is not a JPEG, PNG or WebP picture") from None
+        raise UserError(f"this is not a {', '.join(formats[:-1])} or {formats[-1]} picture") from None
     with picture:
         width, height = picture.size
         if width * height > most_pixels:
