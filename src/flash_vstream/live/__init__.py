@@ -1,1 +1,1 @@
-"""Streams that are watched as they happen: worker processes around shared, immutable states. Knows nothing of HTTP."""
+"""Live streams: worker processes that exchange immutable snapshots through shared memory. Independent of HTTP."""

@@ -1,4 +1,4 @@
-"""The fork server: a process that has imported what workers need and forks them, so that each starts in a second."""
+"""The fork server: a process that has already imported what workers need and forks them, so each starts in a second."""
 
 import multiprocessing
 import signal
@@ -9,14 +9,14 @@ PRELOADED = ["flash_vstream.live.frame_worker", "flash_vstream.live.question_wor
 
 
 def ensure_fork_server() -> ForkServerContext:
-    """See to it that the fork server runs; returns the context to start workers in.
+    """Start the fork server unless it is running, and return the context for starting workers.
 
-    Called early, its imports go on beside the caller's own.
+    Call it early: the fork server then imports in parallel with the caller.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    resource_tracker.ensure_running()  # which unblocks Ctrl-C when it starts
-    # The fork server inherits this: Ctrl-C is for the process that it serves, not to break its imports with an outcry.
+    resource_tracker.ensure_running()  # first, because starting it unblocks Ctrl-C
+    # The fork server inherits the mask: Ctrl-C belongs to its parent and must not abort the imports with a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()

@@ -1,10 +1,10 @@
 """The frame worker: a process that reads sources, encodes frames and writes memories.
 
-It never waits for a question. It publishes what each stream has come to through ``SharedTensors`` and takes
-orders through a pipe, so whoever asks the questions can live anywhere that can read the shared states.
+It never waits for a question. It publishes each stream's state through ``SharedTensors`` and takes orders through a
+pipe, so questions can be answered by any process that can read the shared states.
 
-Whatever a stream raises ends that stream alone: it is shown as failed and begun again from what it published last,
-after a wait that grows.
+An exception in a stream stops only that stream. Its status becomes failed, and it restarts from its last published
+state after a delay that grows with each failure.
 """
 
 import contextlib
@@ -42,9 +42,9 @@ from flash_vstream.video.sources import Source
 
 IDLE_SECONDS = 0.02
 STATUS_SECONDS = 0.5
-"""How often a stream's status is published while no frame comes."""
+"""How often a stream's status is published while no frames arrive."""
 RETRY_SECONDS = (1.0, 60.0)
-"""The first and the longest wait before a failed stream is begun again; each doubles, with jitter."""
+"""The shortest and longest delay before a failed stream restarts; the delay doubles each time, with jitter."""
 GAPS_KEPT = 20
 log = logging.getLogger("flash_vstream.live")
 
@@ -53,8 +53,8 @@ log = logging.getLogger("flash_vstream.live")
 class Add:
     """Watch ``source`` as the stream ``name``, publishing to the shared state at ``shared_path``.
 
-    That file is there already, alone in a folder of the stream's own. ``saved`` is a file that an earlier state was
-    saved to. A pushed source has its ring at ``ring``.
+    That file already exists, in a folder that belongs to this stream. ``saved`` is the file that an earlier run's state
+    was saved to; it may be missing. ``ring`` is the path of a pushed source's ring.
     """
 
     name: str
@@ -66,14 +66,14 @@ class Add:
 
 @dataclass(frozen=True)
 class Remove:
-    """Stop watching the stream ``name``; answered by its shared path."""
+    """Stop watching the stream ``name``; the worker replies with its shared path."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a stream failed, how often in a row, and when (monotonic seconds) it is begun again."""
+    """Why a stream failed, how many times in a row, and when (monotonic seconds) it restarts."""
 
     error: str
     count: int
@@ -81,12 +81,12 @@ class Failure:
 
 
 class WatchedStream:
-    """One stream in the frame worker: its reader, its memory, its pictures, its shared state."""
+    """One stream in the frame worker: its reader, memory, pictures and shared state."""
 
     def __init__(self, order: Add, memory: StarMemory, failure: Failure | None = None):
-        """Begin ``order`` or go on with it; raises whatever its source or its saved memory raises.
+        """Start or resume the stream in ``order``; raises whatever its source or its saved memory raises.
 
-        ``failure`` is the one after which the stream is begun again; it is shown until a frame is kept.
+        ``failure`` is what stopped the stream last time. The status shows it until the next frame is written.
         """
         self.order = order
         self.memory = memory
@@ -95,7 +95,7 @@ class WatchedStream:
         self.slots = empty_slots(memory)
         self.shared = SharedTensors(order.shared_path)
         self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": [], "position": None}
-        # When the newest frame was kept: by the wall clock, and by the monotonic one, which nobody sets.
+        # When the newest frame was written, by the wall clock and by the monotonic clock, which cannot be set.
         self.notes |= {"clock": None, "monotonic": None, "encode_seconds": None, "write_seconds": None}
         self.status_due = 0.0
         self.reader = self._reader()
@@ -103,7 +103,7 @@ class WatchedStream:
         self.reader.status.restarts = failure.count if failure is not None else 0
 
     def _reader(self) -> "Capture | PushedFrames | EndedReader":
-        """The source's reader, going on from what was published, or from what was saved of an earlier run."""
+        """The source's reader, resuming from the published state or from one saved by an earlier run."""
         source, ring = self.order.source, self.order.ring
         known = self._known()
         start: float | None = None
@@ -112,7 +112,7 @@ class WatchedStream:
             self.notes |= {name: notes[name] for name in self.notes if name in notes}
             self.slots = state["slots"]
             if notes.get("state") == "ended":
-                return EndedReader(notes.get("error"))  # its file need not be there any more
+                return EndedReader(notes.get("error"))  # its file may have been deleted
         if known is not None and self.memory.frames:
             newest = self.memory.read().time
             self.notes["monotonic"] = time.monotonic() - seconds_ago
@@ -127,9 +127,10 @@ class WatchedStream:
         return Capture(source, os.path.dirname(self.order.shared_path), start)
 
     def _known(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], float] | None:
-        """Restore memory and pictures from what is known of the stream: state, notes, and how many seconds old it is.
+        """Restore memory and pictures from the published or saved state; returns state, notes and age in seconds.
 
-        Ages are told by the monotonic clock within a run, and by the wall clock, which may have been set, across one.
+        Returns None when there is neither. Ages are measured by the monotonic clock within a run, and between runs by
+        the wall clock, which may have been changed.
         """
         known = self.shared.read()
         if known is not None:
@@ -144,8 +145,10 @@ class WatchedStream:
         return None
 
     def _load(self, saved: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What was saved. A file that is damaged or of another model is set aside, never written over: ``UserError``
-        says so, and the stream is begun again without it.
+        """Load a saved state and restore memory and pictures from it.
+
+        A file that is damaged or belongs to another model is renamed, never overwritten, and ``UserError`` says so.
+        The stream then restarts without it.
         """
         try:
             state, notes = load_state(saved)
@@ -162,7 +165,7 @@ class WatchedStream:
         return state, notes
 
     def write(self, feature: torch.Tensor, frame: Frame, encode_seconds: float) -> None:
-        """Write a frame to the memory and publish what the stream has come to."""
+        """Write a frame to the memory and publish the stream's new state."""
         begun = time.perf_counter()
         self.memory.write(feature[None], [frame.time])
         snapshot = self.memory.read()
@@ -178,7 +181,7 @@ class WatchedStream:
         self.publish_status()
 
     def publish_status(self) -> None:
-        """Publish how the stream is doing."""
+        """Publish the stream's status."""
         status = asdict(self.reader.status)
         if self.failure is not None and status["state"] == "starting":
             status |= {"state": "failed", "error": self.failure.error}
@@ -188,7 +191,7 @@ class WatchedStream:
 
 
 class EndedReader:
-    """In place of a reader, for a file that ended before the frame worker was started again."""
+    """Stands in for the reader of a file that had ended before the frame worker restarted."""
 
     position = None
 
@@ -196,15 +199,15 @@ class EndedReader:
         self.status = SourceStatus(state="ended", error=error)
 
     def newest(self) -> Frame | None:
-        """No frame comes any more."""
+        """Always None: the file has ended."""
         return None
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is nothing to release."""
 
 
 class FrameWorker:
-    """The frame worker's loop: orders, the newest frame of every stream, one batch, the memories."""
+    """The frame worker's loop: take orders, collect every stream's newest frame, encode one batch, write memories."""
 
     def __init__(self, pipeline: FlashVStream, orders: Connection):
         self.pipeline, self.orders = pipeline, orders
@@ -213,7 +216,7 @@ class FrameWorker:
         self.failures: dict[str, Failure] = {}
 
     def run(self) -> None:
-        """Watch until the pipe closes or says that it is over."""
+        """Watch until the pipe closes or delivers None."""
         try:
             while self.step():
                 pass
@@ -222,7 +225,7 @@ class FrameWorker:
                 self._end(name)
 
     def step(self) -> bool:
-        """Obey the orders that wait and take the frames that came; False when it is over."""
+        """Carry out pending orders and process new frames; False when it is time to stop."""
         try:
             while self.orders.poll():
                 order = self.orders.recv()
@@ -230,7 +233,7 @@ class FrameWorker:
                     return False
                 self._obey(order)
         except (EOFError, OSError):
-            return False  # whoever gave the orders is gone
+            return False  # the parent is gone
         self._retry()
         fresh = self._newest_frames()
         for name, frame, feature, seconds in self._encoded(fresh):
@@ -269,7 +272,7 @@ class FrameWorker:
             if name not in self.watched and now >= failure.retry_at:
                 self._begin(name)
             elif name in self.watched and now > failure.retry_at + RETRY_SECONDS[1]:
-                del self.failures[name]  # it has gone well for long enough
+                del self.failures[name]  # it has run well for long enough
 
     def _newest_frames(self) -> list[tuple[str, Frame]]:
         fresh = []
@@ -282,9 +285,9 @@ class FrameWorker:
         return fresh
 
     def _encoded(self, fresh: list[tuple[str, Frame]]) -> Iterator[tuple[str, Frame, torch.Tensor, float]]:
-        """Each frame with its features and its share of the seconds, from one batch.
+        """Each frame with its features and its share of the encoding seconds, encoded as one batch.
 
-        Should that fail, frames are encoded one by one, to find the one at fault.
+        If the batch fails, frames are encoded one by one, so that only the faulty one fails.
         """
         if not fresh:
             return
@@ -308,21 +311,21 @@ class FrameWorker:
         readers = [watched.reader for watched in self.watched.values()]
         try:
             wait_for_any([reader for reader in readers if not isinstance(reader, EndedReader)], IDLE_SECONDS)
-        except (OSError, ValueError):  # of a descriptor that has just gone; its reader will tell
+        except (OSError, ValueError):  # a descriptor has just closed; its reader reports why
             time.sleep(IDLE_SECONDS)
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """Whatever is raised within fails the stream ``name`` and no other."""
+        """Context in which any exception fails the stream ``name`` and no other."""
         try:
             yield
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except BaseException as error:  # a panic of tokenizers or safetensors is no Exception
+        except BaseException as error:  # panics in tokenizers or safetensors are not Exceptions
             self._fail(name, error)
 
     def _fail(self, name: str, error: BaseException) -> None:
-        """End a stream, tell why, and have it begun again in a while."""
+        """Stop a stream, publish the reason, and schedule its restart."""
         count = self.failures[name].count if name in self.failures else 0
         first, longest = RETRY_SECONDS
         wait = min(longest, first * 2.0 ** min(count, 10)) * random.uniform(0.7, 1.0)
@@ -343,23 +346,23 @@ class FrameWorker:
 
 
 def _reason(error: BaseException) -> str:
-    """What is told of an error: a user's as it is, any other with its kind."""
+    """An error's message, preceded by its type unless it is a ``UserError``."""
     if isinstance(error, UserError):
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def run_frame_worker(model: str, orders: Connection) -> None:
-    """The process's main function: say ``("ready", info)``, then watch until the pipe closes.
+    """The process's main function: send ``("ready", info)``, then watch until the pipe closes.
 
-    ``info`` has the side in pixels that frames must have, the layout of a stream's shared state, and what a memory
-    holds (``memory_capacity``).
+    ``info`` holds the frames' side in pixels (``size``), the layout of a stream's shared state (``layout``), and a
+    memory's capacity (``memory``, see ``memory_capacity``). If the worker cannot start, it sends the reason instead.
     """
     from flash_vstream.models.hub import silence_transformers
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that gives the orders
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     silence_transformers()
-    # Half of the cores: with as many threads as the question worker has, each waits for the other's.
+    # Half the cores: with as many threads as the question worker, the two would wait for each other's threads.
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     try:
         pipeline = FlashVStream.from_pretrained(model)
@@ -377,5 +380,5 @@ def run_frame_worker(model: str, orders: Connection) -> None:
 
 
 def state_layout(memory: StarMemory) -> Layout:
-    """The layout of the shared state of a stream with such a memory."""
+    """The layout of a stream's shared state, for a memory like ``memory``."""
     return layout_of(stream_state(memory, empty_slots(memory), Pictures(max_slots(memory))))

@@ -1,4 +1,4 @@
-"""The question worker from the outside: questions in, events out, from any thread."""
+"""The parent's client for the question worker: ask from any thread, receive events."""
 
 import contextlib
 import queue
@@ -14,14 +14,14 @@ from flash_vstream.live.supervisor import Supervisor
 from flash_vstream.models.generation import MAX_NEW_TOKENS
 
 QUESTION_SECONDS = 120.0
-"""How long a question may take, from when it is asked to the end of its answer."""
+"""The time limit for a question, from asking it to the end of its answer."""
 HANG_SECONDS = 30.0
-"""How long after that the question worker may still say nothing before it is ended and started again."""
+"""How long the question worker may stay silent after that limit before it is killed and restarted."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What comes of a question: ``kind`` is text (a piece), done (the whole answer) or error (why)."""
+    """One event of an answer: ``kind`` is text (a piece), done (the whole answer) or error (the reason)."""
 
     kind: str
     value: Any
@@ -32,11 +32,10 @@ HUNG = Event("error", "the question worker did not answer in time; it is being s
 
 
 class QuestionClient:
-    """Takes questions from any thread and keeps the question worker behind it alive.
+    """Takes questions from any thread and keeps the question worker alive.
 
-    A question that takes longer than ``question_seconds`` ends with an error, and the others go on. A worker from which
-    nothing is heard for ``hang_seconds`` more is ended and started again. Raises ``UserError`` for a model that cannot
-    be loaded.
+    A question that takes longer than ``question_seconds`` ends with an error; the others continue. A worker that stays
+    silent for ``hang_seconds`` more is killed and restarted. Raises ``UserError`` if the model cannot be loaded.
     """
 
     def __init__(self, model_name: str, question_seconds: float = QUESTION_SECONDS, hang_seconds: float = HANG_SECONDS):
@@ -55,9 +54,9 @@ class QuestionClient:
         max_new_tokens: int = MAX_NEW_TOKENS,
         stop: Sequence[str] = (),
     ) -> Generator[Event, None, None]:
-        """Events of an answer as they come; the last is done or error. Closing it cancels the question.
+        """Yield an answer's events as they arrive; the last is done or error. Closing the generator cancels.
 
-        The question is about the stream whose shared state is at ``shared_path``, or plain chat (None).
+        The question is about the stream whose shared state is at ``shared_path``; None means plain chat.
         """
         asked_at = time.monotonic()
         with self._lock:
@@ -79,13 +78,13 @@ class QuestionClient:
             yield DIED
         finally:
             del self._events[number]
-            # A worker that was started since does not know of it.
+            # A worker that started after the question was sent has never seen it.
             if event.kind == "text" and restarts == self.worker.restarts:
-                with contextlib.suppress(OSError):  # dead: nothing is left to cancel
+                with contextlib.suppress(OSError):  # the worker is dead: there is nothing to cancel
                     self.worker.send(Cancel(number))
 
     def _next_event(self, events: "queue.SimpleQueue[Event]", asked_at: float) -> Event:
-        """The question's next event; an error when the worker, which should have said one, hangs."""
+        """The question's next event. A worker that hangs is killed, and the event is then an error."""
         while True:
             patient_until = max(asked_at + self._question_seconds, self._heard) + self._hang_seconds
             try:
@@ -114,5 +113,5 @@ class QuestionClient:
             events.put(DIED)
 
     def close(self) -> None:
-        """End the question worker; questions under way end with an error. May be called again."""
+        """Stop the question worker; questions in progress end with an error. Safe to call twice."""
         self.worker.close()

@@ -1,9 +1,8 @@
-"""The question worker: a process that holds the language model and answers about shared states.
+"""The question worker: a process that holds the language model and answers questions about shared states.
 
-It never waits for a frame. While nobody asks, it reads the memory that was last asked about ahead of the next
-question (the warm prefix), so that a question costs only its own tokens. Questions that come together are answered
-in turns of one token each, so none waits for another's end. Whatever goes wrong with a question ends that question,
-and so does the end of its time.
+It never waits for a frame. While idle, it reads the memory of the most recently questioned stream ahead of the next
+question (the warm prefix), so that a question costs only its own tokens. Concurrent questions take turns, one token
+each, so none waits for another to finish. An error or a timeout ends only the question it belongs to.
 """
 
 import base64
@@ -28,20 +27,21 @@ from flash_vstream.pipeline import FlashVStream
 
 IDLE_SECONDS = 0.02
 WARM_SECONDS = 300.0
-"""How long after its last question a stream is read ahead."""
+"""How long after its last question a stream keeps being read ahead."""
 AT_ONCE = 32
-"""Questions that are answered in turns; more wait for a place."""
+"""How many questions are answered concurrently; the rest wait in a queue."""
 KEPT_STATES, KEPT_PREFIXES = 64, 4
 DROP_SECONDS = 1.0
-"""How often the states of streams that were removed are let go of."""
+"""How often the states of removed streams are released."""
 EVIDENCE_THUMBNAILS = 6
 GRACE_SECONDS = 0.5
-"""One frame that came so shortly before a question, or after it, may be missing from what was read ahead.
+"""The warm prefix may lack one frame, if that frame came less than this long before the question, or after it.
 
-Where reading a memory takes as long as it stays the newest, a question would else wait for two readings.
+Without this, a question would wait for two readings wherever reading a memory takes as long as the interval between
+frames.
 """
 LOG_SECONDS = 10.0
-"""How often at most an unexpected error is logged, so that callers cannot fill a disk."""
+"""The shortest interval between logged unexpected errors, so that callers cannot fill a disk."""
 _ERROR_CHARACTERS = 500
 log = logging.getLogger("flash_vstream.live")
 
@@ -50,7 +50,7 @@ log = logging.getLogger("flash_vstream.live")
 class Ask:
     """A question about the stream whose shared state is at ``shared_path`` (None: plain chat).
 
-    ``asked_at`` is in monotonic seconds; the answer must have ended ``seconds`` later.
+    ``asked_at`` is in monotonic seconds; the answer must be complete within ``seconds`` of it.
     """
 
     id: int
@@ -65,27 +65,27 @@ class Ask:
 
 @dataclass(frozen=True)
 class Cancel:
-    """Nobody waits for the answer any more."""
+    """Cancel a question: its caller is gone."""
 
     id: int
 
 
 class QuestionWorker:
-    """The question worker's state: the model, what was read ahead, questions under way."""
+    """The question worker's state: the model, the prefixes read ahead, and the questions in progress."""
 
     def __init__(self, pipeline: FlashVStream, pipe: Connection):
         self.pipeline, self.pipe = pipeline, pipe
-        self.generator = pipeline.generator  # made now, not while the first question waits
+        self.generator = pipeline.generator  # built now, so that the first question need not wait for it
         self.waiting: deque[Ask] = deque()
         self.active: dict[int, tuple[Ask, Iterator[tuple[str, Any]]]] = {}
-        # By path: a stream's shared state, and when (monotonic seconds) it was asked about last.
+        # By path: a stream's shared state, and when (monotonic seconds) its last question came.
         self.shared_states: OrderedDict[str, tuple[SharedTensors, float]] = OrderedDict()
-        # By path: the frames in a memory and the prefix that was read of it.
+        # By path: the number of frames in a memory, and the prefix read from it.
         self.prefixes: OrderedDict[str, tuple[int, Prefix]] = OrderedDict()
         self._drop_at = self._log_at = 0.0
 
     def run(self) -> None:
-        """Answer until the pipe closes or says that it is over."""
+        """Answer until the pipe closes or delivers None."""
         try:
             while True:
                 while self.pipe.poll(0 if self.active or self.waiting else IDLE_SECONDS):
@@ -97,10 +97,10 @@ class QuestionWorker:
                     self.read_ahead()
                 self.drop_removed()
         except (EOFError, OSError):
-            pass  # whoever asks is gone
+            pass  # the parent is gone
 
     def take(self, order: Ask | Cancel) -> None:
-        """Take a question, or drop one."""
+        """Queue a question, or cancel one."""
         if isinstance(order, Cancel):
             self.active.pop(order.id, None)
             self.waiting = deque(ask for ask in self.waiting if ask.id != order.id)
@@ -108,7 +108,7 @@ class QuestionWorker:
             self.waiting.append(order)
 
     def step(self) -> bool:
-        """One token of every question under way; False when there are none."""
+        """Generate one token for every question in progress; False when none remain."""
         for ask in [ask for ask in self.waiting if _is_over(ask)]:
             self.waiting.remove(ask)
             self.pipe.send((ask.id, "error", _over_message(ask)))
@@ -123,7 +123,7 @@ class QuestionWorker:
         return bool(self.active)
 
     def _next_event(self, ask: Ask, answering: Iterator[tuple[str, Any]]) -> tuple[str, Any]:
-        """What comes next of an answer: a piece, the end, or what went wrong, whatever that is."""
+        """An answer's next event: a piece, the end, or the error. Never raises for a failed question."""
         if _is_over(ask):
             return "error", _over_message(ask)
         try:
@@ -134,7 +134,7 @@ class QuestionWorker:
             return "error", str(error)[:_ERROR_CHARACTERS]
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a panic of tokenizers is no Exception
+        except BaseException as error:  # a panic in tokenizers is not an Exception
             if time.monotonic() >= self._log_at:
                 self._log_at = time.monotonic() + LOG_SECONDS
                 log.warning("a question could not be answered", exc_info=error)
@@ -157,7 +157,7 @@ class QuestionWorker:
         yield "done", details
 
     def _shared(self, path: str) -> SharedTensors:
-        """The shared state at ``path``, which is read ahead from now on."""
+        """The shared state at ``path``; marks it as the stream to read ahead."""
         shared = self.shared_states[path][0] if path in self.shared_states else SharedTensors(path)
         self.shared_states[path] = (shared, time.monotonic())
         self.shared_states.move_to_end(path)
@@ -166,14 +166,14 @@ class QuestionWorker:
         return shared
 
     def _prefix(self, shared: SharedTensors | None, asked_at: float) -> tuple[Prefix, bool]:
-        """The memory of a stream as of a question, as the model has read it, and whether it was read ahead."""
+        """The prefix for a question asked at ``asked_at``, and whether it was warm (read ahead)."""
         if shared is None:
             return self.generator.read(None), False
         warm = self._is_read(shared, time.monotonic() - asked_at + GRACE_SECONDS)
         return (self.prefixes[shared.path][1] if warm else self._read(shared)), warm
 
     def _is_read(self, shared: SharedTensors, tolerated: float = 0.0) -> bool:
-        """Whether a stream's newest memory was read, or the one before a frame that came ``tolerated`` seconds ago."""
+        """Whether the prefix is current, or lacks just one frame that came less than ``tolerated`` seconds ago."""
         if shared.path not in self.prefixes:
             return False
         read = self.prefixes[shared.path][0]
@@ -192,7 +192,7 @@ class QuestionWorker:
         return prefix
 
     def read_ahead(self) -> bool:
-        """Read the stream that was asked about last, if it has moved on; False when it has not."""
+        """Read the most recently questioned stream if it has new frames; returns whether it read anything."""
         if not self.shared_states:
             return False
         path, (shared, asked_at) = next(reversed(self.shared_states.items()))
@@ -202,14 +202,14 @@ class QuestionWorker:
             if self._is_read(shared) or frames_seen(shared)[0] == 0:
                 return False
             self._read(shared)
-        except Exception as error:  # the next question about it says what is wrong
+        except Exception as error:  # the next question about the stream will report it
             log.warning("a memory could not be read ahead: %s: %s", type(error).__name__, error)
             self._drop(path)
             return False
         return True
 
     def drop_removed(self) -> None:
-        """Let go of the memory of streams that were removed: mapped, it would stay."""
+        """Release removed streams: the system cannot free their shared memory while it is mapped."""
         now = time.monotonic()
         if now < self._drop_at:
             return
@@ -232,7 +232,7 @@ def _over_message(ask: Ask) -> str:
 
 
 def _add_thumbnails(evidence: list[dict[str, Any]], shared: SharedTensors) -> None:
-    """Put thumbnails (data URLs) to the slots that the answer looked at most."""
+    """Add thumbnails (data URLs) to the slots that the answer attended to most."""
     pictures = read_thumbnails(shared)
     for slot in sorted(evidence, key=lambda slot: -(slot["share"] or 0))[:EVIDENCE_THUMBNAILS]:
         if data := pictures.get(slot["exemplar"]):
@@ -240,7 +240,10 @@ def _add_thumbnails(evidence: list[dict[str, Any]], shared: SharedTensors) -> No
 
 
 def run_question_worker(model: str, orders: Connection) -> None:
-    """The process's main function: say ``("ready", info)``, then answer until the pipe closes."""
+    """The process's main function: send ``("ready", info)``, then answer until the pipe closes.
+
+    If the model cannot be loaded, it sends the reason instead.
+    """
     from flash_vstream.models.hub import silence_transformers
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

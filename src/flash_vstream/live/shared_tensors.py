@@ -1,14 +1,14 @@
-"""Tensors of fixed sizes in a file that processes map: how workers see a stream, and how it outlives them.
+"""Fixed-size tensors in a memory-mapped file: how workers share a stream's state, and how it outlives them.
 
-A memory is constant, so its whole state has a place of fixed size. The frame worker publishes it after every
-write; a question worker reads it whenever it likes; a frame worker that was restarted goes on from it. Neither
-side waits for the other, and there is no lock that a killed process could keep: there are two places, written in
-turn, and a reader that meets one being rewritten reads again.
+A memory has constant size, so its whole state fits a fixed place in the file. The frame worker publishes it after every
+write, the question worker reads it at any time, and a restarted frame worker resumes from it. Neither side waits for
+the other, and there is no lock that a killed process could leave held: the file has two places, written alternately,
+and a reader that hits one being rewritten reads again.
 
-A checksum (xxh3) of every tensor and of the notes tells whether what was read is whole. Nothing relies on the order in
-which stores become visible, which only x86 guarantees. On one core of a busy AMD machine, publishing nano's 2.2 MB
-takes 0.25 ms, of which checksums are 0.05, and the paper's sizes in float32, 81 MB, take 31 ms, of which checksums are
-14. Writing a new file and renaming it into place would take 1.1 ms and 94 ms, and could run out of space at any moment.
+An xxh3 checksum of every tensor and of the notes shows whether a read is complete. Nothing relies on the order in which
+stores become visible, which only x86 guarantees. On one core of a busy AMD machine, publishing nano's 2.2 MB takes
+0.25 ms (0.05 ms of it for checksums), and the paper's sizes in float32, 81 MB, take 31 ms (14 ms for checksums).
+Writing a new file and renaming it into place would take 1.1 ms and 94 ms, and could run out of space at any moment.
 """
 
 import json
@@ -28,31 +28,31 @@ NOTES_BYTES = 4096
 _LAYOUT_AT, _LAYOUT_BYTES = 64, 16384
 _TEXT = np.dtype([("checksum", "<u8"), ("size", "<i8")])
 _CHECKSUM_DIGITS = 24
-"""What one checksum takes at most in the text of a place."""
+"""The most characters that one checksum takes in a place's text."""
 PATIENCE_SECONDS = 1.0
-"""How long a read is tried again before the state before the newest is given."""
+"""How long a read is retried before falling back to the previous state."""
 
 Layout = list[tuple[str, list[int], str]]
-"""Names, shapes and dtypes, as plain values."""
+"""Names, shapes and dtypes, as plain JSON values."""
 
 
 def layout_of(template: Mapping[str, Tensor]) -> Layout:
-    """The layout of tensors like those of ``template``."""
+    """The layout of tensors like those in ``template``."""
     return [(name, list(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in template.items()]
 
 
 class SharedTensors:
     """Two places for named tensors with notes, and two for a status; notes and status are JSON.
 
-    The status is apart from the tensors so that it can be told without them, also when they cannot be written.
-    The file begins with its own layout, so whoever opens it needs to know nothing else.
+    The status is separate so that it can be published even when the tensors cannot be written.
+    The file begins with its own layout, so its path is all a reader needs.
     """
 
     def __init__(self, path: str):
         """Open the tensors at ``path``; raises ``FileNotFoundError`` when there is none."""
         self.path = path
         self._map = np.memmap(path, np.uint8, "r+")
-        # How often tensors and status were published.
+        # How many times tensors and status have been published.
         self._published = self._map[:16].view(np.int64)
         layout = json.loads(bytes(self._map[_LAYOUT_AT:_LAYOUT_BYTES]).partition(b"\0")[0])
         self._fields, self._tensor_bytes = _places(layout)
@@ -60,7 +60,10 @@ class SharedTensors:
 
     @classmethod
     def create(cls, path: str, layout: Layout) -> "SharedTensors":
-        """An empty file at ``path`` with its space taken; raises ``UserError`` when there is too little."""
+        """Create an empty file at ``path`` with its space reserved; raises ``UserError`` when there is too little.
+
+        Raises ``ValueError`` for a layout that is too long.
+        """
         text = json.dumps(layout).encode()
         if len(text) >= _LAYOUT_BYTES - _LAYOUT_AT:
             raise ValueError(f"the layout takes {len(text)} bytes; {_LAYOUT_BYTES - _LAYOUT_AT - 1} at most fit")
@@ -83,18 +86,18 @@ class SharedTensors:
 
     @property
     def version(self) -> int:
-        """How often tensors were published; 0 before the first."""
+        """How many times tensors have been published; 0 before the first."""
         return int(self._published[0])
 
     @property
     def status_version(self) -> int:
-        """How often a status was published; 0 before the first."""
+        """How many times a status has been published; 0 before the first."""
         return int(self._published[1])
 
     def publish(self, state: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-        """Make ``state`` the newest; only one process may publish.
+        """Publish ``state`` as the newest; only one process may publish.
 
-        ``notes`` get 4 kB of JSON; texts in them are shortened to fit. Raises ``ValueError`` when they cannot be.
+        ``notes`` get 4 kB of JSON, and their strings are shortened to fit. Raises ``ValueError`` if that is not enough.
         """
         version = self.version + 1
         text = bounded_json(notes)
@@ -110,15 +113,15 @@ class SharedTensors:
         self._published[0] = version
 
     def publish_status(self, status: Mapping[str, Any]) -> None:
-        """Make ``status`` the newest; it is bounded as notes are."""
+        """Publish ``status`` as the newest, limited to the same size as notes."""
         version = self.status_version + 1
         _write_text(self._status_place(version), bounded_json(status))
         self._published[1] = version
 
     def read(self, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The newest tensors (all, or those of ``names``) and their notes, copied; None before the first.
+        """Copies of the newest tensors (all, or those in ``names``) and their notes; None before the first.
 
-        Should the newest not be whole for a second, those before it are given, or None.
+        If the newest state stays incomplete for a second, returns the previous one, or None if that is incomplete too.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
         while version := self.version:
@@ -129,7 +132,7 @@ class SharedTensors:
         return None
 
     def read_status(self) -> dict[str, Any] | None:
-        """The newest status, None before the first."""
+        """The newest complete status; None before the first."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while version := self.status_version:
             text = _read_text(self._status_place(version))
@@ -142,7 +145,7 @@ class SharedTensors:
         return None
 
     def _read(self, version: int, names: Collection[str] | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """The tensors of one version, None unless every byte is as it was published."""
+        """The tensors and notes of one version; None unless every byte read is as it was published."""
         place = self._place(version)
         text = _read_text(place[self._tensor_bytes :])
         if text is None:
@@ -175,12 +178,12 @@ def _bytes_of(tensor: Tensor) -> np.ndarray:
 
 
 def shared_bytes(layout: Layout) -> int:
-    """The size of a file for tensors of a layout."""
+    """The size in bytes of a file for a layout."""
     return _LAYOUT_BYTES + 2 * _text_bytes(0) + 2 * _place_bytes(layout)
 
 
 def _places(layout: Layout) -> tuple[dict[str, tuple[int, list[int], torch.dtype]], int]:
-    """Where each tensor begins, its shape and dtype; the bytes of all."""
+    """Each tensor's offset, shape and dtype, and the bytes they all take."""
     fields, at = {}, 0
     for name, shape, kind in layout:
         dtype: torch.dtype = getattr(torch, kind)
@@ -198,7 +201,7 @@ def _text_bytes(checksums: int) -> int:
 
 
 def _rounded(size: int) -> int:
-    """Up to a multiple of a cache line."""
+    """``size`` rounded up to a multiple of a cache line."""
     return -(-size // 64) * 64
 
 
@@ -214,7 +217,7 @@ def _write_text(place: np.ndarray, text: bytes) -> None:
 
 
 def _read_text(place: np.ndarray) -> bytes | None:
-    """A text, None unless it is whole."""
+    """The text in ``place``; None unless its checksum matches."""
     raw = bytes(place)
     (checksum, size) = np.frombuffer(raw[: _TEXT.itemsize], _TEXT)[0]
     text = raw[_TEXT.itemsize : _TEXT.itemsize + max(0, int(size))]
@@ -222,9 +225,9 @@ def _read_text(place: np.ndarray) -> bytes | None:
 
 
 def bounded_json(notes: Mapping[str, Any], most: int = NOTES_BYTES) -> bytes:
-    """``notes`` as JSON of at most ``most`` bytes of UTF-8: texts lose their middles until it fits.
+    """``notes`` as at most ``most`` bytes of UTF-8 JSON; strings lose their middles until it fits.
 
-    Raises ``ValueError`` when it does not fit without any text.
+    Raises ``ValueError`` if it does not fit even with empty strings.
     """
     if len(text := _json(notes)) <= most:
         return text
@@ -237,8 +240,9 @@ def bounded_json(notes: Mapping[str, Any], most: int = NOTES_BYTES) -> bytes:
 
 
 def shortened(text: str, most: int) -> str:
-    """``text``, without its middle if it takes more than ``most`` bytes as JSON: the beginning names the thing, the
-    end the reason.
+    """``text``, without its middle if it takes more than ``most`` bytes as JSON.
+
+    The beginning of a message usually names the subject, and the end the reason.
     """
     kept, short = len(text), text
     while kept and len(_json(short)) - 2 > most:

@@ -1,7 +1,7 @@
-"""What the frame worker publishes of a stream: its memory, what its slots are, and pictures of them.
+"""What the frame worker publishes for a stream: its memory, a table of its slots, and pictures of them.
 
-All of it has a constant size. Readers take what they need: the web page never touches the features, the
-question worker reads the memory without the pictures.
+All of it has constant size. Readers take what they need: the web page never reads the features, and the question worker
+reads the memory without the pictures.
 """
 
 import io
@@ -33,7 +33,7 @@ MEMORY = "memory."
 
 @dataclass(frozen=True)
 class SlotInfo:
-    """What a slot stands for, without its features: times in seconds of stream time, frames as weight."""
+    """A slot without its features: times in seconds of stream time, and the number of frames as its weight."""
 
     part: str
     start: float
@@ -48,9 +48,9 @@ class SlotInfo:
 
 
 class Pictures:
-    """JPEGs of the frames that stand for a memory's slots, and of the newest frame.
+    """JPEGs of the exemplar frames of a memory's slots, and of the newest frame.
 
-    Space for ``slots`` thumbnails of 8 kB and one picture of 64 kB is taken once.
+    Space for ``slots`` thumbnails of 8 kB and one picture of 64 kB is allocated once.
     """
 
     def __init__(self, slots: int):
@@ -61,7 +61,7 @@ class Pictures:
         self._newest = torch.zeros(_PICTURE_BYTES, dtype=torch.uint8)
 
     def see(self, time: float, image: np.ndarray, wanted: set[float]) -> None:
-        """Take the newest frame ``[H, W, 3]``; keep thumbnails of the ``wanted`` times alone."""
+        """Store the newest frame ``[H, W, 3]``, and drop the thumbnails whose times are not in ``wanted``."""
         picture = Image.fromarray(image)
         self._newest_size.fill_(_put(self._newest, _jpeg(picture, _PICTURE_BYTES)))
         for row, known in enumerate(self._times.tolist()):
@@ -85,13 +85,13 @@ class Pictures:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``state_dict`` gave; raises ``KeyError`` or ``RuntimeError`` for anything else."""
+        """Restore what ``state_dict`` returned; raises ``KeyError`` or ``RuntimeError`` for anything else."""
         for name, own in self.state_dict().items():
             own.copy_(state[name])
 
 
 def _jpeg(picture: Image.Image, most: int) -> bytes:
-    """The picture as JPEG of at most ``most`` bytes; noise gets a lower quality."""
+    """The picture as a JPEG of at most ``most`` bytes, at the best quality that fits; empty if none does."""
     for quality in _QUALITIES:
         file = io.BytesIO()
         picture.save(file, "JPEG", quality=quality)
@@ -106,7 +106,7 @@ def _put(place: Tensor, data: bytes) -> int:
 
 
 def slot_table(snapshot: MemorySnapshot, rows: int) -> Tensor:
-    """A snapshot's slots as numbers ``[rows, 6]``: part, start, end, mean, exemplar, weight; -1 is no slot."""
+    """A snapshot's slots as ``[rows, 6]`` float64: part, start, end, mean, exemplar, weight; unused rows are -1."""
     table = torch.full((rows, 6), -1.0, dtype=torch.float64)
     at = 0
     for number, (_, slots) in enumerate(snapshot.parts()):
@@ -118,18 +118,18 @@ def slot_table(snapshot: MemorySnapshot, rows: int) -> Tensor:
 
 
 def slots_of(table: Tensor) -> list[SlotInfo]:
-    """The slots that ``slot_table`` wrote, in reading order."""
+    """The slots in a table made by ``slot_table``, in reading order."""
     return [SlotInfo(PARTS[int(part)], *rest) for part, *rest in table.tolist() if part >= 0]
 
 
 def max_slots(memory: StarMemory) -> int:
-    """How many slots a memory can come to have."""
+    """The number of slots in a full memory."""
     config = memory.config
     return config.abstract_length + config.temporal_length + config.retrieved_length + config.spatial_length
 
 
 def memory_capacity(memory: StarMemory) -> dict[str, Any]:
-    """A memory's bytes, and for each part its slots when full and the tokens of a slot."""
+    """A memory's size in bytes, and for each part its slots when full and the tokens per slot."""
     config = memory.config
     parts = {
         "abstract": (config.abstract_length, config.abstract_size**2),
@@ -144,7 +144,7 @@ def memory_capacity(memory: StarMemory) -> dict[str, Any]:
 
 
 def empty_slots(memory: StarMemory) -> Tensor:
-    """The table of a memory that has no slots yet."""
+    """The slot table of an empty memory."""
     return torch.full((max_slots(memory), 6), -1.0, dtype=torch.float64)
 
 
@@ -155,18 +155,18 @@ def stream_state(memory: StarMemory, slots: Tensor, pictures: Pictures) -> dict[
 
 
 def memory_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A memory's ``state_dict`` out of what was published."""
+    """The memory's ``state_dict``, extracted from a published state."""
     return {name.removeprefix(MEMORY): value for name, value in state.items() if name.startswith(MEMORY)}
 
 
 def read_memory(shared: SharedTensors) -> dict[str, Tensor] | None:
-    """The newest memory's ``state_dict``, None before the first."""
+    """The newest memory's ``state_dict``; None before the first."""
     known = shared.read([name for name in shared.names if name.startswith(MEMORY)])
     return memory_state(known[0]) if known is not None else None
 
 
 def frames_seen(shared: SharedTensors) -> tuple[int, float]:
-    """Frames in the newest shared memory (0 before the first), and how many seconds ago the last of them came."""
+    """The number of frames in the newest shared memory (0 before the first), and the last frame's age in seconds."""
     known = shared.read((MEMORY + "frames",))
     if known is None:
         return 0, 0.0
@@ -181,7 +181,7 @@ def read_slots(shared: SharedTensors) -> list[SlotInfo]:
 
 
 def unpack_thumbnails(state: dict[str, Tensor]) -> dict[float, bytes]:
-    """JPEGs by the times of their frames, out of what was published."""
+    """Thumbnails (JPEG) by frame time, from a published state."""
     rows = zip(state["thumbnails.time"].tolist(), state["thumbnails.size"].tolist(), strict=True)
     return {
         time: bytes(state["thumbnails.data"][row, :size].numpy())
@@ -191,20 +191,20 @@ def unpack_thumbnails(state: dict[str, Tensor]) -> dict[float, bytes]:
 
 
 def read_thumbnails(shared: SharedTensors) -> dict[float, bytes]:
-    """JPEGs of the slots' frames, by the times of the frames."""
+    """Thumbnails (JPEG) of the slots' exemplar frames, by frame time."""
     known = shared.read(("thumbnails.time", "thumbnails.size", "thumbnails.data"))
     return unpack_thumbnails(known[0]) if known else {}
 
 
 def read_picture(shared: SharedTensors) -> bytes | None:
-    """The newest frame as JPEG, None before the first."""
+    """The newest frame as JPEG; None before the first."""
     known = shared.read(("picture.size", "picture.data"))
     size = int(known[0]["picture.size"]) if known else 0
     return bytes(known[0]["picture.data"][:size].numpy()) if known and size else None
 
 
 def save_state(shared: SharedTensors, path: Path) -> bool:
-    """Write a shared state to ``path``, atomically; False when it holds nothing yet."""
+    """Write a shared state to ``path`` atomically; returns False when there is none yet."""
     known = shared.read()
     if known is None:
         return False
@@ -217,9 +217,9 @@ def save_state(shared: SharedTensors, path: Path) -> bool:
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What ``save_state`` wrote: the tensors, and notes with the stream's status.
+    """Load what ``save_state`` wrote: the tensors, and the notes with the stream's status.
 
-    Raises ``ValueError`` or ``SafetensorError`` for a file that is damaged.
+    Raises ``ValueError`` or ``SafetensorError`` for a damaged file.
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
@@ -230,7 +230,7 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _checksum(state: dict[str, Tensor], notes: str) -> str:
-    """Over names, layouts, values and notes; a flipped bit anywhere changes it."""
+    """A checksum over names, shapes, dtypes, values and notes; a flipped bit anywhere changes it."""
     digest = xxhash.xxh3_128(notes.encode())
     for name in sorted(state):
         value = state[name].contiguous()

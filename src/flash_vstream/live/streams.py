@@ -1,4 +1,4 @@
-"""Live streams from the side of those who ask: the frame worker is kept alive, shared states are read."""
+"""The parent's side of live streams: keeps the frame worker alive and reads shared states."""
 
 import contextlib
 import os
@@ -22,18 +22,18 @@ from flash_vstream.video.sources import Source
 
 FOLDER_KIND = "flash-vstream-live"
 REMOVE_SECONDS = 10.0
-"""How long the removal of a stream waits until the frame worker has let go of it."""
+"""How long removing a stream waits for the frame worker to release it."""
 
 
 @dataclass(frozen=True)
 class StreamStatus:
-    """How a live stream is doing.
+    """A live stream's status.
 
-    ``state`` is starting, live, reconnecting, ended or failed, with ``error`` where it says why. A stream that ended
-    with an error broke off before the length that it declares. ``note`` is what else should be known of its source.
-    ``fps`` is the wanted rate. ``came`` frames came at the wanted rate, ``kept`` were written,
-    ``skipped`` passed over for newer ones. ``time`` is the stream time of the newest frame in memory, ``lag`` its
-    age in wall-clock seconds. ``gaps`` are the stretches of stream time in which nobody watched, newest last.
+    ``state`` is starting, live, reconnecting, ended or failed; ``error`` gives the reason where there is one. A stream
+    that ended with an error stopped short of its declared length. ``note`` is a remark about the source.
+    ``fps`` is the requested rate. At that rate ``came`` frames arrived; ``kept`` of them were written and ``skipped``
+    dropped in favour of newer ones. ``time`` is the stream time of the newest frame in memory, ``lag`` its age in
+    seconds. ``gaps`` lists the intervals of stream time that were not watched, newest last.
     """
 
     name: str
@@ -53,20 +53,20 @@ class StreamStatus:
     gaps: tuple[tuple[float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The fields as plain values for JSON."""
         return asdict(self)
 
 
 class LiveStreams:
-    """Any number of live streams, watched by one frame worker in a process of its own.
+    """Any number of live streams, watched by one frame worker in its own process.
 
     >>> with LiveStreams("nano") as live:
     ...     live.add("door", Source("rtsp://camera/1"))
     ...     snapshot = live.snapshot("door", pipeline)
 
-    Reading never waits for watching. A frame worker that dies is started again and every stream goes on with the
-    memory it had; a stream that fails leaves the others alone. Shared memory lies in ``shared_folder()``; what a
-    killed process left there is removed first. Raises ``UserError`` for a model that cannot be loaded.
+    Reading never waits for watching. If the frame worker dies it is restarted, and every stream resumes with its
+    memory; a stream that fails does not affect the others. Shared memory lives in ``shared_folder()``; leftovers of
+    killed processes are removed first. Raises ``UserError`` if the model cannot be loaded.
     """
 
     def __init__(self, model_name: str):
@@ -93,14 +93,14 @@ class LiveStreams:
             pipe.send(order)
 
     def _progress(self) -> tuple[int, ...] | None:
-        """What changes twice a second while the frame worker works: how often each stream's status was published."""
+        """The streams' status versions, which change twice a second while the worker works; None without streams."""
         return tuple(shared.status_version for shared in list(self._shared_states.values())) or None
 
     def add(self, name: str, source: Source, saved: Path | None = None) -> None:
-        """Begin to watch ``source`` as ``name``, going on from ``saved`` (of ``save_state``) if it is there.
+        """Start watching ``source`` as ``name``, resuming from ``saved`` (written by ``save_state``) if it exists.
 
-        Its frames get the size that the model takes. Raises ``UserError`` when the name is taken or there is too
-        little shared memory; nothing is left of the stream then.
+        Frames are resized to the model's input size. Raises ``UserError`` when the name is taken or there is too little
+        shared memory; nothing of the stream remains then.
         """
         with self.worker.lock:
             if name in self._orders:
@@ -115,18 +115,18 @@ class LiveStreams:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
             self._orders[name], self._shared_states[name] = order, shared
-            with contextlib.suppress(OSError):  # it has just died, and the next one is told of every stream
+            with contextlib.suppress(OSError):  # the worker just died; its successor gets all orders
                 self.worker.pipe.send(order)
 
     def _reserved(self, name: str, source: Source, folder: str, saved: Path | None) -> tuple[Add, SharedTensors]:
-        """The order to watch a stream, with all the shared memory that it will need."""
+        """The order to watch a stream, and its shared state, with all its shared memory reserved or checked for."""
         shared = SharedTensors.create(f"{folder}/state", self.worker.info["layout"])
         ring = None
         if source.is_push:
             ring = f"{folder}/pushed"
             FrameRing(ring, source.size, create=True)
         else:
-            check_space(folder, ring_bytes(source.size))  # the frame worker makes it
+            check_space(folder, ring_bytes(source.size))  # the frame worker creates the ring
         return Add(name, source, shared.path, str(saved) if saved is not None else None, ring), shared
 
     def remove(self, name: str) -> None:
@@ -134,7 +134,7 @@ class LiveStreams:
         with self.worker.lock:
             order = self.order(name)
             del self._orders[name], self._shared_states[name]
-            with contextlib.suppress(EOFError, OSError):  # dead, and the next one is not told of this stream
+            with contextlib.suppress(EOFError, OSError):  # dead; its successor does not get this order
                 self.worker.pipe.send(Remove(name))
                 deadline = time.monotonic() + REMOVE_SECONDS
                 while self.worker.pipe.poll(max(0.0, deadline - time.monotonic())):
@@ -143,27 +143,27 @@ class LiveStreams:
             shutil.rmtree(os.path.dirname(order.shared_path), ignore_errors=True)
 
     def names(self) -> list[str]:
-        """The streams that are watched."""
+        """The names of the watched streams."""
         return list(self._orders)
 
     def order(self, name: str) -> Add:
-        """What was asked for with ``add``; raises ``UserError`` when there is no such stream."""
+        """The order that ``add`` made for the stream; raises ``UserError`` when there is no such stream."""
         try:
             return self._orders[name]
         except KeyError:
             raise UserError(f"no stream is called {name!r}") from None
 
     def shared_state(self, name: str) -> SharedTensors:
-        """What the stream shares; raises ``UserError`` when there is no such stream."""
+        """The stream's shared state; raises ``UserError`` when there is no such stream."""
         self.order(name)
         return self._shared_states[name]
 
     def snapshot(self, name: str, pipeline: FlashVStream) -> MemorySnapshot | None:
-        """The stream's memory as of its newest frame, None before the first."""
+        """A snapshot of the stream's memory as of its newest frame; None before the first."""
         return read_snapshot(self.shared_state(name), pipeline)
 
     def status(self, name: str) -> StreamStatus:
-        """How the stream is doing."""
+        """The stream's status."""
         source = self.order(name).source
         known = self.shared_state(name).read_status()
         if known is None:
@@ -187,13 +187,13 @@ class LiveStreams:
         )
 
     def close(self) -> None:
-        """Stop watching; the frame worker and the readers end and shared memory is given back. May be called again."""
+        """Stop watching: end the frame worker and the readers and free shared memory. Safe to call twice."""
         self.worker.close()
         self._folder.cleanup()
 
 
 def read_snapshot(shared: SharedTensors, pipeline: FlashVStream) -> MemorySnapshot | None:
-    """The newest memory in a shared state, None before its first frame."""
+    """A snapshot of the newest memory in a shared state; None before its first frame."""
     state = read_memory(shared)
     if state is None:
         return None

@@ -1,4 +1,4 @@
-"""A worker's process and the pipe to it, started again whenever it dies."""
+"""A worker process and the pipe to it, restarted whenever it dies."""
 
 import atexit
 import contextlib
@@ -19,20 +19,21 @@ START_SECONDS = 120.0
 LOOK_SECONDS = 0.1
 END_SECONDS = 5.0
 SHORT_LIFE_SECONDS = 2.0
-"""A worker that dies sooner after its start is started again after a wait, which grows while this goes on."""
+"""A worker that dies sooner than this after starting is restarted after a delay, which grows with each such death."""
 RESTART_SECONDS = (0.2, 10.0)
-"""The first and the longest of these waits; each doubles, with jitter."""
+"""The shortest and longest such delay; it doubles each time, with jitter."""
 HANG_SECONDS = 120.0
-"""A worker whose progress stands still for so long is ended and started again."""
+"""A worker that makes no progress for this long is killed and restarted."""
 log = logging.getLogger("flash_vstream.live")
 
 
 class Supervisor:
-    """Runs ``main(argument, pipe)`` in a process of its own and keeps it alive.
+    """Runs ``main(argument, pipe)`` in its own process and keeps it alive.
 
-    The process says ``("ready", info)`` once it is, or else why it cannot be: ``UserError``. ``on_start`` is called
-    with each new pipe before anything else is sent, ``on_death`` when a process has died. ``progress`` gives something
-    that changes while the process works, or None where nothing need change. ``send`` waits while a new process starts.
+    The process sends ``("ready", info)`` when it is ready, or the reason why it cannot start, which is raised as a
+    ``UserError``. ``on_start`` is called with each new pipe before anything else is sent, ``on_death`` when a process
+    has died. ``progress`` returns a value that changes while the process works, or None when no change is expected.
+    ``send`` blocks while a new process starts.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class Supervisor:
         self.pipe: Connection
         self.info: dict[str, Any] = {}
         self._process: Any = None
-        # multiprocessing knows of a process through the one that forked it, whose own death it outlives.
+        # psutil, since multiprocessing tracks a process through the fork server, and the process may outlive that.
         self._running: psutil.Process
         self._stopping = threading.Event()
         self._started_at = 0.0
         self.restarts = -1
         self._start()
-        atexit.register(self.close)  # or the interpreter would wait for the process for ever
+        atexit.register(self.close)  # otherwise the interpreter would wait for the process at exit for ever
         self._guard = threading.Thread(target=self._watch_over, name=f"guard of the {name}", daemon=True)
         self._guard.start()
 
@@ -67,7 +68,7 @@ class Supervisor:
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         try:
             return self._running.is_running() and self._running.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
@@ -79,7 +80,7 @@ class Supervisor:
             self.pipe.send(message)
 
     def kill(self) -> None:
-        """End the process at once, as when it hangs; it is started again."""
+        """Kill the process, for example because it hangs; it is then restarted."""
         with contextlib.suppress(psutil.NoSuchProcess):
             self._running.kill()
 
@@ -92,7 +93,7 @@ class Supervisor:
             process.start()
             self._process = process
             child.close()
-            with contextlib.suppress(psutil.NoSuchProcess):  # it is dead already, as the pipe will tell
+            with contextlib.suppress(psutil.NoSuchProcess):  # already dead; ``_ready`` reports it
                 self._running = psutil.Process(self._process.pid)
             self.restarts += 1
             self.info = self._ready()
@@ -100,7 +101,7 @@ class Supervisor:
             self._on_start(self.pipe)
 
     def _ready(self) -> dict[str, Any]:
-        """What the process tells once it is ready; ``UserError`` when it will never be."""
+        """The ``info`` that the process sends when it is ready; raises ``UserError`` if it cannot start."""
         deadline = time.monotonic() + START_SECONDS
         while not self.pipe.poll(LOOK_SECONDS):
             if self._stopping.is_set() or time.monotonic() > deadline:
@@ -119,7 +120,7 @@ class Supervisor:
         failures, looks, progress = 0, 0, None
         while not self._stopping.wait(LOOK_SECONDS):
             if self._process.is_alive():
-                # Looks are counted, not seconds: while this process is stopped itself, nobody hangs.
+                # Count looks rather than seconds: if this process is itself suspended, the worker is not hanging.
                 before, progress = progress, self._progress()
                 looks = looks + 1 if progress is not None and progress == before else 0
                 if looks * LOOK_SECONDS > HANG_SECONDS:
@@ -129,7 +130,7 @@ class Supervisor:
                 continue
             looks, progress = 0, None
             try:
-                ensure_fork_server()  # for it may be the fork server alone that died
+                ensure_fork_server()  # perhaps only the fork server died
                 if self.alive:
                     continue
                 self._on_death()
@@ -137,19 +138,19 @@ class Supervisor:
                 failures = failures + 1 if lived < SHORT_LIFE_SECONDS else 0
                 if not failures or not self._stopping.wait(_restart_seconds(failures)):
                     self._start()
-            except Exception as error:  # whatever it is, giving up would leave every caller without a worker
+            except Exception as error:  # never give up: every caller would be left without a worker
                 if not self._stopping.is_set():
                     log.warning("the %s could not be started again: %s", self._name, error)
                 failures += 1
                 self._stopping.wait(_restart_seconds(failures))
 
     def close(self) -> None:
-        """End the process; may be called again, and while it is being started."""
+        """End the process. Safe to call twice, and while the process is starting."""
         if self._stopping.is_set():
             return
         self._stopping.set()
         atexit.unregister(self.close)
-        self._guard.join(timeout=2 * END_SECONDS)  # it looks at the event all along
+        self._guard.join(timeout=2 * END_SECONDS)  # it keeps checking the event
         with contextlib.suppress(OSError):
             self.pipe.send(None)
         deadline = time.monotonic() + END_SECONDS
