@@ -105,15 +105,15 @@ class WatchedStream:
     def _reader(self) -> "Capture | PushedFrames | EndedReader":
         """The source's reader, resuming from the published state or from one saved by an earlier run."""
         source, ring = self.order.source, self.order.ring
-        known = self._known()
+        restored = self._restore()
         start: float | None = None
-        if known is not None:
-            state, notes, seconds_ago = known
+        if restored is not None:
+            state, notes, seconds_ago = restored
             self.notes |= {name: notes[name] for name in self.notes if name in notes}
             self.slots = state["slots"]
             if notes.get("state") == "ended":
                 return EndedReader(notes.get("error"))  # its file may have been deleted
-        if known is not None and self.memory.frames:
+        if restored is not None and self.memory.frames:
             newest = self.memory.read().time
             self.notes["monotonic"] = time.monotonic() - seconds_ago
             if source.can_resume and self.notes["position"] is not None:
@@ -126,15 +126,15 @@ class WatchedStream:
             return PushedFrames(ring, source.size, source.fps, start)
         return Capture(source, os.path.dirname(self.order.shared_path), start)
 
-    def _known(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], float] | None:
+    def _restore(self) -> tuple[dict[str, torch.Tensor], dict[str, Any], float] | None:
         """Restore memory and pictures from the published or saved state; returns state, notes and age in seconds.
 
         Returns None when there is neither. Ages are measured by the monotonic clock within a run, and between runs by
         the wall clock, which may have been changed.
         """
-        known = self.shared.read()
-        if known is not None:
-            state, notes = known
+        published = self.shared.read()
+        if published is not None:
+            state, notes = published
             self.memory.load_state_dict(memory_state(state))
             self.pictures.load_state_dict(state)
             notes = {**(self.shared.read_status() or {}), **notes}
@@ -166,7 +166,7 @@ class WatchedStream:
 
     def write(self, feature: torch.Tensor, frame: Frame, encode_seconds: float) -> None:
         """Write a frame to the memory and publish the stream's new state."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         self.memory.write(feature[None], [frame.time])
         snapshot = self.memory.read()
         self.slots = slot_table(snapshot, max_slots(self.memory))
@@ -175,7 +175,7 @@ class WatchedStream:
         self.notes |= {"came": self.reader.status.came, "skipped": self.reader.status.skipped}
         self.notes |= {"kept": self.notes["kept"] + 1, "position": self.reader.position}
         self.notes |= {"clock": time.time(), "monotonic": time.monotonic()}
-        self.notes |= {"encode_seconds": encode_seconds, "write_seconds": time.perf_counter() - begun}
+        self.notes |= {"encode_seconds": encode_seconds, "write_seconds": time.perf_counter() - started}
         self.shared.publish(stream_state(self.memory, self.slots, self.pictures), self.notes)
         self.failure = None
         self.publish_status()
@@ -291,21 +291,21 @@ class FrameWorker:
         """
         if not fresh:
             return
-        begun = time.perf_counter()
+        started = time.perf_counter()
         try:
             features = self.pipeline.encode([frame.image for _, frame in fresh])
         except Exception as error:
             log.warning("a batch of %d frames could not be encoded: %s", len(fresh), _reason(error))
         else:
-            seconds = (time.perf_counter() - begun) / len(fresh)
+            seconds = (time.perf_counter() - started) / len(fresh)
             yield from ((name, frame, feature, seconds) for (name, frame), feature in zip(fresh, features, strict=True))
             return
         for name, frame in fresh:
-            begun, feature = time.perf_counter(), None
+            started, feature = time.perf_counter(), None
             with self._alone(name):
                 feature = self.pipeline.encode([frame.image])[0]
             if feature is not None:
-                yield name, frame, feature, time.perf_counter() - begun
+                yield name, frame, feature, time.perf_counter() - started
 
     def _wait(self) -> None:
         readers = [watched.reader for watched in self.watched.values()]
@@ -332,15 +332,15 @@ class FrameWorker:
         failure = Failure(_reason(error), count + 1, time.monotonic() + wait)
         expected = isinstance(error, UserError | OSError)
         log.warning(
-            "stream %r failed, and is begun again in %.0f s: %s", name, wait, failure.error[:500],
+            "stream %r failed and restarts in %.0f s: %s", name, wait, failure.error[:500],
             exc_info=None if expected else error,
         )  # fmt: skip
         self._end(name)
         self.failures[name] = failure
         try:
             shared = SharedTensors(self.added[name].shared_path)
-            known = shared.read_status() or {}
-            shared.publish_status({**known, "state": "failed", "error": failure.error, "restarts": failure.count})
+            status = shared.read_status() or {}
+            shared.publish_status({**status, "state": "failed", "error": failure.error, "restarts": failure.count})
         except Exception as lost:
             log.warning("the status of %r cannot be published: %s", name, lost)
 

@@ -27,8 +27,8 @@ class Event:
     value: Any
 
 
-DIED = Event("error", "the question worker stopped while it answered; it is being started again, ask once more")
-HUNG = Event("error", "the question worker did not answer in time; it is being started again, ask once more")
+DIED = Event("error", "the question worker stopped while it answered; it is restarting, please ask again")
+HUNG = Event("error", "the question worker did not answer in time; it is restarting, please ask again")
 
 
 class QuestionClient:

@@ -64,8 +64,8 @@ class Pictures:
         """Store the newest frame ``[H, W, 3]``, and drop the thumbnails whose times are not in ``wanted``."""
         picture = Image.fromarray(image)
         self._newest_size.fill_(_put(self._newest, _jpeg(picture, _PICTURE_BYTES)))
-        for row, known in enumerate(self._times.tolist()):
-            if known not in wanted:
+        for row, kept in enumerate(self._times.tolist()):
+            if kept not in wanted:
                 self._times[row] = math.nan
         free = self._times.isnan().nonzero()
         if time in wanted and time not in self._times.tolist() and len(free):
@@ -161,23 +161,23 @@ def memory_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def read_memory(shared: SharedTensors) -> dict[str, Tensor] | None:
     """The newest memory's ``state_dict``; None before the first."""
-    known = shared.read([name for name in shared.names if name.startswith(MEMORY)])
-    return memory_state(known[0]) if known is not None else None
+    published = shared.read([name for name in shared.names if name.startswith(MEMORY)])
+    return memory_state(published[0]) if published is not None else None
 
 
 def frames_seen(shared: SharedTensors) -> tuple[int, float]:
     """The number of frames in the newest shared memory (0 before the first), and the last frame's age in seconds."""
-    known = shared.read((MEMORY + "frames",))
-    if known is None:
+    published = shared.read((MEMORY + "frames",))
+    if published is None:
         return 0, 0.0
-    state, notes = known
+    state, notes = published
     return int(state[MEMORY + "frames"]), time.monotonic() - (notes.get("monotonic") or 0.0)
 
 
 def read_slots(shared: SharedTensors) -> list[SlotInfo]:
     """The slots of the newest shared memory."""
-    known = shared.read(("slots",))
-    return slots_of(known[0]["slots"]) if known else []
+    published = shared.read(("slots",))
+    return slots_of(published[0]["slots"]) if published else []
 
 
 def unpack_thumbnails(state: dict[str, Tensor]) -> dict[float, bytes]:
@@ -192,23 +192,23 @@ def unpack_thumbnails(state: dict[str, Tensor]) -> dict[float, bytes]:
 
 def read_thumbnails(shared: SharedTensors) -> dict[float, bytes]:
     """Thumbnails (JPEG) of the slots' exemplar frames, by frame time."""
-    known = shared.read(("thumbnails.time", "thumbnails.size", "thumbnails.data"))
-    return unpack_thumbnails(known[0]) if known else {}
+    published = shared.read(("thumbnails.time", "thumbnails.size", "thumbnails.data"))
+    return unpack_thumbnails(published[0]) if published else {}
 
 
 def read_picture(shared: SharedTensors) -> bytes | None:
     """The newest frame as JPEG; None before the first."""
-    known = shared.read(("picture.size", "picture.data"))
-    size = int(known[0]["picture.size"]) if known else 0
-    return bytes(known[0]["picture.data"][:size].numpy()) if known and size else None
+    published = shared.read(("picture.size", "picture.data"))
+    size = int(published[0]["picture.size"]) if published else 0
+    return bytes(published[0]["picture.data"][:size].numpy()) if published and size else None
 
 
 def save_state(shared: SharedTensors, path: Path) -> bool:
     """Write a shared state to ``path`` atomically; returns False when there is none yet."""
-    known = shared.read()
-    if known is None:
+    published = shared.read()
+    if published is None:
         return False
-    state, notes = known
+    state, notes = published
     text = json.dumps({**(shared.read_status() or {}), **notes})
     metadata = {"notes": text, "checksum": _checksum(state, text)}
     with atomic_write(path) as scratch:

@@ -165,25 +165,25 @@ class LiveStreams:
     def status(self, name: str) -> StreamStatus:
         """The stream's status."""
         source = self.order(name).source
-        known = self.shared_state(name).read_status()
-        if known is None:
+        status = self.shared_state(name).read_status()
+        if status is None:
             return StreamStatus(name, source.shown, "starting", source.fps)
         return StreamStatus(
             name=name,
             source=source.shown,
-            state=known["state"],
+            state=status["state"],
             fps=source.fps,
-            error=known["error"],
-            note=known.get("note"),
-            time=known.get("time"),
-            came=known.get("came", 0),
-            kept=known.get("kept", 0),
-            skipped=known.get("skipped", 0),
-            restarts=known["restarts"],
-            lag=time.monotonic() - known["monotonic"] if known.get("monotonic") else None,
-            encode_seconds=known.get("encode_seconds"),
-            write_seconds=known.get("write_seconds"),
-            gaps=tuple((begin, end) for begin, end in known.get("gaps", ())),
+            error=status["error"],
+            note=status.get("note"),
+            time=status.get("time"),
+            came=status.get("came", 0),
+            kept=status.get("kept", 0),
+            skipped=status.get("skipped", 0),
+            restarts=status["restarts"],
+            lag=time.monotonic() - status["monotonic"] if status.get("monotonic") else None,
+            encode_seconds=status.get("encode_seconds"),
+            write_seconds=status.get("write_seconds"),
+            gaps=tuple((begin, end) for begin, end in status.get("gaps", ())),
         )
 
     def close(self) -> None:

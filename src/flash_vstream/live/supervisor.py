@@ -124,7 +124,7 @@ class Supervisor:
                 before, progress = progress, self._progress()
                 looks = looks + 1 if progress is not None and progress == before else 0
                 if looks * LOOK_SECONDS > HANG_SECONDS:
-                    log.warning("the %s hangs, and is started again", self._name)
+                    log.warning("the %s hangs and is restarted", self._name)
                     self.kill()
                     looks = 0
                 continue
@@ -140,7 +140,7 @@ class Supervisor:
                     self._start()
             except Exception as error:  # never give up: every caller would be left without a worker
                 if not self._stopping.is_set():
-                    log.warning("the %s could not be started again: %s", self._name, error)
+                    log.warning("the %s could not be restarted: %s", self._name, error)
                 failures += 1
                 self._stopping.wait(_restart_seconds(failures))
 

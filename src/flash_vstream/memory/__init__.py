@@ -1,4 +1,4 @@
-"""The STAR memory: tensors only."""
+"""The STAR memory, as plain tensor code."""
 
 from flash_vstream.memory.attention import SemanticAttention, abstract_memory
 from flash_vstream.memory.config import StarConfig

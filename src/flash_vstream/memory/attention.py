@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class SemanticAttention(nn.Module):
-    """Weighs new features by their likeness to the abstract memory (paper section 3.2).
+    """Weights new features by their similarity to the abstract memory (paper section 3.2).
 
-    ``channels`` is D, the width of the features; ``hidden`` is the width of queries and keys (32 in
-    the released code). Parameters are named as in the released checkpoints (``attention_model.*``);
-    ``v_proj``, ``out_proj`` and ``out_ln`` exist there but take no part in the update, so only
-    queries and keys are held here.
+    ``channels`` is D, the feature width; ``hidden`` is the width of queries and keys (32 in the
+    released code). Parameters are named as in the released checkpoints (``attention_model.*``).
+    ``v_proj``, ``out_proj`` and ``out_ln`` exist there but play no part in the update, so this
+    module holds only the query and key projections.
     """
 
     def __init__(self, channels: int, hidden: int):
@@ -39,7 +39,7 @@ class SemanticAttention(nn.Module):
 
 
 def _finite(projected: Tensor) -> Tensor:
-    """``projected`` held to its dtype's range: float16 ends at 65504, and a softmax over infinities is NaN."""
+    """``projected`` clamped to its dtype's range: float16 overflows above 65504, and a softmax of infinities is NaN."""
     return projected.clamp(torch.finfo(projected.dtype).min, torch.finfo(projected.dtype).max)
 
 
@@ -47,7 +47,7 @@ def abstract_memory(features: Tensor, length: int, attention: SemanticAttention,
     """The abstract memory of a whole video: ``[T, P², D]`` to ``[min(T, length), P², D]``.
 
     The first ``length`` frames fill it; every further chunk of up to ``length`` frames updates it by
-    ``ratio``. Differentiable; equals the streaming memory's at every T.
+    ``ratio``. Differentiable, and equal to the streaming memory's result at every T.
     """
     frames, tokens, channels = features.shape
     memory = features[:length].reshape(-1, channels)

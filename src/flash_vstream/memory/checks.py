@@ -1,4 +1,4 @@
-"""What may be written to a memory; everything else is refused before anything has changed."""
+"""Validation of writes to a memory; invalid input is rejected before anything changes."""
 
 import math
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from flash_vstream.memory.pooling import grid_side
 
 LARGEST_FEATURE = 1e9
-"""No vision tower gives larger values, and up to here neither the pooling's sums nor the squares in
-the attention and in the distances can leave float32's range."""
+"""No vision tower outputs larger values, and up to this limit neither the sums in pooling nor the
+squares in attention and distances can overflow float32."""
 
 
 def checked_frames(
@@ -21,10 +21,10 @@ def checked_frames(
     dtype: torch.dtype,
     newest: float,
 ) -> tuple[Tensor, Tensor]:
-    """The arguments of a write, as they came and as ``times [T]`` float64 on the CPU.
+    """Validate a write; returns ``features`` unchanged, and ``times [T]`` as float64 on the CPU.
 
     ``features`` must be ``[T, P², channels]`` floats on a grid that pools to ``side`` x ``side``, with
-    values that ``dtype`` can hold; ``times`` must be finite, must not fall, and must not lie before
+    values that ``dtype`` can hold. ``times`` must be finite, must not decrease, and must not precede
     ``newest`` (NaN before the first write). Raises ``ValueError`` with the reason otherwise.
     """
     times = torch.as_tensor(times, dtype=torch.float64).detach().reshape(-1).cpu()
@@ -49,7 +49,7 @@ def checked_frames(
 
 def _check_values(features: Tensor, dtype: torch.dtype) -> None:
     limit = min(LARGEST_FEATURE, torch.finfo(dtype).max)
-    largest = float(features.detach().abs().amax())  # NaN where any value is
+    largest = float(features.detach().abs().amax())  # NaN if any value is NaN
     if largest <= limit:
         return
     if not torch.isfinite(features).all():

@@ -11,11 +11,11 @@ LLOYD_TOLERANCE = 1e-4
 
 
 def squared_distances(points: Tensor, point: Tensor, scratch: Tensor | None = None) -> Tensor:
-    """Squared Euclidean distances ``[n]`` of ``points [n, d]`` to ``point [d]``.
+    """Squared Euclidean distances ``[n]`` from ``points [n, d]`` to ``point [d]``.
 
-    Computed from the differences: the expanded form |a|² - 2ab + |b|² cancels for near-duplicate
-    frames, and those are the ones that a stream's merges choose between. ``scratch [n, d]`` is
-    overwritten.
+    Computed from the differences: the expanded form |a|² - 2ab + |b|² suffers cancellation for
+    near-duplicate frames, which are exactly the ones that compete to be merged. ``scratch [n, d]``
+    is overwritten.
     """
     differences = torch.sub(points, point, out=scratch) if scratch is not None else points - point
     distances: Tensor = torch.linalg.vector_norm(differences, dim=1)
@@ -23,9 +23,9 @@ def squared_distances(points: Tensor, point: Tensor, scratch: Tensor | None = No
 
 
 def merge_costs(distances: Tensor, weights: Tensor) -> Tensor:
-    """What merging each pair would add to the k-means objective: ``w_i w_j / (w_i + w_j) · d²_ij``.
+    """The increase of the k-means objective from merging each pair: ``w_i w_j / (w_i + w_j) · d²_ij``.
 
-    ``distances [n, n]`` are squared, ``weights [n]`` positive; the diagonal comes out infinite.
+    ``distances [n, n]`` are squared and ``weights [n]`` positive; the diagonal of the result is infinite.
     """
     total = weights[:, None] + weights[None, :]
     costs = distances.double() * (weights[:, None] * weights[None, :] / total)
@@ -33,10 +33,10 @@ def merge_costs(distances: Tensor, weights: Tensor) -> Tensor:
 
 
 def cheapest_pair(distances: Tensor, weights: Tensor) -> tuple[int, int]:
-    """The pair (i < j) that is cheapest to merge; the first such pair when several tie.
+    """The pair (i < j) that is cheapest to merge; the first such pair in a tie.
 
-    n weighted points into n - 1 clusters: any partition but one pair and singletons splits into
-    merges that cost at least as much, so this is the optimum of that k-means problem.
+    This is the optimal k-means clustering of n weighted points into n - 1 clusters: any partition
+    other than one pair plus singletons decomposes into merges that cost at least as much.
     """
     costs = merge_costs(distances, weights)
     flat = int(torch.argmin(costs))
@@ -46,7 +46,7 @@ def cheapest_pair(distances: Tensor, weights: Tensor) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Result of ``lloyd``: ``centroids [k, d]``, ``labels [n]`` and the clusters' ``weights [k]``."""
+    """The result of ``lloyd``: ``centroids [k, d]``, ``labels [n]`` and the clusters' ``weights [k]``."""
 
     centroids: Tensor
     labels: Tensor
@@ -59,13 +59,13 @@ def lloyd(
     start: Tensor,
     refill: Callable[[], int] | None = None,
 ) -> Clusters:
-    """Weighted k-means by Lloyd's iterations from the rows ``start [k]`` of ``points [n, d]``.
+    """Weighted k-means by Lloyd's algorithm, starting from the rows ``start [k]`` of ``points [n, d]``.
 
-    Ten iterations at most, ended when the centroids move by less than 1e-4 in all, as in the
-    released code. ``weights [n]`` are the points' weights; the clusters' are their sums. A cluster
-    that loses all its points restarts at the row that ``refill`` draws or, without it, at the point
-    that is farthest from its centroid, which keeps the result deterministic. The centroids returned
-    are those that the labels were assigned to, one iteration before the stop (the release's rule).
+    Stops after ten iterations, or when the centroids move by less than 1e-4 in total, as in the
+    released code. ``weights [n]`` are the points' weights; a cluster's weight is their sum. A cluster
+    that loses all its points restarts at the row that ``refill`` draws or, without ``refill``, at the
+    point farthest from its centroid, which keeps the result deterministic. On convergence the returned
+    centroids are those that the labels were assigned to, one update before the stop (the release's rule).
     """
     k = start.numel()
     centroids = points[start].clone()

@@ -10,17 +10,17 @@ Compat = Literal["none", "release"]
 
 @dataclass(frozen=True)
 class StarConfig:
-    """Sizes of the four parts of a STAR memory (arXiv 2406.08085, section 3 and table 5).
+    """Sizes and variants of the four parts of a STAR memory (arXiv 2406.08085, section 3 and table 5).
 
-    A *size* P is the side of a slot's grid (P² tokens a slot), a *length* N the number of slots;
-    a part with length 0 is left out. The defaults are the paper's sizes (681 tokens) with the
-    exact, deterministic consolidation and unbounded reach of this project:
+    A *size* P is the side of a slot's grid (P² tokens per slot), a *length* N the number of slots;
+    a part of length 0 is omitted. The defaults are the paper's sizes (681 tokens) with this
+    project's exact, deterministic consolidation and unlimited reach into the past:
 
     - ``consolidation``: ``"merge"`` merges the cheapest pair at every frame (exact streaming
-      weighted k-means); ``"lloyd"`` runs Lloyd's iterations over the clusters and the new frames.
+      weighted k-means); ``"lloyd"`` runs Lloyd's algorithm over the clusters and the new frames.
     - ``retrieval``: ``"exemplar"`` keeps the real frame nearest to each centroid;
       ``"buffer"`` searches the newest ``buffer_length`` frames, as the paper does.
-    - ``compat="release"`` reproduces the authors' released code, its quirks included.
+    - ``compat="release"`` reproduces the authors' released code, quirks included.
 
     Raises ``ValueError`` for sizes that do not nest or are out of range.
     """
@@ -60,15 +60,15 @@ class StarConfig:
 
     @classmethod
     def paper(cls) -> "StarConfig":
-        """The paper's form: Lloyd's iterations, weights from cluster sizes, and the FIFO buffer.
+        """The paper's variant: Lloyd's algorithm, weights from cluster sizes, and the FIFO buffer.
 
-        Writing a whole video at once clusters all of its frames (the paper's offline form).
+        Writing a whole video at once clusters all its frames (the paper's offline variant).
         """
         return cls(consolidation="lloyd", retrieval="buffer")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StarConfig":
-        """The config with the given fields; raises ``ValueError`` for a name it does not know."""
+        """The config with the given fields; raises ``ValueError`` for unknown field names."""
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"StarConfig has no field {', '.join(sorted(unknown))}")
@@ -80,7 +80,7 @@ class StarConfig:
 
     @property
     def max_tokens(self) -> int:
-        """Visual tokens of a full memory (681 at the paper's sizes)."""
+        """The number of visual tokens in a full memory (681 at the paper's sizes)."""
         return (
             self.abstract_length * self.abstract_size**2
             + self.temporal_length * self.temporal_size**2

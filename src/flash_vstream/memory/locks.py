@@ -1,11 +1,11 @@
-"""A lock that an object keeps to itself."""
+"""A private lock for objects that can be copied and pickled."""
 
 import threading
 from typing import Any
 
 
 class Locked:
-    """Gives an object ``self._lock``; a copy or a pickled and restored object gets a lock of its own."""
+    """Gives an object ``self._lock``; a copied or unpickled object gets a new lock."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

@@ -7,7 +7,7 @@ from torch.nn.functional import avg_pool2d
 
 
 def grid_side(features: Tensor) -> int:
-    """Side P of a feature map ``[..., P², D]``; raises ``ValueError`` when it is not a square."""
+    """The side P of a feature map ``[..., P², D]``; raises ``ValueError`` if it is not square."""
     side = math.isqrt(features.shape[-2])
     if side * side != features.shape[-2]:
         raise ValueError(f"a feature map of {features.shape[-2]} tokens is not a square grid")
@@ -15,10 +15,10 @@ def grid_side(features: Tensor) -> int:
 
 
 def pool_grid(features: Tensor, side: int) -> Tensor:
-    """Mean-pool ``[T, P², D]`` to ``[T, side², D]``, row-major on both sides.
+    """Mean-pool ``[T, P², D]`` to ``[T, side², D]``; both grids are row-major.
 
-    ``side`` must divide P. Agrees with the released code's ``compress_spatial_features`` with
-    ``compress_type="mean"``.
+    ``side`` must divide P, else ``ValueError``. Matches ``compress_spatial_features`` with
+    ``compress_type="mean"`` in the released code.
     """
     source = grid_side(features)
     if source == side:

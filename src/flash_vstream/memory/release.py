@@ -1,10 +1,9 @@
-"""The authors' released code, its quirks included (``compat="release"``).
+"""The memory of the authors' released code, quirks included (``compat="release"``).
 
-For parity with published numbers and for comparison; nothing else should use it. Its quirks:
-retrieved frames are looked up by cluster rank and so never leave the first ``temporal_length``
-frames; streaming k-means forgets its weights at every step; the streaming abstract memory attends
-to one key and collapses to a moving average; the feature buffer grows by every frame for ever;
-k-means starts at random.
+Only for parity with published numbers and for comparison. Its quirks: retrieved frames are looked up
+by cluster index, so they never come from beyond the first ``temporal_length`` frames; streaming k-means
+discards its weights at every step; the streaming abstract memory attends to a single key and
+degenerates to a moving average; the feature buffer grows without limit; k-means starts at random.
 """
 
 import math
@@ -22,7 +21,7 @@ from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.snapshot import MemorySnapshot, Slots
 
 KEY_FRAMES = 3
-"""Retrieved frames; the release fixes their number."""
+"""The number of retrieved frames, which the release hard-codes."""
 
 
 def _random_row(n: int) -> int:
@@ -32,10 +31,11 @@ def _random_row(n: int) -> int:
 class ReleaseMemory(Locked):
     """The release's memory behind the interface of ``StarMemory``.
 
-    A write is one call of its ``embed_video_streaming``: the result depends on how a stream is cut
-    into writes. ``offline=True`` reads as its ``compress_temporal_features`` does over all the
-    frames written. ``permute(n)`` gives the random order from which k-means starts and ``draw(n)``
-    a random row for an empty cluster; they default to PyTorch's and are injected for parity.
+    A write corresponds to one call of its ``embed_video_streaming``, so the result depends on how a
+    stream is split into writes. With ``offline=True`` a read does what its
+    ``compress_temporal_features`` does, over all frames written. ``permute(n)`` returns the random
+    order that k-means starts from, and ``draw(n)`` a random row for an empty cluster; both default to
+    PyTorch's and can be replaced for parity tests.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class ReleaseMemory(Locked):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held; grows with every frame."""
+        """The memory's size in bytes; grows with every frame."""
         return sum(value.numel() * value.element_size() for value in self.state_dict().values())
 
     @torch.no_grad()
     def write(self, features: Tensor, times: Tensor | list[float]) -> None:
-        """Take frames ``[T, P², D]`` at ``times [T]`` seconds as one call of the release.
+        """Write frames ``[T, P², D]`` at ``times [T]`` seconds, as one call of the release.
 
-        Raises ``ValueError`` for what ``StarMemory.write`` refuses too.
+        Raises ``ValueError`` in the same cases as ``StarMemory.write``.
         """
         with self._lock:
             newest = float(self._times[-1]) if self.frames else math.nan
@@ -102,7 +102,7 @@ class ReleaseMemory(Locked):
             return
         long = torch.cat([self._long, pool_grid(frames, self.config.temporal_size)])
         abstract = torch.cat([self._abstract, pool_grid(frames, self.config.abstract_size)])
-        if first:  # kept as it comes, however long, with nothing retrieved
+        if first:  # kept unchanged, however long, with nothing retrieved
             self._long, self._abstract = long, abstract
             self._weights = torch.ones(len(long))
             return
@@ -112,7 +112,7 @@ class ReleaseMemory(Locked):
         )
 
     def _compress(self, long: Tensor) -> tuple[Tensor, Tensor, list[int]]:
-        """Centroids, their weights, and the indices of the key frames, rank taken for number."""
+        """Centroids, their weights, and the key frames' indices (the release uses cluster indices as such)."""
         length = self.config.temporal_length
         centroids, weights = long, torch.ones(len(long), device=long.device)
         if len(long) > length:
@@ -124,7 +124,7 @@ class ReleaseMemory(Locked):
 
     @torch.no_grad()
     def read(self) -> MemorySnapshot:
-        """The memory as the release would give it to its language model."""
+        """A snapshot of the memory as the release would pass it to its language model."""
         with self._lock:
             return self._snapshot()
 
@@ -153,7 +153,7 @@ class ReleaseMemory(Locked):
         )
 
     def _untimed(self, features: Tensor, weights: Tensor) -> Slots:
-        """Slots whose times the release does not keep: each spans the whole stream."""
+        """Slots that each span the whole stream, since the release keeps no times for them."""
         start, end = self._times[:1].expand(len(features)), self._times[-1:].expand(len(features))
         return Slots(features.clone(), start, end, (start + end) / 2, start, weights.double().cpu())
 
@@ -164,7 +164,7 @@ class ReleaseMemory(Locked):
         return named | {"keys": keys}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore a state; raises ``ValueError`` when names differ."""
+        """Restore a state; raises ``ValueError`` if names differ."""
         if self.state_dict().keys() != state.keys():
             raise ValueError("not a state of a release memory")
         for name, value in state.items():
@@ -180,7 +180,7 @@ def kmeans_feature(
 ) -> tuple[Tensor, Tensor]:
     """The release's ``weighted_kmeans_feature``: ``[T, P², D]`` to ``[length, P², D]`` and weights.
 
-    Videos of up to ``length`` frames come back as they are.
+    Videos of up to ``length`` frames are returned unchanged.
     """
     if weights is None:
         weights = torch.ones(len(features), dtype=features.dtype, device=features.device)
@@ -195,14 +195,14 @@ def kmeans_feature(
 def pairwise_feature(features: Tensor, length: int, merge: bool, coin: Callable[[], int]) -> Tensor:
     """The release's ``k_merge_feature`` and ``k_drop_feature``: reduce the most similar pair.
 
-    Over all pairs, one new frame at a time, by cosine similarity. Merging puts the mean in the
-    later place; dropping takes the earlier frame when ``coin()`` is 1 and the later one otherwise.
+    Compares all pairs by cosine similarity, one new frame at a time. Merging puts the mean in the
+    later position; dropping removes the earlier frame if ``coin()`` is 1 and the later one otherwise.
     """
     kept = features[:length]
     for frame in features[length:]:
         kept = torch.cat([kept, frame[None]])
         unit = torch.nn.functional.normalize(kept.flatten(1), dim=1)
-        # Above the diagonal alone: rounding must not decide which of a pair is the earlier.
+        # Only above the diagonal: rounding must not decide which frame of a pair is the earlier.
         similar = (unit @ unit.T).masked_fill(torch.ones(len(kept), len(kept)).tril().bool(), -100.0)
         left, right = divmod(int(similar.argmax()), len(kept))
         gone = left if merge or coin() else right
@@ -213,23 +213,23 @@ def pairwise_feature(features: Tensor, length: int, merge: bool, coin: Callable[
 def adjacent_feature(
     features: Tensor, length: int, merge: bool, coin: Callable[[], int], similarities: Tensor | None = None
 ) -> Tensor:
-    """The release's ``merge_feature`` and ``drop_feature``: as above, over neighbours only.
+    """The release's ``merge_feature`` and ``drop_feature``: like ``pairwise_feature``, over neighbours only.
 
-    Here dropping takes the later frame when ``coin()`` is 1. ``similarities`` gives those of
-    neighbours among the first frames where they are known.
+    Here dropping removes the later frame if ``coin()`` is 1. ``similarities`` can supply the
+    precomputed similarities of neighbours among the first frames.
     """
     kept = features[:length]
-    known = (_neighbours(kept) if similarities is None else similarities[: length - 1]).clone()
+    similar = (_neighbours(kept) if similarities is None else similarities[: length - 1]).clone()
     for i in range(length, len(features)):
         kept = torch.cat([kept, features[i : i + 1]])
-        known = torch.cat([known, _neighbours(kept[-2:])])
-        left = int(known.argmax())
+        similar = torch.cat([similar, _neighbours(kept[-2:])])
+        left = int(similar.argmax())
         gone = left if merge else left + int(coin())
         kept = _reduced(kept, gone, left + 1 if merge else None, left)
-        known = torch.cat([known[:left], known[left + 1 :]])
+        similar = torch.cat([similar[:left], similar[left + 1 :]])
         for pair in (left - 1, left) if merge else (gone - 1,):
-            if 0 <= pair < len(known):
-                known[pair] = _neighbours(kept[pair : pair + 2])[0]
+            if 0 <= pair < len(similar):
+                similar[pair] = _neighbours(kept[pair : pair + 2])[0]
     return kept
 
 
@@ -240,7 +240,7 @@ def _neighbours(features: Tensor) -> Tensor:
 
 
 def _reduced(kept: Tensor, gone: int, mean_at: int | None, left: int) -> Tensor:
-    """``kept`` without row ``gone``; with ``mean_at``, that row is its mean with row ``left`` first."""
+    """``kept`` without row ``gone``, after replacing row ``mean_at``, if given, by its mean with row ``left``."""
     if mean_at is not None:
         kept = kept.clone()
         kept[mean_at] = (kept[left] + kept[mean_at]) / 2

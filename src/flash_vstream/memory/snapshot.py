@@ -1,4 +1,4 @@
-"""What a read of the memory gives: slots with their times and weights."""
+"""The result of reading a memory: slots with their times and weights."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ PARTS = ("abstract", "temporal", "retrieved", "spatial")
 class Slots:
     """The n slots of one part of the memory, oldest first.
 
-    ``features`` is ``[n, P², D]``. The rest are float64 ``[n]``: ``start``, ``end`` and ``mean`` of the
-    times of the frames behind each slot, and the time of its ``exemplar`` (a real frame that stands
-    for it), in seconds of stream time; and ``weight``, the number of those frames.
+    ``features`` is ``[n, P², D]``. The rest are float64 ``[n]``: the ``start``, ``end`` and ``mean`` of
+    the times of the frames behind each slot, the time of its ``exemplar`` (a real frame that
+    represents it), all in seconds of stream time, and ``weight``, the number of those frames.
     """
 
     features: Tensor
@@ -40,10 +40,10 @@ class Slots:
 
 @dataclass(frozen=True)
 class MemorySnapshot:
-    """An immutable read of a STAR memory: its four parts, and the newest frame's ``time`` in seconds.
+    """An immutable copy of a STAR memory: its four parts, and the newest frame's ``time`` in seconds.
 
-    ``frames`` is the number of frames written so far. The tensors are copies: nothing written later
-    shows in them.
+    ``frames`` is the number of frames written so far. The tensors are copies that later writes do
+    not affect.
     """
 
     abstract: Slots
@@ -54,7 +54,7 @@ class MemorySnapshot:
     frames: int
 
     def parts(self) -> Iterator[tuple[str, Slots]]:
-        """The parts by name, in reading order."""
+        """Yield each part's name and slots, in reading order."""
         for name in PARTS:
             yield name, getattr(self, name)
 

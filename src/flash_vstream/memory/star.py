@@ -1,6 +1,6 @@
 """The STAR memory: a stream of any length in constant space (arXiv 2406.08085, section 3).
 
-Knows tensors and times. Knows nothing of models, video files or processes.
+Deals only with tensors and times, independent of models, video files and processes.
 """
 
 import math
@@ -20,19 +20,19 @@ from flash_vstream.memory.temporal import TemporalMemory
 
 
 class StarMemory(Locked):
-    """Spatial, temporal, abstract and retrieved memory of one stream.
+    """The spatial, temporal, abstract and retrieved memory of one stream.
 
     >>> memory = StarMemory(StarConfig(), channels=1024, attention=SemanticAttention(1024, 32))
     >>> memory.write(features, times)        # [T, P², D] float, [T] seconds
-    >>> snapshot = memory.read()             # slots, times and weights; later writes do not show
+    >>> snapshot = memory.read()             # slots, times and weights; unaffected by later writes
 
-    ``channels`` is D, the width of the features; ``dtype`` and ``device`` are where frames are kept.
-    Whatever the dtype, centroids have the precision of float64 and the abstract memory that of
-    float32, since in half precision a mean over many frames stops moving.
+    ``channels`` is D, the feature width; frames are stored as ``dtype`` on ``device``. Whatever the
+    dtype, centroids have float64 precision and the abstract memory float32, since in half precision
+    a mean over many frames stops moving.
 
-    All space is taken at construction; a write does the same work for the first frame and the ten
-    millionth. Writing never tracks gradients (training differentiates ``abstract_memory`` instead).
-    Threads may share a memory: each write, read and restore is a whole.
+    All space is allocated at construction; a write does the same work for the first frame and the
+    ten millionth. Writing never tracks gradients (training differentiates ``abstract_memory`` instead).
+    Threads may share a memory: each write, read and restore is atomic.
 
     Raises ``ValueError`` for ``compat="release"`` and for an abstract memory without ``attention``.
     """
@@ -61,7 +61,7 @@ class StarMemory(Locked):
         self._buffer = (
             FrameBuffer(config.buffer_length, config.spatial_size**2, channels, **space) if buffered else None
         )
-        # Rows: the slots, then up to as many frames that wait to be absorbed as one chunk.
+        # The slots, and up to as many pending frames, which are absorbed as one chunk.
         length, tokens = config.abstract_length, config.abstract_size**2
         self._abstract = torch.zeros(length, tokens, channels, dtype=torch.float32, device=device)
         self._abstract_times = torch.zeros(4, length, dtype=torch.float64)  # start, end, mean, weight
@@ -77,17 +77,17 @@ class StarMemory(Locked):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the memory holds; the same from the first frame to the last."""
+        """The memory's size in bytes; constant from the first frame to the last."""
         return sum(value.numel() * value.element_size() for value in self.state_dict().values())
 
     @torch.no_grad()
     def write(self, features: Tensor, times: Tensor | list[float]) -> None:
         """Write frames: ``features [T, P², D]`` on a grid that pools to P_spa, ``times [T]`` seconds.
 
-        Times must not decrease, within a write or from one to the next. With
-        ``consolidation="merge"`` the memory is the same however a stream is cut into writes.
-        Raises ``ValueError`` for a wrong shape, for values that are not finite or too large for the
-        memory's dtype, and for times that go back; the memory is then as it was.
+        Times must not decrease, within a write or between writes. With ``consolidation="merge"`` the
+        result does not depend on how a stream is split into writes. Raises ``ValueError`` for a wrong
+        shape, for values that are not finite or too large for the memory's dtype, and for times that
+        go backwards; the memory is then unchanged.
         """
         with self._lock:
             features, times = checked_frames(
@@ -99,7 +99,7 @@ class StarMemory(Locked):
                 newest=float(self._time),
             )
             device, side = self._spatial.device, self.config.spatial_size
-            # Frame by frame: pooling a batch may round otherwise, and chunking must not show.
+            # Frame by frame: pooling a batch may round differently, and chunking must not affect the result.
             frames = [pool_grid(frame[None].to(device), side)[0] for frame in features]
             for frame, time in zip(frames, times.tolist(), strict=True):
                 self._write_frame(frame, time)
@@ -107,7 +107,7 @@ class StarMemory(Locked):
                 self._temporal.consolidate(torch.stack(frames), times, int(self._frames) - len(frames))
 
     def _write_frame(self, frame: Tensor, time: float) -> None:
-        """Take one pooled frame ``[P_spa², D]`` into every part but a temporal memory that Lloyd's rewrites."""
+        """Add one pooled frame ``[P_spa², D]`` to every part, except a temporal memory consolidated by Lloyd's."""
         dtype = self._spatial.dtype
         if self.config.spatial_length:
             self._spatial = torch.cat([self._spatial[1:], frame[None].to(dtype)])
@@ -122,7 +122,7 @@ class StarMemory(Locked):
         self._time.fill_(time)
 
     def _absorb(self, frame: Tensor, time: float) -> None:
-        """Take a frame into the abstract memory: fill it, then update it by chunks of its own length."""
+        """Add a frame to the abstract memory: fill it first, then update it in chunks of its own length."""
         length = self.config.abstract_length
         pooled = pool_grid(frame[None], self.config.abstract_size)[0].float()
         index = int(self._frames)
@@ -137,12 +137,12 @@ class StarMemory(Locked):
             self._abstract, self._abstract_times = self._updated(length)
 
     def _updated(self, pending: int) -> tuple[Tensor, Tensor]:
-        """The abstract memory and its times after absorbing the first ``pending`` waiting frames."""
+        """The abstract memory and its times after absorbing the first ``pending`` of the waiting frames."""
         assert self.attention is not None
         length, ratio = self.config.abstract_length, self.config.update_ratio
         memory, weights = self.attention(self._abstract.flatten(0, 1), self._pending[:pending].flatten(0, 1), ratio)
         start, end, mean, weight = self._abstract_times
-        # Token-to-token attention, summed to slot-to-frame: times mix as the features do.
+        # Token-to-token attention reduced to slot-to-frame, so that times mix as the features do.
         per_frame = weights.double().reshape(length, -1, pending, self.config.abstract_size**2).sum(3).mean(1).cpu()
         times = self._pending_times[:pending]
         mixed = mean * (1 - ratio) + ratio * (per_frame @ times)
@@ -151,7 +151,7 @@ class StarMemory(Locked):
 
     @torch.no_grad()
     def read(self) -> MemorySnapshot:
-        """The memory as it is now. Raises ``ValueError`` before the first frame."""
+        """A snapshot of the memory. Raises ``ValueError`` before the first frame."""
         with self._lock:
             return self._snapshot()
 
@@ -192,7 +192,7 @@ class StarMemory(Locked):
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor of the memory by name, ready for safetensors.
 
-        The tensors are the memory's own: copy them before the next write.
+        The tensors are the memory's own, not copies: copy them before the next write.
         """
         state = {name[1:]: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         if self._temporal is not None:
@@ -202,7 +202,7 @@ class StarMemory(Locked):
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore a state bit for bit; raises ``ValueError`` when names, shapes or dtypes differ."""
+        """Restore a state bit for bit; raises ``ValueError`` if names, shapes or dtypes differ."""
         with self._lock:
             own = self.state_dict()
             if "temporal.remainders" in own:  # states of version 0.1 have none

@@ -1,4 +1,4 @@
-"""The temporal memory: centroids of a weighted k-means over all the frames so far."""
+"""The temporal memory: the centroids of a weighted k-means over all frames so far."""
 
 import torch
 from torch import Tensor
@@ -15,34 +15,34 @@ _START, _END, _MEAN, _EXEMPLAR, _WEIGHT = range(5)
 class TemporalMemory:
     """N_tem weighted centroids ``[N_tem, P_tem², D]``, each with its times and the real frame nearest to it.
 
-    The paper's temporal memory (section 3.2): weighted k-means over all the frames so far. A row of
-    the state is not a place in time, so that a merge moves one row only; ``read`` puts the rows in
-    the order of their first frames.
+    The paper's temporal memory (section 3.2): weighted k-means over all frames so far. The rows of
+    the state are in no particular order, so that a merge changes only one row; ``read`` sorts them
+    by their first frames.
 
-    A centroid is the sum of two float32 rows, as precise as float64: a mean over n frames moves by
-    1/n of a difference, which float32 alone loses after 2^24 frames. Distances, most of the work,
-    are measured between the first rows, which are the centroids rounded to float32.
+    A centroid is the sum of two float32 rows, about as precise as float64: a mean over n frames moves
+    by 1/n of a difference, which plain float32 loses after 2^24 frames. Distances, which are most of
+    the work, are computed from the first rows only, the centroids rounded to float32.
     """
 
     def __init__(self, config: StarConfig, channels: int, dtype: torch.dtype, device: torch.device | str):
         self._length = config.temporal_length
         self._side = config.temporal_size
         self._keep_exemplars = config.retrieval == "exemplar" and config.retrieved_length > 0
-        rows = self._length + 1  # one more, for the frame that comes in
+        rows = self._length + 1  # one extra, for the incoming frame
         self._centroids = torch.zeros(rows, self._side**2 * channels, device=device)
         self._remainders = torch.zeros_like(self._centroids)
-        self._differences = torch.empty_like(self._centroids)  # scratch, to allocate nothing a frame
+        self._differences = torch.empty_like(self._centroids)  # scratch space, so that no frame allocates any
         kept = rows if self._keep_exemplars else 0
         self._exemplars = torch.zeros(kept, config.spatial_size**2, channels, dtype=dtype, device=device)
         self._stats = torch.zeros(5, rows, dtype=torch.float64)
         self._first = torch.zeros(rows, dtype=torch.int64)
         self._distances = torch.zeros(rows, rows)
         self._filled = torch.zeros((), dtype=torch.int64)
-        # The row that the next frame is written to: the first free one, then the one a merge frees.
+        # The row for the next frame: the first unused row, or once full the row freed by the last merge.
         self._free = torch.zeros((), dtype=torch.int64)
 
     def merge_in(self, frame: Tensor, time: float, index: int) -> None:
-        """Take frame number ``index``, ``[P_spa², D]``, then merge the cheapest pair if the memory is full."""
+        """Add frame number ``index``, ``[P_spa², D]``; if that overfills the memory, merge the cheapest pair."""
         row = int(self._free)
         self._centroids[row] = pool_grid(frame[None].float(), self._side).flatten()
         self._remainders[row] = 0
@@ -62,28 +62,28 @@ class TemporalMemory:
         self._free.fill_(second)
 
     def _points(self, frames: Tensor) -> Tensor:
-        """Frames ``[T, P_spa², D]`` as points ``[T, P_tem² · D]`` float64 among the centroids."""
+        """Frames ``[T, P_spa², D]`` as float64 points ``[T, P_tem² · D]`` in the centroids' space."""
         return _double(pool_grid(frames.float(), self._side).flatten(1))
 
     def _exact(self, rows: Tensor) -> Tensor:
-        """The centroids of ``rows [n]``, ``[n, P_tem² · D]`` float64."""
+        """The centroids of ``rows [n]`` as ``[n, P_tem² · D]`` float64."""
         return _double(self._centroids[rows]) + _double(self._remainders[rows])
 
     def _store(self, rows: int | slice, exact: Tensor) -> None:
-        """Make float64 points the centroids of ``rows``."""
+        """Store float64 points as the centroids of ``rows``."""
         rounded = exact.float()
         self._centroids[rows] = rounded.to(self._centroids.device)
         self._remainders[rows] = (exact - rounded).float().to(self._remainders.device)
 
     def _measure(self, row: int, filled: int) -> None:
-        """Refresh the squared distances between ``row`` and every row in use."""
+        """Update the squared distances between ``row`` and every row in use."""
         used = slice(filled)
         distances = squared_distances(self._centroids[used], self._centroids[row], self._differences[used]).cpu()
         self._distances[row, :filled] = distances
         self._distances[:filled, row] = distances
 
     def _merge(self, into: int, other: int) -> None:
-        """Let row ``into`` stand for the frames of both rows."""
+        """Merge row ``other`` into row ``into``: its centroid, exemplar, times and weight."""
         pair = torch.tensor([into, other])
         stats = self._stats[:, pair]
         weights = stats[_WEIGHT]
@@ -102,21 +102,21 @@ class TemporalMemory:
         self._first[into] = self._first[pair].min()
 
     def _nearer_exemplar(self, merged: Tensor, pair: Tensor) -> int:
-        """Which of a ``pair`` of rows has the exemplar nearer to their ``merged`` centroid; the older wins a tie."""
+        """Which row of ``pair`` (0 or 1) has the exemplar nearer to the ``merged`` centroid; ties go to the older."""
         weights = self._stats[_WEIGHT, pair]
         older = int(self._first[pair[1]] < self._first[pair[0]])
-        if not self._keep_exemplars:  # no features to compare: the heavier's
+        if not self._keep_exemplars:  # no features to compare: take the heavier row's
             return older if weights[0] == weights[1] else int(weights[1] > weights[0])
-        if weights.sum() == 2:  # two single frames lie equally far from their mean, whatever rounding says
+        if weights.sum() == 2:  # two single frames are equidistant from their mean, whatever rounding says
             return older
         distances = squared_distances(self._points(self._exemplars[pair]), merged)
         return older if distances[0] == distances[1] else int(distances.argmin())
 
     def consolidate(self, frames: Tensor, times: Tensor, index: int) -> None:
-        """Lloyd's iterations over the clusters and new ``frames [T, P_spa², D]``, numbered from ``index``.
+        """Run Lloyd's algorithm over the clusters and new ``frames [T, P_spa², D]``, numbered from ``index``.
 
-        Starts from points spread evenly over time where the paper starts at random, so that equal
-        frames give equal memories.
+        Starts from points spread evenly over time, where the paper starts at random, so that the same
+        frames always give the same memory.
         """
         rows = self._order()
         points = torch.cat([self._exact(rows), self._points(frames)])
@@ -139,7 +139,7 @@ class TemporalMemory:
     def _clustered(
         self, points: Tensor, stats: Tensor, first: Tensor, exemplars: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Centroids, stats, first frames and exemplars of the clusters of weighted ``points``."""
+        """Cluster weighted ``points``; returns the clusters' centroids, stats, first frames and exemplars."""
         start = torch.linspace(0, len(points) - 1, self._length).round().long()
         clusters = lloyd(points, stats[_WEIGHT].to(points), start)
         used = clusters.weights.cpu().nonzero()[:, 0]
@@ -156,7 +156,7 @@ class TemporalMemory:
         return clusters.centroids[used], torch.stack(joined, 1), torch.stack(firsts), kept
 
     def _order(self) -> Tensor:
-        """Rows in use, in the order of their first frames."""
+        """The rows in use, ordered by their first frames."""
         rows = torch.arange(self._length + 1)
         full = int(self._filled) == self._length
         rows = rows[rows != int(self._free)] if full else rows[: int(self._filled)]
@@ -176,12 +176,12 @@ class TemporalMemory:
 
 
 def _double(values: Tensor) -> Tensor:
-    """``values`` as float64, on the CPU where the device (Apple's MPS) has none."""
+    """``values`` as float64, moved to the CPU from Apple's MPS, which has no float64."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _joined(stats: Tensor, exemplar: Tensor) -> Tensor:
-    """Times and weight of a cluster from those of its members ``[5, m]``."""
+    """A cluster's stats ``[5]``, from those of its members ``[5, m]`` and its exemplar's time."""
     weight = stats[_WEIGHT].sum()
     mean = (stats[_MEAN] * stats[_WEIGHT]).sum() / weight
     return torch.stack([stats[_START].min(), stats[_END].max(), mean, exemplar, weight])

@@ -1,4 +1,4 @@
-"""Anything playable becomes timed RGB frames. Knows nothing of models."""
+"""Turns anything playable into timed RGB frames. Independent of models."""
 
 from flash_vstream.video.reader import Frame, VideoInfo, probe, read_frames
 

@@ -1,4 +1,4 @@
-"""How sources are named: what is a network address, and what of a name may be shown."""
+"""Source names: splitting logins out of URLs, and hiding secrets before a name is shown or logged."""
 
 import os
 import re
@@ -13,16 +13,16 @@ _SECRET_IN_PATH = re.compile(
 
 
 def scheme_of(name: str) -> str:
-    """The scheme of a URL in small letters, "" for anything else. Never raises."""
+    """The scheme of a URL in lower case, or "" for anything else. Never raises."""
     match = _SCHEME.match(name)
     return match[0][:-3].lower() if match else ""
 
 
 def split_login(address: str) -> tuple[str, str, bool]:
-    """What follows a URL's ``://`` as user with password, the rest, and whether that split is certain.
+    """Split what follows a URL's ``://`` into login (user and password) and rest; also whether the split is certain.
 
-    A password may hold ``/``, ``?``, ``#`` and ``@`` although it should not, so everything before the last ``@`` can
-    be a secret. It is uncertain where the part before the first of these characters is a whole host by itself
+    A password may contain ``/``, ``?``, ``#`` and ``@`` although it should not, so everything before the last ``@`` may
+    be secret. The split is uncertain if the part before the first ``/``, ``?`` or ``#`` could be a complete host
     (``media.example/@name/clip.mp4``).
     """
     login, at, rest = address.rpartition("@")
@@ -32,9 +32,9 @@ def split_login(address: str) -> tuple[str, str, bool]:
 
 
 def hide_secrets(name: str) -> str:
-    """A source's name for people and logs: a URL without user, password, query, and whatever in its path can be one.
+    """A source's name for people and logs: a URL without its login, its query, and anything secret in its path.
 
-    Anything that is not a URL is given as it is, except for ``user:password@host``.
+    A name that is not a URL is returned unchanged, except for ``user:password@host``.
 
     >>> hide_secrets("rtsp://admin:pa/ss@cam:554/1?token=x")
     'rtsp://cam:554/1?…'
@@ -46,7 +46,7 @@ def hide_secrets(name: str) -> str:
         bare = _BARE_LOGIN.match(name)
         return "…@" + name.rpartition("@")[2] if bare and not os.path.exists(name) else name
     login, rest, certain = split_login(name[match.end() :])
-    if _SECRET_IN_PATH.search(login):  # a password in the path that holds an @
+    if _SECRET_IN_PATH.search(login):  # a password in the path that contains an @
         return name[: match.end()] + "…"
     place = re.split(r"[?#]", rest, maxsplit=1)[0]
     host, slash, path = place.partition("/")
@@ -55,7 +55,7 @@ def hide_secrets(name: str) -> str:
 
 
 def _hide_in_path(path: str) -> str:
-    """A path cut at the first ``password=`` or the like, and without segments such as ``user:password``."""
+    """A path cut off at the first ``password=`` or similar, and with ``…`` for segments such as ``user:password``."""
     secret = _SECRET_IN_PATH.search(path)
     if secret is not None:
         return _hide_in_path(path[: secret.start()]) + secret[0] + "=…"
@@ -63,5 +63,5 @@ def _hide_in_path(path: str) -> str:
 
 
 def hide_secrets_in_text(text: str) -> str:
-    """A message in which every URL is shown as ``hide_secrets`` shows it."""
+    """A message with ``hide_secrets`` applied to every URL in it."""
     return _URL_IN_TEXT.sub(lambda match: hide_secrets(match[0]), text)

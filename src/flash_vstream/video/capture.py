@@ -1,7 +1,7 @@
-"""A source in a process of its own, so that FFmpeg may hang or crash without taking anybody along.
+"""Reads a source in its own process, so that a hang or crash in FFmpeg affects nothing else.
 
-The reader process writes frames into a ring in shared memory and tells the parent by a pipe what happens. The parent
-reads the newest frame, counts what it passed over, and starts another reader when one hangs or dies.
+The reader process writes frames into a ring in shared memory and reports events to the parent through a pipe. The
+parent takes the newest frame, counts the frames it skipped, and replaces a reader that hangs or dies.
 """
 
 import contextlib
@@ -22,28 +22,28 @@ from flash_vstream.video.sources import ARRIVAL_SLACK, SILENCE_SECONDS, Source
 __all__ = ["RESUME_AFTER", "Capture", "FrameRing", "PushedFrames", "SourceStatus", "shared_folder", "wait_for_any"]
 
 RESUME_AFTER = 1e-3
-"""Seconds after the newest frame of a recording at which it is taken up again."""
+"""A recording resumes this many seconds after its newest frame."""
 RESTART_SECONDS = (0.2, 5.0)
-"""The first and the longest wait before a source is opened again; each wait doubles, with jitter."""
+"""The shortest and longest delay before a source is reopened; the delay doubles each time, with jitter."""
 START_SECONDS = 120.0
-"""How long a reader process may take until it says its first word: a busy machine imports slowly."""
+"""How long a reader process may take to send its first message: imports are slow on a busy machine."""
 LOCAL_SILENCE_SECONDS = 60.0
-"""How long the reader of a file may make no progress: neither read, decode, sleep, nor wait for its taker."""
+"""How long a file's reader may make no progress: neither read, decode, sleep, nor wait for its frames to be taken."""
 MOST_PATIENCE = 10.0
-"""A live source that is slow may be silent for at most this many times what others may."""
+"""The silence allowed to a slow live source is at most this multiple of the usual silence."""
 LEARNING_PERIODS = 60
-"""After this many times the usual silence, long pauses from before no longer count."""
+"""Pauses are forgotten after this many times the usual silence."""
 RECORDING_TRIES = 8
-"""How often in a row a recording on a server may break off without a new frame before it is given up."""
+"""How many times in a row a recording on a server may break off without a new frame before the capture gives up."""
 _END_SECONDS = 1.0
 
 
 @dataclass
 class SourceStatus:
-    """How a source is doing: frames that came, frames passed over for newer ones, restarts.
+    """A source's status: frames that arrived, frames skipped in favour of newer ones, restarts.
 
     ``state`` is starting, live, reconnecting, ended or failed. ``error`` says why it is reconnecting or failed, or that
-    a recording ended before the length that it declares. ``note`` is what else should be known of the source.
+    a recording stopped short of its declared length. ``note`` is a remark about the source.
     """
 
     came: int = 0
@@ -55,37 +55,38 @@ class SourceStatus:
 
 
 class Capture:
-    """Reads a source in a child process and keeps it going.
+    """Reads a source in a child process and keeps it running.
 
-    ``newest`` gives the newest frame since the last call. Its time is ``start`` and on: a recording has its own clock,
-    ``start`` being the moment ``source.begin`` in it; a live source goes by the clock, ``start`` being the moment when
-    the capture was made. With ``start`` None, stream time is 0 at the first frame.
+    ``newest`` returns the newest frame since the last call. Stream time begins at ``start``. For a recording it follows
+    the recording's own clock, with ``start`` at ``source.begin``; for a live source it follows real time, with
+    ``start`` at the moment the capture was created. If ``start`` is None, stream time is 0 at the first frame.
 
-    A reader that dies, or that makes no progress, is ended and started again, after a wait that grows while it keeps
-    failing. A recording is taken up where it was left; for the rest stream time goes on across the gap by the clock.
-    A live source may be silent for ``silence`` seconds at first; one that turns out to send less often gets more time.
-    A recording that ends is done; a source fails for good only when its reader says that it cannot be read.
-    What is shared with the reader lies in ``folder``, best one in memory (``shared_folder``), in a file without a name.
-    Raises ``UserError`` when there is no room in it.
+    A reader that dies or makes no progress is killed and replaced, after a delay that grows with repeated failures. A
+    recording resumes where it stopped; for other sources stream time includes the gap. A live source may initially be
+    silent for ``silence`` seconds; one that turns out to send less often is allowed more. The capture ends when a
+    recording ends. It fails permanently only if the reader reports, before any frame, that the source cannot be read,
+    or if a recording on a server keeps breaking off.
+    The memory shared with the reader is an unnamed file in ``folder``, preferably in RAM (``shared_folder``).
+    Raises ``UserError`` when there is no room for it.
     """
 
     def __init__(self, source: Source, folder: str, start: float | None = None, silence: float = SILENCE_SECONDS):
         self.source = source
         self.status = SourceStatus()
         self.position: float | None = None
-        """Where in the recording to go on from: the time of the newest frame taken. None where that cannot be done."""
+        """The time in the recording of the newest frame taken, to resume from; None for sources that cannot resume."""
         self._silence, self._patience = silence, silence
         self._longest_pause, self._learning_since = 0.0, time.monotonic()
         self._ring = FrameRing.unnamed(folder, source.size)
         self._process: multiprocessing.process.BaseProcess | None = None
         self._pipe: Connection | None = None
-        self._opened: Opened | None = None  # what this reader said of the source
+        self._opened: Opened | None = None  # what the current reader reported about the source
         self._last_word: Ended | Broken | None = None
-        self._number = 0  # of the newest frame taken, in this reader's counting
-        self._spoke = False  # whether this reader has said anything
+        self._number = 0  # of the newest frame taken, as the current reader counts
+        self._spoke = False  # whether the current reader has sent anything
         self._heard_at = 0.0
-        self._zero = None if start is None else time.monotonic() - start  # the moment of stream time 0, by the clock
-        # From a recording's time to stream time; None until a loop that was begun again gives its first frame.
+        self._zero = None if start is None else time.monotonic() - start  # stream time 0 on the monotonic clock
+        # From a recording's time to stream time; None until a restarted loop delivers its first frame.
         self._offset: float | None = (start or 0.0) - source.begin
         self._last_time: float | None = None
         self._last_clock = 0.0
@@ -94,11 +95,11 @@ class Capture:
         self._start_at = 0.0
 
     def fileno(self) -> int | None:
-        """A descriptor that is readable when frames wait, None while no reader runs."""
+        """A descriptor that is readable when the reader has sent something; None while no reader runs."""
         return self._pipe.fileno() if self._pipe is not None else None
 
     def newest(self) -> Frame | None:
-        """The newest frame that came since the last call, its time going on over restarts."""
+        """The newest frame since the last call, or None. Its stream time continues across restarts."""
         if self.status.state in ("ended", "failed"):
             return None
         now = time.monotonic()
@@ -120,7 +121,7 @@ class Capture:
         return None
 
     def _limit(self) -> float:
-        """How long the reader may say nothing, in seconds."""
+        """How long the reader may stay silent, in seconds."""
         if not self._spoke:
             return START_SECONDS
         return LOCAL_SILENCE_SECONDS if self.source.is_local else self._patience
@@ -141,7 +142,7 @@ class Capture:
         child.close()
 
     def _listen(self) -> None:
-        """Take what the reader has said: that it works, what the source is, how it ended."""
+        """Process the reader's messages: signs of progress, what the source is, how it ended."""
         assert self._pipe is not None
         try:
             while self._pipe.poll():
@@ -161,7 +162,7 @@ class Capture:
             self._last_word = self._last_word or Broken("the reader stopped")
 
     def _learn_pace(self, pause: float, now: float) -> None:
-        """A source that has paused for long may do so again: three times as long is silence."""
+        """Adapt the allowed silence to the source's pace: three times its longest pause."""
         self._longest_pause = max(self._longest_pause, pause)
         needed = max(self._silence, min(3 * self._longest_pause, MOST_PATIENCE * self._silence))
         self._patience = max(self._patience, needed)
@@ -179,7 +180,7 @@ class Capture:
                 self._zero = frame.time if self._last_time is None else self._last_clock - self._last_time
             moment = frame.time - self._zero
         else:
-            if self._offset is None:  # the gap is part of the stream's time
+            if self._offset is None:  # the gap counts as stream time
                 self._offset = (self._last_time or 0.0) + (now - self._last_clock) - frame.time
             moment = frame.time + self._offset
             self.position = None if self.source.loop else frame.time
@@ -188,7 +189,7 @@ class Capture:
         return Frame(moment, frame.image)
 
     def _over(self, now: float, word: Ended | Broken) -> None:
-        """The reader is done for: the source has ended or failed, or another reader is started in a while."""
+        """End the reader; mark the source as ended or failed, or schedule a new reader."""
         self._end_reader()
         if isinstance(word, Ended):
             self.status.state, self.status.error = "ended", word.error
@@ -211,7 +212,7 @@ class Capture:
     def _end_reader(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.join(_END_SECONDS)  # longer only where the system itself hangs, on a network drive say
+            self._process.join(_END_SECONDS)  # exceeded only if the system itself hangs, say on a network drive
             with contextlib.suppress(ValueError):
                 self._process.close()
         if self._pipe is not None:
@@ -219,16 +220,16 @@ class Capture:
         self._process = self._pipe = None
 
     def close(self) -> None:
-        """End the reader and give back what is shared."""
+        """End the reader and free the shared memory."""
         self._end_reader()
         self._ring.close()
 
 
 class PushedFrames:
-    """The frames that another process puts into a ring as it gets them (a WebSocket, say), at most ``fps`` a second.
+    """Frames that another process writes into a ring as they arrive (from a WebSocket, say), at most ``fps`` a second.
 
-    Their times in the ring are those of the system's monotonic clock, the same for all processes. Stream time is 0 at
-    the first frame or, with ``start``, that much when this object was made.
+    Their times in the ring are those of the system's monotonic clock, which all processes share. Stream time is 0 at
+    the first frame or, if ``start`` is given, ``start`` at the moment this object was created.
     """
 
     def __init__(self, path: str, size: int, fps: float, start: float | None = None):
@@ -242,11 +243,11 @@ class PushedFrames:
         self._last_time: float | None = start
 
     def fileno(self) -> int | None:
-        """Nothing to wait on: a ring is looked at."""
+        """None: a ring has to be polled."""
         return None
 
     def newest(self) -> Frame | None:
-        """The newest frame that was pushed since the last call, if it is due."""
+        """The newest frame pushed since the last call, if it is due."""
         found = self._ring.newest(self._number)
         if found is None:
             return None
@@ -257,7 +258,7 @@ class PushedFrames:
         moment = max(frame.time - self._zero, self._last_time or 0.0)
         if not self._rate.picks(moment):
             return None
-        # Of the frames that nobody looked at, only as many as the rate allows would have been kept.
+        # Of the frames passed over, count only as many as the rate would have kept.
         due = int((moment - self._last_time) * self._fps) - 1 if self._last_time is not None else 0
         skipped = max(0, min(passed_over, due))
         self.status.came += skipped + 1
@@ -267,7 +268,7 @@ class PushedFrames:
         return Frame(moment, frame.image)
 
     def close(self) -> None:
-        """The ring is its maker's."""
+        """Do nothing: the ring belongs to whoever created it."""
 
 
 def wait_for_any(readers: Sequence[Capture | PushedFrames], seconds: float) -> None:

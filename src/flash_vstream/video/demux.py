@@ -1,6 +1,6 @@
-"""An opened recording as decoded pictures with times: clocks that jump, seeking, ends that come too early.
+"""Decodes an opened recording into timed pictures: handles jumping clocks, seeking and truncated recordings.
 
-Knows nothing of files, pictures' sizes or rates of frames; see reader.py for those.
+Files, picture sizes and frame rates are handled in reader.py.
 """
 
 import math
@@ -16,23 +16,23 @@ from av.error import FFmpegError
 from av.format import Flags
 
 MAX_BROKEN_PACKETS = 300
-"""Consecutive packets that do not decode before a recording counts as broken from there on."""
+"""After this many consecutive packets that do not decode, a recording counts as broken from there on."""
 JUMP_SECONDS = 10.0
-"""From here on a step of a clock that may start anew is a jump and no pause: the threshold of the ffmpeg command."""
+"""Where the clock may restart, a larger step counts as a jump, not a pause; the ffmpeg command's own threshold."""
 MAX_HELD_BYTES = 64 * 2**20
-"""Bytes of packets that are held while the key frame before a position is looked for."""
+"""The most bytes of packets to hold while looking for the key frame before a position."""
 
 
 Packet: TypeAlias = "av.Packet[av.VideoStream]"
 
 
 def clock_may_jump(container: av.container.InputContainer) -> bool:
-    """Whether the format's clock may start anew within it, as MPEG-TS's and HLS's may."""
+    """Whether the format's clock may restart within a recording, as in MPEG-TS and HLS."""
     return bool(container.format.flags & cast(int, Flags.ts_discont.value))
 
 
 class BrokenOffError(Exception):
-    """A recording ended before the length that it declares; ``final`` when opening it again cannot help."""
+    """A recording ended before its declared length; ``final`` if reopening it cannot help."""
 
     def __init__(self, message: str, final: bool):
         super().__init__(message)
@@ -40,10 +40,10 @@ class BrokenOffError(Exception):
 
 
 class Playback:
-    """One pass over an opened recording, ``stream`` being the video in ``container``.
+    """One pass over an opened recording; ``stream`` is the video stream in ``container``.
 
-    ``beat`` is called for every packet that is read, so that whoever waits can tell work from a hang. ``error`` is
-    what FFmpeg said when the container broke off, None while it has not.
+    ``beat`` is called for every packet read, so that a supervisor can tell work from a hang. ``error`` is why reading
+    or decoding broke off, None unless it did.
     """
 
     def __init__(
@@ -60,13 +60,13 @@ class Playback:
         self._clock_may_jump = clock_may_jump(container)
         self._shift = 0  # added to every time stamp, in the stream's time base
         self._last_dts: int | None = None
-        self._end = 0.0  # the latest moment of any packet, in seconds of the container's clock
-        self._held: deque[Packet] = deque()  # packets that were read and are to be read again
+        self._end = 0.0  # the latest end of any packet, in seconds of the container's clock
+        self._held: deque[Packet] = deque()  # packets already read, to be delivered again
 
     def timed(self, begin: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
-        """Decoded frames with times that never decrease, from 0 at the recording's first frame.
+        """Yield decoded frames with times that never decrease, from 0 at the recording's first frame.
 
-        Frames well before ``begin`` may be left out; times are the same with and without it.
+        Frames well before ``begin`` may be omitted; this does not change the times of the others.
         """
         packets = self._packets()
         frames = self.decoded(packets)
@@ -90,12 +90,12 @@ class Playback:
             yield moment, frame
 
     def check_end(self) -> None:
-        """Raise ``BrokenOffError`` when the recording has come to an end before the length that it declares."""
+        """Raise ``BrokenOffError`` if the recording ended before its declared length."""
         declared = (self.container.duration or 0) / av.time_base
         reached = self._end - (self.container.start_time or 0) / av.time_base
         if self.error is None and not self._clock_may_jump and reached < declared - max(2.0, 0.05 * declared):
             raise BrokenOffError(f"broke off at {reached:.1f} s of {declared:.1f} s", final=True)
-        # A server that ends without saying how much it had to send is an error to FFmpeg, although all has come.
+        # FFmpeg reports an error when a server closes without having declared a length, although everything arrived.
         if self.error is not None and (not declared or reached < declared - 0.5 or self._clock_may_jump):
             of = f" of {declared:.1f} s" if declared > reached else ""
             raise BrokenOffError(f"broke off at {max(reached, 0.0):.1f} s{of} ({self.error})", final=False)
@@ -103,10 +103,10 @@ class Playback:
     def decoded(
         self, packets: Iterator[Packet] | None = None, patience_seconds: float = 0.0
     ) -> Iterator[av.VideoFrame]:
-        """Frames that decode; what does not is passed over, up to a bound.
+        """Yield the frames that decode, skipping packets that do not, up to a limit.
 
-        The bound is ``MAX_BROKEN_PACKETS`` in a row, and in a live stream at least ``patience_seconds``, since some
-        cameras send a key frame twice a minute and nothing decodes before it.
+        The limit is ``MAX_BROKEN_PACKETS`` in a row over at least ``patience_seconds``: some cameras send a key frame
+        only twice a minute, and nothing decodes before it.
         """
         broken, broken_since = 0, 0.0
         for packet in packets if packets is not None else self._packets():
@@ -125,7 +125,7 @@ class Playback:
                     yield frame
 
     def _packets(self) -> Iterator[Packet]:
-        """The video's packets; a clock that starts anew goes on from where it was. Ends where the container does."""
+        """Yield the video's packets until the container ends; a clock that restarts is shifted to continue."""
         packets = cast(Iterator[Packet], self.container.demux())
         while True:
             if self._held:
@@ -148,7 +148,7 @@ class Playback:
             yield packet
 
     def _smooth(self, packet: Packet) -> None:
-        """Shift the packet's time stamps so that its clock goes on where the last packet's was."""
+        """Shift the packet's time stamps so that its clock continues from the last packet's."""
         assert packet.dts is not None
         step = round(self._step / packet.time_base)
         dts = packet.dts + self._shift
@@ -167,8 +167,8 @@ class Playback:
     ) -> Iterator[av.VideoFrame]:
         """Frames from the key frame at or before ``target``, in seconds of the video's clock.
 
-        The container's index tells where that is. Where clocks may jump it cannot, and packets are passed over
-        without being decoded until there. Falls back to ``frames``, from the start.
+        Seeks by the container's index. Where clocks may jump that does not work, so packets are skipped without being
+        decoded. Falls back to reading from the start.
         """
         if self._clock_may_jump:
             self._skip(packets, target)
@@ -178,10 +178,10 @@ class Playback:
             self.container.seek(int(target / self.stream.time_base), stream=self.stream, backward=True)
         except (FFmpegError, OSError, ValueError):
             return frames
-        found = self.decoded()
-        head = next(found, None)
+        sought = self.decoded()
+        head = next(sought, None)
         if head is not None and head.pts is not None and head.time_base and head.pts * head.time_base <= target + 1e-6:
-            return chain([head], found)
+            return chain([head], sought)
         try:
             self.container.seek(0, stream=self.stream, backward=True)
         except (FFmpegError, OSError, ValueError):
@@ -190,7 +190,7 @@ class Playback:
         return self.decoded()
 
     def _skip(self, packets: Iterator[Packet], target: float) -> None:
-        """Pass over packets up to the newest key frame at or before ``target``, if there is one to come."""
+        """Skip packets up to the last key frame at or before ``target``, if there is another one."""
         held: list[Packet] = []
         found, size = False, 0
         for packet in packets:

@@ -24,11 +24,11 @@ def read_folder(
     beat: Callable[[], None] = lambda: None,
     check_path: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Frame]:
-    """A folder's pictures in natural order of their names, one at each tick of the frame rate, from ``begin`` on.
+    """Yield a folder's pictures in natural order of their names, one per tick of the frame rate, from ``begin`` on.
 
-    Hidden files and what is no picture are passed over; ``note`` is called once with their names, at the end.
-    ``beat`` is called for every picture, and ``check_path``, which may raise, before it is opened.
-    Raises ``MissingSourceError`` when the folder is not there (any more), and ``UserError`` when it holds no picture.
+    Skips hidden files and files that are not pictures; ``note`` is called once at the end with a message that names
+    the latter. ``beat`` is called for every picture; ``check_path``, which may raise, before a file is opened.
+    Raises ``MissingSourceError`` if the folder does not exist (any more), and ``UserError`` if it holds no pictures.
     """
     names, passed_over = _list(folder)
     shown = 0
@@ -54,13 +54,13 @@ def read_folder(
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
-    """A key for sorting by the numbers in a name: frame2 before frame10."""
+    """A sort key that compares numbers in names by value: frame2 comes before frame10."""
     pieces = re.split(r"([0-9]+)", name)
     return [(0, int(piece)) if piece.isdecimal() else (1, piece.casefold()) for piece in pieces], name
 
 
 def _list(folder: str) -> tuple[list[str], list[str]]:
-    """Names that may be pictures, in order, and the names of other files that are not hidden."""
+    """The names of files that may be pictures, in order, and of all other files that are not hidden."""
     try:
         files = [path.name for path in Path(folder).iterdir() if not path.name.startswith(".") and path.is_file()]
     except (FileNotFoundError, NotADirectoryError):
@@ -72,7 +72,7 @@ def _list(folder: str) -> tuple[list[str], list[str]]:
 
 
 def _read_picture(path: str, size: int, decode: bool) -> np.ndarray | None:
-    """The centre of a picture ``[size, size, 3]``, upright; None when it is not to be decoded but could be opened."""
+    """The centre of a picture ``[size, size, 3]``, upright; without ``decode``, only open the file and return None."""
     if decode:
         return np.asarray(decode_picture(Path(path), size, MAX_PIXELS, LOCAL_FORMATS))
     with Image.open(path, formats=LOCAL_FORMATS):

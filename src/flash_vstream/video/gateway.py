@@ -1,9 +1,9 @@
-"""The one way of FFmpeg to the network where its connections must be checked: a gateway on loopback.
+"""A gateway on loopback: FFmpeg's only route to the network when its connections must be checked.
 
-FFmpeg follows redirects and playlists by itself, looks names up anew for each, and verifies certificates of
-the first connection at most. So http(s) goes through a proxy in this process that asks the rules of every
-request, connects to the addresses that it has checked, and verifies certificates itself. RTSP and RTMP go
-through a relay to the checked address that passes no redirect on.
+FFmpeg follows redirects and playlists on its own, resolves each host name again, and verifies certificates for the
+first connection at most. So http(s) goes through a proxy in this process that checks every request against the rules,
+connects only to the addresses it has checked, and verifies certificates itself. RTSP and RTMP go through a relay to the
+checked address, which does not forward redirects.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ USER_AGENT = f"flash-vstream/{__version__}"
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 120.0
 MARK = ".https.invalid"
-"""Behind a host's name: FFmpeg asks over plain HTTP, the proxy fetches over HTTPS. The name exists nowhere."""
+"""Marks a host that FFmpeg requests over plain HTTP and the proxy fetches over HTTPS. No real host has this suffix."""
 MOST_PLAYLIST_BYTES = 4 * 2**20
 CONTAINERS = "mov,matroska,webm,mpegts,mpeg,flv,avi,ogg,gif,asf,h264,hevc,av1,mjpeg,mpjpeg,jpeg_pipe,aac,mp3,webvtt"
-"""Formats that hold media and name no other place to read from."""
+"""Formats that contain media and never refer to another location."""
 PASSED_ON = ("range", "authorization", "cookie", "referer", "icy-metadata", "accept")
 PASSED_BACK = (
     "content-type",
@@ -47,10 +47,10 @@ PASSED_BACK = (
 
 @contextmanager
 def reach(url: str, rules: SourceRules | None, transport: str = "tcp") -> Iterator[tuple[str, dict[str, str]]]:
-    """The URL and the options with which FFmpeg is to open ``url`` while the block lasts.
+    """Context that yields the URL and options with which FFmpeg can open ``url``.
 
-    With ``rules`` (of a server beyond loopback) every connection is checked; certificates are verified in any
-    case (``SSL_CERT_FILE`` names others to trust). Raises ``UserError`` for a URL that is malformed or closed.
+    With ``rules`` (on a server reachable beyond loopback) every connection is checked. Certificates are always verified
+    (``SSL_CERT_FILE`` names others to trust). Raises ``UserError`` for a URL that is malformed or forbidden.
     """
     parts = parse_url(url)
     scheme = parts.scheme.lower()
@@ -68,7 +68,7 @@ def reach(url: str, rules: SourceRules | None, transport: str = "tcp") -> Iterat
             plain = scheme.removesuffix("s")
             options = {"protocol_whitelist": f"{plain},tcp", "format_whitelist": "rtsp,flv,live_flv,mpegts"}
             yield parts._replace(scheme=plain, netloc=_netloc(parts, "127.0.0.1", port)).geturl(), options
-    else:  # tcp, srt, and UDP from a host that is allowed by name
+    else:  # tcp, srt, and UDP from a host allowed by name
         assert rules is not None
         address = rules.addresses(parts.hostname or "", parts.port)[0]
         pinned = parts._replace(netloc=_netloc(parts, address, parts.port)).geturl()
@@ -85,7 +85,7 @@ def _netloc(parts: SplitResult, host: str, port: int | None) -> str:
 
 
 def marked(url: str) -> str:
-    """An https URL as an http one that only the proxy can fetch; others as they are."""
+    """An https URL rewritten as an http URL that only the proxy can fetch; other URLs unchanged."""
     parts = urlsplit(url)
     if parts.scheme.lower() != "https":
         return url
@@ -95,7 +95,7 @@ def marked(url: str) -> str:
 
 
 def unmarked(url: str) -> str:
-    """The URL that ``marked`` was given."""
+    """The original of a URL returned by ``marked``."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if not host.endswith(MARK):
@@ -107,37 +107,37 @@ def unmarked(url: str) -> str:
 
 
 def pinned_request(url: str, rules: SourceRules | None, headers: dict[str, str]) -> httpx.Request:
-    """A GET of ``url`` that connects to an address which the rules let through, whatever its name leads to later.
+    """A GET of ``url`` pinned to an address that the rules allow, even if the host name later resolves to another.
 
-    Raises ``UserError`` for a URL that is malformed or closed.
+    Raises ``UserError`` for a URL that is malformed or forbidden.
     """
     parts = parse_url(url)
     if parts.scheme.lower() not in ("http", "https"):
         raise UserError("the address leads away from http(s)")
     host = parts.hostname or ""
-    asked = {"user-agent": USER_AGENT, "accept-encoding": "identity", **headers}
+    sent = {"user-agent": USER_AGENT, "accept-encoding": "identity", **headers}
     if rules is None:
-        return httpx.Request("GET", url, headers=asked)
+        return httpx.Request("GET", url, headers=sent)
     rules.check_options(parts)
     address = rules.addresses(host, parts.port)[0]
-    asked["host"] = _netloc(parts, host, parts.port).rpartition("@")[2]
+    sent["host"] = _netloc(parts, host, parts.port).rpartition("@")[2]
     if parts.username is not None and "authorization" not in {name.lower() for name in headers}:
         request = httpx.Request("GET", url)
-        asked["authorization"] = next(
+        sent["authorization"] = next(
             httpx.BasicAuth(request.url.username, request.url.password).auth_flow(request)
         ).headers["authorization"]
     pinned = parts._replace(netloc=_netloc(parts, address, parts.port).rpartition("@")[2]).geturl()
-    return httpx.Request("GET", pinned, headers=asked, extensions={"sni_hostname": host})
+    return httpx.Request("GET", pinned, headers=sent, extensions={"sni_hostname": host})
 
 
 def open_client(rules: SourceRules | None) -> httpx.Client:
-    """A client for ``pinned_request``: certificates verified, redirects left to whoever checks them."""
+    """A client for ``pinned_request``: verifies certificates, and leaves redirects for the caller to check."""
     timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
     return httpx.Client(timeout=timeout, trust_env=rules is None, verify=tls_context())
 
 
 def tls_context() -> ssl.SSLContext:
-    """Certificates as the system (or ``SSL_CERT_FILE``) and certifi vouch for them."""
+    """A TLS context that trusts the system's certificates and certifi's, or those that ``SSL_CERT_FILE`` names."""
     context = ssl.create_default_context()
     if "SSL_CERT_FILE" not in os.environ and "SSL_CERT_DIR" not in os.environ:
         import certifi
@@ -148,9 +148,9 @@ def tls_context() -> ssl.SSLContext:
 
 @contextmanager
 def _proxy(rules: SourceRules | None) -> Iterator[str]:
-    """An HTTP proxy on a free port of loopback."""
+    """An HTTP proxy on a free loopback port; yields its URL."""
     with open_client(rules) as client:
-        # FFmpeg would go around the proxy for hosts that these name.
+        # FFmpeg would bypass the proxy for the hosts that this lists.
         os.environ.pop("no_proxy", None)
 
         class Handler(_Forward):
@@ -163,7 +163,7 @@ def _proxy(rules: SourceRules | None) -> Iterator[str]:
             try:
                 yield f"http://127.0.0.1:{server.server_port}"
             except FFmpegError:
-                if Handler.refusals:  # FFmpeg knows no more than a status
+                if Handler.refusals:  # FFmpeg only knows the HTTP status
                     raise UserError(f"it cannot be reached: {Handler.refusals[-1]}") from None
                 raise
             finally:
@@ -171,7 +171,7 @@ def _proxy(rules: SourceRules | None) -> Iterator[str]:
 
 
 class _Forward(BaseHTTPRequestHandler):
-    """One request of FFmpeg, made on its behalf."""
+    """Forwards one of FFmpeg's requests."""
 
     client: httpx.Client
     rules: SourceRules | None
@@ -186,7 +186,7 @@ class _Forward(BaseHTTPRequestHandler):
         except UserError as error:
             self._refuse(403, str(error))
             return
-        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, RuntimeError) as error:  # or the client was closed
+        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, RuntimeError) as error:  # or the client is closed
             self._refuse(502, str(error))
             return
         with contextlib.closing(response), contextlib.suppress(OSError, httpx.HTTPError):
@@ -210,7 +210,7 @@ class _Forward(BaseHTTPRequestHandler):
                     self._refuse(502, "the playlist is too long")
                     return
             first = re.sub(
-                rb"https://[^\s\"'<>]+", lambda found: marked(found[0].decode("latin-1")).encode("latin-1"), first
+                rb"https://[^\s\"'<>]+", lambda match: marked(match[0].decode("latin-1")).encode("latin-1"), first
             )
         self.send_response(response.status_code)
         for name, value in response.headers.multi_items():
@@ -225,7 +225,7 @@ class _Forward(BaseHTTPRequestHandler):
             self.wfile.write(chunk)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing: URLs may hold secrets."""
+        """Log nothing: URLs may contain secrets."""
 
 
 # --- RTSP and RTMP
@@ -235,12 +235,15 @@ PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443}
 
 @contextmanager
 def _relay(parts: SplitResult, rules: SourceRules | None) -> Iterator[int]:
-    """A port of loopback that is the far host's: its address checked and kept, TLS spoken and verified here."""
+    """Relay a loopback port to the remote host; yields the port.
+
+    The host's address is checked and pinned, and TLS is terminated and verified here.
+    """
     scheme, host = parts.scheme.lower(), parts.hostname or ""
     port = parts.port or PORTS[scheme]
     address = rules.addresses(host, port)[0] if rules is not None else host
     context = tls_context() if scheme.endswith("s") else None
-    if context is not None:  # a certificate that does not hold is told now, in words
+    if context is not None:  # report an invalid certificate now, with a readable reason
         try:
             _connect(address, port, host, context).close()
         except OSError as error:
@@ -282,7 +285,7 @@ def _connect(address: str, port: int, host: str, context: ssl.SSLContext | None)
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Pass bytes on until either side ends."""
+    """Forward bytes until either side closes."""
     with contextlib.suppress(OSError, ValueError):
         while data := source.recv(65536):
             sink.sendall(data)
@@ -292,7 +295,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 def _pump_rtsp(far: socket.socket, near: socket.socket) -> None:
-    """Pass a camera's replies and packets on, but no redirect, which FFmpeg would follow anywhere."""
+    """Forward a camera's replies and packets, but stop at a redirect, which FFmpeg would follow anywhere."""
     with far.makefile("rb") as replies, contextlib.suppress(OSError, ValueError):
         while first := replies.read(1):
             if first == b"$":  # an interleaved packet: channel, length, data

@@ -1,4 +1,4 @@
-"""Where a source may lead: URLs are read in one place, and addresses judged by one rule."""
+"""What a source may reach: the one place that parses URLs, and the rules that every address must pass."""
 
 import ipaddress
 import os
@@ -14,7 +14,7 @@ from flash_vstream.errors import UserError
 
 SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps", "http", "https", "udp", "tcp", "srt"})
 HOSTLESS = frozenset({"udp", "tcp", "srt"})
-"""These can also wait for a sender, so they need no host."""
+"""Schemes that can also wait for a sender, and so need no host."""
 OPTIONS = {
     "tcp": frozenset({"timeout"}),
     "udp": frozenset({"timeout", "fifo_size", "buffer_size", "overrun_nonfatal", "pkt_size"}),
@@ -22,23 +22,23 @@ OPTIONS = {
 }
 """The options that a guarded URL may set; ``listen``, ``localaddr`` and the like would open ports."""
 RTSP_WORDS = frozenset({"udp", "multicast", "http", "https", "filter_src", "listen"})
-"""What FFmpeg takes out of an RTSP URL's query for itself; the rest goes to the camera."""
+"""The query options of an RTSP URL that FFmpeg interprets itself; the rest goes to the camera."""
 DISGUISED = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "::/96")))
 """IPv6 addresses that stand for IPv4 ones: NAT64, 6to4, Teredo, IPv4-compatible."""
 
 
 class ForbiddenSourceError(UserError):
-    """A source that this server's rules do not let anybody watch."""
+    """The server's rules forbid this source."""
 
 
 def is_url(name: str) -> bool:
-    """Whether a source's name is the URL of something on a network."""
+    """Whether a source's name is a network URL."""
     scheme, colon, _ = name.partition("://")
     return bool(colon) and scheme.lower() in SCHEMES
 
 
 def parse_url(url: str) -> SplitResult:
-    """The parts of a URL; raises ``UserError`` that says what is wrong, without repeating what may be secret."""
+    """The parts of a URL; raises ``UserError`` that says what is wrong without repeating possible secrets."""
     check_name(url, "the URL")
     if " " in url:
         raise UserError("the URL holds a space; write it as %20")
@@ -67,7 +67,7 @@ def parse_url(url: str) -> SplitResult:
 
 
 def check_name(name: str, what: str) -> None:
-    """Raise ``UserError`` for a name with control characters or half of a surrogate pair."""
+    """Raise ``UserError`` for a name with control characters or an unpaired surrogate."""
     for character in name:
         if ord(character) < 32 or ord(character) == 127:
             raise UserError(f"{what} holds a control character (U+{ord(character):04X})")
@@ -83,17 +83,17 @@ class SourceRules:
     folders: tuple[str, ...] = ()
 
     def check(self, name: str, transport: str = "tcp") -> None:
-        """Raise ``ForbiddenSourceError`` for a source out of bounds, ``UserError`` for a malformed or unknown one."""
+        """Raise ``ForbiddenSourceError`` for a forbidden source, ``UserError`` for a malformed URL or unknown host."""
         if not is_url(name):
             self.check_path(name)
             return
         parts = parse_url(name)
         self.check_options(parts, transport)
-        if (parts.hostname or "") not in self.hosts:  # else it may come up later
+        if (parts.hostname or "") not in self.hosts:  # an allowed host need not be up yet
             self.addresses(parts.hostname or "")
 
     def check_options(self, parts: SplitResult, transport: str = "tcp") -> None:
-        """Raise ``ForbiddenSourceError`` for a URL with options that open ports or lead elsewhere."""
+        """Raise ``ForbiddenSourceError`` for a URL whose options open ports or redirect elsewhere."""
         scheme, host = parts.scheme.lower(), (parts.hostname or "").lower()
         given = {key.lower() for key, _ in parse_qsl(parts.query, keep_blank_values=True)}
         allowed = OPTIONS.get(scheme)
@@ -107,26 +107,26 @@ class SourceRules:
             )
 
     def addresses(self, host: str, port: int | None = None) -> list[str]:
-        """The addresses of ``host``, looked up once, each of which may be connected to.
+        """The addresses of ``host`` from a single lookup, all of them allowed.
 
-        Raises ``ForbiddenSourceError`` when one is not, ``UserError`` for an unknown host.
+        Raises ``ForbiddenSourceError`` if any is not allowed, and ``UserError`` for an unknown host.
         """
         try:
-            found = list(
+            addresses = list(
                 dict.fromkeys(str(item[4][0]) for item in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
             )
         except (OSError, UnicodeError):
             raise UserError(f"no host is called {host[:80]!r}") from None
         if host.lower() in self.hosts:
-            return found
-        if not found or not all(map(is_public, found)):
+            return addresses
+        if not addresses or not all(map(is_public, addresses)):
             raise ForbiddenSourceError(
                 f"{host[:80]} is a private address; the server's operator can allow it with --allow-host"
             )
-        return found
+        return addresses
 
     def check_path(self, name: str) -> None:
-        """Raise ``ForbiddenSourceError`` for a file that lies, links followed, outside of the folders."""
+        """Raise ``ForbiddenSourceError`` for a file outside the allowed folders, after resolving links."""
         check_name(name, "the path")
         path = os.path.realpath(name)
         roots = [os.path.realpath(folder) for folder in self.folders]
@@ -137,7 +137,7 @@ class SourceRules:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is somebody else's on the public internet, as far as the address tells."""
+    """Whether an address is on the public internet and not this machine's own, as far as the address shows."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:

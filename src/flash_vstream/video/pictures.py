@@ -1,4 +1,4 @@
-"""Encoded pictures as RGB: the one decoder of the project, bounded in pixels and formats."""
+"""The project's only decoder for encoded pictures: RGB output, limited in pixels and formats."""
 
 import io
 from pathlib import Path
@@ -9,11 +9,11 @@ from PIL import Image, ImageOps
 from flash_vstream.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-"""What callers may send."""
+"""The formats that callers may send."""
 LOCAL_FORMATS = (*FORMATS, "BMP", "GIF")
-"""What files of this machine may be."""
+"""The formats allowed for local files."""
 MOST_PIXELS = 16_000_000
-"""A picture of a phone; decoded, 48 MB."""
+"""About a phone's picture; 48 MB decoded."""
 HIGH_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -23,11 +23,11 @@ def decode_picture(
     most_pixels: int = MOST_PIXELS,
     formats: tuple[str, ...] = FORMATS,
 ) -> Image.Image:
-    """The RGB picture in ``data`` (or in the file of that name), upright.
+    """The RGB picture in ``data`` (or in the file at that path), upright.
 
-    With ``side``, its centre scaled to ``side`` by ``side`` pixels; a large JPEG is then decoded at a fraction of
-    its size. Raises ``UserError`` for anything but one of the ``formats`` of at most ``most_pixels``, which is seen
-    in its header, before a pixel is decoded.
+    With ``side``, its centre is scaled to ``side`` by ``side`` pixels, and a large JPEG is decoded at a fraction of its
+    size. Raises ``UserError`` for a damaged picture, one not in ``formats``, or one of more than ``most_pixels``, which
+    is read from its header before any pixel is decoded.
     """
     try:
         picture: Image.Image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=formats)
@@ -47,7 +47,7 @@ def decode_picture(
 
 
 def _rgb(picture: Image.Image) -> Image.Image:
-    """8-bit RGB; ``Image.convert`` would clip 16-bit grey to white."""
+    """The picture as 8-bit RGB; ``Image.convert`` alone would clip 16-bit grey to white."""
     if picture.mode not in HIGH_GREY:
         return picture.convert("RGB")
     exif = picture.info.get("exif")

@@ -22,20 +22,20 @@ FILE_OPTIONS = {
     "format_whitelist": "mov,matroska,webm,mpegts,mpeg,mpegvideo,flv,live_flv,avi,ogg,gif,asf,mxf,nut,ivf,yuv4mpegpipe,"
     "h264,hevc,av1,obu,m4v,mjpeg,mpjpeg,apng,webp,jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif_pipe,dv,rm,wtv,wav,mp3,aac,flac",
 }
-"""A file is read and nothing that it names: no playlist, no list of files, no address."""
+"""Only the file itself is read, and nothing that it refers to: no playlist, list of files or address."""
 MAX_PIXELS = 139_264 * 256
-"""Pixels of the largest picture that is decoded, 35.7 million: the largest of H.264 and H.265, enough for 8K."""
+"""The most pixels in a decoded picture, 35.7 million: the limit of H.264 and H.265, enough for 8K."""
 LARGE_PIXELS = 4096 * 2304
 MAX_THREADS = 4
-"""Decoder threads; each of them holds pictures of its own. Above ``LARGE_PIXELS`` there are two."""
+"""Decoder threads; each holds its own pictures, so pictures above ``LARGE_PIXELS`` get only two."""
 MAX_ASPECT = 16
-"""A picture longer than this in proportion is cut to its centre before it is scaled, not after."""
+"""A picture with a larger aspect ratio is cropped to its centre before scaling, not after."""
 
 logger = logging.getLogger(__name__)
 
 
 class MissingSourceError(UserError):
-    """There is nothing at a source's path. Unlike a file that cannot be read, it may come back."""
+    """There is nothing at a source's path. Unlike an unreadable file, it may appear again."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says of itself; None where it does not say. ``rate`` is in frames a second."""
+    """What a file declares about its video; None where it declares nothing. ``rate`` is in frames per second."""
 
     width: int
     height: int
@@ -60,9 +60,9 @@ class VideoInfo:
 class FrameRate:
     """Picks at most ``fps`` frames a second: the first at or after each tick, never two within half a tick.
 
-    Ticks are the multiples of ``1 / fps`` counted from time 0, so the choice does not depend on where reading began.
-    ``slack`` is the share of a tick by which a frame may be early: live frames do not come on the tick.
-    ``fps`` None picks every frame.
+    Ticks are the multiples of ``1 / fps`` from time 0, so the choice does not depend on where reading began.
+    ``slack`` is the fraction of a tick by which a frame may be early, since live frames do not arrive exactly on ticks.
+    If ``fps`` is None, every frame is picked.
     """
 
     def __init__(self, fps: float | None, slack: float = 0.0):
@@ -82,7 +82,7 @@ class FrameRate:
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """What ``path`` says of its video; raises ``UserError`` when it has none that can be read."""
+    """Information about the video at ``path``; raises ``UserError`` if it has none that can be read."""
     with opened(path) as (container, stream):
         seconds = None
         if stream.duration and stream.time_base:
@@ -101,14 +101,14 @@ def read_frames(
     until: float | None = None,
     begin: float = 0.0,
 ) -> Iterator[Frame]:
-    """Frames of the file in order of time, at most ``fps`` of them a second (None: all).
+    """Yield the file's frames in order of time, at most ``fps`` per second (None: all).
 
-    With ``size``, each is scaled and its centre cropped to ``size`` by ``size``. Rotation that the file asks for is
-    applied. Times are the file's own, from 0 at the first frame; where they are missing or run backwards, the nominal
-    frame rate goes on. In formats whose clock may start anew (MPEG-TS), so it does across a jump of over 10 seconds.
-    Begins at stream time ``begin`` (from the key frame before, with the same times) and stops after ``until``.
-    A file that breaks off ends there, with what was read and a warning in the log.
-    Raises ``UserError`` when the file cannot be opened, is larger than ``MAX_PIXELS``, or not one frame of it decodes.
+    With ``size``, each is scaled and centre-cropped to ``size`` by ``size``. Rotation declared in the file is applied.
+    Times are the file's own, from 0 at the first frame; where they are missing or run backwards, the nominal frame rate
+    fills in, and in formats whose clock may restart (MPEG-TS) it also bridges jumps of over 10 seconds.
+    Starts at stream time ``begin`` (decoding from the preceding key frame; times do not change) and stops after
+    ``until``. A truncated file ends early, with a warning in the log.
+    Raises ``UserError`` if the file cannot be opened, its pictures exceed ``MAX_PIXELS``, or no frame decodes.
     """
     with opened(path) as (container, stream):
         try:
@@ -120,15 +120,15 @@ def read_frames(
 def play(
     playback: Playback, name: str, fps: float | None, size: int | None, until: float | None = None, begin: float = 0.0
 ) -> Iterator[Frame]:
-    """Frames of an opened recording, as ``read_frames`` gives them.
+    """Yield the frames of an opened recording, as ``read_frames`` does.
 
-    Raises ``UserError`` when not one frame decodes, and after the last frame ``BrokenOffError`` when the recording
-    ended before the length that it declares.
+    Raises ``UserError`` if no frame decodes, and after the last frame ``BrokenOffError`` if the recording ended before
+    its declared length.
     """
     if fps is not None and not fps > 0:
         raise UserError(f"the frame rate must be above 0, not {fps:g}")
     rate, decoded_one = FrameRate(fps), False
-    # A few ticks early, so that the rate is in step before the first frame that is wanted.
+    # Start a few ticks early, so that the rate is in step by the first wanted frame.
     for time, frame in playback.timed(begin - 4 / fps if fps is not None else begin):
         if until is not None and time > until + 1e-6:
             return
@@ -142,7 +142,7 @@ def play(
 
 @contextmanager
 def opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The file's container and its video; raises ``UserError`` as ``read_frames`` does."""
+    """Context that opens the file's container and its video stream; raises ``UserError`` as ``read_frames`` does."""
     name = os.fspath(path)
     if not os.path.exists(name):
         raise MissingSourceError(f"no video at {name}; check the path")
@@ -161,9 +161,9 @@ def opened(path: str | Path) -> Iterator[tuple[av.container.InputContainer, av.V
 
 
 def video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
-    """The container's first moving picture, its decoder bounded in pixels and threads.
+    """The container's first video stream other than cover art, its decoder limited in pixels and threads.
 
-    Raises ``UserError`` when there is none to decode, or its pictures are larger than ``MAX_PIXELS``.
+    Raises ``UserError`` if there is none that can be decoded, or its pictures exceed ``MAX_PIXELS``.
     """
     streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
     if not streams:
@@ -179,14 +179,14 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.VideoS
             f"the pictures of {name} are {codec.width} by {codec.height};"
             f" at most {MAX_PIXELS / 1e6:.1f} million pixels are decoded, so scale it down first"
         )
-    codec.options = {"max_pixels": str(MAX_PIXELS)}  # for a size that changes in mid-stream
+    codec.options = {"max_pixels": str(MAX_PIXELS)}  # in case the size changes mid-stream
     codec.thread_count = 2 if pixels > LARGE_PIXELS else min(MAX_THREADS, os.cpu_count() or 1)
     stream.thread_type = "AUTO"
     return stream
 
 
 def reason_of(error: Exception) -> str:
-    """Why FFmpeg refused, in its own words: the last thing that it logged, where that is recorded."""
+    """Why FFmpeg failed: its error, and its last log message where PyAV recorded one."""
     log = getattr(error, "log", None)
     said = str(log[2]).strip() if log else ""
     reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
@@ -217,7 +217,7 @@ def rgb(frame: av.VideoFrame, size: int | None = None) -> np.ndarray:
 
 
 def _scaled_centre(image: np.ndarray, size: int) -> np.ndarray:
-    """The centre square of an RGB picture ``[H, W, 3]``, scaled: [size, size, 3]."""
+    """The centre square of an RGB picture ``[H, W, 3]``, scaled to ``[size, size, 3]``."""
     height, width, _ = image.shape
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2

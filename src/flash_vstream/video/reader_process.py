@@ -1,6 +1,6 @@
-"""The reader process of a capture: a source's frames into a ring, and a word into the pipe for whatever happens.
+"""The reader process of a capture: writes a source's frames into a ring, and reports events through a pipe.
 
-Words are moments of the monotonic clock at which work went on, ``Opened``, ``Note``, and last ``Ended`` or ``Broken``.
+Messages are monotonic times (signs of progress), ``Opened``, ``Note``, and finally ``Ended`` or ``Broken``.
 """
 
 import contextlib
@@ -26,21 +26,21 @@ from flash_vstream.video.sources import BEAT_SECONDS, OpenedSource, Source, open
 
 @dataclass(frozen=True)
 class Opened:
-    """The source is open. Times in the ring are the monotonic clock's if it is ``live``, else the recording's."""
+    """The source is open. Times in the ring are the monotonic clock's if it is ``live``, otherwise the recording's."""
 
     live: bool
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something that should be known of the source."""
+    """A remark about the source."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The source has come to its end, or with ``error`` to one before the length that it declares."""
+    """The source has ended; with ``error``, it ended before its declared length."""
 
     error: str | None = None
 
@@ -49,8 +49,8 @@ class Ended:
 class Broken:
     """The source cannot be read (any more).
 
-    ``final``: trying again cannot help if it never worked. ``broke_off``: a recording ended before its declared end.
-    ``silent``: it is the silence that was too long.
+    ``final``: retrying cannot help if no frame was ever read. ``broke_off``: a recording ended before its declared
+    length. ``silent``: the source was silent for too long.
     """
 
     error: str
@@ -60,46 +60,46 @@ class Broken:
 
 
 class Teller:
-    """The way to the parent, which is told of work going on at least every ``interval`` seconds while it does."""
+    """Reports to the parent: events, and progress at most every ``interval`` seconds or whenever a frame comes."""
 
     def __init__(self, pipe: Connection, interval: float):
         self._pipe, self._interval = pipe, interval
         self._beat_at = 0.0
 
     def beat(self) -> None:
-        """Work goes on."""
+        """Report progress, unless it was reported less than ``interval`` seconds ago."""
         if time.monotonic() - self._beat_at >= self._interval:
             self.wake()
 
     def wake(self) -> None:
-        """Say that work goes on now, since a frame has come."""
+        """Report progress now, because a frame has come."""
         self._beat_at = time.monotonic()
         self._pipe.send(self._beat_at)
 
     def note(self, text: str) -> None:
-        """Something should be known of the source."""
+        """Send a remark about the source."""
         self._pipe.send(Note(text))
 
     def send(self, word: Opened | Ended | Broken) -> None:
-        """What became of the source."""
+        """Report that the source opened, ended or broke."""
         self._pipe.send(word)
 
 
 def run_reader(source: Source, ring: FrameRing, pipe: Connection, patience: float) -> None:
-    """The process's main function; a network source that is silent for ``patience`` seconds is given up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent to handle
+    """The process's main function; gives up on a network source that is silent for ``patience`` seconds."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     threading.Thread(target=_end_with_parent, daemon=True).start()
     log = logging.getLogger("libav")
     log.addHandler(logging.NullHandler())
     log.propagate = False
     teller = Teller(pipe, min(BEAT_SECONDS, patience / 4))
-    with contextlib.suppress(BrokenPipeError):  # the parent is gone, and nobody is left to tell
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone
         teller.wake()
         teller.send(_read(source, ring, teller, patience))
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent has ended, even while it waits for a pipe that nobody writes to."""
+    """Exit when the parent has ended, even while blocked on a named pipe that nobody writes to."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -107,7 +107,7 @@ def _end_with_parent() -> None:
 
 
 def _read(source: Source, ring: FrameRing, teller: Teller, patience: float) -> Ended | Broken:
-    """Put every frame into the ring; returns the last word."""
+    """Write every frame into the ring; returns the final message."""
     what_failed = "could not be opened"
     try:
         opened = _open(source, teller, patience)
@@ -129,19 +129,19 @@ def _read(source: Source, ring: FrameRing, teller: Teller, patience: float) -> E
 
 
 def _open(source: Source, teller: Teller, patience: float) -> OpenedSource:
-    """Open the source with FFmpeg's log turned on, which alone says what is wrong with a file."""
+    """Open the source with FFmpeg's log turned on: only the log says what is wrong with a file."""
     av.logging.set_level(av.logging.ERROR)
     try:
         return open_source(source, teller.beat, teller.note, patience)
     finally:
-        av.logging.set_level(None)  # decoding threads that log into Python may wait for one another
+        av.logging.set_level(None)  # decoder threads that log into Python can deadlock
 
 
 def _write_all(source: Source, opened: OpenedSource, ring: FrameRing, teller: Teller) -> None:
-    zero: float | None = None  # the moment of a live source's first frame
+    zero: float | None = None  # when a live source's first frame came, on the monotonic clock
     for number, frame in enumerate(opened.frames, 1):
         while source.pace == "fast" and not opened.live and number - ring.taken > 1:
-            time.sleep(0.0005)  # nothing is skipped of what waits for its reader
+            time.sleep(0.0005)  # a recording read fast waits for the parent, so that no frame is skipped
             teller.beat()
         if opened.live:
             zero = time.monotonic() - frame.time if zero is None else zero

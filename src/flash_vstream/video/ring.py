@@ -1,4 +1,4 @@
-"""A ring of frames in shared memory: one process writes, one reads, neither waits for the other."""
+"""A ring of frames in shared memory: one process writes, another reads, and neither waits."""
 
 import os
 import tempfile
@@ -20,17 +20,18 @@ def _layout(size: int) -> np.dtype:
 
 
 def ring_bytes(size: int) -> int:
-    """The space that a ring of frames ``[size, size, 3]`` takes."""
+    """The size in bytes of a ring for frames ``[size, size, 3]``."""
     return _layout(size).itemsize
 
 
 class FrameRing:
-    """The newest frames ``[size, size, 3]`` of one source in a file that two processes map; one writes, one reads.
+    """The newest frames ``[size, size, 3]`` of one source, in a file mapped by one writer and one reader.
 
-    There is no lock that a killed process could keep, and nothing depends on the order in which stores become visible
-    to other processors: a frame that does not have its checksum is not whole yet. The file is at ``path``, or, for
-    ``FrameRing.unnamed``, it has no name and goes when the last process that maps it ends; such a ring can be passed to
-    a child process as it starts. Its space is taken when it is made: raises ``UserError`` when there is too little.
+    There is no lock that a killed process could leave held, and nothing depends on the order in which stores become
+    visible to other processors: a frame that does not match its checksum is incomplete. The file is at ``path``. With
+    ``FrameRing.unnamed`` it has no name and disappears when the last process that maps it ends; such a ring can be
+    passed to a child process as it starts. Space is reserved on creation, which raises ``UserError`` if there is too
+    little.
     """
 
     def __init__(self, path: str, size: int, create: bool = False):
@@ -41,7 +42,7 @@ class FrameRing:
     def unnamed(cls, folder: str, size: int) -> "FrameRing":
         """A new ring whose file, in ``folder``, has no name."""
         ring = cls.__new__(cls)
-        ring._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, open for as long as the ring
+        ring._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115, stays open as long as the ring
         try:
             ring._map(ring._file, size, create=True)
         except BaseException:
@@ -66,17 +67,17 @@ class FrameRing:
         self._map(self._file, size, create=False)
 
     def clear(self) -> None:
-        """Forget every frame, for a new writer that counts from 1."""
+        """Discard all frames, for a new writer that counts from 1."""
         self._slots["sequence"] = 0
         self.taken = 0
 
     def close(self) -> None:
-        """Close and unmap an unnamed ring, which cannot be used after."""
+        """Close and unmap an unnamed ring; it cannot be used afterwards."""
         self._file.close()
         del self._taken, self._slots
 
     def write(self, number: int, frame: Frame) -> None:
-        """Put the frame numbered ``number`` (from 1) over the oldest."""
+        """Write frame number ``number`` (counted from 1) over the oldest."""
         slot = self._slots[number % SLOTS]
         slot["sequence"] = -number  # being written
         slot["checksum"] = _checksum(frame)
@@ -86,7 +87,7 @@ class FrameRing:
 
     @property
     def taken(self) -> int:
-        """The number of the newest frame that the reader of the ring has taken."""
+        """The number of the newest frame that the ring's reader has taken."""
         return int(self._taken[0])
 
     @taken.setter
@@ -94,7 +95,7 @@ class FrameRing:
         self._taken[0] = number
 
     def newest(self, after: int) -> tuple[int, Frame] | None:
-        """The newest whole frame with a number above ``after``, and its number."""
+        """The newest frame and its number; None if its number is not above ``after``, or it is incomplete."""
         numbers = self._slots["sequence"].copy()
         at = int(numbers.argmax())
         number = int(numbers[at])

@@ -1,6 +1,6 @@
-"""Files that processes share, in a folder that is best kept in memory.
+"""Files that processes share, in a folder that is preferably in RAM.
 
-Knows sizes and owners; knows nothing of what is in the files.
+Deals with space and ownership, independent of the files' contents.
 """
 
 import contextlib
@@ -15,15 +15,14 @@ from typing import IO
 from flash_vstream.errors import UserError
 
 FOLDER_VARIABLE = "FLASH_VSTREAM_SHARED_FOLDER"
-"""Names another folder than /dev/shm, on disk if need be: containers often have 64 MB of shared memory."""
+"""Names a folder to use instead of /dev/shm, on disk if need be: containers often have only 64 MB of shared memory."""
 _ZEROS = bytes(2**20)
 
 
 def shared_folder() -> str:
-    """Where shared files go: the folder that ``FLASH_VSTREAM_SHARED_FOLDER`` names, /dev/shm, or the one for
-    temporary files.
+    """The folder for shared files: ``FLASH_VSTREAM_SHARED_FOLDER`` if set, else /dev/shm, else the temporary folder.
 
-    Raises ``UserError`` when the variable names no folder that can be written.
+    Raises ``UserError`` if the variable does not name a writable folder.
     """
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
@@ -34,9 +33,9 @@ def shared_folder() -> str:
 
 
 def reserve(path: str, size: int) -> None:
-    """Make a file of ``size`` zero bytes at ``path``, with all of its space taken.
+    """Create a file of ``size`` zero bytes at ``path``, with all its space reserved.
 
-    Raises ``UserError`` when there is too little space; no file is left then.
+    Raises ``UserError`` if there is too little space, and leaves no file behind.
     """
     try:
         with open(path, "wb") as file:
@@ -48,10 +47,10 @@ def reserve(path: str, size: int) -> None:
 
 
 def take_space(file: IO[bytes], size: int) -> None:
-    """Make an empty file ``size`` bytes long, all of them there.
+    """Extend an empty file to ``size`` bytes, with all its space reserved.
 
-    A mapped file whose space was not taken ends the process that writes to it (SIGBUS) once the folder is full.
-    Raises ``UserError`` when there is too little space.
+    Without reserved space, writing to the mapped file kills the process (SIGBUS) once the file system is full.
+    Raises ``UserError`` if there is too little space.
     """
     try:
         if hasattr(os, "posix_fallocate"):
@@ -65,7 +64,7 @@ def take_space(file: IO[bytes], size: int) -> None:
 
 
 def check_space(folder: str, size: int) -> None:
-    """Raise ``UserError`` unless ``folder`` has ``size`` bytes left."""
+    """Raise ``UserError`` unless ``folder`` has ``size`` bytes free."""
     space = os.statvfs(folder)
     if space.f_bavail * space.f_frsize < size:
         raise UserError(_too_little(size, f"{folder} is full"))
@@ -79,11 +78,11 @@ def _too_little(size: int, reason: str) -> str:
 
 
 class OwnedFolder:
-    """A folder that is removed with its owner, or at the next start if the owner was killed.
+    """A folder that is removed when its owner ends, or at the next start if the owner was killed.
 
-    The owner holds a lock (flock) on the folder. The kernel releases it however the process ends, so a folder
-    without a lock is nobody's; unlike a process id, a lock also holds between containers that share the folder
-    above. Making one first removes those of the same ``kind`` that nobody owns.
+    The owner holds a lock (flock) on the folder. The kernel releases it however the process ends, so an unlocked folder
+    is abandoned. Unlike a process id, a lock also works between containers that share the parent folder. Creating one
+    first removes the abandoned folders of the same ``kind``.
     """
 
     def __init__(self, kind: str, within: str | None = None):
@@ -92,7 +91,7 @@ class OwnedFolder:
         while True:
             self.path = tempfile.mkdtemp(prefix=f"{kind}-", dir=within)
             descriptor = _locked(self.path)
-            # In the moment before it was locked, another process may have taken it for an abandoned one.
+            # Before it was locked, another process may have taken it for an abandoned one and removed it.
             if descriptor is not None and os.path.isdir(self.path):
                 break
             if descriptor is not None:
@@ -100,12 +99,12 @@ class OwnedFolder:
         self._remove = weakref.finalize(self, _removed, self.path, descriptor)
 
     def cleanup(self) -> None:
-        """Remove the folder with what is in it; may be called again."""
+        """Remove the folder and its contents. Safe to call twice."""
         self._remove()
 
 
 def remove_abandoned(kind: str, within: str) -> None:
-    """Remove the folders of a kind whose owners are dead; other users' are left alone."""
+    """Remove the folders of a kind whose owners are dead, except other users' folders."""
     for path in Path(within).glob(f"{kind}-*"):
         descriptor = _locked(str(path))
         if descriptor is not None:
@@ -115,7 +114,7 @@ def remove_abandoned(kind: str, within: str) -> None:
 
 
 def _locked(path: str) -> int | None:
-    """A descriptor of the folder that holds its lock; None when another has it, or it is gone or not ours."""
+    """A descriptor that holds the folder's lock; None if it is locked elsewhere, gone, or may not be opened."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

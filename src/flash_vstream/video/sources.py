@@ -1,8 +1,8 @@
-"""Live sources: whatever can be watched becomes frames as time goes by.
+"""Sources: turns anything watchable into frames as time passes.
 
-A source is named as a person would name it: a file, ``rtsp://…``, ``http(s)://…`` (files, MJPEG,
-HLS, MPEG-TS), ``udp://…``, ``/dev/video0``, a folder of pictures, a named pipe, or ``push`` for
-frames that somebody else puts into a ring.
+A source's name is a path or URL: a file, ``rtsp://…``, ``http(s)://…`` (files, MJPEG, HLS, MPEG-TS),
+``udp://…``, ``/dev/video0``, a folder of pictures, a named pipe, or ``push`` for frames that another
+process writes into a ring.
 """
 
 import os
@@ -28,34 +28,34 @@ __all__ = ["PUSH", "OpenedSource", "Source", "hide_secrets", "open_source", "wat
 
 PUSH = "push"
 PROTOCOLS = "rtsp,rtsps,rtmp,rtmps,rtp,srtp,http,https,httpproxy,tls,tcp,udp,srt,crypto,data"
-"""What a network source may lead FFmpeg to: a playlist from elsewhere must not open local files."""
+"""The protocols that FFmpeg may use for a network source: a remote playlist must not open local files."""
 SILENCE_SECONDS = 12.0
-"""How long a live source may be silent before it is given up, as long as nothing is known of its pace."""
+"""The silence allowed to a live source until its pace is known."""
 _OPEN_SHARE = 0.7
 KEY_FRAME_SECONDS = 60.0
-"""How long a live source may send what does not decode: some cameras send two key frames a minute."""
+"""How long a live source may send data that does not decode: some cameras send only two key frames a minute."""
 ARRIVAL_SLACK = 0.25
-"""The share of a tick by which a frame that is timed by its arrival may be early."""
+"""The fraction of a tick by which a frame timed by its arrival may be early."""
 BEAT_SECONDS = 0.5
-"""How often work in progress is told of, at most."""
+"""The interval between progress reports, and the longest sleep without one."""
 READ_LIMIT_SECONDS = 3600.0
-"""For PyAV, which would otherwise go on with the limit for opening; whoever started this judges silence."""
+"""PyAV's read timeout, which would otherwise be that for opening. The parent process watches for silence."""
 
 
 @dataclass(frozen=True)
 class Source:
     """What to watch and how.
 
-    ``fps`` frames a second of stream time are looked at, each scaled and cropped to ``size``
-    pixels square. ``pace`` is for files: ``"real"`` plays at the file's own speed, ``"fast"`` as
-    fast as it can be read. ``loop`` begins a file or folder again at its end, stream time going on.
-    ``transport`` is RTSP's, ``"tcp"`` or ``"udp"``. ``begin`` is where in a recording to begin, in seconds.
-    ``rules`` are what it may reach (None: anything); they hold for every connection and file that it leads to.
+    At most ``fps`` frames per second of stream time are used, each scaled and cropped to ``size`` pixels
+    square. ``pace`` applies to recordings: ``"real"`` plays at the recording's own speed, ``"fast"`` as fast as
+    it can be read. ``loop`` restarts a file or folder at its end while stream time continues. ``transport`` is
+    RTSP's, ``"tcp"`` or ``"udp"``. ``begin`` is where to start in a recording, in seconds. ``rules`` limit what
+    the source may reach (None: anything) and apply to every connection and file that it leads to.
 
-    A source may name what is not there (any more); ``checked`` is for names that a user has just given.
+    A source need not exist (any more); use ``checked`` for names that a user has just entered.
     """
 
-    name: str = field(repr=False)  # it may hold a password
+    name: str = field(repr=False)  # it may contain a password
     fps: float = 1.0
     size: int = 256
     pace: str = "real"
@@ -73,7 +73,7 @@ class Source:
             raise UserError(f"the RTSP transport is {self.transport!r}; choose tcp or udp")
 
     def checked(self) -> "Source":
-        """Return the source; raises ``UserError`` when there is nothing at its path, or its address cannot be read."""
+        """Return the source; raises ``UserError`` if its path does not exist or its address is malformed."""
         check_name(self.name, "the source's name")
         if self.is_network:
             _check_address(self.name, self.shown)
@@ -83,17 +83,17 @@ class Source:
 
     @property
     def is_network(self) -> bool:
-        """Whether the source comes over a network."""
+        """Whether the source is on a network."""
         return is_url(self.name)
 
     @property
     def is_push(self) -> bool:
-        """Whether frames are put into the stream's ring by somebody else."""
+        """Whether another process writes frames into the stream's ring."""
         return self.name == PUSH
 
     @property
     def is_pipe(self) -> bool:
-        """Whether the source is a named pipe; False when nothing is there."""
+        """Whether the source is a named pipe; False if it does not exist."""
         if self.is_network or self.is_push:
             return False
         try:
@@ -103,30 +103,30 @@ class Source:
 
     @property
     def is_device(self) -> bool:
-        """Whether the source is a camera of this machine."""
+        """Whether the source is a camera on this machine."""
         return self.name.startswith("/dev/video")
 
     @property
     def is_local(self) -> bool:
-        """Whether the source is a file or a folder, which keeps until it is read."""
+        """Whether the source is a local file or folder, which can wait to be read."""
         return not (self.is_network or self.is_device or self.is_push or self.is_pipe)
 
     @property
     def is_finite(self) -> bool:
-        """Whether the source is known to end: a file, a folder or a pipe.
+        """Whether the source is known in advance to end: a file, a folder or a pipe.
 
-        A recording on a server ends too, but what is a recording is known when it is opened (``OpenedSource.live``).
+        A recording on a server also ends, but only opening it shows that it is one (``OpenedSource.live``).
         """
         return not (self.loop or self.is_network or self.is_device or self.is_push)
 
     @property
     def can_resume(self) -> bool:
-        """Whether it can be taken up where it was left, if it is a recording: with an end, and not read as it comes."""
+        """Whether the source can resume where it stopped, if opening it shows that it is a recording."""
         return not (self.loop or self.is_device or self.is_push or self.is_pipe)
 
     @property
     def shown(self) -> str:
-        """The source's name without passwords, for people and logs."""
+        """The source's name without secrets, for people and logs."""
         return hide_secrets(self.name)
 
 
@@ -142,10 +142,10 @@ def _check_address(address: str, shown: str) -> None:
 
 @dataclass(frozen=True)
 class OpenedSource:
-    """A source that has been opened.
+    """An opened source.
 
-    ``live`` is whether its frames are timed by their arrival, from 0 at the first; if not, they have the times of the
-    recording, and ``begin`` of the source counts.
+    If it is ``live``, its frames are timed by their arrival, from 0 at the first. Otherwise they have the recording's
+    times, and the source's ``begin`` applies.
     """
 
     frames: Iterator[Frame]
@@ -153,7 +153,7 @@ class OpenedSource:
 
 
 def watch_source(source: Source) -> Iterator[Frame]:
-    """Frames of a source as its time goes by; ends where the source ends. See ``open_source``."""
+    """Yield a source's frames in real time (or fast) until it ends. See ``open_source``."""
     yield from open_source(source).frames
 
 
@@ -163,15 +163,15 @@ def open_source(
     note: Callable[[str], None] = lambda _: None,
     patience: float = SILENCE_SECONDS,
 ) -> OpenedSource:
-    """Open a source; its frames come as its time goes by.
+    """Open a source; its frames arrive at the source's pace.
 
     Cameras, streams and pipes are timed by arrival, since cameras' time stamps jump and run backwards. Files, folders
-    and recordings on a web server (what has a length, or a playlist with an end) have their own times.
-    ``beat`` is called while there is progress, ``note`` with what should be known of the source.
-    A network source that sends nothing for ``patience`` seconds is given up.
+    and recordings on a web server (anything with a length, or a playlist with an end) have their own times.
+    ``beat`` is called while there is progress, ``note`` with remarks about the source.
+    A network source that sends nothing for ``patience`` seconds is abandoned.
 
-    Raises ``UserError`` when there is nothing to watch, and what FFmpeg raises when a source breaks. A recording that
-    ends before the length it declares raises ``BrokenOffError`` after its last frame.
+    Raises ``UserError`` if there is nothing to watch, and FFmpeg's error if the source breaks. A recording that ends
+    before its declared length raises ``BrokenOffError`` after its last frame.
     """
     if source.is_local:
         return OpenedSource(_recorded(source, _passes_of_path(source, beat, note), beat), live=False)
@@ -188,7 +188,7 @@ def open_source(
 
 @dataclass(frozen=True)
 class _Address:
-    """What FFmpeg opens for a source that is not local: ``url``, by way of the gateway where there is one."""
+    """What FFmpeg opens for a source that is not local: ``url``, which leads through the gateway if one is needed."""
 
     source: Source
     patience: float
@@ -197,7 +197,7 @@ class _Address:
 
     @property
     def options(self) -> dict[str, str]:
-        """FFmpeg's options. Its own time limits lie above ours, which tell what happened."""
+        """FFmpeg's options. Its timeouts are longer than ours, so that ours fire first and report the reason."""
         microseconds = str(int(1.5 * self.patience * 1e6))
         options = {"rw_timeout": microseconds, "protocol_whitelist": PROTOCOLS} if self.source.is_network else {}
         if scheme_of(self.source.name) in ("rtsp", "rtsps"):
@@ -206,7 +206,7 @@ class _Address:
 
 
 def _reached(source: Source) -> AbstractContextManager[tuple[str, dict[str, str]]]:
-    """The URL and further options with which a source is opened, while the block lasts."""
+    """Context with the URL and extra options for opening a source."""
     if source.is_network:
         return reach(source.name, source.rules, source.transport)
     if source.rules is not None:
@@ -220,7 +220,7 @@ def _within(gateway: ExitStack, frames: Iterator[Frame]) -> Iterator[Frame]:
 
 
 def _recorded(source: Source, read: Callable[[float], Iterator[Frame]], beat: Callable[[], None]) -> Iterator[Frame]:
-    """Frames that ``read`` gives from a time on, at the source's pace, again and again for a loop."""
+    """Yield the frames that ``read`` yields from a given time on, at the source's pace, repeatedly for a loop."""
     offset, begin, started = 0.0, source.begin, None
     while True:
         last = offset
@@ -276,7 +276,7 @@ def _passes_of_url(
 
 
 def _arriving(address: _Address, container: InputContainer, beat: Callable[[], None]) -> Iterator[Frame]:
-    """Frames of a camera, a network stream or a pipe, timed by their arrival."""
+    """Yield the frames of a camera, network stream or pipe, timed by their arrival."""
     source = address.source
     with container:
         playback = Playback(container, video_stream(container, source.shown), beat)
@@ -293,17 +293,17 @@ def _arriving(address: _Address, container: InputContainer, beat: Callable[[], N
 
 
 def _is_recording(container: InputContainer, source: Source) -> bool:
-    """Whether what a web server sends was recorded: it has a length. Live streams and open playlists have none."""
+    """Whether a web server's response is a recording: it has a length. Live streams and open playlists have none."""
     kind = container.format.name
     if scheme_of(source.name) not in ("http", "https") or any(word in kind for word in ("jpeg", "image", "_pipe")):
         return False
-    # MPEG-TS tells its length by its last packet only, which a server that knows no ranges does not give.
+    # MPEG-TS shows its length only in its last packet, which a server without range requests cannot deliver.
     is_ts = "hls" not in kind and clock_may_jump(container)
     return bool(container.duration and container.duration > 0) or (is_ts and container.size > 0)
 
 
 def _open_container(address: _Address, beat: Callable[[], None]) -> InputContainer:
-    """The opened source. What a web server sends and FFmpeg does not know is tried as a mere sequence of JPEGs."""
+    """Open the source. A web server's response that FFmpeg does not recognise is tried as a plain sequence of JPEGs."""
     if address.source.is_device:
         return av.open(address.url, format="v4l2")
     if scheme_of(address.source.name) not in ("http", "https"):
@@ -322,21 +322,21 @@ def _open_container(address: _Address, beat: Callable[[], None]) -> InputContain
 
 
 def _open_within(seconds: float, name: str, format: str | None, options: dict[str, str]) -> InputContainer:
-    """The opened address. Raises ``TimeoutError``: what is not understood and has no end would be read for ever."""
-    begun = time.monotonic()
+    """Open the address, or raise ``TimeoutError``: FFmpeg would read an endless unrecognised stream for ever."""
+    started = time.monotonic()
     with suppress(ExitError):
         container = av.open(name, format=format, options=options, timeout=(seconds, READ_LIMIT_SECONDS))
-        if time.monotonic() - begun < seconds:
+        if time.monotonic() - started < seconds:
             return container
-        container.close()  # it was interrupted within, and would say so at the next packet
+        container.close()  # it was interrupted while opening, and would fail at the next packet
     raise TimeoutError(f"nothing was understood of it within {seconds:.0f} s")
 
 
 def _open_as_jpegs(address: _Address) -> InputContainer:
-    """The source as JPEGs with anything between them.
+    """Open the source as JPEGs with arbitrary data between them.
 
-    Some cameras send a multipart body that FFmpeg does not take for one: no content types, bare line feeds, boundaries
-    that were never announced, or none.
+    Some cameras send a multipart body that FFmpeg does not recognise: no content types, bare line feeds, undeclared
+    boundaries, or no boundaries at all.
     """
     options = address.options | {"analyzeduration": "1", "fpsprobesize": "0"}
     container = _open_within(_OPEN_SHARE * address.patience, address.url, "mjpeg", options)

@@ -1,4 +1,4 @@
-"""Frames to a small video file."""
+"""Writes frames to a small video file."""
 
 from collections.abc import Iterable
 from typing import BinaryIO
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def write_video(file: BinaryIO, frames: Iterable[np.ndarray], fps: int) -> None:
-    """Write RGB frames of one even size (``[H, W, 3]`` uint8) to ``file`` as MP4, ``fps`` a second."""
+    """Write RGB frames ``[H, W, 3]`` uint8, all of one size with even sides, to ``file`` as MP4 at ``fps``."""
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=fps)
         stream.pix_fmt = "yuv420p"
