@@ -66,7 +66,7 @@ class SharedTensors:
         """
         text = json.dumps(layout).encode()
         if len(text) >= _LAYOUT_BYTES - _LAYOUT_AT:
-            raise ValueError(f"the layout takes {len(text)} bytes; {_LAYOUT_BYTES - _LAYOUT_AT - 1} at most fit")
+            raise ValueError(f"the layout takes {len(text)} bytes; the limit is {_LAYOUT_BYTES - _LAYOUT_AT - 1}")
         with atomic_write(path) as scratch:
             reserve(str(scratch), shared_bytes(layout))
             with open(scratch, "r+b") as file:
@@ -234,7 +234,7 @@ def bounded_json(notes: Mapping[str, Any], most: int = NOTES_BYTES) -> bytes:
     texts = [name for name, value in notes.items() if isinstance(value, str)]
     rest = len(_json({**notes, **dict.fromkeys(texts, "")}))
     if rest > most:
-        raise ValueError(f"the notes are {rest} bytes without their texts; {most} at most fit")
+        raise ValueError(f"the notes are {rest} bytes without their texts; the limit is {most}")
     room = (most - rest) // max(1, len(texts))
     return _json({**notes, **{name: shortened(notes[name], room) for name in texts}})
 

@@ -178,10 +178,10 @@ class Playback:
             self.container.seek(int(target / self.stream.time_base), stream=self.stream, backward=True)
         except (FFmpegError, OSError, ValueError):
             return frames
-        sought = self.decoded()
-        head = next(sought, None)
+        resumed = self.decoded()
+        head = next(resumed, None)
         if head is not None and head.pts is not None and head.time_base and head.pts * head.time_base <= target + 1e-6:
-            return chain([head], sought)
+            return chain([head], resumed)
         try:
             self.container.seek(0, stream=self.stream, backward=True)
         except (FFmpegError, OSError, ValueError):

@@ -36,7 +36,7 @@ def decode_picture(
     with picture:
         width, height = picture.size
         if width * height > most_pixels:
-            raise UserError(f"the picture has {width}x{height} pixels; {most_pixels:,} at most are taken")
+            raise UserError(f"the picture has {width}x{height} pixels; the limit is {most_pixels:,}")
         try:
             if side is not None:
                 picture.draft("RGB", (side, side))
