@@ -1,7 +1,7 @@
-"""``/v1/models``, ``/v1/chat/completions`` and ``/v1/responses`` in OpenAI's shape, so that its clients work unchanged.
+"""``/v1/models``, ``/v1/chat/completions`` and ``/v1/responses`` in OpenAI's format, so its clients work unchanged.
 
-A video is a content part of type ``video_url``: ``stream:NAME`` for a live stream as it is now, a ``data:`` URL for
-a clip that is sent along, or an http(s) URL of one. Parts of type ``image_url`` are pictures, one a second.
+A video is a content part of type ``video_url``: ``stream:NAME`` for the current state of a live stream, a ``data:``
+URL with a clip, or an http(s) URL of one. Parts of type ``image_url`` are pictures, one per second.
 """
 
 import json
@@ -31,23 +31,23 @@ def add_chat(app: FastAPI, service: Service, answers: Answers) -> None:
 
     @router.get("/v1/models")
     def models() -> dict[str, Any]:
-        """The one model that this server runs."""
+        """The one model this server runs."""
         return {"object": "list", "data": [model]}
 
     @router.get("/v1/models/{name:path}")
     def retrieve_model(name: str) -> dict[str, Any]:
-        """The model, if it is the one that this server runs."""
+        """The model, if it is the one this server runs."""
         check_model(name)
         return model
 
     @router.post("/v1/chat/completions")
-    async def chat(request: Request, asked: ChatRequest) -> Any:
-        """Chat about a stream, a clip, pictures, or nothing. What would not be honoured is refused."""
-        check_model(asked.model)
-        asked.refuse_others()
-        begin = answers.begin(read_conversation(asked.messages), asked.fps, asked.most_tokens, asked.stops)
-        if asked.stream:
-            usage = bool((asked.stream_options or {}).get("include_usage"))
+    async def chat(request: Request, body: ChatRequest) -> Any:
+        """Chat about a stream, a clip, pictures, or nothing. Unsupported settings are refused."""
+        check_model(body.model)
+        body.refuse_others()
+        begin = answers.begin(read_conversation(body.messages), body.fps, body.most_tokens, body.stops)
+        if body.stream:
+            usage = bool((body.stream_options or {}).get("include_usage"))
             answer = await while_connected(request, begin)
             return AnswerStream(answer, lambda events: _chunks(service.model_name, events, usage))
 
@@ -57,19 +57,19 @@ def add_chat(app: FastAPI, service: Service, answers: Answers) -> None:
         return _completion(service.model_name, await while_connected(request, whole()))
 
     @router.post("/v1/responses")
-    async def respond(request: Request, asked: ResponseRequest) -> Any:
-        """Answer in the shape of OpenAI's responses; nothing is stored."""
-        check_model(asked.model)
-        asked.refuse_others()
-        begin = answers.begin(read_conversation(asked.messages, asked.instructions), asked.fps, asked.most_tokens)
-        if asked.stream:
+    async def respond(request: Request, body: ResponseRequest) -> Any:
+        """Answer in the format of OpenAI's Responses API; nothing is stored."""
+        check_model(body.model)
+        body.refuse_others()
+        begin = answers.begin(read_conversation(body.messages, body.instructions), body.fps, body.most_tokens)
+        if body.stream:
             answer = await while_connected(request, begin)
-            return AnswerStream(answer, lambda events: response_events(asked, events))
+            return AnswerStream(answer, lambda events: response_events(body, events))
 
         async def whole() -> dict[str, Any]:
             return await (await begin).finished()
 
-        return response_of(asked, await while_connected(request, whole()))
+        return response_of(body, await while_connected(request, whole()))
 
     app.include_router(router)
 
@@ -93,7 +93,7 @@ def _completion(model: str, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _chunks(model: str, events: AsyncIterator[Event], usage: bool) -> AsyncIterator[dict[str, str]]:
-    """The answer as OpenAI's chunks; an error is one event that its clients raise."""
+    """The answer as OpenAI's chunks; an error is a single event, which its clients raise."""
     created = int(time.time())
     head = {"id": f"chatcmpl-{time.time_ns():x}", "object": "chat.completion.chunk", "created": created, "model": model}
 

@@ -1,4 +1,4 @@
-"""What goes over HTTP, as the OpenAPI document describes it."""
+"""Request and response bodies, as described in the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ MOST_QUESTION = 4000
 
 
 def plain_text(text: str) -> str:
-    """``text``, which must be encodable and without NUL; raises ``ValueError``."""
+    """Return ``text`` unchanged; raises ``ValueError`` if it has a NUL character or cannot be encoded."""
     if "\0" in text:
         raise ValueError("a NUL character cannot be part of text")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -25,7 +25,7 @@ Fps = Annotated[float, Field(gt=0, le=120, description="Frames to look at in a s
 
 
 class ErrorDetail(BaseModel):
-    """Why a request was turned away."""
+    """Why a request was refused."""
 
     message: str
     type: str
@@ -33,7 +33,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The shape of every error."""
+    """The format of every error."""
 
     error: ErrorDetail
 
@@ -51,7 +51,7 @@ class NewStream(BaseModel):
 
 
 class StreamEdit(BaseModel):
-    """What to change of a stream; its memory and its history stay."""
+    """Changes to a stream, which keeps its memory and history."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
     name: Name | None = None
@@ -65,9 +65,9 @@ class StreamEdit(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether all is well.
+    """The server's health.
 
-    ``restarting`` while a worker is being started again, ``degraded`` for any other of the ``problems``.
+    ``status`` is ``restarting`` while a worker is restarting, and ``degraded`` while there are other ``problems``.
     """
 
     status: Literal["ok", "restarting", "degraded"]
@@ -77,7 +77,7 @@ class Health(BaseModel):
 
 
 class StreamInfo(BaseModel):
-    """How a stream is doing; times are seconds of stream time, ``lag`` of wall-clock time."""
+    """A stream's status; times are in seconds of stream time, ``lag`` in seconds of wall-clock time."""
 
     name: str
     source: str
@@ -97,7 +97,7 @@ class StreamInfo(BaseModel):
 
 
 class NewQuestion(BaseModel):
-    """A question about a stream as it is now."""
+    """A question about the current state of a stream."""
 
     model_config = ConfigDict(extra="forbid")
     question: Text
@@ -106,7 +106,7 @@ class NewQuestion(BaseModel):
 
 
 class Slot(BaseModel):
-    """A slot of the memory: times of its frames, how many they are, and one of them as a picture."""
+    """A slot of the memory: the times of its frames, how many there are, and one of them as a picture."""
 
     part: Literal["abstract", "temporal", "retrieved", "spatial"]
     start: float
@@ -118,21 +118,21 @@ class Slot(BaseModel):
 
 
 class PartCapacity(BaseModel):
-    """How many slots a part of the memory has when it is full, and how many tokens each of them is."""
+    """How many slots a part of the memory has when full, and how many tokens each slot has."""
 
     slots: int
     tokens: int
 
 
 class Capacity(BaseModel):
-    """The size of a stream's memory, which never changes."""
+    """The size of a stream's memory, which is constant."""
 
     bytes: int
     parts: dict[str, PartCapacity]
 
 
 class Memory(BaseModel):
-    """What a stream's memory holds at ``time``."""
+    """The contents of a stream's memory at ``time``."""
 
     time: float
     frames: int
@@ -141,7 +141,7 @@ class Memory(BaseModel):
 
 
 class AnswerBody(BaseModel):
-    """An answer, the stream time that it speaks of, and what it looked at."""
+    """An answer, its stream time, and its evidence."""
 
     model_config = ConfigDict(extra="allow")
     id: int
@@ -156,7 +156,7 @@ class AnswerBody(BaseModel):
 
 
 class HistoryEntry(BaseModel):
-    """A question and its outcome; ``asked`` is a Unix time."""
+    """A question and its outcome; ``asked`` is the Unix time of the question."""
 
     id: int
     asked: float
