@@ -155,7 +155,9 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         name: Name,
         thumbnails_after: Annotated[
             float,
-            Query(description="Only pictures of frames later than this stream time, for a caller who has the rest."),
+            Query(
+                description="Only include pictures of frames after this stream time; for callers that have the others."
+            ),
         ] = -1.0,
     ) -> dict[str, Any]:
         """The memory's slots, oldest part first, with the times and pictures of their frames."""

@@ -62,7 +62,7 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="allow")
     model: str
     stream: bool | None = False
-    fps: float = Field(1.0, gt=0, le=30, description="Frames to look at in a second of a clip.")
+    fps: float = Field(1.0, gt=0, le=30, description="Frames watched per second of a clip.")
 
     def refuse_others(self) -> None:
         """Raise ``RequestError`` for a setting that cannot be honoured."""
@@ -87,13 +87,13 @@ class ChatRequest(_Settings):
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     stream_options: dict[str, Any] | None = None
-    max_tokens: int | None = Field(None, ge=1, description=f"At most {MOST_TOKENS}; more is taken as that.")
+    max_tokens: int | None = Field(None, ge=1, description=f"At most {MOST_TOKENS}; larger values are clamped.")
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the answer at most."""
+        """The most tokens the answer may have."""
         return min(self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS, MOST_TOKENS)
 
     @property
@@ -117,7 +117,7 @@ class ResponseRequest(_Settings):
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the answer at most."""
+        """The most tokens the answer may have."""
         return min(self.max_output_tokens or DEFAULT_TOKENS, MOST_TOKENS)
 
     @property

@@ -21,7 +21,7 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 Text = Annotated[
     str, StringConstraints(min_length=1, max_length=MOST_QUESTION, pattern=r"\S"), AfterValidator(plain_text)
 ]
-Fps = Annotated[float, Field(gt=0, le=120, description="Frames to look at in a second of stream time.")]
+Fps = Annotated[float, Field(gt=0, le=120, description="Frames watched per second of stream time.")]
 
 
 class ErrorDetail(BaseModel):
@@ -45,8 +45,10 @@ class NewStream(BaseModel):
     name: Name
     source: Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(plain_text)]
     fps: Fps = 1.0
-    loop: bool = Field(False, description="Begin a file again at its end.")
-    pace: Literal["real", "fast"] = Field("real", description="A file's own pace, or as fast as it can be read.")
+    loop: bool = Field(False, description="Restart a file at its end.")
+    pace: Literal["real", "fast"] = Field(
+        "real", description="Play a file at its own pace, or as fast as it can be read."
+    )
     transport: Literal["tcp", "udp"] = Field("tcp", description="RTSP's transport.")
 
 
@@ -114,7 +116,7 @@ class Slot(BaseModel):
     mean: float
     exemplar: float
     weight: float
-    thumbnail: str | None = Field(description="The exemplar's frame as a data URL.")
+    thumbnail: str | None = Field(description="The exemplar frame as a data URL.")
 
 
 class PartCapacity(BaseModel):
@@ -149,7 +151,7 @@ class AnswerBody(BaseModel):
     text: str
     stream_time: float | None
     evidence: list[dict[str, Any]]
-    mentions: list[dict[str, Any]] = Field(description="Events that the question names, and when they were seen.")
+    mentions: list[dict[str, Any]] = Field(description="Events named in the question, and when they were seen.")
     first_token_seconds: float
     tokens_per_second: float | None
     warm: bool
