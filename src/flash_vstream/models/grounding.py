@@ -196,7 +196,7 @@ class Grounding(nn.Module):
 
 
 def soft_best(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
-    """Similarity ``[t, n]`` of texts ``[t, width]`` to slots ``[n, P², width]``: a soft maximum over a slot's tokens."""
+    """Similarity ``[t, n]`` of texts ``[t, width]`` to slots ``[n, P², width]``: a soft maximum over tokens."""
     tokens = texts @ sights.flatten(0, 1).T * scale
     best: Tensor = tokens.unflatten(1, sights.shape[:2]).logsumexp(-1)
     return best - math.log(sights.shape[1])
@@ -214,7 +214,7 @@ class Words:
         self.mean = table.detach().mean(0, dtype=torch.float32)
 
     def embed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
-        """Embeddings ``[B, L, width]``, a mask ``[B, L]`` that is False for padding, and each token's character span."""
+        """Embeddings ``[B, L, width]``, a mask ``[B, L]`` (False: padding), and each token's character span."""
         coded = self.tokenizer(
             list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=LONGEST
         )
