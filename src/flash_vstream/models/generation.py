@@ -111,9 +111,9 @@ def cut(text: str, stop: Sequence[str], whole: bool) -> tuple[str, bool]:
 
     Unless the text is ``whole``, a suffix that could be the beginning of a stop string is held back.
     """
-    found = [at for ending in stop if (at := text.find(ending)) >= 0]
-    if found:
-        return text[: min(found)], True
+    positions = [at for ending in stop if (at := text.find(ending)) >= 0]
+    if positions:
+        return text[: min(positions)], True
     held = [n for ending in stop for n in range(1, len(ending)) if text.endswith(ending[:n])]
     return (text if whole or not held else text[: len(text) - max(held)]), False
 
@@ -314,10 +314,10 @@ class AnswerGenerator:
         total = float(attention[shown].sum())
         count = sum(len(part) for _, part in prefix.snapshot.parts())
         shares = torch.zeros(count).index_add(0, prefix.slot_of_token[shown], attention[shown])
-        found: list[Evidence] = []
+        evidence: list[Evidence] = []
         for name, part in prefix.snapshot.parts():
             rows = zip(*(getattr(part, f).tolist() for f in ("start", "end", "exemplar", "weight")), strict=True)
             for start, end, exemplar, weight in rows:
-                share = float(shares[len(found)]) / total if total > 0 else None
-                found.append(Evidence(name, start, end, exemplar, weight, share))
-        return found
+                share = float(shares[len(evidence)]) / total if total > 0 else None
+                evidence.append(Evidence(name, start, end, exemplar, weight, share))
+        return evidence

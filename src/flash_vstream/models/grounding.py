@@ -263,11 +263,11 @@ class Grounder:
             return [[] for _ in questions]
         scores, times = self._compared(named, [getattr(snapshot, part) for part in LOOKED_AT])
         best, slot = scores.max(1)
-        found = zip(named, best.tolist(), [times[i] for i in slot.tolist()], strict=True)
+        matches = zip(named, best.tolist(), [times[i] for i in slot.tolist()], strict=True)
         mentions: list[list[Mention]] = []
         for own in spans:
             mentions.append([])
-            for (begin, end), (text, score, time) in zip(own, found, strict=False):
+            for (begin, end), (text, score, time) in zip(own, matches, strict=False):
                 mentions[-1].append(Mention(text, begin, end, time, round(score, 3)))
         return mentions
 

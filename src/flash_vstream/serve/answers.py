@@ -123,7 +123,7 @@ class OngoingAnswer:
                     return dict(event.value)
                 if event.kind == "error":
                     raise ApiError(409, event.value)
-            raise ApiError(409, "the answer broke off; ask again")
+            raise ApiError(409, "the answer was interrupted; ask again")
         finally:
             await self.aclose()
 

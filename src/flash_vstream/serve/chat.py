@@ -75,8 +75,8 @@ def add_chat(app: FastAPI, service: Service, answers: Answers) -> None:
 
 
 def _usage(answer: dict[str, Any]) -> dict[str, int]:
-    prompt, made = answer["prompt_tokens"], answer["tokens"]
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    prompt, generated = answer["prompt_tokens"], answer["tokens"]
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
 
 def _completion(model: str, answer: dict[str, Any]) -> dict[str, Any]:

@@ -66,7 +66,7 @@ class Clips:
         if isinstance(media, bytes) and not is_container(media):
             raise ApiError(422, "the clip cannot be watched: it is not an MP4, WebM, AVI, MPEG, FLV, Ogg or GIF file")
         if not self._places.acquire(blocking=False):
-            raise ApiError(429, f"{AT_ONCE} clips are being watched, which is the most; try again in a moment")
+            raise ApiError(429, f"{AT_ONCE} clips are being watched, the maximum; try again in a moment")
         name = PREFIX + secrets.token_hex(16)
         try:
             path = self._folder / name

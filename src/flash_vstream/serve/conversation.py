@@ -92,7 +92,7 @@ def _text_of(content: Any, where: str, conversation: Conversation, is_user: bool
             texts.append(_checked(part["refusal"], at))
         elif kind in (*PICTURE_PARTS, "video_url"):
             if not is_user:
-                raise RequestError("videos and pictures are taken in the user's messages alone", at)
+                raise RequestError("videos and pictures are accepted only in the user's messages", at)
             _add_media(part, kind, at, conversation)
         else:
             raise RequestError(
@@ -118,7 +118,7 @@ def _add_media(part: dict[str, Any], kind: str, where: str, conversation: Conver
         raise RequestError("a question is about one video or about pictures, not both; send one of them", where)
     conversation.pictures.append(url)
     if len(conversation.pictures) > MOST_PICTURES:
-        raise RequestError(f"there are more than {MOST_PICTURES} pictures, the most that are taken", where)
+        raise RequestError(f"there are more than {MOST_PICTURES} pictures, the limit here", where)
 
 
 def _checked(text: str, where: str) -> str:

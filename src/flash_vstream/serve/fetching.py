@@ -64,7 +64,7 @@ class Fetcher:
     async def _body(self, response: httpx.Response) -> bytes:
         if response.status_code != 200:
             raise ApiError(422, f"the clip could not be fetched (HTTP {response.status_code} {response.reason_phrase})")
-        too_large = ApiError(413, f"the clip is longer than {self._most_bytes:,} bytes, the most that is taken")
+        too_large = ApiError(413, f"the clip is longer than {self._most_bytes:,} bytes, the limit here")
         length = response.headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._most_bytes:
             raise too_large

@@ -50,7 +50,7 @@ class _Response:
     def ended(self, answer: dict[str, Any]) -> dict[str, Any]:
         cut = answer["finish_reason"] == "length"
         status = "incomplete" if cut else "completed"
-        prompt, made = answer["prompt_tokens"], answer["tokens"]
+        prompt, generated = answer["prompt_tokens"], answer["tokens"]
         return self.fields | {
             "status": status,
             "output": [self.message(status, [part(answer["text"])])],
@@ -58,9 +58,9 @@ class _Response:
             "usage": {
                 "input_tokens": prompt,
                 "input_tokens_details": {"cached_tokens": 0},
-                "output_tokens": made,
+                "output_tokens": generated,
                 "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": prompt + made,
+                "total_tokens": prompt + generated,
             },
             "flash_vstream": extras(answer),
         }

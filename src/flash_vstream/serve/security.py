@@ -62,7 +62,7 @@ class AccessRules:
         """
         named = _host_of(headers.get("host", ""))
         if self.local and not is_loopback(named):
-            raise ApiError(403, f"this server answers to localhost alone, not to {named[:80] or 'a missing Host'}")
+            raise ApiError(403, f"this server answers only to localhost, not to {named[:80] or 'a missing Host'}")
         origin = headers.get("origin")
         if origin and origin not in self.origins and _netloc_of(origin) != headers.get("host"):
             raise ApiError(403, "pages of other origins may not call this server; allow one with --allow-origin")

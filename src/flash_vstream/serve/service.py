@@ -146,7 +146,7 @@ class Service:
         with self._changing:
             self._check_free(name)
             if len(self.stream_names()) >= self.limits.streams:
-                raise ApiError(429, f"{self.limits.streams} streams are watched, the most there can be; delete one")
+                raise ApiError(429, f"{self.limits.streams} streams are being watched, the maximum; delete one first")
             with _disk_errors():
                 self.store.add_stream(name, source)
             try:
@@ -175,7 +175,7 @@ class Service:
             shared = self._shared_state(name)
             with _disk_errors():
                 if shared is None or not _save(shared, memory):
-                    raise ApiError(409, f"stream {name!r} is only just starting; try again in a moment")
+                    raise ApiError(409, f"stream {name!r} is still starting; try again in a moment")
                 self.store.edit_stream(name, new_name, edited)
             self.live.remove(name)
             try:
@@ -214,11 +214,11 @@ class Service:
 
     def statuses(self) -> list[StreamStatus]:
         """Every stream's status; skips streams removed in the meantime."""
-        found = []
+        statuses = []
         for name in self.stream_names():
             with suppress(UserError, ApiError):
-                found.append(self.status(name))
-        return found
+                statuses.append(self.status(name))
+        return statuses
 
     def restarts(self) -> dict[str, int]:
         """How often each worker was restarted."""
@@ -226,15 +226,15 @@ class Service:
 
     def problems(self) -> list[str]:
         """Current problems in plain words; empty if there are none."""
-        found = [
+        problems = [
             f"the {name} worker is being started again"
             for name, worker in (("frame", self.live.worker), ("question", self.question_client.worker))
             if not worker.alive
         ]
         if self.saving_error is not None:
-            found.append(f"the state folder cannot be written: {self.saving_error}")
+            problems.append(f"the state folder cannot be written: {self.saving_error}")
         failed = [status for status in self.statuses() if status.state == "failed"]
-        return found + [f"stream {status.name} failed: {status.error}" for status in failed]
+        return problems + [f"stream {status.name} failed: {status.error}" for status in failed]
 
     def shared(self, name: str) -> SharedTensors:
         """A stream's shared state; raises ``ApiError`` (409) before its first frame."""
@@ -274,7 +274,7 @@ class Service:
         stop: Sequence[str] = (),
         clip: str | None = None,
     ) -> Answering:
-        """Start a question, which is logged now and again when it ends, whatever the outcome.
+        """Start a question; logs it at once, and again with its outcome when it ends.
 
         ``clip`` names one of ``clips`` instead of a ``stream``. The caller must close the result or iterate it to its
         end. Raises ``ApiError`` if the question cannot be accepted: 404 or 409 for the stream, 422 for the text, 429
@@ -293,7 +293,7 @@ class Service:
         self.prompt_limit.check(question, history, max_new_tokens)
         if not self._questions.acquire(blocking=False):
             raise ApiError(
-                429, f"{self.limits.questions_at_once} questions are under way, the most there can be; wait a little"
+                429, f"{self.limits.questions_at_once} questions are in progress, the maximum; try again in a moment"
             )
         try:
             number = self.store.ask(stream or "", question)

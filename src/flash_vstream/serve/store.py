@@ -264,9 +264,9 @@ class StateFolder:
             except sqlite3.Error as error:
                 log.error("the history cannot be read", extra={"stream": stream, "reason": str(error)})
                 rows = []
-            found = {row[0]: _Question(*row) for row in rows}
-            found |= {row.id: row for row in self._unwritten.values() if row.stream == stream and row.id < before}
-        entries = [asdict(found[number]) for number in sorted(found)[-limit:]]
+            questions = {row[0]: _Question(*row) for row in rows}
+            questions |= {row.id: row for row in self._unwritten.values() if row.stream == stream and row.id < before}
+        entries = [asdict(questions[number]) for number in sorted(found)[-limit:]]
         for entry in entries:
             del entry["stream"]
             entry["details"] = _details(entry["details"])
