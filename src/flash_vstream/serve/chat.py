@@ -41,13 +41,13 @@ def add_chat(app: FastAPI, service: Service, answers: Answers) -> None:
         return model
 
     @router.post("/v1/chat/completions")
-    async def chat(request: Request, body: ChatRequest) -> Any:
+    async def chat(request: Request, asked: ChatRequest) -> Any:
         """Chat about a stream, a clip, pictures, or nothing. Unsupported settings are refused."""
-        check_model(body.model)
-        body.refuse_others()
-        begin = answers.begin(read_conversation(body.messages), body.fps, body.most_tokens, body.stops)
-        if body.stream:
-            usage = bool((body.stream_options or {}).get("include_usage"))
+        check_model(asked.model)
+        asked.refuse_others()
+        begin = answers.begin(read_conversation(asked.messages), asked.fps, asked.most_tokens, asked.stops)
+        if asked.stream:
+            usage = bool((asked.stream_options or {}).get("include_usage"))
             answer = await while_connected(request, begin)
             return AnswerStream(answer, lambda events: _chunks(service.model_name, events, usage))
 
@@ -57,19 +57,19 @@ def add_chat(app: FastAPI, service: Service, answers: Answers) -> None:
         return _completion(service.model_name, await while_connected(request, whole()))
 
     @router.post("/v1/responses")
-    async def respond(request: Request, body: ResponseRequest) -> Any:
+    async def respond(request: Request, asked: ResponseRequest) -> Any:
         """Answer in the format of OpenAI's Responses API; nothing is stored."""
-        check_model(body.model)
-        body.refuse_others()
-        begin = answers.begin(read_conversation(body.messages, body.instructions), body.fps, body.most_tokens)
-        if body.stream:
+        check_model(asked.model)
+        asked.refuse_others()
+        begin = answers.begin(read_conversation(asked.messages, asked.instructions), asked.fps, asked.most_tokens)
+        if asked.stream:
             answer = await while_connected(request, begin)
-            return AnswerStream(answer, lambda events: response_events(body, events))
+            return AnswerStream(answer, lambda events: response_events(asked, events))
 
         async def whole() -> dict[str, Any]:
             return await (await begin).finished()
 
-        return response_of(body, await while_connected(request, whole()))
+        return response_of(asked, await while_connected(request, whole()))
 
     app.include_router(router)
 

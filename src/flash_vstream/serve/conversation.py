@@ -76,8 +76,8 @@ def _refuse_calls(message: dict[str, Any], where: str) -> None:
         )
 
 
-def _text_of(content: Any, where: str, conversation: Conversation, is_user: bool) -> str:
-    """A message's text; its media are added to ``conversation``."""
+def _text_of(content: Any, where: str, found: Conversation, is_user: bool) -> str:
+    """A message's text; its media are added to ``found``."""
     if content is None or isinstance(content, str):
         return _checked(content or "", where)
     if not isinstance(content, list):
@@ -93,7 +93,7 @@ def _text_of(content: Any, where: str, conversation: Conversation, is_user: bool
         elif kind in (*PICTURE_PARTS, "video_url"):
             if not is_user:
                 raise RequestError("videos and pictures are accepted only in the user's messages", at)
-            _add_media(part, kind, at, conversation)
+            _add_media(part, kind, at, found)
         else:
             raise RequestError(
                 f"a part of type {str(kind)[:40]!r} is not understood; send text, video_url or image_url", at
@@ -101,23 +101,23 @@ def _text_of(content: Any, where: str, conversation: Conversation, is_user: bool
     return "\n".join(texts)
 
 
-def _add_media(part: dict[str, Any], kind: str, where: str, conversation: Conversation) -> None:
+def _add_media(part: dict[str, Any], kind: str, where: str, found: Conversation) -> None:
     named = part.get("image_url" if kind in PICTURE_PARTS else kind)
     url = named.get("url") if isinstance(named, dict) else named
     if not isinstance(url, str):
         raise RequestError(f'a part of type {kind} needs {{"{kind}": {{"url": "…"}}}}', where)
     _checked(url, where)
     if kind == "video_url":
-        if conversation.pictures:
+        if found.pictures:
             raise RequestError("a question is about one video or about pictures, not both; send one of them", where)
-        if conversation.video not in (None, url):
+        if found.video not in (None, url):
             raise RequestError("this is a second video; a conversation is about one", where)
-        conversation.video = url
+        found.video = url
         return
-    if conversation.video is not None:
+    if found.video is not None:
         raise RequestError("a question is about one video or about pictures, not both; send one of them", where)
-    conversation.pictures.append(url)
-    if len(conversation.pictures) > MOST_PICTURES:
+    found.pictures.append(url)
+    if len(found.pictures) > MOST_PICTURES:
         raise RequestError(f"there are more than {MOST_PICTURES} pictures, the limit here", where)
 
 

@@ -10,29 +10,29 @@ from flash_vstream.live.question_client import Event
 from flash_vstream.serve.openai_shape import ResponseRequest, extras
 
 
-def response_of(request: ResponseRequest, answer: dict[str, Any]) -> dict[str, Any]:
+def response_of(asked: ResponseRequest, answer: dict[str, Any]) -> dict[str, Any]:
     """A complete response."""
-    return _Response(request).ended(answer)
+    return _Response(asked).ended(answer)
 
 
 class _Response:
     """Builds one response object, from ``in_progress`` to its final status."""
 
-    def __init__(self, request: ResponseRequest):
+    def __init__(self, asked: ResponseRequest):
         self.item = f"msg_{uuid.uuid4().hex}"
         self.fields: dict[str, Any] = {
             "id": f"resp_{uuid.uuid4().hex}",
             "object": "response",
             "created_at": int(time.time()),
             "status": "in_progress",
-            "model": request.model,
+            "model": asked.model,
             "output": [],
             "usage": None,
             "error": None,
             "incomplete_details": None,
-            "instructions": request.instructions,
-            "max_output_tokens": request.most_tokens,
-            "metadata": (request.model_extra or {}).get("metadata") or {},
+            "instructions": asked.instructions,
+            "max_output_tokens": asked.most_tokens,
+            "metadata": (asked.model_extra or {}).get("metadata") or {},
             "parallel_tool_calls": False,
             "previous_response_id": None,
             "store": False,
@@ -74,9 +74,9 @@ def part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-async def response_events(request: ResponseRequest, events: AsyncIterator[Event]) -> AsyncIterator[dict[str, str]]:
+async def response_events(asked: ResponseRequest, events: AsyncIterator[Event]) -> AsyncIterator[dict[str, str]]:
     """The events that OpenAI's client reads; the last has the whole response, or the reason it failed."""
-    response, number = _Response(request), -1
+    response, number = _Response(asked), -1
     at = {"item_id": response.item, "output_index": 0, "content_index": 0}
 
     def sent(kind: str, **fields: Any) -> dict[str, str]:

@@ -266,7 +266,7 @@ class StateFolder:
                 rows = []
             questions = {row[0]: _Question(*row) for row in rows}
             questions |= {row.id: row for row in self._unwritten.values() if row.stream == stream and row.id < before}
-        entries = [asdict(questions[number]) for number in sorted(found)[-limit:]]
+        entries = [asdict(questions[number]) for number in sorted(questions)[-limit:]]
         for entry in entries:
             del entry["stream"]
             entry["details"] = _details(entry["details"])
