@@ -1,6 +1,6 @@
-"""Flash-VStream: watch a video stream of any length in constant memory, and answer about it.
+"""Flash-VStream: watch a video stream of any length in constant memory, and answer questions about it.
 
-The public names are loaded when they are first used, so that ``import flash_vstream`` is quick.
+Public names are loaded on first use, so that ``import flash_vstream`` is fast.
 """
 
 from importlib import import_module

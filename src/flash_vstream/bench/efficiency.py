@@ -1,7 +1,7 @@
-"""``bench efficiency``: what a question costs after ever more frames, for memories and for all frames.
+"""``bench efficiency``: the cost of a question as the number of frames grows, for several memory methods.
 
-The paper's efficiency figure on one machine and one model. Each cell runs in a process of its own,
-so that its peak of memory is its own.
+Reproduces the paper's efficiency figure on one machine and one model. Each measurement runs in its own
+process, so that its peak memory is not affected by the others.
 """
 
 import json
@@ -28,14 +28,14 @@ COUNTS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 QUESTION = "What is happening now?"
 TOKENS = 16
 CELL_SECONDS = 240.0
-"""A cell that takes longer is reported as not measured, and so are the longer ones of its memory."""
+"""A measurement that takes longer is reported as not measured, as are longer streams with the same memory."""
 
 
 def run_efficiency(model: str, most: int, output: Path | None) -> None:
     """Measure, print a table, plot to ``output``; JSON on the last line of stdout."""
     if output is not None and output.suffix not in (".png", ".svg"):
         raise UserError(f"--output {output} must end in .png or .svg")
-    FlashVStream.from_pretrained(model)  # a model that does not load is an error before the first process starts
+    FlashVStream.from_pretrained(model)  # fail here, before any process starts, if the model does not load
     counts = [count for count in COUNTS if count <= most]
     rows: list[dict[str, Any]] = []
     given_up: set[str] = set()
@@ -67,7 +67,10 @@ def _in_own_process(model: str, method: str, count: int) -> dict[str, Any] | Non
 
 
 def _measure(model_name: str, memory: str, count: int, pipe: Connection) -> None:
-    """Features of a changing scene; what a question costs after ``count`` frames, three times."""
+    """Measure a question after ``count`` frames of changing scenes (random features) and send the figures.
+
+    Times are medians of three questions, or of one beyond 1,000 frames.
+    """
     pipeline = FlashVStream.from_pretrained(model_name)
     config = pipeline.model.config
     generator = torch.Generator().manual_seed(0)
@@ -114,7 +117,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def plot(rows: list[dict[str, Any]], output: Path) -> None:
-    """First token, whole answer (on log axes) and memory against the number of frames (on a log axis)."""
+    """Plot first token, whole answer (log scale) and peak memory against the number of frames (log scale)."""
     plt = pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(13, 4))
     values: dict[str, tuple[str, float]] = {

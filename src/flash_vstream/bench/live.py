@@ -1,4 +1,4 @@
-"""``bench live`` and ``bench soak``: watching and answering at once, measured from outside."""
+"""``bench live`` and ``bench soak``: watching and answering at the same time, measured from outside the workers."""
 
 import statistics
 import threading
@@ -23,12 +23,12 @@ QUESTION = "What is happening now?"
 LONG_QUESTION = "Tell me what has happened so far."
 SETTLE_SECONDS = 10.0
 SOAK_PAUSE_SECONDS = 1.0
-"""Between an answer and the next question of a soak, so that watching has most of the cores."""
+"""Pause between questions of a soak, so that watching gets most of the cores."""
 
 
 @contextmanager
 def _workers(model: str) -> Iterator[tuple[LiveStreams, QuestionClient]]:
-    """Both workers of a model, which is fetched first if need be."""
+    """Both workers of a model, which is fetched first if necessary."""
     with Console(stderr=True).status(f"loading {model}") as status:
         fetch_model(model, status.update)
     with LiveStreams(model) as live:
@@ -44,7 +44,7 @@ def _clip(number: int, fps: float, pace: str = "real") -> Source:
 
 
 def _shown_state(live: LiveStreams, name: str) -> SharedTensors:
-    """A stream's shared state, once it has shown a frame."""
+    """Wait for a stream's first frame; returns its shared state."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         if live.status(name).time is not None:
@@ -90,10 +90,10 @@ def _one_stream(live: LiveStreams, question_client: QuestionClient, seconds: flo
     sampler = threading.Thread(target=sample, daemon=True)
     sampler.start()
     before = live.status("one")
-    begun = time.monotonic()
+    started = time.monotonic()
     answers = []
     for i in track(range(int(seconds / 5)), "asking every 5 s", console=Console(stderr=True)):
-        time.sleep(max(0.0, begun + 5 * i - time.monotonic()))
+        time.sleep(max(0.0, started + 5 * i - time.monotonic()))
         answers.append(_ask(question_client, shared))
     stop.set()
     sampler.join()
@@ -103,7 +103,7 @@ def _one_stream(live: LiveStreams, question_client: QuestionClient, seconds: flo
     warm = [answer["first_token_seconds"] for answer in answers if answer["warm"]]
     fresh = [answer["first_token_seconds"] for answer in answers if not answer["warm"]]
     return {
-        "seconds": round(time.monotonic() - begun, 1),
+        "seconds": round(time.monotonic() - started, 1),
         "questions": len(answers),
         "lag_p95_seconds": _percentile(lags, 0.95),
         "first_token_p95_seconds": _percentile(firsts, 0.95),
@@ -143,7 +143,7 @@ def _eight_streams(live: LiveStreams, seconds: float) -> dict[str, Any]:
 
 
 def _beside(live: LiveStreams, question_client: QuestionClient) -> dict[str, Any]:
-    """The same question alone and while a stream is watched; one by one, and twenty at once."""
+    """Time a question with no stream being watched and with one, and 20 questions one by one and concurrently."""
     live.add("still", Source(str(fetch(list(CLIPS))[0]), 2.0, pace="fast"))
     shared = _shown_state(live, "still")
     while live.status("still").state != "ended":
@@ -175,9 +175,9 @@ def _beside(live: LiveStreams, question_client: QuestionClient) -> dict[str, Any
 
 
 def _timed(work: Callable[[], Any]) -> float:
-    begun = time.monotonic()
+    started = time.monotonic()
     work()
-    return time.monotonic() - begun
+    return time.monotonic() - started
 
 
 def _percentile(values: list[float], part: float) -> float:
@@ -185,10 +185,10 @@ def _percentile(values: list[float], part: float) -> float:
 
 
 def bench_soak(frames: int, model: str) -> dict[str, Any]:
-    """Watch ``frames`` at full speed and ask all along: every process's memory, the time that a frame takes.
+    """Watch ``frames`` at full speed while asking questions; measures each process's memory and the time per frame.
 
-    Memory is sampled with every question after the first tenth of the frames (at most 5,000). Growth compares the
-    medians of the first and the last tenth of the samples, since a reader's memory varies by 2%.
+    Memory is sampled with every question after a warm-up of a tenth of the frames (at most 5,000). Growth compares
+    the medians of the first and last tenth of the samples, since a reader's memory varies by 2%.
     """
     with _workers(model) as (live, question_client):
         live.add("soak", _clip(1, 30.0, "fast"))
@@ -226,24 +226,24 @@ def bench_soak(frames: int, model: str) -> dict[str, Any]:
 
 
 def _tenths(values: list[Any]) -> tuple[list[Any], list[Any]]:
-    """The first and the last tenth."""
+    """The first and last tenth of ``values``."""
     tenth = max(1, len(values) // 10)
     return values[:tenth], values[-tenth:]
 
 
 def _medians(sizes: list[dict[str, int]]) -> dict[str, int]:
-    """The median of each process, over the samples that have it."""
+    """The median size of each process, over the samples that include it."""
     return {name: int(statistics.median(size[name] for size in sizes if name in size)) for name in sizes[0]}
 
 
 def _resident(live: LiveStreams, question_client: QuestionClient) -> dict[str, int]:
-    """Bytes that each process holds by itself, without what it shares."""
+    """Resident bytes of each process, without shared memory."""
     frame = psutil.Process(live.worker.pid)
-    found = {"frame worker": _own(frame), "question worker": _own(psutil.Process(question_client.worker.pid))}
+    sizes = {"frame worker": _own(frame), "question worker": _own(psutil.Process(question_client.worker.pid))}
     for child in frame.children():
         if "spawn_main" in " ".join(child.cmdline()):
-            found["reader"] = _own(child)
-    return found | {"asking side": _own(psutil.Process())}
+            sizes["reader"] = _own(child)
+    return sizes | {"asking side": _own(psutil.Process())}
 
 
 def _own(process: psutil.Process) -> int:

@@ -1,4 +1,4 @@
-"""``bench``: speed and memory, each figure beside the limit it stands against."""
+"""``bench``: speed and memory, each figure next to its theoretical limit."""
 
 import json
 import statistics
@@ -16,14 +16,14 @@ from flash_vstream.errors import UserError
 from flash_vstream.memory import SemanticAttention, StarConfig, StarMemory
 
 WINDOW = 200
-"""Frames whose median is one figure."""
+"""Frames per reported median."""
 
 
 def run_bench(what: str, frames: int, seconds: float, model: str = "nano") -> None:
-    """Run the benches named by ``what``; JSON on the last line of stdout.
+    """Run the benchmarks named by ``what``; the last line of stdout is JSON.
 
-    ``all`` is memory and nano; live and soak take many minutes and are asked for by name. ``model``
-    is theirs.
+    ``all`` means memory and nano; live and soak take many minutes and must be named. Only these two
+    use ``model``.
     """
     from flash_vstream.bench.live import bench_live, bench_soak
 
@@ -50,7 +50,7 @@ def run_bench(what: str, frames: int, seconds: float, model: str = "nano") -> No
 
 
 def bench_memory(frames: int) -> dict[str, Any]:
-    """The memory's update at the paper's sizes: one thread, ``[1, 64, 1024]`` float32 frames in."""
+    """Time memory updates at the paper's sizes: one thread, float32 frames ``[1, 64, 1024]``."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -73,7 +73,7 @@ def bench_memory(frames: int) -> dict[str, Any]:
             if i == 1000 or (i == WINDOW and frames <= 1000):
                 resident = psutil.Process().memory_info().rss
         first, *_, last = medians.values()
-        # One update measures two centroids against all of them: a read, a difference written, a read.
+        # An update compares two centroids with all of them: read, write the differences, read those.
         moved = 2 * 3 * (config.temporal_length + 1) * config.temporal_size**2 * 1024 * 4
         limit = moved / _read_bandwidth()
         return {
@@ -90,7 +90,7 @@ def bench_memory(frames: int) -> dict[str, Any]:
 
 
 def bench_nano() -> dict[str, Any]:
-    """Nano on this machine: encoding, the first token, tokens after it, the process's memory."""
+    """Measure nano on this machine: encoding, first token, later tokens, process memory."""
     from flash_vstream.models.hub import pull
     from flash_vstream.pipeline import FlashVStream
 
@@ -102,7 +102,7 @@ def bench_nano() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(16)]
     stream = pipeline.new_stream()
-    for i in range(40):  # every slot filled, and warm
+    for i in range(40):  # fill every slot, and warm up
         stream.write([frames[i % 16]], [float(i)])
     started = time.perf_counter()
     for i in range(60):
@@ -136,7 +136,7 @@ def bench_nano() -> dict[str, Any]:
 
 
 def _encoder_operations(pipeline: Any) -> float:
-    """Floating-point operations of one frame through the vision tower."""
+    """Floating-point operations per frame in the vision tower."""
     from torch.utils.flop_counter import FlopCounterMode
 
     size = pipeline.processor.image_processor.size
@@ -146,13 +146,13 @@ def _encoder_operations(pipeline: Any) -> float:
 
 
 def _matrix_rate(dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product."""
+    """Floating-point operations per second of a large matrix product."""
     a, b = torch.randn(1536, 1536).to(dtype), torch.randn(1536, 1536).to(dtype)
     return 2 * 1536**3 / _best(lambda: a @ b)
 
 
 def _read_bandwidth() -> float:
-    """Bytes a second of reading memory that is in no cache."""
+    """Bytes per second when reading uncached memory."""
     values = torch.zeros(64 * 2**20)
     return values.numel() * 4 / _best(values.sum)
 

@@ -22,10 +22,8 @@ def ablate(
     benchmark: Annotated[str, typer.Argument(help="A benchmark's name (see eval --list).")] = "vstream-qa-mini",
     data: Data = None,
     model: Model = "nano",
-    variant: Annotated[
-        list[str] | None, typer.Option("--variant", help="Only these variants (several allowed).")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many questions at most.")] = None,
+    variant: Annotated[list[str] | None, typer.Option("--variant", help="Run only this variant (repeatable).")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask at most this many questions.")] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Where the plot goes (PNG or SVG).")] = None,
     as_json: Json = False,
 ) -> None:
@@ -34,7 +32,7 @@ def ablate(
 
 
 def variants(star: "StarConfig") -> "dict[str, tuple[str, StarConfig]]":
-    """Memory and its configuration of each variant, around a model's own memory ``star``."""
+    """Each variant's memory method and configuration, derived from a model's own memory ``star``."""
     half, double = max(2, star.temporal_length // 2), 2 * star.temporal_length
     return {
         "full": ("star", star),
@@ -62,7 +60,7 @@ def run_ablation(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Run every variant on the same questions and tell them side by side; resumable like ``eval``."""
+    """Run every variant on the same questions and print them side by side; resumable like ``eval``."""
     from flash_vstream.evaluate.report import judged, summary
     from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded, weights_hash
     from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
@@ -74,14 +72,14 @@ def run_ablation(
     items = sharded(load_items(benchmark, folder), None, limit)
     judge = find_judge(benchmark, "offline", None)
     pipeline = load_pipeline(model_name)
-    known = variants(pipeline.model.config.star)
+    available = variants(pipeline.model.config.star)
     for variant in chosen:
-        if variant not in known:
-            raise UserError(f"no variant is called {variant!r}; choose from {', '.join(known)}")
+        if variant not in available:
+            raise UserError(f"no variant is called {variant!r}; choose from {', '.join(available)}")
     weights = weights_hash(pipeline.model)
     reports: dict[str, dict[str, Any]] = {}
-    for variant in chosen or known:
-        method, star = known[variant]
+    for variant in chosen or available:
+        method, star = available[variant]
         run = Run(name, model_name, method, benchmark.protocol, DEFAULT_FPS.get(name, 1.0), star, weights)
         path = Path("runs/ablate") / f"{file_name(name, model_name, variant)}.jsonl"
         rows = run_benchmark(run, benchmark, items, folder, pipeline, path)
@@ -95,7 +93,7 @@ def run_ablation(
 
 
 def tell(reports: dict[str, dict[str, Any]]) -> None:
-    """Every variant's accuracy with its interval, and by kind."""
+    """Print every variant's accuracy with its interval, and by kind of question."""
     from flash_vstream.evaluate.statistics import format_interval
 
     kinds = list(next(iter(reports.values()))["kinds"])
@@ -108,7 +106,7 @@ def tell(reports: dict[str, dict[str, Any]]) -> None:
 
 
 def plot(reports: dict[str, dict[str, Any]], output: Path) -> None:
-    """Accuracies as bars with their intervals."""
+    """Plot accuracies as bars with their intervals."""
     from flash_vstream.evaluate.plots import pyplot
 
     plt = pyplot()

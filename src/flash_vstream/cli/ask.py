@@ -1,4 +1,4 @@
-"""``ask``: watch a file, answer at the given times, and show what each answer looked at."""
+"""``ask``: watch a file, answer questions at the given times, and show the evidence for each answer."""
 
 import json
 import time
@@ -33,7 +33,7 @@ def ask(
 
 
 def ask_file(video: str, questions: Sequence[str], at: Sequence[str], fps: float, model: str, as_json: bool) -> None:
-    """Answer ``questions`` about ``video`` at each of the times ``at`` (its end when there are none)."""
+    """Answer ``questions`` about ``video`` at each of the times ``at``, or at its end if there are none."""
     from flash_vstream.video import probe, read_frames
 
     for question in questions:
@@ -47,7 +47,7 @@ def ask_file(video: str, questions: Sequence[str], at: Sequence[str], fps: float
     pipeline = load_pipeline(model)
     from flash_vstream.models.generation import MAX_NEW_TOKENS
 
-    for question in questions:  # before anybody waits for a video to be watched
+    for question in questions:  # fail before the video is watched
         pipeline.generator.prompt_limit.check(question, (), MAX_NEW_TOKENS)
     frames = read_frames(video, fps, pipeline.processor.image_processor.size, times[-1] if times else None)
     moments: list[float | None] = [*times] or [None]
@@ -83,7 +83,7 @@ class Session:
     ) -> dict[str, Any]:
         """Watch ``frames`` and answer; ``schedule`` has stream times in order, None for the end.
 
-        Causal: an answer as of a time has seen no frame after it. ``duration`` (seconds) is for the
+        Causal: an answer at a given time has seen no later frame. ``duration`` (seconds) is for the
         progress bar.
         """
         stream = self.pipeline.new_stream()
@@ -118,7 +118,7 @@ class Session:
 
     def _answer(self, stream: "Stream", questions: Sequence[str]) -> list[dict[str, Any]]:
         snapshot = stream.snapshot()
-        # Several questions share one reading; a single one pays for its own, and its timing shows that.
+        # Several questions share one prefix; a single question reads the memory itself, and its timing includes that.
         context = self.pipeline.generator.read(snapshot) if len(questions) > 1 else snapshot
         size = {"slots": sum(len(part) for _, part in snapshot.parts()), "tokens": len(snapshot.tokens())}
         size["bytes"] = stream.memory.nbytes

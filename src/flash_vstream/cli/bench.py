@@ -11,7 +11,7 @@ from flash_vstream.cli.options import Model
 def bench(
     what: Annotated[str, typer.Argument(help="memory, nano, all (both), live, soak or efficiency.")] = "all",
     frames: Annotated[
-        int, typer.Option("--frames", help="Frames that memory and soak write, efficiency's most.")
+        int, typer.Option("--frames", help="Frames written by memory and soak; the maximum for efficiency.")
     ] = 100_000,
     seconds: Annotated[float, typer.Option("--seconds", help="How long live watches one stream.")] = 600.0,
     model: Model = "nano",

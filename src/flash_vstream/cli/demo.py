@@ -1,4 +1,4 @@
-"""``demo``: three real clips played in turn as one stream, three questions at two moments."""
+"""``demo``: three real clips played in turn as one stream, and three questions at two times."""
 
 import json
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ FPS = 2.0
 
 
 def demo_frames(clips: list[Path], size: int) -> "Iterator[Frame]":
-    """The clips one after the other as one stream, each ``[size, size, 3]``; times go on from clip to clip."""
+    """Frames ``[size, size, 3]`` of the clips, joined into one stream with continuous times."""
     from flash_vstream.video import Frame, read_frames
 
     start = 0.0

@@ -1,4 +1,4 @@
-"""``eval``: benchmarks, and what a model knows about streams."""
+"""``eval``: benchmarks, and measurements of what a model understands of streams."""
 
 import json
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from flash_vstream.cli.terminal import load_pipeline
 from flash_vstream.errors import UserError
 
 app = typer.Typer(help="Run benchmarks and measure what a model knows about streams.")
-# Written out, since the modules behind these names import torch, which --help should not wait for.
+# Spelled out, since importing the benchmarks imports torch, which --help should not wait for.
 BENCHMARK_NAMES = (
     *("vs-ego", "vs-movie", "rvs-ego", "rvs-movie", "vstream-qa-mini", "activitynet-qa", "nextqa", "msvd-qa"),
     *("msrvtt-qa", "egoschema", "mlvu", "lvbench", "mvbench", "videomme", "ovobench", "streamingbench"),
@@ -30,11 +30,11 @@ def _add_benchmark(name: str) -> None:
             list[str] | None, typer.Option("--memory", help="star, recent:N, uniform:N, blind, …")
         ] = None,
         protocol: Annotated[str | None, typer.Option("--protocol", help="causal, clip or whole.")] = None,
-        fps: Annotated[float | None, typer.Option("--fps", help="Frames to look at in a second.")] = None,
+        fps: Annotated[float | None, typer.Option("--fps", help="Frames per second to watch.")] = None,
         judge: Judge = "offline",
         judge_model: JudgeModel = None,
-        shard: Annotated[str | None, typer.Option("--shard", help="i/n: this part of the videos.")] = None,
-        limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many questions at most.")] = None,
+        shard: Annotated[str | None, typer.Option("--shard", help="i/n: run only this part of the videos.")] = None,
+        limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask at most this many questions.")] = None,
         output: Annotated[Path | None, typer.Option("--output", help="Where predictions go (JSONL).")] = None,
         as_json: Json = False,
     ) -> None:
@@ -58,7 +58,7 @@ def eval_list(as_json: Json = False) -> None:
 def eval_constant_baselines(
     name: Annotated[str, typer.Argument(metavar="BENCHMARK")], data: Data = None, as_json: Json = False
 ) -> None:
-    """Score answers that look at nothing: constants, the majority, a uniform guess."""
+    """Score answers that ignore the video: constants, the majority answer, a uniform guess."""
     report_constant_baselines(name, data, as_json)
 
 
@@ -78,7 +78,7 @@ def eval_compare(
 def eval_skills(
     data: Annotated[Path, typer.Option("--data", help="A folder made by train prepare.")],
     model: Model = "nano",
-    method: Annotated[list[str] | None, typer.Option("--memory", help="star, recent:4, … (several allowed)")] = None,
+    method: Annotated[list[str] | None, typer.Option("--memory", help="star, recent:4, … (repeatable)")] = None,
     scenes: Annotated[tuple[int, int], typer.Option("--scenes", help="Fewest and most scenes of a stream.")] = (1, 16),
     frames: Annotated[tuple[int, int], typer.Option("--frames", help="Fewest and most frames of a scene.")] = (2, 6),
     streams: Annotated[int, typer.Option("--streams", min=1)] = 100,
@@ -139,7 +139,7 @@ def evaluate(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    """Run a benchmark with each memory, judge it, tell of it."""
+    """Run a benchmark with each memory, judge the answers and print the results."""
     from flash_vstream.evaluate.report import judged, print_report, print_side_by_side, summary
     from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded, weights_hash
     from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
@@ -179,7 +179,7 @@ def evaluate(
 
 
 def report_constant_baselines(name: str, data: Path | None, as_json: bool) -> None:
-    """Constant answers on all of a benchmark's questions."""
+    """Score constant answers on all of a benchmark's questions, and print the results."""
     from flash_vstream.evaluate.constant_baselines import constant_baselines, print_constant_baselines
     from flash_vstream.evaluate.runner import load_items
     from flash_vstream.evaluate.selection import data_folder, find_benchmark
@@ -190,7 +190,7 @@ def report_constant_baselines(name: str, data: Path | None, as_json: bool) -> No
 
 
 def compare_files(first: Path, second: Path, judge_name: str, judge_model: str | None, as_json: bool) -> None:
-    """Two prediction files, judged alike."""
+    """Compare two prediction files under the same judge, and print the result."""
     from flash_vstream.evaluate.report import compare, judged, print_comparison, read_predictions
     from flash_vstream.evaluate.selection import find_benchmark, find_judge
 

@@ -1,4 +1,4 @@
-"""The command line: each verb has a file of its own beside this one."""
+"""The command line; each command has its own module in this package."""
 
 import io
 import os
@@ -25,14 +25,14 @@ app.add_typer(vstream_qa.app, name="vstream-qa")
 
 
 def main() -> None:
-    """Run the command line; a user's error is one message on stderr and exit code 2."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what a terminal cannot show must not end an answer
+    """Run the command line; a ``UserError`` prints one message on stderr and exits with code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # characters the terminal cannot show must not abort an answer
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()  # here, where a closed pipe can be handled, and not at the interpreter's end
+            sys.stdout.flush()  # here, where a closed pipe can be handled, not at interpreter exit
     except UserError as error:
         print(f"flash-vstream: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""``models`` and ``pull``: which models there are, and fetching one ahead of time."""
+"""``models`` and ``pull``: list the models, and fetch one ahead of time."""
 
 import json
 from typing import Annotated
@@ -12,7 +12,7 @@ from flash_vstream.models.catalog import MODELS, model_folder
 
 
 def models(as_json: Json = False) -> None:
-    """List the models: what they are, whether they are here, sizes and licences."""
+    """List the models: what they are, whether they are downloaded, sizes and licences."""
     folders = {name: model_folder(name) for name in MODELS}
     if as_json:
         rows = [

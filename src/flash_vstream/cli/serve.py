@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def serve(
     stream: Annotated[
-        list[str] | None, typer.Option("--stream", help="NAME=SOURCE to watch from the start (several allowed).")
+        list[str] | None, typer.Option("--stream", help="NAME=SOURCE to watch from the start (repeatable).")
     ] = None,
     model: Model = "nano",
     host: Annotated[str, typer.Option("--host", help="Beyond loopback FLASH_VSTREAM_TOKEN must be set.")] = "127.0.0.1",
@@ -38,7 +38,9 @@ def serve(
     allow_origin: Annotated[list[str] | None, typer.Option(help="Web origin whose pages may call.")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="Private host that sources may name.")] = None,
     allow_folder: Annotated[list[Path] | None, typer.Option(help="Folder whose files sources may name.")] = None,
-    log_requests: Annotated[bool, typer.Option("--log-requests", help="A line of JSON on stderr for each.")] = False,
+    log_requests: Annotated[
+        bool, typer.Option("--log-requests", help="Log each request as a line of JSON on stderr.")
+    ] = False,
 ) -> None:
     """Serve the HTTP API and the web page."""
     from flash_vstream.live.fork_server import ensure_fork_server
@@ -49,7 +51,7 @@ def serve(
     check_certificate(tls_cert, tls_key)
     from flash_vstream.serve.connections import connection_limit
 
-    most_connections = connection_limit()  # before any process is started, which inherits it
+    most_connections = connection_limit()  # before any process starts, since processes inherit it
     ensure_fork_server()
     from flash_vstream.serve.logging import log_to_stderr
 
@@ -69,7 +71,7 @@ def serve(
             shown = f"[{host}]" if ":" in host else host
             scheme = "https" if tls_cert else "http"
             print(json.dumps({"listening": f"{scheme}://{shown}:{listener.getsockname()[1]}/"}), flush=True)
-            Console(stderr=True).print("The page and the API are there; Ctrl-C ends.", style="dim")
+            Console(stderr=True).print("Serving the page and the API; press Ctrl-C to stop.", style="dim")
             run_server(service, listener, most_connections, tls_cert, tls_key)
         finally:
             service.close()
@@ -78,7 +80,7 @@ def serve(
 def run_server(
     service: "Service", listener: socket.socket, most_connections: int, tls_cert: Path | None, tls_key: Path | None
 ) -> None:
-    """Serve HTTP (HTTPS with a certificate) on ``listener`` until a signal ends it."""
+    """Serve HTTP (HTTPS with a certificate) on ``listener`` until a signal stops it."""
     import uvicorn
 
     from flash_vstream.serve.app import make_app
@@ -88,7 +90,7 @@ def run_server(
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
-        log_config=None,  # its loggers go the way of all others
+        log_config=None,  # its loggers use our handler
         access_log=False,
         limit_concurrency=most_connections,
         timeout_graceful_shutdown=5,
@@ -97,7 +99,7 @@ def run_server(
         ssl_keyfile=tls_key,
     )
     server = uvicorn.Server(config)
-    app.state.ending = lambda: server.should_exit  # responses without an end of their own watch for it
+    app.state.ending = lambda: server.should_exit  # tells endless responses to stop
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])
@@ -125,7 +127,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
-        listener.listen()  # whoever reads the address may connect at once
+        listener.listen()  # callers may connect as soon as the address is printed
         return listener
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port") from None
@@ -134,7 +136,7 @@ def listen(host: str, port: int) -> socket.socket:
 def access_rules(
     host: str, token: str | None, origins: Iterable[str], hosts: Iterable[str], folders: Iterable[Path]
 ) -> "AccessRules":
-    """``AccessRules`` from the command line's options; raises ``UserError`` for a folder that is not there."""
+    """``AccessRules`` from the command line's options; raises ``UserError`` for a folder that does not exist."""
     folders = tuple(folders)
     for folder in folders:
         if not folder.is_dir():
@@ -145,7 +147,7 @@ def access_rules(
 
 
 def command_line_streams(texts: Iterable[str], fps: float | None) -> "dict[str, NamedSource]":
-    """``NAME=SOURCE`` of each ``--stream``; raises ``UserError`` for what is not that, or cannot be watched."""
+    """Parse each ``--stream NAME=SOURCE``; raises ``UserError`` if one is malformed or cannot be watched."""
     from flash_vstream.serve.schemas import NAME
     from flash_vstream.serve.service import NamedSource
     from flash_vstream.video.sources import Source

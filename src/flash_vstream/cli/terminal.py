@@ -1,4 +1,4 @@
-"""What several commands share on a terminal."""
+"""Terminal helpers shared by several commands."""
 
 import signal
 from collections.abc import Iterator
@@ -18,21 +18,21 @@ SHOWN_EVIDENCE = 4
 
 
 def load_pipeline(name: str) -> "FlashVStream":
-    """A pipeline by model name, folder or hub id, with a status line on stderr while it is fetched and loaded."""
+    """Load a pipeline by model name, folder or hub id, with a status line on stderr meanwhile."""
     from flash_vstream.models.hub import fetch_model, silence_transformers
     from flash_vstream.pipeline import FlashVStream
 
-    silence_transformers()  # the status line says enough
+    silence_transformers()  # the status line is enough
     with Console(stderr=True).status(f"loading {name}") as status:
         fetch_model(name, status.update)
         return FlashVStream.from_pretrained(name)
 
 
 def describe_evidence(answer: "Answer") -> str:
-    """What an answer is based on, in words, as rich markup.
+    """The evidence for an answer in words, as rich markup.
 
-    The slots that it looked at most: ``looked at 0 s-4 s (temporal, 31%), …``. Before them, what the
-    question names and when that was seen: ``found "a dog" at 12 s, …``.
+    Lists the slots with the largest shares of attention (``looked at 0 s-4 s (temporal, 31%), …``),
+    preceded by the events named in the question (``found "a dog" at 12 s, …``).
     """
     ranked = sorted(answer.evidence, key=lambda slot: -(slot.share or 0.0))[:SHOWN_EVIDENCE]
     slots = []
@@ -52,14 +52,15 @@ def describe_evidence(answer: "Answer") -> str:
 
 @contextmanager
 def clean_end_on_signals() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP end the program as Ctrl-C does, by way of every ``with`` and ``finally``.
+    """Within the block, SIGTERM and SIGHUP end the program like Ctrl-C, running every ``with`` and ``finally``.
 
-    A signal that is ignored (SIGHUP under nohup) stays ignored. The exit code is the one that shells expect.
+    A signal that is ignored (SIGHUP under nohup) stays ignored. The exit code is 128 plus the signal's
+    number, as shells expect.
     """
 
     def end(number: int, _: object) -> None:
         for other in before:
-            signal.signal(other, signal.SIG_IGN)  # a terminal that closes sends several
+            signal.signal(other, signal.SIG_IGN)  # a closing terminal sends several
         raise SystemExit(128 + number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}

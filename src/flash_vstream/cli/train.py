@@ -1,4 +1,4 @@
-"""``train``: prepare data, run the stages, export what was trained."""
+"""``train``: prepare data, run the training stages, and export the result."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def train_prepare(
     output: Annotated[Path, typer.Argument(help="Folder for captions and cached features.")],
     model: Model = "nano-base",
 ) -> None:
-    """Encode the views of captioned pictures once, for training and evaluation."""
+    """Encode the views of captioned pictures once and cache the features, for training and evaluation."""
     from flash_vstream.train.prepare import prepare
 
     prepare(pictures, output, model)
@@ -30,7 +30,7 @@ def train_stage1(
     data: Annotated[Path, typer.Option("--data")],
     output: Annotated[Path, typer.Option("--output")],
 ) -> None:
-    """Stage 1: teach projector and semantic attention (and nano's LoRA) to see, by captions."""
+    """Stage 1: train the projector and semantic attention (and nano's LoRA) on captions."""
     _train(1, config, data, output)
 
 
@@ -40,7 +40,7 @@ def train_stage2(
     data: Annotated[Path, typer.Option("--data")],
     output: Annotated[Path, typer.Option("--output")],
 ) -> None:
-    """Stage 2: teach the language model to answer, by questions about videos."""
+    """Stage 2: train the language model on questions about videos."""
     _train(2, config, data, output)
 
 
@@ -50,7 +50,7 @@ def train_grounding(
     data: Annotated[Path, typer.Option("--data", help="A prepared folder.")],
     output: Annotated[Path, typer.Option("--output")],
 ) -> None:
-    """Teach a model's grounding which words of a question name an event, and which slot shows it."""
+    """Train a model's grounding to mark the words that name an event and find the slot that shows it."""
     from flash_vstream.models.hub import fetch_model
     from flash_vstream.train.grounding import GroundingConfig
     from flash_vstream.train.grounding import train_grounding as train
@@ -62,11 +62,11 @@ def train_grounding(
 @app.command("average")
 def train_average(
     before: Annotated[Path, typer.Argument(help="The result folder of a stage.")],
-    after: Annotated[Path, typer.Argument(help="The result folder of a stage that went on from it.")],
+    after: Annotated[Path, typer.Argument(help="The result folder of a later stage trained from it.")],
     output: Annotated[Path, typer.Argument(help="Folder for the averaged adapter.")],
-    share: Annotated[float, typer.Option(help="How much of AFTER is in it, from 0 to 1.")] = 0.5,
+    share: Annotated[float, typer.Option(help="The weight of AFTER, from 0 to 1.")] = 0.5,
 ) -> None:
-    """Average the adapters of two stages: keep what the later learnt, get back what it forgot."""
+    """Average the adapters of two stages, to keep what the later one learned and recover what it forgot."""
     from flash_vstream.train.averaging import average_adapters
 
     print(average_adapters(before, after, share, output))
@@ -77,7 +77,7 @@ def train_export(
     result: Annotated[Path, typer.Argument(help="The result folder of a stage that trained a LoRA.")],
     output: Annotated[Path, typer.Argument(help="Folder for the adapter to ship.")],
 ) -> None:
-    """Write a trained adapter in bfloat16 with its SHA-256, as nano ships it."""
+    """Write a trained adapter in bfloat16 with its SHA-256, in the form shipped with nano."""
     from flash_vstream.train.export import export_adapter
 
     print(json.dumps(export_adapter(result, output)))

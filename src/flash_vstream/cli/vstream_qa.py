@@ -1,4 +1,4 @@
-"""``vstream-qa``: building and reviewing a benchmark of one's own videos."""
+"""``vstream-qa``: build and review a benchmark from your own videos."""
 
 import json
 import os
@@ -23,12 +23,12 @@ app = typer.Typer(help="Make a benchmark like VStream-QA from your own videos.",
 @app.command()
 def build(
     videos: Annotated[list[Path], typer.Argument(help="Video files.")],
-    llm: Annotated[str, typer.Option("--llm", help="URL of an OpenAI-compatible endpoint that takes pictures.")],
+    llm: Annotated[str, typer.Option("--llm", help="URL of an OpenAI-compatible endpoint that accepts pictures.")],
     llm_model: Annotated[str, typer.Option("--llm-model", help="The model to ask there.")] = "nano",
     output: Annotated[Path, typer.Option("--output", help="Folder of the records.")] = Path("vstream-qa"),
     as_json: Json = False,
 ) -> None:
-    """Segment, describe, summarise, ask, filter; goes on where it was stopped."""
+    """Segment and describe videos, then write and filter questions; resumes where it stopped."""
     run_build(videos, llm, llm_model, output, as_json)
 
 
@@ -37,7 +37,7 @@ def review(
     folder: Annotated[Path, typer.Argument(help="Folder of the records.")],
     port: Annotated[int, typer.Option("--port", min=0, max=65535)] = 8001,
 ) -> None:
-    """Serve a page on 127.0.0.1 on which to keep, edit or drop questions, with their clips."""
+    """Serve a page on 127.0.0.1 for keeping, editing or dropping questions next to their clips."""
     import uvicorn
 
     app = guarded_review_app(folder)
@@ -47,7 +47,7 @@ def review(
 
 
 def guarded_review_app(folder: Path) -> "FastAPI":
-    """The review page behind the server's rules on loopback: for its own host and its own pages alone."""
+    """The review page behind the server's loopback rules: only its own host and its own pages may call it."""
     from flash_vstream.evaluate.review import review_app
     from flash_vstream.serve.middleware import BodyLimit, CallerCheck
     from flash_vstream.serve.security import AccessRules
@@ -63,14 +63,14 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder of the records.")],
     target: Annotated[Path, typer.Argument(help="JSON file for: eval rvs-ego --data FILE")],
 ) -> None:
-    """Write what was not dropped in VStream-QA's packing."""
+    """Write the questions that were not dropped, in VStream-QA's format."""
     from flash_vstream.evaluate.generation import export as export_records
 
     print(f"{export_records(folder, target)} questions are in {target}")
 
 
 def run_build(videos: Sequence[Path], url: str, model: str, output: Path, as_json: bool) -> None:
-    """Build every video's record in ``output`` and tell what it cost."""
+    """Build every video's record in ``output`` and report the cost."""
     from flash_vstream.evaluate.endpoint import ChatEndpoint
     from flash_vstream.evaluate.generation import Building
     from flash_vstream.video import probe

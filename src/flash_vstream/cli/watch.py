@@ -1,4 +1,4 @@
-"""``watch``: a live source, a status line and a prompt; frames keep coming while an answer is printed."""
+"""``watch``: a live source with a status line and a prompt; watching continues while an answer is printed."""
 
 import os
 import sys
@@ -31,19 +31,19 @@ def watch(
     source: Annotated[str, typer.Argument(help="A file, rtsp://…, http(s)://…, /dev/video0, a folder, or -.")],
     fps: Fps = 1.0,
     model: Model = "nano",
-    loop: Annotated[bool, typer.Option("--loop", help="Begin a file again at its end.")] = False,
+    loop: Annotated[bool, typer.Option("--loop", help="Restart a file at its end.")] = False,
     fast: Annotated[bool, typer.Option("--fast", help="Read a file as fast as possible, not at its own pace.")] = False,
     transport: Annotated[str, typer.Option("--transport", help="RTSP over tcp or udp.")] = "tcp",
 ) -> None:
-    """Watch a live source and answer questions as they are typed, while frames go on being read."""
+    """Watch a live source and answer questions as you type them, without pausing the stream."""
     watch_source(source, fps, model, loop, fast, transport)
 
 
 def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast: bool, transport: str) -> None:
-    """Watch ``source_name`` and answer questions from the prompt (or from standard input's lines).
+    """Watch ``source_name`` and answer questions from the prompt (or from lines on standard input).
 
-    Ctrl-C ends it at any moment: before the first frame, at the prompt, within an answer. So do SIGTERM and SIGHUP,
-    with the exit code that shells expect. Processes end and shared memory is given back in each case.
+    Ctrl-C ends it at any time: before the first frame, at the prompt, or during an answer. So do SIGTERM and
+    SIGHUP, with the exit code that shells expect. Either way, processes end and shared memory is released.
     """
     from flash_vstream.live.fork_server import ensure_fork_server
     from flash_vstream.video.sources import Source
@@ -65,7 +65,7 @@ def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast
 
 
 def _pump_stdin(folder: Path) -> str:
-    """A named pipe that standard input flows into, for a reader in another process."""
+    """Copy standard input to a named pipe, so that another process can read it; returns the pipe's path."""
     path = folder / "stdin"
     os.mkfifo(path)
 
@@ -96,9 +96,9 @@ def _wait_for_frame(live: "LiveStreams") -> None:
 
 
 class StatusLine:
-    """The stream in one line: where it is, how fast, how far behind, how much it holds.
+    """One line about the stream: state, time, frame rates, lag and memory slots.
 
-    Rates are over the last five seconds or so.
+    Rates cover about the last five seconds.
     """
 
     def __init__(self, live: "LiveStreams"):
@@ -111,9 +111,9 @@ class StatusLine:
         status, shared = self._live.status(STREAM), self._live.shared_state(STREAM)
         self._marks.append((time.monotonic(), status.came, status.kept))
         parts = [status.source, status.state, format_time(status.time or 0.0)]
-        (begun, came, kept), (now, *_) = self._marks[0], self._marks[-1]
-        if now > begun:
-            rates = [count / (now - begun) for count in (status.came - came, status.kept - kept)]
+        (start, came, kept), (now, *_) = self._marks[0], self._marks[-1]
+        if now > start:
+            rates = [count / (now - start) for count in (status.came - came, status.kept - kept)]
             parts.append("{:.1f} frames/s in, {:.1f} kept".format(*rates))
         if status.skipped:
             parts.append(f"{status.skipped} skipped")
@@ -126,7 +126,7 @@ class StatusLine:
 
 
 def _questions(live: "LiveStreams", piped: bool) -> Iterator[str]:
-    """Questions as they are typed; ends with Ctrl-D or Ctrl-C."""
+    """Questions as the user types them, until Ctrl-D or Ctrl-C."""
     if piped:
         try:
             with open("/dev/tty") as terminal:
@@ -155,7 +155,7 @@ def _lines(file: TextIO) -> Iterator[str]:
 
 def _answer(live: "LiveStreams", pipeline: "FlashVStream", question: str, console: Console) -> None:
     snapshot = live.snapshot(STREAM, pipeline)
-    assert snapshot is not None  # the first frame has come
+    assert snapshot is not None  # the first frame has arrived
     answer = pipeline.ask(snapshot, question)
     console.print(f"[bold]{format_time(snapshot.time)}[/bold]  ", end="")
     for piece in answer:

@@ -1,7 +1,7 @@
 """The networks, as Transformers classes.
 
-Using any of these names loads PyTorch and Transformers and registers the classes with Transformers'
-Auto classes; importing the package alone does neither, so that listing the models is quick.
+Using any of these names imports PyTorch and Transformers and registers the classes with Transformers'
+Auto classes. Importing this package does neither, so that listing the models is fast.
 """
 
 from importlib import import_module

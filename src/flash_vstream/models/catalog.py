@@ -1,4 +1,4 @@
-"""The models that have names, and where their folders lie. Needs neither PyTorch nor Transformers."""
+"""The named models and the paths of their folders. Needs neither PyTorch nor Transformers."""
 
 import json
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from typing import Any
 from flash_vstream.wheels import cache_dir
 
 HUB_7B = "IVGSZ/Flash-VStream-7b"
-"""The paper's checkpoint. Its commit is not pinned here; that of the first fetch is recorded (``download``)."""
+"""The paper's checkpoint. Its commit is not pinned here; the first fetch records it (see ``download``)."""
 NANO_BASE = "nano-base"
-"""Nano before training, which stage 1 starts from; not listed, since it cannot answer."""
+"""Nano before training, the starting point of stage 1; not listed, since it cannot answer questions."""
 NANO_ADAPTER = Path(__file__).parent / "nano_adapter"
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model that can be asked for by ``name``; ``megabytes`` is its size on disk."""
+    """A model that can be loaded by ``name``; ``megabytes`` is its size on disk."""
 
     name: str
     summary: str
@@ -47,17 +47,17 @@ MODELS = {
 
 
 def model_folder(name: str) -> Path:
-    """Where the folder of a model name lies, whether it is there or not."""
+    """The folder of a named model, which may not exist yet."""
     versions = {"nano": nano_version(), NANO_BASE: "3"}
     return cache_dir() / "models" / f"{name}-{versions.get(name, '1')}"
 
 
 def nano_version() -> str:
-    """What tells one shipped adapter from another: the first digits of its files' SHA-256."""
+    """A version that identifies the shipped adapter: the first digits of its files' SHA-256."""
     return "".join(digest[:6] for digest in adapter_card()["sha256"].values())
 
 
 def adapter_card(adapter: Path = NANO_ADAPTER) -> dict[str, Any]:
-    """What is recorded of the shipped adapter: SHA-256 of its files, training steps, scores."""
+    """The metadata of the shipped adapter: SHA-256 of its files, training steps, scores."""
     card: dict[str, Any] = json.loads((adapter / "card.json").read_text())
     return card

@@ -8,23 +8,23 @@ from flash_vstream.memory import StarConfig
 
 
 class FlashVStreamConfig(PretrainedConfig):
-    """Any Transformers vision tower and causal language model around a STAR memory.
+    """A Transformers vision tower and causal language model, combined with a STAR memory.
 
-    - ``vision_config``, ``text_config``: configs (or dicts with a ``model_type``) of the parts.
+    - ``vision_config``, ``text_config``: configs (or dicts with a ``model_type``) of these two models.
     - ``memory_config``: a ``StarConfig`` or its fields.
     - ``attention_hidden_size``: width of the semantic attention's queries and keys (32 in the released code).
-    - ``vision_feature_layer``: which hidden state is the feature map (-2 for the paper's CLIP), or
-      None for the tower's last output. ``vision_has_class_token``: whether its first token is dropped.
-    - ``pooled_size``: side of the grid that a frame's features are pooled to before anything else (8
-      in the paper).
-    - ``video_token_id``: the id in ``input_ids`` where a visual token goes; it need not be in the
-      vocabulary.
-    - ``time_stamps``: whether the prompt has the time of each slot as text. The paper has none;
-      without them, order and time can only be guessed from a slot's place.
+    - ``vision_feature_layer``: index of the hidden state used as the feature map (-2 for the paper's
+      CLIP), or None for the tower's last output.
+    - ``vision_has_class_token``: whether the feature map starts with a class token, which is dropped.
+    - ``pooled_size``: side of the grid to which a frame's features are first pooled (8 in the paper).
+    - ``video_token_id``: the id that marks the place of a visual token in ``input_ids``; it need not be
+      in the vocabulary.
+    - ``time_stamps``: whether the prompt gives the time of each slot as text. The paper has no time
+      stamps; without them, the model can only guess order and time from a slot's position.
     - ``grounding_config``: arguments of ``models.grounding.Grounding``; None for a model without it.
-    - ``prompt_template``: a name in ``models.prompts.TEMPLATES``.
+    - ``prompt_template``: a key of ``models.prompts.TEMPLATES``.
 
-    Raises ``ValueError`` for a memory whose sizes do not nest or whose fields are unknown.
+    Raises ``ValueError`` for a memory with sizes that do not nest or with unknown fields.
     """
 
     model_type = "flash_vstream"
@@ -49,7 +49,7 @@ class FlashVStreamConfig(PretrainedConfig):
         self.text_config = _sub_config(text_config, LlamaConfig)
         if isinstance(memory_config, dict):
             memory_config = StarConfig.from_dict(memory_config)
-        # A plain dict, since a config is written to JSON.
+        # A plain dict, since configs are saved as JSON.
         self.memory_config = (memory_config or StarConfig()).to_dict()
         self.attention_hidden_size = attention_hidden_size
         self.vision_feature_layer = vision_feature_layer

@@ -1,4 +1,4 @@
-"""Published Flash-VStream checkpoints (the authors' LLaVA layout), converted to model folders of this project."""
+"""Converts published Flash-VStream checkpoints (the authors' LLaVA layout) to this project's model folders."""
 
 import json
 import re
@@ -52,18 +52,19 @@ _TEXT_FIELDS = {
     "eos_token_id",
     "pad_token_id",
 }
-# Present in the checkpoint and without effect there: the tower is loaded from its own source, the
-# inverse frequencies are a constant, and the abstract memory's update uses queries and keys alone.
+# In the checkpoint but unused: the vision tower is loaded from its own source, the inverse frequencies
+# are constant, and the abstract memory's update uses only queries and keys.
 _IGNORED = re.compile(r"vision_tower\.|rotary_emb\.inv_freq$|attention_model\.(v_proj|out_proj|out_ln)\.")
 
 
 def convert_checkpoint(source: str, target: Path) -> None:
-    """Write the checkpoint at ``source`` (a folder or hub id) as a model folder at ``target``.
+    """Convert the checkpoint at ``source`` (a folder or hub id) to a model folder at ``target``.
 
-    Weights come from safetensors or, with code refused, from PyTorch shards. The vision tower is
-    the one that the checkpoint names (``mm_vision_tower``), relative to its folder or on the hub.
-    ``source.json`` in ``target`` records both names and, for those from the hub, their commits.
-    Raises ``UserError`` for a checkpoint that is not in this layout, is damaged or lacks weights.
+    Weights are read from safetensors or from PyTorch shards (``weights_only``, so they cannot run
+    code). The vision tower is the one the checkpoint names (``mm_vision_tower``), relative to its
+    folder or on the hub. ``source.json`` in ``target`` records both names and, if they come from the
+    hub, their commits. Raises ``UserError`` for a checkpoint that is not in this layout, is damaged or
+    lacks weights.
     """
     folder = Path(source) if Path(source).is_dir() else fetch_snapshot(source, MODEL_FILES)
     try:
@@ -79,7 +80,7 @@ def convert_checkpoint(source: str, target: Path) -> None:
         nn.Module.to(tower, dtype)
         model.vision_tower.load_state_dict(tower.state_dict())
         processor = _processor(folder, values, config)
-    # What a damaged file of a checkpoint can raise, in json, Transformers, PyTorch and safetensors.
+    # The errors that json, Transformers, PyTorch and safetensors raise for damaged files.
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} is not a whole Flash-VStream checkpoint: {_first_line(error)}") from error
     with cache_errors():
@@ -152,14 +153,14 @@ def _load(model: FlashVStreamForConditionalGeneration, folder: Path) -> None:
 
 
 def _vision_tower(folder: Path) -> PreTrainedModel:
-    """The vision tower of a folder, which may hold a whole CLIP, as the one that the paper's names does."""
+    """The vision tower in a folder, which may hold a whole CLIP model, as for the paper's checkpoint."""
     whole_clip = AutoConfig.from_pretrained(folder).model_type == "clip"
     tower: PreTrainedModel = (CLIPVisionModel if whole_clip else AutoModel).from_pretrained(folder)
     return tower
 
 
 def _weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of all shards, one shard in memory at a time."""
+    """Names and tensors from all shards, with one shard in memory at a time."""
     safe = sorted(folder.glob("*.safetensors"))
     for path in safe:
         with safe_open(path, "pt") as file:

@@ -1,8 +1,8 @@
-"""Repositories on the Hugging Face hub, each at one commit that stays the same.
+"""Fetches repositories from the Hugging Face hub, each pinned to one commit.
 
-What a branch of a repository holds can change under its name, and weights that change unnoticed give
-other answers. So the commit of a first fetch is recorded in the cache (``models/revisions.json``) and
-every later fetch of that repository asks for the same one. ``NAME@REVISION`` names another.
+A branch can change, and weights that change unnoticed give different answers. So the first fetch of a
+repository records its commit in the cache (``models/revisions.json``), and later fetches use the same
+commit. ``NAME@REVISION`` selects another.
 """
 
 import json
@@ -25,7 +25,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """``"org/model@v1"`` as ``("org/model", "v1")``; the revision is None where none is named."""
+    """Split ``"org/model@v1"`` into ``("org/model", "v1")``; the revision is None if not given."""
     hub_id, at, revision = name.partition("@")
     if at and not revision:
         raise UserError(f"{name} names no revision; write {hub_id}@REVISION (a commit, tag or branch) or {hub_id}")
@@ -33,10 +33,10 @@ def split_revision(name: str) -> tuple[str, str | None]:
 
 
 def fetch_snapshot(name: str, patterns: list[str]) -> Path:
-    """The folder with those files of ``org/model`` or ``org/model@revision`` that match ``patterns``.
+    """Fetch the files of ``org/model`` or ``org/model@revision`` that match ``patterns``; returns their folder.
 
-    Without a revision it is the recorded commit's, or, the first time, that of the default branch,
-    which is then recorded. Raises ``UserError`` when the hub does not give the files.
+    Without a revision, uses the recorded commit; on the first fetch, uses the default branch and
+    records its commit. Raises ``UserError`` if the files cannot be fetched.
     """
     hub_id, revision = split_revision(name)
     pinned = revision or recorded_revision(hub_id)
@@ -55,12 +55,12 @@ def fetch_snapshot(name: str, patterns: list[str]) -> Path:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of a fetched folder, which the hub's cache names after it; None for any other folder."""
+    """The commit of a folder in the hub's cache, which is named after it; None for any other folder."""
     return folder.name if _COMMIT.fullmatch(folder.name) else None
 
 
 def recorded_revision(hub_id: str) -> str | None:
-    """The commit at which a repository was first fetched, None before that."""
+    """The commit at which a repository was first fetched; None if it was never fetched."""
     revision = _records().get(hub_id)
     return str(revision) if revision is not None else None
 

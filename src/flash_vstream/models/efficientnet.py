@@ -1,8 +1,7 @@
 """EfficientNet-Lite as a Transformers vision model: nano's vision tower.
 
-Knows the network and nothing of video, memory or text. EfficientNet-Lite (Google, 2020) is
-EfficientNet without squeeze-excite, with ReLU6 and an unscaled stem and head, which makes it the
-fastest ImageNet network of its accuracy on a laptop CPU.
+EfficientNet-Lite (Google, 2020) is EfficientNet without squeeze-excite, with ReLU6 and an unscaled
+stem and head, which makes it the fastest ImageNet network of its accuracy on a laptop CPU.
 """
 
 import math
@@ -50,7 +49,7 @@ class EfficientNetLiteConfig(PretrainedConfig):
 
 
 def _scaled_channels(channels: int, width: float) -> int:
-    """Channels times width, rounded to a multiple of 8 but never down by more than a tenth."""
+    """``channels`` times ``width``, rounded to a multiple of 8 but never down by more than a tenth."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
@@ -70,7 +69,7 @@ class _ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv
         kernel, stride = conv.kernel_size[0], conv.stride[0]
-        # SAME padding puts the odd pixel at the right and the bottom, which Conv2d cannot say.
+        # SAME padding puts the odd pixel on the right and bottom, which Conv2d does not support.
         pad = [max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in (x.shape[-1], x.shape[-2])]
         if kernel > 1:
             x = F.pad(x, (pad[0] // 2, pad[0] - pad[0] // 2, pad[1] // 2, pad[1] - pad[1] // 2))
@@ -117,7 +116,7 @@ class EfficientNetLiteModel(PreTrainedModel):
     config_class = EfficientNetLiteConfig
     main_input_name = "pixel_values"
     _no_split_modules = ["_InvertedResidual"]
-    # It has no attention: whatever implementation a composite model asks for is fine.
+    # It has no attention, so any implementation a composite model requests is fine.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: EfficientNetLiteConfig):
@@ -128,7 +127,7 @@ class EfficientNetLiteModel(PreTrainedModel):
         channels = _STEM_CHANNELS
         for stage, (repeats, kernel, stride, expansion, base) in enumerate(_STAGES):
             outputs = _scaled_channels(base, config.width)
-            # Lite scales the depth of the middle stages only.
+            # Lite only scales the depth of the middle stages.
             if 0 < stage < len(_STAGES) - 1:
                 repeats = math.ceil(repeats * config.depth)
             for i in range(repeats):
@@ -146,9 +145,9 @@ class EfficientNetLiteModel(PreTrainedModel):
 
 
 def convert_lukemelas_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights named as in the efficientnet-lite-pytorch package, renamed to this module's names.
+    """Rename weights from the efficientnet-lite-pytorch package's names to this module's.
 
-    The classifier and batch counters are dropped.
+    Drops the classifier and the batch counters.
     """
     norms = {"_bn0": "expand", "_bn1": "depthwise", "_bn2": "project"}
     convs = {"_expand_conv": "expand", "_depthwise_conv": "depthwise", "_project_conv": "project"}

@@ -1,7 +1,7 @@
-"""From a memory and a question to an answer.
+"""Generates answers to questions about a memory.
 
-A memory is read once into a ``Prefix``, any number of questions are asked of that, and an ``Answer``
-is generated while it is iterated over. Knows snapshots and text; nothing of streams, processes or HTTP.
+A snapshot is read once into a ``Prefix``, which serves any number of questions. An ``Answer`` is
+generated as it is iterated over. This module is independent of streams, processes and HTTP.
 """
 
 import copy
@@ -22,18 +22,18 @@ from flash_vstream.models.prompt_limit import PromptLimit
 
 MAX_NEW_TOKENS = 96
 CHUNK_TOKENS = 512
-"""Tokens of a long question that are read at once."""
+"""Long questions are read in chunks of this many tokens."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A memory slot that an answer could draw on.
+    """A memory slot that was available to an answer.
 
     ``part`` is abstract, temporal, retrieved or spatial; ``start``, ``end`` and ``exemplar`` are
-    seconds of stream time; ``weight`` is the number of frames behind the slot. ``share`` is this
-    slot's part, from 0 to 1, of the attention that the answer's tokens paid to the memory (None where
-    the attention implementation does not return it): what the model looked at, which is not proof of
-    why it said so.
+    seconds of stream time; ``weight`` is the number of frames merged into the slot. ``share``, from 0
+    to 1, is the slot's share of the attention that the answer's tokens paid to the memory (None if the
+    attention implementation does not return it). It shows where the model looked, not why it gave the
+    answer.
     """
 
     part: str
@@ -50,11 +50,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Prefix:
-    """A memory as the language model has read it, ready for any number of questions.
+    """A memory that the language model has already read, ready for any number of questions.
 
     ``ids`` are the prompt's L tokens up to the question and ``cache`` their keys and values.
-    ``slot_of_token [L]`` is the slot that each token shows, counted over all parts in reading order,
-    -1 for text. ``time_stamps`` is False where the slots' times were left out.
+    ``slot_of_token [L]`` is the index of the slot that each token belongs to, counted over all parts
+    in reading order, and -1 for text. ``time_stamps`` is False if the slots' times were left out.
     """
 
     snapshot: MemorySnapshot | None
@@ -65,16 +65,16 @@ class Prefix:
 
 
 class Answer:
-    """An answer that is generated while it is iterated over.
+    """An answer that is generated as it is iterated over.
 
-    Iterating gives pieces of text; ``text`` holds what has come so far. ``stream_time`` is the time of
-    the newest frame that the answer has seen, in seconds (None without a video). ``mentions`` are the
-    events that the question names and where the memory shows them (empty without grounding).
-    ``prefilled`` says whether the memory had been read before the question came.
+    Iteration yields pieces of text; ``text`` holds the text so far. ``stream_time`` is the time in
+    seconds of the newest frame in the snapshot (None without a video). ``mentions`` are the events
+    named in the question and where the memory shows them (empty without grounding). ``prefilled``
+    says whether the memory was read before the question was asked.
 
-    Known at the end: ``tokens`` generated, ``prompt_tokens``, ``finish_reason`` ("stop", or "length"
-    at ``max_new_tokens``), ``evidence``, ``first_token_seconds`` (wall-clock, from the question to the
-    first token) and ``tokens_per_second`` after it (None for a single token).
+    Set by the end: ``tokens`` generated, ``prompt_tokens``, ``finish_reason`` ("stop", or "length" at
+    ``max_new_tokens``), ``evidence``, ``first_token_seconds`` (wall-clock, from the question to the
+    first token) and ``tokens_per_second`` after the first (None for a single token).
     """
 
     def __init__(self, question: str, snapshot: MemorySnapshot | None, prefilled: bool, pieces: Iterator[str]):
@@ -95,7 +95,7 @@ class Answer:
         return self._pieces
 
     def finish(self) -> "Answer":
-        """Generate all that is left of the text, and return the answer itself."""
+        """Generate the rest of the text, and return the answer itself."""
         for _ in self._pieces:
             pass
         return self
@@ -107,30 +107,30 @@ class Answer:
 
 
 def cut(text: str, stop: Sequence[str], whole: bool) -> tuple[str, bool]:
-    """``text`` up to the first of the ``stop`` strings, and whether there is one.
+    """``text`` up to the first of the ``stop`` strings, and whether it contains one.
 
-    Unless ``whole``, an end of the text that a stop string may begin with is held back.
+    Unless the text is ``whole``, a suffix that could be the beginning of a stop string is held back.
     """
-    found = [at for ending in stop if (at := text.find(ending)) >= 0]
-    if found:
-        return text[: min(found)], True
+    positions = [at for ending in stop if (at := text.find(ending)) >= 0]
+    if positions:
+        return text[: min(positions)], True
     held = [n for ending in stop for n in range(1, len(ending)) if text.endswith(ending[:n])]
     return (text if whole or not held else text[: len(text) - max(held)]), False
 
 
 class AnswerGenerator:
-    """Reads memories and answers questions about them with a model: greedy and deterministic.
+    """Reads memories and answers questions about them; decoding is greedy and deterministic.
 
-    ``read`` a snapshot, then ``ask`` one question for text as it comes, or ``ask_many`` for the texts
-    of many questions about the same memory.
+    ``read`` a snapshot, then ``ask`` one question to stream its answer, or ``ask_many`` to answer many
+    questions about the same memory in a batch.
     """
 
     def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
         self.model = model
         self.processor = processor
         self.prompt_limit = PromptLimit(model.config, processor)
-        # Eager attention is the one that returns its weights, and on a CPU it is the faster one for
-        # the single rows of decoding.
+        # Only eager attention returns its weights, and on a CPU it is also the fastest for decoding,
+        # which processes one token at a time.
         if model.device.type == "cpu":
             model.language_model.set_attn_implementation("eager")
         self._returns_attention = model.language_model.config._attn_implementation == "eager"
@@ -140,10 +140,10 @@ class AnswerGenerator:
 
     @torch.inference_mode()
     def read(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Prefix:
-        """Read a memory with the language model (None: no video); most of a question's cost.
+        """Read a memory with the language model (None: no video); this is most of a question's cost.
 
-        ``time_stamps=False`` measures what the slots' times are worth; it turns off grounding as
-        well, which tells times to the language model.
+        ``time_stamps=False`` is for measuring the benefit of the slots' times. It also turns off
+        grounding, which would put times into the question.
         """
         if snapshot is None:
             opening = self.processor.template.first_question.partition("{}")[0]
@@ -161,7 +161,7 @@ class AnswerGenerator:
         return Prefix(snapshot, cache, ids, self.processor.slot_of_token(ids, snapshot), time_stamps)
 
     def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot | None) -> list[list[Mention]]:
-        """The events that each question names, looked up in a memory; empty without grounding or a video."""
+        """The events named in each question, located in a memory; empty without grounding or a video."""
         if self.grounder is None or snapshot is None:
             return [[] for _ in questions]
         return self.grounder.mentions(questions, snapshot)
@@ -174,11 +174,11 @@ class AnswerGenerator:
         max_new_tokens: int = MAX_NEW_TOKENS,
         stop: Sequence[str] = (),
     ) -> Answer:
-        """Ask ``question`` about a memory, one that has been read already, or nothing (plain chat).
+        """Ask ``question`` about a snapshot, a prefix, or nothing (plain chat).
 
         ``history`` holds earlier questions and answers of the same conversation. Nothing is computed
-        until the answer is iterated over. The text ends before the first of the ``stop`` strings.
-        Raises ``ValueError`` for an empty question, ``PromptTooLongError`` for one that does not fit the model.
+        until the answer is iterated over. The text ends before the first of the ``stop`` strings. Raises
+        ``ValueError`` for an empty question, ``PromptTooLongError`` if it does not fit the model.
         """
         if not question.strip():
             raise ValueError("the question is empty")
@@ -191,10 +191,10 @@ class AnswerGenerator:
 
     @torch.inference_mode()
     def ask_many(self, prefix: Prefix, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
-        """The answers to ``questions`` about one memory, generated in one batch.
+        """Answer ``questions`` about one memory in one batch.
 
-        They are those that ``ask`` gives one by one, rounding apart. A step for all questions costs
-        little more than a step for one, but nothing is returned before the longest answer ends.
+        Up to rounding, the answers are the same as from ``ask``. A step for all questions costs little
+        more than a step for one, but nothing is returned before the longest answer ends.
         """
         if not questions:
             return []
@@ -202,7 +202,7 @@ class AnswerGenerator:
         if prefix.time_stamps:
             texts = [annotate(*pair) for pair in zip(texts, self.mentions(texts, prefix.snapshot), strict=True)]
         rows = [self.processor.question_ids(text) for text in texts]
-        # Questions end in the same column: padding lies between the memory and the shorter ones.
+        # All questions end in the same column; shorter ones are padded between memory and question.
         padded = pad_rows(rows, 0, "left")
         ids = padded["input_ids"]
         mask = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
@@ -242,7 +242,7 @@ class AnswerGenerator:
         started: float,
     ) -> Iterator[str]:
         prefix = context if isinstance(context, Prefix) else self.read(context)
-        # A prefix must stay as it is for the next question.
+        # The prefix must stay unchanged for the next question.
         cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
         if prefix.time_stamps:
             answer.mentions = self.mentions([answer.question], prefix.snapshot)[0]
@@ -261,7 +261,7 @@ class AnswerGenerator:
             if token in self._stops:
                 text, _ = cut(self.processor.decode(generated), stop, True)
                 piece, answer.text = text[len(answer.text) :], text
-                if piece:  # held back, since a stop string might have begun
+                if piece:  # text held back because it could have been the start of a stop string
                     yield piece
                 break
             generated.append(token)
@@ -284,8 +284,8 @@ class AnswerGenerator:
 
     @torch.inference_mode()
     def _step(self, ids: list[int], cache: Cache, attention: Tensor | None) -> int:
-        """The likeliest next token after ``ids``; its attention to the prefix is added to ``attention [L]``."""
-        while len(ids) > CHUNK_TOKENS:  # a matrix of attention for each head must fit beside the weights
+        """The most likely token after ``ids``; adds the attention paid to the prefix to ``attention [L]``."""
+        while len(ids) > CHUNK_TOKENS:  # so that the attention matrices of all heads fit into memory
             self.model(
                 input_ids=torch.tensor([ids[:CHUNK_TOKENS]], device=self.model.device),
                 past_key_values=cache,
@@ -314,10 +314,10 @@ class AnswerGenerator:
         total = float(attention[shown].sum())
         count = sum(len(part) for _, part in prefix.snapshot.parts())
         shares = torch.zeros(count).index_add(0, prefix.slot_of_token[shown], attention[shown])
-        found: list[Evidence] = []
+        evidence: list[Evidence] = []
         for name, part in prefix.snapshot.parts():
             rows = zip(*(getattr(part, f).tolist() for f in ("start", "end", "exemplar", "weight")), strict=True)
             for start, end, exemplar, weight in rows:
-                share = float(shares[len(found)]) / total if total > 0 else None
-                found.append(Evidence(name, start, end, exemplar, weight, share))
-        return found
+                share = float(shares[len(evidence)]) / total if total > 0 else None
+                evidence.append(Evidence(name, start, end, exemplar, weight, share))
+        return evidence

@@ -1,13 +1,13 @@
-"""Grounding: find the events that a question names in the memory before the language model reads it.
+"""Grounding: locates the events named in a question in the memory before the language model reads it.
 
-A small language model describes what it is shown but cannot find one scene among sixteen from a
-sentence: whether, when and in which order things happened, it answers at chance level. So small
+A small language model can describe what it sees but cannot find one scene among sixteen from a
+sentence: asked whether, when or in which order things happened, it answers at chance level. So small
 networks read the question first. They mark the words that name events and compare each event with
-the memory's slots. The language model then reads the question with a note behind each event: the
-time of the most similar slot, a question mark where none is similar enough, and whether that time is
+the memory's slots. The language model then reads the question with a note after each event: the
+time of the most similar slot, a question mark if no slot is similar enough, and whether that time is
 earlier or later than the previous event's: ``Did you see a dog in the snow (12s) before a man on a
-bike (9s?, earlier)?`` The last is there because comparing two numbers and answering yes or no in one
-step is too hard for it.
+bike (9s?, earlier)?`` The order is spelled out because comparing two numbers and answering yes or no
+in one step is too hard for the model.
 
 This is not in the paper, and the published models have no grounding (``grounding_config`` is None).
 """
@@ -30,17 +30,17 @@ from flash_vstream.models.prompts import stamp
 
 GROUNDING = "grounding.safetensors"
 LONGEST = 96
-"""Tokens of a question or an event that are read; the rest is cut off."""
+"""Questions and events are truncated to this many tokens."""
 LOOKED_AT = ("temporal", "retrieved", "spatial")
-"""The parts of a memory whose slots have times of their own; an abstract slot mixes the whole stream."""
+"""The parts of a memory whose slots have distinct times; an abstract slot mixes the whole stream."""
 
 
 @dataclass(frozen=True)
 class Mention:
-    """An event that a question names in its characters ``begin`` to ``end``.
+    """An event named in a question, in characters ``begin`` to ``end``.
 
     ``time`` is the start of the most similar slot in seconds of stream time. ``score`` is the
-    similarity less the model's threshold: above 0, the event counts as ``seen``.
+    similarity minus the model's threshold; above 0, the event counts as ``seen``.
     """
 
     text: str
@@ -59,7 +59,7 @@ class Mention:
         return asdict(self) | {"seen": self.seen}
 
     def note(self, before: "Mention | None" = None) -> str:
-        """The note that the language model reads behind the event; ``before`` is the previous event of the question."""
+        """The note inserted after the event for the language model; ``before`` is the question's previous event."""
         doubt = "" if self.seen else "?"
         return f" ({stamp(self.time)}{doubt}{self._order(before)})"
 
@@ -70,7 +70,7 @@ class Mention:
 
 
 def annotate(question: str, mentions: Sequence[Mention]) -> str:
-    """The question with a note behind each of its events."""
+    """The question with a note after each of its events."""
     text, at = "", 0
     for before, mention in zip((None, *mentions), mentions, strict=False):
         text += question[at : mention.end] + mention.note(before)
@@ -80,10 +80,10 @@ def annotate(question: str, mentions: Sequence[Mention]) -> str:
 
 @dataclass(frozen=True)
 class Event:
-    """The encodings of m events of up to L tokens.
+    """Encodings of m events of up to L tokens.
 
-    ``whole [m, width]`` are unit vectors of the events, ``words [m, L, width]`` unit vectors of their
-    tokens, and ``counts [m, L]`` the tokens' weights (0 for padding).
+    ``whole [m, width]`` are unit vectors of whole events, ``words [m, L, width]`` unit vectors of
+    their tokens, and ``counts [m, L]`` the tokens' weights (0 for padding).
     """
 
     whole: Tensor
@@ -92,9 +92,9 @@ class Event:
 
 
 class Member(nn.Module):
-    """One network that marks events in questions and compares them with slots, in ``width`` channels.
+    """A network of ``width`` channels that marks events in questions and compares them with slots.
 
-    Text comes in as ``Words`` embeds it, ``[B, L, text_width]``; slots as their features
+    Text is given as embeddings ``[B, L, text_width]`` from ``Words``, slots as features
     ``[n, P², channels]``. A grounding averages several members.
     """
 
@@ -110,7 +110,7 @@ class Member(nn.Module):
         self.whole = nn.Linear(width, width)
         self.word = nn.Linear(width, width)
         self.count = nn.Linear(width, 1)
-        nn.init.constant_(self.count.bias, -2.0)  # at first, the event as a whole counts for more than its words
+        nn.init.constant_(self.count.bias, -2.0)  # initially, the whole event counts for more than its words
         self.sight = nn.Sequential(
             nn.LayerNorm(channels),
             nn.Dropout(0.2),
@@ -119,10 +119,10 @@ class Member(nn.Module):
             nn.Dropout(0.1),
             nn.Linear(2 * width, width),
         )
-        self.scales = nn.Parameter(torch.tensor([14.0, 8.0]).log())  # inverse temperatures: of whole events, of words
+        self.scales = nn.Parameter(torch.tensor([14.0, 8.0]).log())  # inverse temperatures of whole events and of words
 
     def read(self, embeddings: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens ``[B, L, width]`` alone and in context; ``there [B, L]`` is False for padding."""
+        """Tokens ``[B, L, width]`` without and with context; ``there [B, L]`` is False for padding."""
         words = self.words(embeddings.to(self.words.weight))
         placed = words + self.places[: embeddings.shape[1]]
         return words, self.context(placed, src_key_padding_mask=~there)
@@ -133,7 +133,7 @@ class Member(nn.Module):
         return logits
 
     def events(self, embeddings: Tensor, there: Tensor) -> Event:
-        """The encodings of texts each of which is one event."""
+        """Encodings of texts, each of which is one event."""
         words, states = self.read(embeddings, there)
         shares = self.attend(states)[..., 0].masked_fill(~there, -torch.inf).softmax(1)
         whole = self.whole((shares[..., None] * states).sum(1))
@@ -154,7 +154,7 @@ class Member(nn.Module):
     def compare(self, event: Event, sights: Tensor) -> Tensor:
         """Similarity ``[m, n]`` of m events and n slots ``[n, P², width]``.
 
-        For the whole event and for each of its words, the slot's most similar token counts (a soft maximum).
+        The whole event and each of its words are compared with the slot's most similar token (a soft maximum).
         """
         scales = self.scales.exp()
         whole = soft_best(event.whole, sights, scales[0])
@@ -163,9 +163,9 @@ class Member(nn.Module):
 
 
 class Grounding(nn.Module):
-    """An ensemble of members, each trained by itself; the mean of their outputs counts.
+    """An ensemble of independently trained members, whose outputs are averaged.
 
-    ``threshold`` is the similarity from which an event counts as seen; it is measured after training.
+    ``threshold`` is the similarity above which an event counts as seen; it is measured after training.
     """
 
     threshold: Tensor
@@ -196,7 +196,7 @@ class Grounding(nn.Module):
 
 
 def soft_best(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
-    """Similarity ``[t, n]`` of texts ``[t, width]`` to the best token (softly) of each of ``[n, P², width]``."""
+    """Similarity ``[t, n]`` of texts ``[t, width]`` to slots ``[n, P², width]``: a soft maximum over tokens."""
     tokens = texts @ sights.flatten(0, 1).T * scale
     best: Tensor = tokens.unflatten(1, sights.shape[:2]).logsumexp(-1)
     return best - math.log(sights.shape[1])
@@ -205,7 +205,7 @@ def soft_best(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
 class Words:
     """Embeds text for grounding: the language model's input embeddings, centred and scaled to one length.
 
-    ``table`` holds those embeddings, ``[V, width]``. A word that training did not show has a meaning too.
+    ``table`` holds those embeddings, ``[V, width]``. They give meaning even to words not seen in training.
     """
 
     def __init__(self, tokenizer: Any, table: Tensor):
@@ -214,7 +214,7 @@ class Words:
         self.mean = table.detach().mean(0, dtype=torch.float32)
 
     def embed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
-        """Embeddings ``[B, L, width]``, which of them are no padding ``[B, L]``, and each token's character span."""
+        """Embeddings ``[B, L, width]``, a mask ``[B, L]`` (False: padding), and each token's character span."""
         coded = self.tokenizer(
             list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=LONGEST
         )
@@ -228,19 +228,19 @@ class Words:
         return self._scaled(self.table[ids]), there.to(self.table.device), coded.offset_mapping
 
     def embed_words(self, words: Sequence[str]) -> Tensor:
-        """Embeddings ``[W, width]`` of single words, each the mean of its tokens'."""
+        """Embeddings ``[W, width]`` of single words, each the mean over its tokens."""
         if not words:
             return self.table.new_zeros(0, self.table.shape[1])
         rows = self.tokenizer([" " + word for word in words], add_special_tokens=False).input_ids
         return torch.stack([self._scaled(self.table[row]).mean(0) for row in rows])
 
     def _scaled(self, embeddings: Tensor) -> Tensor:
-        known = embeddings.detach().float() - self.mean
-        return functional.normalize(known, dim=-1) * math.sqrt(known.shape[-1])
+        centred = embeddings.detach().float() - self.mean
+        return functional.normalize(centred, dim=-1) * math.sqrt(centred.shape[-1])
 
 
 class Grounder:
-    """Finds the events that questions name in a memory, with a model's grounding and word embeddings."""
+    """Locates the events named in questions in a memory, with a model's grounding and word embeddings."""
 
     def __init__(self, grounding: Grounding, words: Words):
         self.grounding = grounding
@@ -248,14 +248,14 @@ class Grounder:
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> "Grounder | None":
-        """The grounder of a model; None for a model without grounding."""
+        """The grounder of a model; None if the model has no grounding."""
         if model.grounding is None:
             return None
         return cls(model.grounding, Words(tokenizer, model.get_input_embeddings().weight))
 
     @torch.inference_mode()
     def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[list[Mention]]:
-        """The events that each question names, in order, each with its most similar slot's time and score."""
+        """The events named in each question, in order, each with the time and score of the most similar slot."""
         self.grounding.eval()
         spans = self.spans(questions)
         named = [text[begin:end] for text, own in zip(questions, spans, strict=True) for begin, end in own]
@@ -263,11 +263,11 @@ class Grounder:
             return [[] for _ in questions]
         scores, times = self._compared(named, [getattr(snapshot, part) for part in LOOKED_AT])
         best, slot = scores.max(1)
-        found = zip(named, best.tolist(), [times[i] for i in slot.tolist()], strict=True)
+        matches = zip(named, best.tolist(), [times[i] for i in slot.tolist()], strict=True)
         mentions: list[list[Mention]] = []
         for own in spans:
             mentions.append([])
-            for (begin, end), (text, score, time) in zip(own, found, strict=False):
+            for (begin, end), (text, score, time) in zip(own, matches, strict=False):
                 mentions[-1].append(Mention(text, begin, end, time, round(score, 3)))
         return mentions
 
@@ -278,16 +278,16 @@ class Grounder:
         return [_runs(text, *row) for text, *row in zip(questions, marked, offsets, strict=True)]
 
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
-        """The similarity, less the threshold, of m events and n slots ``[m, n]``, and the slots' n start times."""
+        """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""
         embeddings, there, _ = self.words.embed([" " + text for text in named])
-        known = [slots for slots in parts if len(slots)]
-        scores = self.grounding.compare(embeddings, there, [slots.features for slots in known])
-        times = [time for slots in known for time in slots.start.tolist()]
+        filled = [slots for slots in parts if len(slots)]
+        scores = self.grounding.compare(embeddings, there, [slots.features for slots in filled])
+        times = [time for slots in filled for time in slots.start.tolist()]
         return scores - self.grounding.threshold, times
 
 
 def load_grounding(model: Any, file: Path) -> None:
-    """Load trained grounding weights into a model; raises ``UserError`` when they cannot be read or do not fit."""
+    """Load trained grounding weights into a model; raises ``UserError`` if they cannot be read or do not fit."""
     if model.grounding is None:
         raise UserError("this model has no grounding; its config lacks grounding_config")
     try:
@@ -297,7 +297,7 @@ def load_grounding(model: Any, file: Path) -> None:
 
 
 def save_grounding(grounding: Grounding, folder: Path) -> Path:
-    """Write grounding weights to ``folder``, in float16, which changes no comparison noticeably."""
+    """Write grounding weights to ``folder`` in float16, which does not change comparisons noticeably."""
     state = {name: value.detach().half().contiguous() for name, value in grounding.state_dict().items()}
     save_file(state, folder / GROUNDING)
     return folder / GROUNDING
@@ -306,7 +306,7 @@ def save_grounding(grounding: Grounding, folder: Path) -> Path:
 def _runs(text: str, marked: Sequence[bool], places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The spans of a text whose tokens are marked; spans without a word between them are joined."""
     runs: list[tuple[int, int]] = []
-    for part, (begin, end) in zip(marked, places, strict=False):  # marks has padding at its end
+    for part, (begin, end) in zip(marked, places, strict=False):  # the marks end in padding
         if not part:
             continue
         if runs and not any(map(str.isalnum, text[runs[-1][1] : begin])):

@@ -1,7 +1,7 @@
-"""Faster decoding on CPUs that multiply only float32 fast.
+"""Faster decoding on CPUs that are fast only in float32.
 
-A decoding step multiplies every weight by one row, so it takes as long as reading the weights.
-PyTorch's matrix-vector product can read float16 weights and add in float32, which takes half the
+A decoding step multiplies every weight by a single row, so it takes as long as reading the weights.
+PyTorch's matrix-vector product can read float16 weights and accumulate in float32, which halves the
 time. For more than one row, float32 is many times faster. So each linear layer keeps both.
 """
 
@@ -11,17 +11,17 @@ from torch.nn import functional
 
 
 class HalfLinear(nn.Linear):
-    """A linear layer with a float16 copy of its weight for inputs of a single row.
+    """A linear layer with a float16 copy of its weight for single-row inputs.
 
-    Weights that were stored in float16 lose nothing; the input row is rounded to float16. A row with
-    values beyond float16's range is multiplied in float32.
+    Weights that were stored in float16 lose no precision; the input row is rounded to float16. A row
+    with values beyond float16's range is multiplied in float32.
     """
 
     half_weight: Tensor
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> "HalfLinear":
-        """The same layer; the weight is shared, not copied."""
+        """A copy of ``linear`` that shares its float32 weight."""
         layer = cls.__new__(cls)
         nn.Module.__init__(layer)
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
@@ -39,7 +39,7 @@ class HalfLinear(nn.Linear):
 
 
 def add_float16_copies(language_model: nn.Module) -> None:
-    """Make every linear layer of a float32 language model on a CPU a ``HalfLinear``, in place."""
+    """Replace every linear layer of a float32 language model on a CPU with a ``HalfLinear``, in place."""
     for module in list(language_model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:

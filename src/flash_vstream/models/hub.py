@@ -1,4 +1,4 @@
-"""Models fetched, assembled, converted and loaded, by name, folder or hub id."""
+"""Fetches, assembles, converts and loads models by name, folder or hub id."""
 
 import hashlib
 import json
@@ -28,15 +28,15 @@ Report = Callable[[str], object]
 
 
 def _quiet(text: str) -> None:
-    """Report to nobody."""
+    """Discard the report."""
 
 
 def pull(name: str, report: Report = _quiet) -> Path:
     """Fetch and assemble a model of ``MODELS`` (or ``nano-base``); returns its folder.
 
-    ``report`` is called with what is being done. The folder appears whole or not at all, and two
+    ``report`` is called with progress messages. The folder is created atomically, and several
     processes may pull at once. Raises ``UserError`` for an unknown name, a source that does not
-    answer, or a cache that cannot be written.
+    respond, or a cache that cannot be written.
     """
     if name not in (*MODELS, NANO_BASE):
         raise UserError(f"no model is called {name!r}; the known ones are {', '.join(MODELS)}")
@@ -46,11 +46,11 @@ def pull(name: str, report: Report = _quiet) -> Path:
 
 
 def fetch_model(name: str, report: Report = _quiet) -> Path:
-    """The local folder of a model, fetched, assembled or converted if it is not here yet.
+    """The local folder of a model; fetches, assembles or converts the model first if necessary.
 
-    ``name`` is one of ``MODELS``, a model folder, or a hub id, ``ORG/MODEL`` or
-    ``ORG/MODEL@REVISION``. A folder or hub id in the layout of the published checkpoint is converted,
-    once for each of its states. Raises ``UserError`` when there is no such model.
+    ``name`` is one of ``MODELS``, a model folder, or a hub id (``ORG/MODEL`` or
+    ``ORG/MODEL@REVISION``). A folder or hub id in the layout of the published checkpoint is converted
+    once, and again whenever its files change. Raises ``UserError`` if there is no such model.
     """
     if name in MODELS or name == NANO_BASE:
         return pull(name, report)
@@ -71,11 +71,11 @@ def fetch_model(name: str, report: Report = _quiet) -> Path:
 def load(
     name: str, device: str | None = None, dtype: torch.dtype | None = None
 ) -> tuple[FlashVStreamForConditionalGeneration, FlashVStreamProcessor]:
-    """Model and processor of a model name, a model folder or a hub id, ready to answer.
+    """Load model and processor by model name, model folder or hub id, ready to answer questions.
 
-    ``device`` defaults to a GPU if there is one; ``dtype`` to bfloat16 where the device multiplies
-    it fast and to float32 elsewhere. Raises ``UserError`` when there is no such model, when its
-    folder is broken, or when the device has too little memory.
+    ``device`` defaults to a GPU if there is one; ``dtype`` to bfloat16 if the device is fast in it,
+    else float32. Raises ``UserError`` if there is no such model, its folder is broken, or the device
+    has too little memory.
     """
     folder = fetch_model(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,7 +101,7 @@ def _read_model(folder: Path, dtype: torch.dtype) -> FlashVStreamForConditionalG
     config = _read_model_config(folder)
     with _damage_as_user_error(folder):
         integers = [] if hasattr(config, "quantization_config") else _integer_weights(folder)
-        if integers:  # Transformers would take them for the numbers themselves
+        if integers:  # Transformers would cast them to floats without dequantizing
             raise ValueError(f"{integers[0]} holds integers, and config.json names no quantization")
         loaded: Any = FlashVStreamForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True
@@ -142,7 +142,7 @@ def _read_processor(folder: Path) -> FlashVStreamProcessor:
 
 @contextmanager
 def _damage_as_user_error(folder: Path) -> Iterator[None]:
-    """Turn what a damaged file of a model folder can raise, anywhere in Transformers, into one ``UserError``."""
+    """Turn any error that Transformers raises for damaged files in a model folder into a ``UserError``."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -189,10 +189,10 @@ def _convert(source: str | Path, target: Path, report: Report) -> None:
 
 
 def _converted(source: str | Path, report: Report) -> Path:
-    """The converted form of a checkpoint in the authors' layout, made on first use.
+    """The folder of a converted checkpoint in the authors' layout; converts it on first use.
 
-    Its folder is named after what was converted: a folder's path with the size and age of its files,
-    so that new weights in an old place are converted too, or a hub id with its commit.
+    The folder's name has a hash of the source: either a folder's path with the size and modification
+    time of its files, so that changed weights are converted again, or a hub id with its commit.
     """
     state = [str(source)]
     if isinstance(source, Path):
@@ -209,7 +209,7 @@ def _converted(source: str | Path, report: Report) -> Path:
 
 
 def _build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """``folder``, which ``build`` fills when it is not there; other processes wait for it."""
+    """``folder``, which ``build`` creates if it does not exist; other processes wait meanwhile."""
     if folder.exists():
         return folder
     with cache_errors():
@@ -222,7 +222,7 @@ def _build_once(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def silence_transformers() -> None:
-    """Keep Transformers' progress bars and warnings off a terminal that this program writes to."""
+    """Keep Transformers' progress bars and warnings off the terminal."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")

@@ -1,4 +1,4 @@
-"""From RGB frames to the pixels that a vision tower takes."""
+"""Converts RGB frames to the pixels that a vision tower expects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +10,15 @@ from torch import Tensor
 from transformers import BaseImageProcessor, BatchFeature
 
 MAX_ASPECT = 16
-"""Pictures that are longer than this many times their short side are cropped before they are scaled."""
+"""Pictures longer than this many times their short side are cropped before scaling."""
 
 
 class FrameProcessor(BaseImageProcessor):
     """Resize the short side, crop the centre, scale and normalise; RGB throughout.
 
-    ``size`` is the side of the square in pixels; a value v of 0 to 255 becomes
-    ``(v / 255 - mean) / std``. Frames that are that square already are only normalised, so video
-    can be scaled while it is decoded. Agrees with Transformers' CLIP image processor.
+    ``size`` is the side of the square in pixels; a value v from 0 to 255 becomes
+    ``(v / 255 - mean) / std``. Frames that already have this size are only normalised, so video can be
+    scaled during decoding. Results match Transformers' CLIP image processor.
     """
 
     model_input_names = ["pixel_values"]
@@ -43,7 +43,7 @@ class FrameProcessor(BaseImageProcessor):
         if (width, height) == (self.size, self.size):
             return np.asarray(picture)
         if max(width, height) > MAX_ASPECT * min(width, height):
-            # Only the centre is used, and scaling a line of pixels as a whole would take gigabytes.
+            # Only the centre is used, and scaling all of a very long picture could take gigabytes.
             picture = _centre(picture, MAX_ASPECT * min(width, height))
             width, height = picture.size
         short, side = min(width, height), self.size
@@ -60,7 +60,7 @@ class FrameProcessor(BaseImageProcessor):
         return values.permute(0, 3, 1, 2)
 
     def preprocess(self, images: Any, **_: Any) -> BatchFeature:
-        """``pixel_values [B, 3, size, size]`` of one frame or several of any size."""
+        """``pixel_values [B, 3, size, size]`` of one or several frames of any size."""
         batch = [images] if isinstance(images, Image.Image) or getattr(images, "ndim", 0) == 3 else list(images)
         return BatchFeature({"pixel_values": self.pixels(np.stack([self.square(frame) for frame in batch]))})
 

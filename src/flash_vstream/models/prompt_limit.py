@@ -1,4 +1,4 @@
-"""How long a question may be: what a model's context holds beside the memory and the answer."""
+"""The limit on a question's length: what a model's context holds besides the memory and the answer."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from flash_vstream.models.processing import FlashVStreamProcessor
 from flash_vstream.models.prompts import stamp
 
 RESERVED_FOR_NOTES = 64
-"""Tokens that grounding may put behind the events of a question."""
+"""Tokens reserved for the notes that grounding adds to a question."""
 LONGEST_STAMP_SECONDS = 10**9
 MOST_CHARACTERS_A_TOKEN = 32
-"""Text with more characters than this for each token that fits is refused without being tokenized."""
+"""Text with more characters than this per available token is refused without being tokenized."""
 
 
 class PromptTooLongError(UserError):
-    """A question that does not fit the model with its earlier turns; ``most`` tokens would."""
+    """A question that, with its earlier turns, does not fit the model; ``most`` is the limit in tokens."""
 
     def __init__(self, message: str, most: int):
         super().__init__(message)
@@ -23,10 +23,10 @@ class PromptTooLongError(UserError):
 
 
 class PromptLimit:
-    """The bound on a question's tokens, earlier turns included.
+    """The limit on a question's tokens, earlier turns included.
 
-    It is the context length less a full memory with its time stamps, the notes of grounding and the answer, so
-    that it does not depend on how much of a stream was seen. Checking it needs the tokenizer alone.
+    It is the context length minus a full memory with its time stamps, the notes of grounding and the answer. So it
+    does not depend on how much of a stream has been seen, and checking it needs only the tokenizer.
     """
 
     def __init__(self, config: FlashVStreamConfig, processor: FlashVStreamProcessor):
@@ -41,7 +41,7 @@ class PromptLimit:
         self.reserved = memory + (RESERVED_FOR_NOTES if config.grounding_config else 0)
 
     def check(self, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int) -> None:
-        """Raise ``PromptTooLongError`` for a question that does not fit, ``UserError`` for text that is not Unicode."""
+        """Raise ``PromptTooLongError`` if a question does not fit, ``UserError`` if its text is not valid Unicode."""
         most = max(0, self.context - self.reserved - max_new_tokens)
         characters = len(question) + sum(len(asked) + len(answered) for asked, answered in history)
         if characters > most * MOST_CHARACTERS_A_TOKEN:

@@ -1,7 +1,7 @@
-"""Prompt templates, and how a memory is laid out in a prompt.
+"""Prompt templates, and the layout of a memory in a prompt.
 
-``render`` gives the text of a conversation. ``VIDEO`` in it marks the place of the memory, for which
-``layout`` gives the pieces: texts, and runs of visual tokens.
+``render`` returns the text of a conversation, in which ``VIDEO`` marks the place of the memory.
+``layout`` returns the pieces that go there: texts, and runs of visual tokens.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from flash_vstream.memory import MemorySnapshot
 
 VIDEO = "<image>"
-"""The mark of the memory's place; the released code and LLaVA's data use it for videos too."""
+"""Marks the memory's place in a prompt; the released code and LLaVA's data also use it for videos."""
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """The text form of conversations that a model was trained with.
+    """The text format of the conversations that a model was trained on.
 
     ``question`` and ``answer`` are format strings; ``first_question`` replaces ``question`` in the
     first turn. ``video`` separates the memory from the first question. ``stop`` ends an answer.
@@ -29,9 +29,9 @@ class PromptTemplate:
     stop: str
 
     def render(self, turns: Sequence[tuple[str, str | None]], with_video: bool = True) -> str:
-        """The text of ``turns`` of question and answer; an answer of None leaves the prompt open for one.
+        """The text of ``turns`` of question and answer; a None answer leaves the prompt open for one.
 
-        The video's mark is put before the first question unless that has one already.
+        The video's mark is put before the first question unless it already contains one.
         """
         text = ""
         for i, (question, answer) in enumerate(turns):
@@ -86,21 +86,21 @@ TEMPLATES = {
 }
 """The released code's templates (its models were trained with ``vicuna_v1``) and ChatML.
 
-ChatML has no system message here; it would take a tenth of a small model's prompt.
+ChatML has no system message here, since it would take up a tenth of a small model's prompt.
 """
 
 
 def stamp(seconds: float) -> str:
-    """A time as the model reads and writes it: whole seconds of stream time, ``"35s"``."""
+    """A time as the model reads and writes it: whole seconds of stream time, such as ``"35s"``."""
     return f"{int(seconds)}s"
 
 
 def layout(snapshot: MemorySnapshot, time_stamps: bool) -> list[str | int]:
-    """The memory as pieces of a prompt, in reading order: texts, and numbers of visual tokens.
+    """The memory as pieces of a prompt, in reading order: texts, and counts of visual tokens.
 
-    With ``time_stamps``, each temporal and retrieved slot follows the time of its first frame, and
-    each of the newest frames follows ``now`` and its time. Abstract slots mix the whole stream and
-    have no time.
+    With ``time_stamps``, each temporal and retrieved slot is preceded by the time of its first frame,
+    and each of the newest frames by ``now`` and its time. Abstract slots mix the whole stream and have
+    no time.
     """
     pieces: list[str | int] = []
     for name, slots in snapshot.parts():

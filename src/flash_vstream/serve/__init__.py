@@ -1,1 +1,1 @@
-"""HTTP on top of live streams: REST, server-sent events, OpenAI's chat endpoint, the web page."""
+"""The HTTP server over live streams: REST, server-sent events, OpenAI's endpoints and the web page."""

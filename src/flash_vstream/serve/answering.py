@@ -1,4 +1,4 @@
-"""A question under way, which ends however its caller leaves."""
+"""A question in progress, cleaned up exactly once however its caller stops."""
 
 import contextlib
 import logging
@@ -13,11 +13,11 @@ log = logging.getLogger("flash_vstream.serve")
 
 
 class Answering:
-    """The events of an answer, and the end of its question.
+    """Iterates the events of an answer and reports how its question ended.
 
-    Iterate it in one thread at a time. ``finish(answer, error, details)`` is called exactly once: when the
-    last event has come, when an event cannot be had, or when ``close`` is called, whichever is first.
-    The ``done`` event's value has the question's ``number`` as its ``id``.
+    Iterate it in one thread at a time. ``finish(answer, error, details)`` is called exactly once: after
+    the last event, when fetching an event fails, or on ``close``, whichever is first. The ``done``
+    event's value has the question's ``number`` as its ``id``.
     """
 
     def __init__(self, events: Generator[Event, None, None], number: int, finish: Finish):
@@ -53,19 +53,19 @@ class Answering:
         self._cancelled.set()
 
     def close(self) -> None:
-        """End the question, if it has not ended; not to be called while another thread waits for an event."""
+        """End the question if it has not ended yet. Do not call this while another thread waits for an event."""
         with self._ending:
             if self._ended:
                 return
             self._ended = True
         try:
-            with contextlib.suppress(OSError):  # the question worker has just died: nothing is left to cancel
+            with contextlib.suppress(OSError):  # the question worker just died: nothing left to cancel
                 self._events.close()
         finally:
             self._finish(*self._outcome)
 
     def __del__(self) -> None:
-        # The last resort, for a caller that forgot it; responses close it themselves.
+        # A last resort for callers that forget to close it; responses close it themselves.
         if not self._ended:
             log.warning("a question was dropped without being closed", extra={"question": self._number})
             self.close()

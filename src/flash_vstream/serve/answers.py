@@ -1,4 +1,4 @@
-"""An answer under way and all that it holds: given up the moment its caller leaves."""
+"""Answers in progress and the resources they hold, released as soon as the caller disconnects."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -24,7 +24,7 @@ from flash_vstream.video.pictures import decode_picture
 PICTURE_SIDE = 512
 DECODED_AT_ONCE = 2
 PING_SECONDS = 15
-"""How often a silent event stream gets a comment, so that no proxy takes it for dead."""
+"""How often a silent event stream gets a comment, so that proxies keep the connection open."""
 SEND_SECONDS = 30.0
 """How long a caller may stop reading before the connection is closed."""
 log = logging.getLogger("flash_vstream.serve")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Answers:
-    """Takes conversations in; what they are about is fetched, watched and let go of here."""
+    """Starts answers: fetches and watches the media of a conversation, and releases it again on failure."""
 
     def __init__(self, service: Service):
         self.service = service
@@ -44,10 +44,10 @@ class Answers:
     async def begin(
         self, conversation: Conversation, fps: float, max_tokens: int, stop: Sequence[str] = ()
     ) -> "OngoingAnswer":
-        """Ask a conversation's question; raises ``ApiError`` or ``UserError`` when that cannot be."""
+        """Ask a conversation's question; raises ``ApiError`` or ``UserError`` if it cannot be asked."""
         service = self.service
         question, history = conversation.question, conversation.history
-        # Before anything is fetched or watched.
+        # Checked before anything is fetched or watched.
         await anyio.to_thread.run_sync(service.prompt_limit.check, question, history, max_tokens)
         stream = None
         if conversation.video is not None and conversation.video.startswith("stream:"):
@@ -69,12 +69,12 @@ class Answers:
         return OngoingAnswer(service, events, clip, self._waiting)
 
     async def ask(self, stream: str, question: str, max_new_tokens: int) -> "OngoingAnswer":
-        """Ask about a stream; raises ``ApiError`` or ``UserError`` when that cannot be."""
+        """Ask about a stream; raises ``ApiError`` or ``UserError`` if it cannot be asked."""
         events = await anyio.to_thread.run_sync(lambda: self.service.ask(stream, question, (), max_new_tokens))
         return OngoingAnswer(self.service, events, None, self._waiting)
 
     async def _media(self, conversation: Conversation) -> Any:
-        """A video's bytes, or pictures."""
+        """A conversation's media: the bytes of a video, or a list of decoded pictures."""
         if conversation.video is not None:
             data = await self._bytes_of(conversation.video)
             is_picture = data[:2] == b"\xff\xd8" or data[:4] == b"\x89PNG" or (data[:4] + data[8:12]) == b"RIFFWEBP"
@@ -105,30 +105,30 @@ class Answers:
 
 
 class OngoingAnswer:
-    """The events of an answer; closing it ends the question and deletes its clip."""
+    """An answer's events as an async iterator; closing it ends the question and deletes its clip."""
 
     def __init__(self, service: Service, events: Answering, clip: str | None, limiter: anyio.CapacityLimiter):
         self._service, self._events, self._clip, self._limiter = service, events, clip, limiter
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        """Events as they come; the last is done or error."""
+        """Events as they arrive; the last is ``done`` or ``error``."""
         while (event := await anyio.to_thread.run_sync(next, self._events, None, limiter=self._limiter)) is not None:
             yield event
 
     async def finished(self) -> dict[str, Any]:
-        """The whole answer with its details; raises ``ApiError`` when it failed."""
+        """The whole answer with its details; raises ``ApiError`` if it failed."""
         try:
             async for event in self:
                 if event.kind == "done":
                     return dict(event.value)
                 if event.kind == "error":
                     raise ApiError(409, event.value)
-            raise ApiError(409, "the answer broke off; ask again")
+            raise ApiError(409, "the answer was interrupted; ask again")
         finally:
             await self.aclose()
 
     async def aclose(self) -> None:
-        """End the question, if it is under way, and delete the clip."""
+        """End the question if it is still in progress, and delete the clip."""
         await _shielded(self._close)
 
     def _close(self) -> None:
@@ -141,23 +141,23 @@ class OngoingAnswer:
 
 
 async def _shielded(function: Callable[..., None], *arguments: Any) -> None:
-    """Run what gives something back to its end, whoever left."""
+    """Run a cleanup function to completion even if the request is cancelled."""
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(function, *arguments)
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """What ``work`` comes to; it is cancelled when the caller leaves. Raises ``ApiError`` (499) then."""
+    """The result of ``work``; if the caller disconnects, cancels it and raises ``ApiError`` (499)."""
     result: list[T] = []
     failed: list[Exception] = []
     async with anyio.create_task_group() as group:
 
-        async def wait_for_the_end() -> None:
+        async def cancel_on_disconnect() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
             group.cancel_scope.cancel()
 
-        group.start_soon(wait_for_the_end)
+        group.start_soon(cancel_on_disconnect)
         try:
             result.append(await work)
         except Exception as error:
@@ -171,7 +171,7 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
 
 
 class AnswerStream(EventSourceResponse):
-    """An answer as server-sent events, made of its events by ``messages``; given up when its caller leaves."""
+    """An answer as server-sent events, which ``messages`` makes of its events; closed when the caller disconnects."""
 
     def __init__(self, answer: OngoingAnswer, messages: Callable[[AsyncIterator[Event]], AsyncIterator[Any]]):
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -181,7 +181,7 @@ class AnswerStream(EventSourceResponse):
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, and give back what the answer holds though it was never begun."""
+        """Send the response, and release the answer's resources even if it never started."""
         try:
             await super().__call__(scope, receive, send)
         except SendTimeoutError:

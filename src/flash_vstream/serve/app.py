@@ -30,7 +30,7 @@ from flash_vstream.video.pictures import decode_picture
 from flash_vstream.video.sources import Source
 
 THREADS = 128
-"""Each answer under way occupies a thread while it waits for its next token."""
+"""Each answer in progress occupies a thread while it waits for its next token."""
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": what}
     for status, what in (
@@ -48,7 +48,7 @@ Name = Annotated[str, Path(max_length=64, description="The stream's name.")]
 
 
 def make_app(service: Service) -> FastAPI:
-    """The ASGI application on ``service``, which it closes when it ends."""
+    """The ASGI application for ``service``; closes the service on shutdown."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -57,7 +57,7 @@ def make_app(service: Service) -> FastAPI:
         await anyio.to_thread.run_sync(service.close)
 
     app = FastAPI(title="flash-vstream", version=__version__, lifespan=lifespan, responses=_ERRORS, docs_url=None)
-    app.state.ending = lambda: False  # whoever runs the server puts in how it is known that it stops
+    app.state.ending = lambda: False  # replaced by whoever runs the server
     add_middleware(app, service.access, service.limits.json_bytes, service.limits.upload_bytes)
     _add_errors(app)
     _add_state(app, service)
@@ -103,7 +103,7 @@ def _add_errors(app: FastAPI) -> None:
 def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["server"], response_model=schemas.Health)
     def health() -> dict[str, Any]:
-        """Whether all is well, and what is not."""
+        """Whether the server is healthy, and any problems."""
         supervisors = {"frame": service.live.worker, "question": service.question_client.worker}
         workers = {name: {"alive": s.alive, "pid": s.pid, "restarts": s.restarts} for name, s in supervisors.items()}
         problems = service.problems()
@@ -127,8 +127,9 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/streams", tags=["streams"], status_code=201, response_model=schemas.StreamInfo)
     def create_stream(new: schemas.NewStream) -> dict[str, Any]:
-        """Begin to watch a source."""
-        service.access.check_source(new.source, new.transport)  # nothing is said of files that are closed
+        """Start watching a source."""
+        # Checked first: whether a forbidden file exists must not leak.
+        service.access.check_source(new.source, new.transport)
         source = Source(new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport).checked()
         service.add_stream(new.name, source)
         return service.status(new.name).to_dict()
@@ -140,13 +141,13 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 
     @app.patch("/v1/streams/{name}", tags=["streams"], response_model=schemas.StreamInfo)
     def edit_stream(name: Name, edit: schemas.StreamEdit) -> dict[str, Any]:
-        """Change a stream's name or frame rate; its memory and its history stay."""
+        """Change a stream's name or frame rate; keep its memory and history."""
         service.edit_stream(name, edit.name, edit.fps)
         return service.status(edit.name or name).to_dict()
 
     @app.delete("/v1/streams/{name}", tags=["streams"], status_code=204)
     def delete_stream(name: Name) -> None:
-        """Stop watching; memory and history are forgotten."""
+        """Stop watching, and delete the memory and history."""
         service.remove_stream(name)
 
     @app.get("/v1/streams/{name}/memory", tags=["streams"], response_model=schemas.Memory)
@@ -154,7 +155,9 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         name: Name,
         thumbnails_after: Annotated[
             float,
-            Query(description="Only pictures of frames later than this stream time, for a caller who has the rest."),
+            Query(
+                description="Only include pictures of frames after this stream time; for callers that have the others."
+            ),
         ] = -1.0,
     ) -> dict[str, Any]:
         """The memory's slots, oldest part first, with the times and pictures of their frames."""
@@ -171,7 +174,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
     def picture(name: Name) -> Response:
-        """The newest frame that was seen, as JPEG, centre-cropped as the model sees it."""
+        """The newest frame as JPEG, centre-cropped as the model sees it."""
         return Response(
             read_picture(service.shared(name)), media_type="image/jpeg", headers={"cache-control": "no-store"}
         )
@@ -180,7 +183,7 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 def _add_questions(app: FastAPI, service: Service, answers: Answers) -> None:
     @app.post("/v1/streams/{name}/questions", tags=["questions"], response_model=schemas.AnswerBody)
     async def ask(name: Name, new: schemas.NewQuestion, request: Request) -> Any:
-        """Ask about the stream as it is now; with ``stream`` the events are text, then done or error."""
+        """Ask about the stream now; with ``stream`` the events are ``text``, then ``done`` or ``error``."""
         answer = await answers.ask(name, new.question, new.max_new_tokens)
         if new.stream:
             return AnswerStream(answer, _messages)
@@ -205,9 +208,9 @@ async def _messages(events: AsyncIterator[Event]) -> AsyncIterator[dict[str, str
 def _add_push(app: FastAPI, service: Service) -> None:
     @app.websocket("/v1/streams/{name}/frames")
     async def push(socket: WebSocket, name: str) -> None:
-        """Take frames (JPEG, PNG or WebP, one a message) for a stream whose source is ``push``.
+        """Accept frames (JPEG, PNG or WebP, one per message) for a stream whose source is ``push``.
 
-        Each is answered by ``{"frame": number}``, so that a sender can keep pace.
+        Each is acknowledged with ``{"frame": number}``, so that the sender can match its pace.
         """
         try:
             order, ring = service.live.order(name), service.ring(name)
@@ -236,7 +239,7 @@ def _add_push(app: FastAPI, service: Service) -> None:
 
 
 def _is_watched(service: Service, name: str, order: Any) -> bool:
-    """Whether ``name`` is still the stream that was ordered with ``order``."""
+    """Whether the stream called ``name`` is still the one created with ``order``."""
     with contextlib.suppress(UserError):
         return service.live.order(name) is order
     return False

@@ -1,7 +1,7 @@
-"""``/v1/models``, ``/v1/chat/completions`` and ``/v1/responses`` in OpenAI's shape, so that its clients work unchanged.
+"""``/v1/models``, ``/v1/chat/completions`` and ``/v1/responses`` in OpenAI's format, so its clients work unchanged.
 
-A video is a content part of type ``video_url``: ``stream:NAME`` for a live stream as it is now, a ``data:`` URL for
-a clip that is sent along, or an http(s) URL of one. Parts of type ``image_url`` are pictures, one a second.
+A video is a content part of type ``video_url``: ``stream:NAME`` for the current state of a live stream, a ``data:``
+URL with a clip, or an http(s) URL of one. Parts of type ``image_url`` are pictures, one per second.
 """
 
 import json
@@ -31,18 +31,18 @@ def add_chat(app: FastAPI, service: Service, answers: Answers) -> None:
 
     @router.get("/v1/models")
     def models() -> dict[str, Any]:
-        """The one model that this server runs."""
+        """The one model this server runs."""
         return {"object": "list", "data": [model]}
 
     @router.get("/v1/models/{name:path}")
     def retrieve_model(name: str) -> dict[str, Any]:
-        """The model, if it is the one that this server runs."""
+        """The model, if it is the one this server runs."""
         check_model(name)
         return model
 
     @router.post("/v1/chat/completions")
     async def chat(request: Request, asked: ChatRequest) -> Any:
-        """Chat about a stream, a clip, pictures, or nothing. What would not be honoured is refused."""
+        """Chat about a stream, a clip, pictures, or nothing. Unsupported settings are refused."""
         check_model(asked.model)
         asked.refuse_others()
         begin = answers.begin(read_conversation(asked.messages), asked.fps, asked.most_tokens, asked.stops)
@@ -58,7 +58,7 @@ def add_chat(app: FastAPI, service: Service, answers: Answers) -> None:
 
     @router.post("/v1/responses")
     async def respond(request: Request, asked: ResponseRequest) -> Any:
-        """Answer in the shape of OpenAI's responses; nothing is stored."""
+        """Answer in the format of OpenAI's Responses API; nothing is stored."""
         check_model(asked.model)
         asked.refuse_others()
         begin = answers.begin(read_conversation(asked.messages, asked.instructions), asked.fps, asked.most_tokens)
@@ -75,8 +75,8 @@ def add_chat(app: FastAPI, service: Service, answers: Answers) -> None:
 
 
 def _usage(answer: dict[str, Any]) -> dict[str, int]:
-    prompt, made = answer["prompt_tokens"], answer["tokens"]
-    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}
+    prompt, generated = answer["prompt_tokens"], answer["tokens"]
+    return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
 
 def _completion(model: str, answer: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _completion(model: str, answer: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _chunks(model: str, events: AsyncIterator[Event], usage: bool) -> AsyncIterator[dict[str, str]]:
-    """The answer as OpenAI's chunks; an error is one event that its clients raise."""
+    """The answer as OpenAI's chunks; an error is a single event, which its clients raise."""
     created = int(time.time())
     head = {"id": f"chatcmpl-{time.time_ns():x}", "object": "chat.completion.chunk", "created": created, "model": model}
 

@@ -1,6 +1,6 @@
-"""Clips and pictures that come with a question: watched for it alone, gone when it is answered.
+"""Clips and pictures sent with a question: watched only for that question, deleted once it is answered.
 
-A clip is a stream under a name that nobody can guess or ask for, from a file in a folder of this process.
+A clip is a stream with an unguessable name that callers cannot address, read from a file in a folder of this process.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source
 
 PREFIX = "~clip-"
-"""No caller's stream can have a name that begins so."""
+"""Callers cannot give a stream a name with this prefix."""
 AT_ONCE = 8
 WATCH_SECONDS = 600.0
-"""How long a clip may take to be watched."""
+"""How long watching a clip may take."""
 POLL_SECONDS = 0.02
 PICTURE_FPS = 1.0
 FOLDER = "flash-vstream-clips"
@@ -40,17 +40,17 @@ MAGIC = (
 
 
 def is_clip(name: str) -> bool:
-    """Whether a stream's name is a clip's."""
+    """Whether a stream name belongs to a clip."""
     return name.startswith(PREFIX)
 
 
 def is_container(data: bytes) -> bool:
-    """Whether data begin as a file of moving pictures does; a playlist or a list of files does not."""
+    """Whether ``data`` starts like a video container; playlists and lists of files do not."""
     return any(magic.match(data, at) for at, magic in MAGIC)
 
 
 class Clips:
-    """The clips of one server. ``add`` one, await ``watched``, ask about it, ``remove`` it."""
+    """The clips of one server: ``add`` one, await ``watched``, ask about it, then ``remove`` it."""
 
     def __init__(self, live: LiveStreams):
         self._live = live
@@ -59,14 +59,14 @@ class Clips:
         self._folder = Path(self._owned.path)
 
     def add(self, media: bytes | Sequence[Image.Image], fps: float) -> str:
-        """Begin to watch a video file's bytes, or pictures as one a second; returns the stream's name.
+        """Start watching the bytes of a video file, or pictures at one per second; returns the stream's name.
 
-        Raises ``ApiError`` for what is no video, and when as many clips as may be are watched already.
+        Raises ``ApiError`` if the bytes are not a video (422) or ``AT_ONCE`` clips are already being watched (429).
         """
         if isinstance(media, bytes) and not is_container(media):
             raise ApiError(422, "the clip cannot be watched: it is not an MP4, WebM, AVI, MPEG, FLV, Ogg or GIF file")
         if not self._places.acquire(blocking=False):
-            raise ApiError(429, f"{AT_ONCE} clips are being watched, which is the most; try again in a moment")
+            raise ApiError(429, f"{AT_ONCE} clips are being watched, the maximum; try again in a moment")
         name = PREFIX + secrets.token_hex(16)
         try:
             path = self._folder / name
@@ -85,7 +85,7 @@ class Clips:
         return name
 
     async def watched(self, name: str) -> None:
-        """Wait until a clip was watched to its end; raises ``ApiError`` when it cannot be."""
+        """Wait until a clip has been watched to its end; raises ``ApiError`` if that fails."""
         try:
             with anyio.fail_after(WATCH_SECONDS):
                 while (status := self._live.status(name)).state not in ("ended", "failed"):
@@ -99,7 +99,7 @@ class Clips:
             raise ApiError(422, f"the clip cannot be watched: {reason}")
 
     def remove(self, name: str) -> None:
-        """Stop watching a clip and delete what there is of it."""
+        """Stop watching a clip and delete its files."""
         with contextlib.suppress(UserError):
             self._live.remove(name)
         self._delete(name)
@@ -113,5 +113,5 @@ class Clips:
             path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Delete what is left."""
+        """Delete any clips that are left."""
         self._owned.cleanup()

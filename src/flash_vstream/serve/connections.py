@@ -1,6 +1,6 @@
-"""Connections that never finish what they began: half a request may not keep others out.
+"""Limits on slow connections, so that half-sent requests cannot lock others out.
 
-uvicorn limits connections and how long an idle one is kept, but not how long a request may take to arrive.
+uvicorn limits the number of connections and closes idle ones, but does not limit how long a request takes to arrive.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ HEAD_SECONDS = 15.0
 BODY_SECONDS = 120.0
 """How long a request's head, and then its body, may take to arrive; 64 MiB in two minutes are 4.5 Mbit/s."""
 MOST_ARRIVING, GRACE_SECONDS = 512, 1.0
-"""Requests that may be arriving at once; beyond them the oldest is dropped, once it has had a second."""
+"""Requests that may be arriving at once; beyond that the oldest is dropped once it has had a second."""
 MOST_DESCRIPTORS = 65536
 HEADROOM = 256
-"""File descriptors kept for everything that is no connection: workers, shared states, the database."""
+"""File descriptors reserved for everything but connections: workers, shared states, the database."""
 
 
 def connection_limit() -> int:
-    """Raise the limit on file descriptors as far as allowed, and return how many connections to take at most."""
+    """Raise the limit on file descriptors as far as allowed, and return the maximum number of connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < MOST_DESCRIPTORS:
         wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
@@ -34,7 +34,7 @@ def connection_limit() -> int:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, with a limit on how long a request may take to arrive."""
+    """uvicorn's HTTP protocol with a limit on how long a request may take to arrive."""
 
     head_seconds, body_seconds = HEAD_SECONDS, BODY_SECONDS
     most_arriving, grace_seconds = MOST_ARRIVING, GRACE_SECONDS
@@ -63,9 +63,9 @@ class PatientProtocol(H11Protocol):
         self._note()
 
     def _note(self) -> None:
-        """Start the clock of a phase that has just begun, and stop the one of a phase that is over."""
+        """Start the timer when a phase (head or body) begins, and stop it when the phase ends."""
         phase: Any = self.conn.their_state
-        idle = phase is h11.IDLE and self.timeout_keep_alive_task is not None  # uvicorn ends it
+        idle = phase is h11.IDLE and self.timeout_keep_alive_task is not None  # uvicorn closes it
         if idle or phase not in (h11.IDLE, h11.SEND_BODY):
             self._forget()
         elif phase is not self._phase:
@@ -79,7 +79,7 @@ class PatientProtocol(H11Protocol):
         while len(self.arriving) > self.most_arriving:
             oldest = next(iter(self.arriving))
             if time.monotonic() - oldest._since < self.grace_seconds:
-                return  # in a burst of connections, those that came first may be honest
+                return  # in a burst of connections, the oldest may be honest
             oldest._give_up()
 
     def _forget(self) -> None:

@@ -1,6 +1,6 @@
-"""Messages in OpenAI's shape to a question, the turns before it, and what it is about.
+"""Reads messages in OpenAI's format into a question, the turns before it, and the media it is about.
 
-Everything that was sent is used, in its order, or refused by name.
+Every part of a message is used in order, or refused with an error that names it.
 """
 
 import base64
@@ -20,7 +20,7 @@ PICTURE_PARTS = ("image_url", "input_image")
 
 
 class RequestError(ApiError):
-    """A request that is refused in OpenAI's words: ``param`` names the field, ``code`` the reason."""
+    """A refused request, in OpenAI's terms: ``param`` names the field, ``code`` the reason."""
 
     def __init__(self, message: str, param: str | None = None, code: str | None = None, status: int = 400):
         super().__init__(status, message)
@@ -29,7 +29,7 @@ class RequestError(ApiError):
 
 @dataclass
 class Conversation:
-    """A question with its earlier turns, about a ``video`` (a URL), about ``pictures`` (URLs), or about nothing."""
+    """A question with its earlier turns, about a ``video`` (a URL), ``pictures`` (URLs), or neither."""
 
     question: str = ""
     history: list[tuple[str, str]] = field(default_factory=list)
@@ -38,35 +38,35 @@ class Conversation:
 
 
 def read_conversation(messages: Sequence[dict[str, Any]], instructions: str | None = None) -> Conversation:
-    """What ``messages`` ask; raises ``RequestError`` for what cannot be used.
+    """Read ``messages``; raises ``RequestError`` for anything that cannot be used.
 
-    Instructions (system and developer messages) stand before the question that they come before.
+    Instructions (system and developer messages) become part of the question that follows them.
     """
     for i, message in enumerate(messages):
         _refuse_calls(message, f"messages[{i}]")
     if not messages or messages[-1].get("role") != "user":
         raise RequestError("the last message must be the user's", "messages")
-    found = Conversation()
-    asked = [instructions] if instructions else []
-    answered: list[str] = []
+    conversation = Conversation()
+    questions = [instructions] if instructions else []
+    answers: list[str] = []
     for i, message in enumerate(messages):
         role, where = message.get("role"), f"messages[{i}]"
-        text = _text_of(message.get("content"), f"{where}.content", found, role == "user")
+        text = _text_of(message.get("content"), f"{where}.content", conversation, role == "user")
         if role == "assistant":
-            answered.append(text)
+            answers.append(text)
         elif role in ("user", *INSTRUCTIONS):
-            if answered:
-                found.history.append(("\n".join(asked), "\n".join(answered)))
-                asked, answered = [], []
-            asked += [text] if text else []
+            if answers:
+                conversation.history.append(("\n".join(questions), "\n".join(answers)))
+                questions, answers = [], []
+            questions += [text] if text else []
         else:
             raise RequestError(
                 f"a message's role is {str(role)[:40]!r}; send system, developer, user or assistant", where
             )
-    found.question = "\n".join(asked)
-    if not found.question.strip():
+    conversation.question = "\n".join(questions)
+    if not conversation.question.strip():
         raise RequestError("the question is empty; write what you want to know", "messages")
-    return found
+    return conversation
 
 
 def _refuse_calls(message: dict[str, Any], where: str) -> None:
@@ -77,7 +77,7 @@ def _refuse_calls(message: dict[str, Any], where: str) -> None:
 
 
 def _text_of(content: Any, where: str, found: Conversation, is_user: bool) -> str:
-    """A message's text; its media are put into ``found``."""
+    """A message's text; its media are added to ``found``."""
     if content is None or isinstance(content, str):
         return _checked(content or "", where)
     if not isinstance(content, list):
@@ -92,7 +92,7 @@ def _text_of(content: Any, where: str, found: Conversation, is_user: bool) -> st
             texts.append(_checked(part["refusal"], at))
         elif kind in (*PICTURE_PARTS, "video_url"):
             if not is_user:
-                raise RequestError("videos and pictures are taken in the user's messages alone", at)
+                raise RequestError("videos and pictures are accepted only in the user's messages", at)
             _add_media(part, kind, at, found)
         else:
             raise RequestError(
@@ -118,7 +118,7 @@ def _add_media(part: dict[str, Any], kind: str, where: str, found: Conversation)
         raise RequestError("a question is about one video or about pictures, not both; send one of them", where)
     found.pictures.append(url)
     if len(found.pictures) > MOST_PICTURES:
-        raise RequestError(f"there are more than {MOST_PICTURES} pictures, the most that are taken", where)
+        raise RequestError(f"there are more than {MOST_PICTURES} pictures, the limit here", where)
 
 
 def _checked(text: str, where: str) -> str:
@@ -130,7 +130,7 @@ def _checked(text: str, where: str) -> str:
 
 
 def data_of(url: str) -> bytes | None:
-    """What a ``data:`` URL holds; None for another URL. Raises ``RequestError`` for one that is not base64."""
+    """The bytes in a ``data:`` URL; None for any other URL. Raises ``RequestError`` if it is not base64."""
     if url[:5].lower() != "data:":
         return None
     head, comma, data = url.partition(",")

@@ -1,4 +1,4 @@
-"""Clips behind URLs, fetched under the server's rules: every hop checked, in bounded time, up to a bound of bytes."""
+"""Fetches clips from URLs under the server's rules: every redirect is checked, and time and size are limited."""
 
 import ssl
 
@@ -12,24 +12,24 @@ from flash_vstream.video.gateway import CONNECT_SECONDS, pinned_request, tls_con
 from flash_vstream.video.network import ForbiddenSourceError, SourceRules
 
 FETCH_SECONDS = 30.0
-"""How long a clip may take, redirects included."""
+"""How long fetching a clip may take, redirects included."""
 MOST_HOPS = 5
 FETCHES_AT_ONCE = 16
-"""Each may hold as many bytes as a clip may have; more wait, within their time."""
+"""Each may hold a whole clip in memory; further fetches wait, within their time limit."""
 
 
 class Fetcher:
-    """Fetches clips for chat requests; cancelling a fetch ends its connection."""
+    """Fetches clips for chat requests; cancelling a fetch closes its connection."""
 
     def __init__(self, rules: SourceRules | None, most_bytes: int):
         self._rules, self._most_bytes = rules, most_bytes
         self._tls = tls_context()
-        # A name server that does not answer must not take the threads that answers need.
+        # An unresponsive name server must not use up the threads that answers need.
         self._lookups = anyio.CapacityLimiter(FETCHES_AT_ONCE)
         self._places = anyio.Semaphore(FETCHES_AT_ONCE)
 
     async def fetch(self, url: str) -> bytes:
-        """The bytes behind ``url``; raises ``ApiError`` where it is malformed, closed, silent or too large."""
+        """The bytes at ``url``; raises ``ApiError`` if it is malformed, forbidden, unresponsive or too large."""
         try:
             with anyio.fail_after(FETCH_SECONDS):
                 async with self._places:
@@ -64,7 +64,7 @@ class Fetcher:
     async def _body(self, response: httpx.Response) -> bytes:
         if response.status_code != 200:
             raise ApiError(422, f"the clip could not be fetched (HTTP {response.status_code} {response.reason_phrase})")
-        too_large = ApiError(413, f"the clip is longer than {self._most_bytes:,} bytes, the most that is taken")
+        too_large = ApiError(413, f"the clip is longer than {self._most_bytes:,} bytes, the limit here")
         length = response.headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._most_bytes:
             raise too_large

@@ -1,7 +1,7 @@
-"""A stream's pictures as video: every new frame is pushed as it comes, as motion JPEG.
+"""A stream's pictures as motion JPEG: every new frame is sent as it arrives.
 
-Browsers, VLC, FFmpeg and home automation play ``multipart/x-mixed-replace`` as it is. The pictures
-are those that the model sees: the centre square of each frame, at the model's size.
+Browsers, VLC, FFmpeg and home automation software play ``multipart/x-mixed-replace`` directly. The
+pictures are what the model sees: the centre square of each frame, at the model's size.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from flash_vstream.serve.service import Service
 BOUNDARY = "frame"
 POLL_SECONDS = 0.04
 REPEAT_SECONDS = 15.0
-"""After this long without a new frame the last one is sent again, so that proxies keep the connection open."""
+"""Without a new frame for this long, the last one is sent again, so that proxies keep the connection open."""
 
 
 def add_live_pictures(app: FastAPI, service: Service) -> None:
-    """``GET /v1/streams/{name}/live``, which ends when ``app.state.ending()`` becomes true."""
+    """Add ``GET /v1/streams/{name}/live``, whose response ends when ``app.state.ending()`` becomes true."""
 
     @app.get("/v1/streams/{name}/live", tags=["streams"], response_class=Response)
     async def live_pictures(
         name: Annotated[str, Path(max_length=64, description="The stream's name.")], request: Request
     ) -> StreamingResponse:
-        """New frames as motion JPEG, as the model sees them, until the stream ends, fails or is deleted.
+        """New frames, as the model sees them, as motion JPEG until the stream ends, fails or is deleted.
 
         Each part has the frame's ``X-Stream-Time`` in seconds.
         """
@@ -43,7 +43,7 @@ def add_live_pictures(app: FastAPI, service: Service) -> None:
 
 
 async def _parts(service: Service, name: str, ending: Callable[[], bool]) -> AsyncIterator[bytes]:
-    """Each picture with its headers; the boundary behind it tells the player to show it at once."""
+    """Each picture with its headers and the next boundary, which makes players show it at once."""
     yield f"--{BOUNDARY}\r\n".encode()
     shown, sent = -1, 0.0
     while not ending():

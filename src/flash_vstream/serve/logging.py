@@ -1,4 +1,4 @@
-"""The server's log: JSON, one record a line, and never faster than a disk can take."""
+"""The server's log: JSON, one record per line, rate-limited so that it cannot fill a disk."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ PERIOD_SECONDS = 60.0
 
 
 class JsonFormatter(logging.Formatter):
-    """Log records as JSON, one a line; ``extra`` fields become fields of the object."""
+    """Formats log records as JSON, one per line; ``extra`` fields become fields of the object."""
 
     _own = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -24,10 +24,11 @@ class JsonFormatter(logging.Formatter):
 
 
 class RateLimit(logging.Filter):
-    """At most ``burst`` warnings and errors of one kind in ``period`` seconds.
+    """Lets through at most ``burst`` warnings and errors of one kind per ``period`` seconds.
 
-    A kind is the line of code that logs. The first record after a pause has the field ``suppressed``:
-    how many were left out. Records below WARNING pass, since they are only logged on request.
+    A kind is the line of code that logs. The first record after a suppressed run has the field
+    ``suppressed``, the number left out. Records below WARNING always pass, since they are only logged
+    on request.
     """
 
     def __init__(self, burst: int = BURST, period: float = PERIOD_SECONDS):
@@ -49,7 +50,7 @@ class RateLimit(logging.Filter):
 
 
 def log_to_stderr(requests: bool) -> None:
-    """Log the whole process to stderr through one rate-limited handler; ``requests`` adds a line for each."""
+    """Log the whole process to stderr through one rate-limited handler; ``requests`` also logs each request."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     handler.addFilter(RateLimit())

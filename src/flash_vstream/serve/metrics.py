@@ -1,4 +1,4 @@
-"""What ``/metrics`` exposes, in Prometheus' text format. It knows stream statuses, not the service."""
+"""The metrics at ``/metrics``, in Prometheus' text format. Depends on stream statuses, not on the service."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -16,20 +16,20 @@ _COUNTERS = {
     "frames_in": ("Frames that arrived at the wanted rate", "came"),
     "frames_kept": ("Frames written to the memory", "kept"),
     "frames_skipped": ("Frames passed over for newer ones", "skipped"),
-    "source_restarts": ("How often the source was opened again", "restarts"),
+    "source_restarts": ("How often the source was reopened", "restarts"),
 }
 _GAUGES = {
     "lag_seconds": ("Age of the newest frame in memory", "lag"),
     "stream_seconds": ("Stream time of the newest frame", "time"),
-    "encode_seconds": ("Time that a frame took to encode", "encode_seconds"),
-    "write_seconds": ("Time that a frame took to write", "write_seconds"),
+    "encode_seconds": ("Time to encode a frame", "encode_seconds"),
+    "write_seconds": ("Time to write a frame", "write_seconds"),
 }
 
 
 class Metrics:
-    """Counters of questions, and the streams' own numbers read when ``/metrics`` is called.
+    """Counts questions, and reads the streams' own figures whenever ``/metrics`` is called.
 
-    ``statuses`` gives every stream's status; ``restarts`` how often each worker was restarted.
+    ``statuses`` returns every stream's status; ``restarts`` returns how often each worker was restarted.
     """
 
     def __init__(self, statuses: Callable[[], list[StreamStatus]], restarts: Callable[[], Mapping[str, int]]):
@@ -50,7 +50,7 @@ class Metrics:
         self._registry.register(_Streams(statuses, restarts))
 
     def answered(self, details: Mapping[str, Any], error: str | None) -> None:
-        """Count a question that has ended: with an answer's ``details``, or with an ``error``."""
+        """Count a finished question: an answer with its ``details``, or an ``error``."""
         self._questions.labels("failed" if error else "answered").inc()
         if error is None:
             self._first.labels("warm" if details["warm"] else "fresh").observe(details["first_token_seconds"])
@@ -58,7 +58,7 @@ class Metrics:
                 self._speed.observe(details["tokens_per_second"])
 
     def text(self) -> bytes:
-        """The exposition."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
@@ -71,8 +71,8 @@ class _Streams(Collector):
         for name, (what, field) in _COUNTERS.items():
             yield _family(CounterMetricFamily, name, what, ((s.name, getattr(s, field)) for s in statuses))
         for name, (what, field) in _GAUGES.items():
-            known = ((s.name, getattr(s, field)) for s in statuses if getattr(s, field) is not None)
-            yield _family(GaugeMetricFamily, name, what, known)
+            rows = ((s.name, getattr(s, field)) for s in statuses if getattr(s, field) is not None)
+            yield _family(GaugeMetricFamily, name, what, rows)
         workers = CounterMetricFamily("flash_vstream_worker_restarts", "Worker restarts", labels=["worker"])
         for worker, count in self._restarts().items():
             workers.add_metric([worker], count)

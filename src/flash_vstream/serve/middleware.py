@@ -1,7 +1,7 @@
-"""What stands before every request, each class for one thing.
+"""The server's middleware, one class per concern.
 
-From the outside in: the request log, security headers, bodies that nobody reads, gzip and CORS (both Starlette's),
-HEAD, who may call, and how much may be sent. ``add_middleware`` puts them around an application in this order.
+From the outside in: the request log, security headers, draining of unread bodies, gzip and CORS (both Starlette's),
+HEAD, access checks, and limits on bodies. ``add_middleware`` wraps an application in this order.
 """
 
 import json
@@ -21,11 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flash_vstream.serve.security import AccessRules, ApiError
 
 OPEN = ("/", "/healthz")
-"""Answered without a token: the page asks for one, and a health check needs none."""
+"""Paths served without a token: the page asks the user for one, and a health check needs none."""
 UPLOADS = ("/v1/chat/completions", "/v1/responses")
-"""Their bodies may carry clips and pictures as data URLs."""
+"""Paths whose bodies may carry clips and pictures as data URLs."""
 MOST_JSON_MARKS = 50_000
-"""Brackets, braces and commas in a body: data URLs have next to none, and parsing costs by the value."""
+"""Limit on brackets, braces and commas in a body: parsing cost grows with them, and data URLs have almost none."""
 READ_SECONDS = 10.0
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -39,7 +39,7 @@ log = logging.getLogger("flash_vstream.serve")
 
 
 def add_middleware(app: FastAPI, access: AccessRules, json_bytes: int, upload_bytes: int) -> None:
-    """Put all of them around ``app``."""
+    """Wrap ``app`` in all the middleware."""
     app.add_middleware(BodyLimit, json_bytes=json_bytes, upload_bytes=upload_bytes)
     app.add_middleware(CallerCheck, access=access)
     app.add_middleware(HeadAsGet)
@@ -50,7 +50,7 @@ def add_middleware(app: FastAPI, access: AccessRules, json_bytes: int, upload_by
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
             allow_headers=["authorization", "content-type"],
         )
-    streamed = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "multipart/*")  # what must arrive as it is written
+    streamed = (*DEFAULT_EXCLUDED_CONTENT_TYPES, "multipart/*")  # must not be buffered
     app.add_middleware(GZipMiddleware, minimum_size=1024, compresslevel=5, exclude_content_types=streamed)
     app.add_middleware(ReadToEnd)
     app.add_middleware(SecurityHeaders)
@@ -58,7 +58,7 @@ def add_middleware(app: FastAPI, access: AccessRules, json_bytes: int, upload_by
 
 
 class RequestLog:
-    """A line of log for each request, without its query or body."""
+    """Logs one line per request, without its query or body."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -83,7 +83,7 @@ class RequestLog:
 
 
 class SecurityHeaders:
-    """Headers that keep browsers from guessing types, leaking addresses, and embedding what is here elsewhere."""
+    """Adds headers that stop browsers from sniffing types, leaking referrers and embedding this server's content."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -98,9 +98,9 @@ class SecurityHeaders:
 
 
 class ReadToEnd:
-    """Reads what is left of a body behind an answer that did not need it.
+    """Reads the rest of a body after a response that did not need it.
 
-    Callers who send everything before they read would else meet a reset connection in place of the answer.
+    Otherwise callers that send everything before reading would get a reset connection instead of the response.
     """
 
     def __init__(self, app: ASGIApp):
@@ -132,7 +132,7 @@ class ReadToEnd:
 
 
 class HeadAsGet:
-    """HEAD wherever GET works: the same headers, without the body."""
+    """Answers HEAD wherever GET works: the same headers, without the body."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -151,7 +151,7 @@ class HeadAsGet:
 
 
 class CallerCheck:
-    """Turns away strangers, foreign pages and rebound names, by ``access``."""
+    """Rejects callers without a token, pages of other origins and DNS-rebound hosts, according to ``access``."""
 
     def __init__(self, app: ASGIApp, access: AccessRules, open_paths: Collection[str] = OPEN):
         self.app, self.access, self.open_paths = app, access, open_paths
@@ -172,19 +172,19 @@ class CallerCheck:
         if scope["path"] in self.open_paths or scope["path"].startswith("/page/"):
             return
         headers = Headers(scope=scope)
-        # A picture or a WebSocket that a foreign page embeds comes without the rules of CORS, and a picture
-        # without an Origin; but browsers say where it came from. Other ports of this machine are "same-site".
+        # CORS does not cover a picture or WebSocket embedded in a foreign page, and a picture has no Origin
+        # header; but browsers send Sec-Fetch-Site. Other ports of this machine count as "same-site".
         site = headers.get("sec-fetch-site", "none")
         if site not in ("same-origin", "none") and headers.get("origin") not in self.access.origins:
             raise ApiError(403, "pages of other origins may not call this server; allow one with --allow-origin")
         token = None
-        if scope["type"] == "websocket":  # browsers send no headers of ours with these
+        if scope["type"] == "websocket":  # browsers cannot set headers on these
             token = next(iter(parse_qs(scope["query_string"].decode("latin-1")).get("token", [])), None)
         self.access.check_caller(headers, token)
 
 
 class BodyLimit:
-    """Bodies of bounded size, whether they tell their length or come in chunks, and of bounded JSON."""
+    """Limits the size of a body, with or without a Content-Length, and the number of JSON values in it."""
 
     def __init__(self, app: ASGIApp, json_bytes: int, upload_bytes: int):
         self.app, self.json_bytes, self.upload_bytes = app, json_bytes, upload_bytes
@@ -206,7 +206,7 @@ class BodyLimit:
             body = message.get("body", b"")
             size += len(body)
             marks += sum(map(body.count, b"[{,"))
-            # HTTPException, since FastAPI makes a 400 of any other that is raised while it reads a body.
+            # HTTPException, since FastAPI turns any other exception raised while reading a body into a 400.
             if size > most:
                 raise HTTPException(413, _too_large(most))
             if marks > MOST_JSON_MARKS:
@@ -233,12 +233,12 @@ async def _refuse(scope: Scope, error: ApiError, send: Send) -> None:
 
 
 def error_body(status: int, message: str) -> dict[str, Any]:
-    """The one shape of every error, which OpenAI's clients read too."""
+    """The format of every error, which OpenAI's clients can read too."""
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found", 409: "conflict"}
     kinds |= {413: "too_large", 429: "rate_limit"}
     return {"error": {"message": message, "type": kinds.get(status, "invalid_request"), "code": status}}
 
 
 def encoded_error(status: int, message: str) -> bytes:
-    """``error_body`` as JSON in ASCII: a message may quote what no encoding can carry, such as half a surrogate."""
+    """``error_body`` as ASCII JSON, since a message may quote text that cannot be encoded, such as a lone surrogate."""
     return json.dumps(error_body(status, message)).encode()

@@ -1,4 +1,4 @@
-"""OpenAI's shape of requests and errors: what is honoured, what is clamped, what is refused by name."""
+"""OpenAI's request and error formats: which settings are honoured, clamped, or refused by name."""
 
 import json
 from collections.abc import Callable, Coroutine
@@ -51,21 +51,21 @@ HONOURED: dict[str, tuple[Any, ...]] = {
     "verbosity": (),
     "web_search_options": (),
 }
-"""The values of OpenAI's settings that the answers here keep to: greedy, one, text, nothing stored."""
+"""The values of OpenAI's settings that are accepted: greedy decoding, one answer, text only, nothing stored."""
 LABELS = frozenset(
     ("user", "metadata", "seed", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
 )
-"""Settings that change no answer here: whose it is, and the seed of what is never drawn by chance."""
+"""Settings that are ignored since they do not affect the answer: labels, and the seed (decoding is greedy)."""
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="allow")
     model: str
     stream: bool | None = False
-    fps: float = Field(1.0, gt=0, le=30, description="Frames to look at in a second of a clip.")
+    fps: float = Field(1.0, gt=0, le=30, description="Frames watched per second of a clip.")
 
     def refuse_others(self) -> None:
-        """Raise ``RequestError`` for a setting that would not be honoured."""
+        """Raise ``RequestError`` for a setting that cannot be honoured."""
         for name, value in (self.model_extra or {}).items():
             if value is None or name in LABELS:
                 continue
@@ -83,22 +83,22 @@ class _Settings(BaseModel):
 
 
 class ChatRequest(_Settings):
-    """``POST /v1/chat/completions``; a video is a part of type ``video_url`` in a message of the user's."""
+    """``POST /v1/chat/completions``; a video is a part of type ``video_url`` in a user message."""
 
     messages: list[dict[str, Any]] = Field(min_length=1)
     stream_options: dict[str, Any] | None = None
-    max_tokens: int | None = Field(None, ge=1, description=f"At most {MOST_TOKENS}; more is taken as that.")
+    max_tokens: int | None = Field(None, ge=1, description=f"At most {MOST_TOKENS}; larger values are clamped.")
     max_completion_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the answer at most."""
+        """The most tokens the answer may have."""
         return min(self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS, MOST_TOKENS)
 
     @property
     def stops(self) -> list[str]:
-        """Strings before which the answer ends; raises ``RequestError`` for such as cannot be."""
+        """Strings that end the answer; raises ``RequestError`` for invalid ones."""
         stops = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
         if len(stops) > MOST_STOPS or not all(0 < len(stop) <= 100 for stop in stops):
             raise RequestError(f"stop is a text of 1 to 100 characters, or up to {MOST_STOPS} of them", "stop")
@@ -117,12 +117,12 @@ class ResponseRequest(_Settings):
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the answer at most."""
+        """The most tokens the answer may have."""
         return min(self.max_output_tokens or DEFAULT_TOKENS, MOST_TOKENS)
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The input as messages; raises ``RequestError`` for items that are none."""
+        """The input as messages; raises ``RequestError`` for any other kind of item."""
         if isinstance(self.input, str):
             return [{"role": "user", "content": self.input}]
         for i, item in enumerate(self.input):
@@ -132,10 +132,10 @@ class ResponseRequest(_Settings):
 
 
 class OpenAIRoute(APIRoute):
-    """A route whose errors are OpenAI's: 400 for what is not valid, with type, param and code."""
+    """A route with errors in OpenAI's format: 400 for invalid requests, with type, param and code."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The route's function with its errors caught."""
+        """The route's handler, with its errors turned into OpenAI's."""
         handle = super().get_route_handler()
 
         async def caught(request: Request) -> Response:
@@ -159,7 +159,7 @@ class OpenAIRoute(APIRoute):
 
 
 def extras(answer: dict[str, Any]) -> dict[str, Any]:
-    """What OpenAI's shape has no place for: the stream time, evidence, what the question names, timings."""
+    """The fields OpenAI's format has no place for: stream time, evidence, mentions, timings."""
     names = ("stream_time", "evidence", "mentions", "first_token_seconds", "tokens_per_second", "warm")
     return {name: answer[name] for name in names}
 
@@ -168,6 +168,6 @@ KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_
 
 
 def error_response(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    """An error as OpenAI's clients read it."""
+    """An error in OpenAI's format."""
     kind = KINDS.get(status, "invalid_request_error")
     return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": code}}, status)

@@ -1,4 +1,4 @@
-"""OpenAI's response object, and the events that it is streamed as."""
+"""OpenAI's response object, and the events it is streamed as."""
 
 import json
 import time
@@ -11,12 +11,12 @@ from flash_vstream.serve.openai_shape import ResponseRequest, extras
 
 
 def response_of(asked: ResponseRequest, answer: dict[str, Any]) -> dict[str, Any]:
-    """A whole response."""
+    """A complete response."""
     return _Response(asked).ended(answer)
 
 
 class _Response:
-    """One response as it comes to be."""
+    """Builds one response object, from ``in_progress`` to its final status."""
 
     def __init__(self, asked: ResponseRequest):
         self.item = f"msg_{uuid.uuid4().hex}"
@@ -50,7 +50,7 @@ class _Response:
     def ended(self, answer: dict[str, Any]) -> dict[str, Any]:
         cut = answer["finish_reason"] == "length"
         status = "incomplete" if cut else "completed"
-        prompt, made = answer["prompt_tokens"], answer["tokens"]
+        prompt, generated = answer["prompt_tokens"], answer["tokens"]
         return self.fields | {
             "status": status,
             "output": [self.message(status, [part(answer["text"])])],
@@ -58,9 +58,9 @@ class _Response:
             "usage": {
                 "input_tokens": prompt,
                 "input_tokens_details": {"cached_tokens": 0},
-                "output_tokens": made,
+                "output_tokens": generated,
                 "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": prompt + made,
+                "total_tokens": prompt + generated,
             },
             "flash_vstream": extras(answer),
         }
@@ -75,7 +75,7 @@ def part(text: str) -> dict[str, Any]:
 
 
 async def response_events(asked: ResponseRequest, events: AsyncIterator[Event]) -> AsyncIterator[dict[str, str]]:
-    """The events that OpenAI's client reads; the last tells the whole response, or why there is none."""
+    """The events that OpenAI's client reads; the last has the whole response, or the reason it failed."""
     response, number = _Response(asked), -1
     at = {"item_id": response.item, "output_index": 0, "content_index": 0}
 

@@ -1,4 +1,4 @@
-"""What goes over HTTP, as the OpenAPI document describes it."""
+"""Request and response bodies, as described in the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ MOST_QUESTION = 4000
 
 
 def plain_text(text: str) -> str:
-    """``text``, which must be encodable and without NUL; raises ``ValueError``."""
+    """Return ``text`` unchanged; raises ``ValueError`` if it has a NUL character or cannot be encoded."""
     if "\0" in text:
         raise ValueError("a NUL character cannot be part of text")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -21,11 +21,11 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 Text = Annotated[
     str, StringConstraints(min_length=1, max_length=MOST_QUESTION, pattern=r"\S"), AfterValidator(plain_text)
 ]
-Fps = Annotated[float, Field(gt=0, le=120, description="Frames to look at in a second of stream time.")]
+Fps = Annotated[float, Field(gt=0, le=120, description="Frames watched per second of stream time.")]
 
 
 class ErrorDetail(BaseModel):
-    """Why a request was turned away."""
+    """Why a request was refused."""
 
     message: str
     type: str
@@ -33,7 +33,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The shape of every error."""
+    """The format of every error."""
 
     error: ErrorDetail
 
@@ -45,13 +45,15 @@ class NewStream(BaseModel):
     name: Name
     source: Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(plain_text)]
     fps: Fps = 1.0
-    loop: bool = Field(False, description="Begin a file again at its end.")
-    pace: Literal["real", "fast"] = Field("real", description="A file's own pace, or as fast as it can be read.")
+    loop: bool = Field(False, description="Restart a file at its end.")
+    pace: Literal["real", "fast"] = Field(
+        "real", description="Play a file at its own pace, or as fast as it can be read."
+    )
     transport: Literal["tcp", "udp"] = Field("tcp", description="RTSP's transport.")
 
 
 class StreamEdit(BaseModel):
-    """What to change of a stream; its memory and its history stay."""
+    """Changes to a stream, which keeps its memory and history."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
     name: Name | None = None
@@ -65,9 +67,9 @@ class StreamEdit(BaseModel):
 
 
 class Health(BaseModel):
-    """Whether all is well.
+    """The server's health.
 
-    ``restarting`` while a worker is being started again, ``degraded`` for any other of the ``problems``.
+    ``status`` is ``restarting`` while a worker is restarting, and ``degraded`` while there are other ``problems``.
     """
 
     status: Literal["ok", "restarting", "degraded"]
@@ -77,7 +79,7 @@ class Health(BaseModel):
 
 
 class StreamInfo(BaseModel):
-    """How a stream is doing; times are seconds of stream time, ``lag`` of wall-clock time."""
+    """A stream's status; times are in seconds of stream time, ``lag`` in seconds of wall-clock time."""
 
     name: str
     source: str
@@ -97,7 +99,7 @@ class StreamInfo(BaseModel):
 
 
 class NewQuestion(BaseModel):
-    """A question about a stream as it is now."""
+    """A question about the current state of a stream."""
 
     model_config = ConfigDict(extra="forbid")
     question: Text
@@ -106,7 +108,7 @@ class NewQuestion(BaseModel):
 
 
 class Slot(BaseModel):
-    """A slot of the memory: times of its frames, how many they are, and one of them as a picture."""
+    """A slot of the memory: the times of its frames, how many there are, and one of them as a picture."""
 
     part: Literal["abstract", "temporal", "retrieved", "spatial"]
     start: float
@@ -114,25 +116,25 @@ class Slot(BaseModel):
     mean: float
     exemplar: float
     weight: float
-    thumbnail: str | None = Field(description="The exemplar's frame as a data URL.")
+    thumbnail: str | None = Field(description="The exemplar frame as a data URL.")
 
 
 class PartCapacity(BaseModel):
-    """How many slots a part of the memory has when it is full, and how many tokens each of them is."""
+    """How many slots a part of the memory has when full, and how many tokens each slot has."""
 
     slots: int
     tokens: int
 
 
 class Capacity(BaseModel):
-    """The size of a stream's memory, which never changes."""
+    """The size of a stream's memory, which is constant."""
 
     bytes: int
     parts: dict[str, PartCapacity]
 
 
 class Memory(BaseModel):
-    """What a stream's memory holds at ``time``."""
+    """The contents of a stream's memory at ``time``."""
 
     time: float
     frames: int
@@ -141,7 +143,7 @@ class Memory(BaseModel):
 
 
 class AnswerBody(BaseModel):
-    """An answer, the stream time that it speaks of, and what it looked at."""
+    """An answer, its stream time, and its evidence."""
 
     model_config = ConfigDict(extra="allow")
     id: int
@@ -149,14 +151,14 @@ class AnswerBody(BaseModel):
     text: str
     stream_time: float | None
     evidence: list[dict[str, Any]]
-    mentions: list[dict[str, Any]] = Field(description="Events that the question names, and when they were seen.")
+    mentions: list[dict[str, Any]] = Field(description="Events named in the question, and when they were seen.")
     first_token_seconds: float
     tokens_per_second: float | None
     warm: bool
 
 
 class HistoryEntry(BaseModel):
-    """A question and its outcome; ``asked`` is a Unix time."""
+    """A question and its outcome; ``asked`` is the Unix time of the question."""
 
     id: int
     asked: float

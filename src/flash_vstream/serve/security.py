@@ -1,8 +1,8 @@
-"""Who may call, and what a source may name.
+"""Who may call the server, and which sources they may name.
 
-On loopback a server is its user's own and may watch whatever that user may. Beyond it, callers need
-the token, and sources are closed for private addresses, local files and devices unless they are
-allowed by name.
+On loopback, a server belongs to its user and may watch anything that user can. Beyond loopback,
+callers need the token, and sources may not reach private addresses, local files or devices unless
+these are explicitly allowed.
 """
 
 import hmac
@@ -20,7 +20,7 @@ LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 class ApiError(Exception):
-    """A request that is turned away, with its HTTP status."""
+    """A refused request, with its HTTP status."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -29,11 +29,12 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class AccessRules:
-    """The rules of one server.
+    """The access rules of one server.
 
-    ``token`` is asked of every caller when it is set. ``origins`` are the web origins, beside the
-    server's own, whose pages may call. ``hosts`` and ``folders`` are what sources may name when
-    the server is not ``local``. Raises ``UserError`` for a server beyond loopback without a token.
+    If ``token`` is set, every caller must present it. ``origins`` are the web origins, besides the
+    server's own, whose pages may call. ``hosts`` and ``folders`` are the private hosts and the folders
+    that sources may name when the server is not ``local``. Raises ``UserError`` for a server beyond
+    loopback without a token.
     """
 
     host: str = "127.0.0.1"
@@ -51,17 +52,17 @@ class AccessRules:
 
     @property
     def local(self) -> bool:
-        """Whether the server can be reached from its own machine alone."""
+        """Whether the server can be reached only from its own machine."""
         return is_loopback(self.host)
 
     def check_caller(self, headers: Mapping[str, str], query_token: str | None = None) -> None:
-        """Turn away strangers, foreign pages and rebound names; raises ``ApiError``.
+        """Raise ``ApiError`` for callers without the token, pages of other origins and DNS-rebound hosts.
 
-        ``query_token`` is for what a browser cannot send headers with (WebSockets, pictures).
+        ``query_token`` is for requests on which a browser cannot set headers (WebSockets, pictures).
         """
         named = _host_of(headers.get("host", ""))
         if self.local and not is_loopback(named):
-            raise ApiError(403, f"this server answers to localhost alone, not to {named[:80] or 'a missing Host'}")
+            raise ApiError(403, f"this server answers only to localhost, not to {named[:80] or 'a missing Host'}")
         origin = headers.get("origin")
         if origin and origin not in self.origins and _netloc_of(origin) != headers.get("host"):
             raise ApiError(403, "pages of other origins may not call this server; allow one with --allow-origin")
@@ -73,13 +74,13 @@ class AccessRules:
 
     @property
     def rules(self) -> SourceRules | None:
-        """What sources may reach, for whoever opens them; None on loopback, where they may reach anything."""
+        """The rules for opening sources; None on loopback, where sources may reach anything."""
         return None if self.local else SourceRules(self.hosts, tuple(map(str, self.folders)))
 
     def check_source(self, name: str, transport: str = "tcp") -> None:
-        """See whether a source may be watched.
+        """Check whether a source may be watched.
 
-        Raises ``ApiError`` (403) for one that is closed, ``UserError`` for one that is malformed.
+        Raises ``ApiError`` (403) if it is forbidden, ``UserError`` if it is malformed.
         """
         if self.rules is None or name == PUSH:
             return
@@ -90,7 +91,7 @@ class AccessRules:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether binding to ``host`` is reachable from this machine alone."""
+    """Whether ``host`` is a loopback name or address, reachable only from this machine."""
     try:
         return host in LOOPBACK or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -98,7 +99,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _host_of(header: str) -> str:
-    """The host of a Host header without its port; nothing for a malformed one."""
+    """The host of a Host header without its port; empty if the header is malformed."""
     try:
         return urlsplit(f"//{header}").hostname or ""
     except ValueError:
@@ -106,7 +107,7 @@ def _host_of(header: str) -> str:
 
 
 def _netloc_of(origin: str) -> str | None:
-    """The host and port of an origin; None for a malformed one."""
+    """The host and port of an origin; None if it is malformed."""
     try:
         return urlsplit(origin).netloc
     except ValueError:

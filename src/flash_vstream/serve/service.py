@@ -1,4 +1,4 @@
-"""What a server does, without HTTP: streams, questions, clips, and what is kept of them."""
+"""The server without HTTP: streams, questions, clips, and what is saved of them."""
 
 import logging
 import tempfile
@@ -31,13 +31,13 @@ from flash_vstream.video.capture import FrameRing
 from flash_vstream.video.sources import Source, hide_secrets
 
 SAVE_SECONDS = 10.0
-"""How often memories are saved, failed writes repeated, and streams tried again that could not be watched."""
+"""How often memories are saved, and failed writes and streams that failed to start are retried."""
 log = logging.getLogger("flash_vstream.serve")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes on; beyond it callers get a 4xx that says so."""
+    """What one server accepts; beyond these limits callers get a 4xx that says so."""
 
     streams: int = 16
     questions_at_once: int = 64
@@ -48,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class NamedSource:
-    """A source from the command line; ``fps`` None keeps the rate that was saved, or takes 1."""
+    """A source from the command line; ``fps=None`` keeps the saved rate, or uses 1."""
 
     source: str
     fps: float | None = None
@@ -57,8 +57,8 @@ class NamedSource:
 class Service:
     """Live streams, the question client and the state folder of one server.
 
-    ``streams`` are watched from the start; where the state folder has one of the same name, these win.
-    Raises ``UserError`` for a model that cannot be loaded or a state folder that cannot be used.
+    ``streams`` are watched from the start and override saved streams of the same name. Raises
+    ``UserError`` if the model cannot be loaded or the state folder cannot be used.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Service:
         self.started = time.time()
         self.saving_error: str | None = None
         self._waiting: dict[str, SavedStream] = {}
-        self._changing = threading.RLock()  # one change of the set of streams, or one save, at a time
+        self._changing = threading.RLock()  # held while streams change or memories are saved
         self._questions = threading.Semaphore(self.limits.questions_at_once)
         self._scratch = tempfile.TemporaryDirectory(prefix="flash-vstream-edits-")
         self.clips = Clips(self.live)
@@ -96,7 +96,7 @@ class Service:
     # --- streams
 
     def _restore(self, named: dict[str, NamedSource]) -> None:
-        """Watch again what was watched when the server stopped, and what the command line names."""
+        """Resume the saved streams, and start those named on the command line."""
         for saved in self.store.saved_streams():
             if (given := named.pop(saved.name, None)) is not None:
                 saved = self._replace_saved(saved, given)
@@ -108,11 +108,11 @@ class Service:
                 raise UserError(f"--stream {name}: {error}") from None
 
     def _replace_saved(self, saved: SavedStream, given: NamedSource) -> SavedStream:
-        """Put the command line's source in place of the saved one; another source begins a new memory."""
-        known = saved.fields if saved.fields is not None and saved.fields["name"] == given.source else {}
-        values = {"fps": 1.0, **known, "name": given.source} | ({"fps": given.fps} if given.fps else {})
+        """Replace a saved source with the command line's; a different source starts a new memory."""
+        old_fields = saved.fields if saved.fields is not None and saved.fields["name"] == given.source else {}
+        values = {"fps": 1.0, **old_fields, "name": given.source} | ({"fps": given.fps} if given.fps else {})
         try:
-            if not known:
+            if not old_fields:
                 self.store.set_memory_aside(saved.name)
                 log.warning("another source than before: its memory begins anew", extra={"stream": saved.name})
             self.store.add_stream(saved.name, Source(**values))
@@ -121,12 +121,12 @@ class Service:
         return SavedStream(saved.name, values)
 
     def _watch_saved(self, saved: SavedStream) -> None:
-        """Watch a saved stream; one that cannot be watched is shown as failed, and tried again later."""
+        """Watch a saved stream; on failure show it as failed and retry later."""
         try:
             if saved.fields is None:
                 raise UserError(saved.error)
             self._watch(saved.name, Source(**saved.fields), self.store.memory_path(saved.name))
-        except Exception as error:  # whatever a damaged entry leads to, the other streams are watched
+        except Exception as error:  # a damaged entry must not stop the other streams
             if saved.name not in self._waiting:
                 log.warning("stream not restored", extra={"stream": saved.name, "reason": str(error)})
             self._waiting[saved.name] = replace(saved, error=str(error))
@@ -134,19 +134,19 @@ class Service:
             self._waiting.pop(saved.name, None)
 
     def _watch(self, name: str, source: Source, saved: Path | None) -> None:
-        """Watch a source under this server's rules, which are not saved with it."""
+        """Watch a source under this server's access rules, which are not saved with it."""
         self.live.add(name, replace(source, rules=self.access.rules), saved)
 
     def add_stream(self, name: str, source: Source) -> None:
-        """Watch a source, and remember it; raises ``ApiError``, and then neither was done.
+        """Watch a source and save it; raises ``ApiError``, in which case nothing has changed.
 
-        The status is 409 for a name that is taken or a state folder that cannot be written, 429 for one
-        stream too many.
+        The status is 409 if the name is taken or the state folder cannot be written, 429 if there are
+        too many streams.
         """
         with self._changing:
             self._check_free(name)
             if len(self.stream_names()) >= self.limits.streams:
-                raise ApiError(429, f"{self.limits.streams} streams are watched, the most there can be; delete one")
+                raise ApiError(429, f"{self.limits.streams} streams are being watched, the maximum; delete one first")
             with _disk_errors():
                 self.store.add_stream(name, source)
             try:
@@ -157,9 +157,9 @@ class Service:
                 raise
 
     def edit_stream(self, name: str, new_name: str | None = None, fps: float | None = None) -> None:
-        """Give a stream another name or frame rate; its memory and its questions stay.
+        """Change a stream's name or frame rate; keep its memory and questions.
 
-        It is not watched for the moment that this takes. Raises ``ApiError``, and then nothing was changed.
+        Watching pauses briefly. Raises ``ApiError``, in which case nothing has changed.
         """
         with self._changing:
             self.check_stream(name)
@@ -175,7 +175,7 @@ class Service:
             shared = self._shared_state(name)
             with _disk_errors():
                 if shared is None or not _save(shared, memory):
-                    raise ApiError(409, f"stream {name!r} is only just starting; try again in a moment")
+                    raise ApiError(409, f"stream {name!r} is still starting; try again in a moment")
                 self.store.edit_stream(name, new_name, edited)
             self.live.remove(name)
             try:
@@ -188,7 +188,7 @@ class Service:
             raise ApiError(409, f"there is a stream called {name!r} already; choose another name, or delete it first")
 
     def remove_stream(self, name: str) -> None:
-        """Stop watching and forget; raises ``ApiError``, and then neither was done."""
+        """Stop watching a stream and delete it; raises ``ApiError``, in which case nothing has changed."""
         with self._changing:
             self.check_stream(name)
             with _disk_errors():
@@ -197,11 +197,11 @@ class Service:
                 self.live.remove(name)
 
     def stream_names(self) -> list[str]:
-        """The streams that callers made, with those that wait to be watched (clips of chats are not listed)."""
+        """The streams that callers created, including those waiting for a retry but not the clips of chats."""
         return [name for name in self.live.names() if not is_clip(name)] + list(self._waiting)
 
     def check_stream(self, name: str) -> None:
-        """Raise ``ApiError`` (404) when there is no such stream."""
+        """Raise ``ApiError`` (404) if there is no such stream."""
         if is_clip(name) or (name not in self.live.names() and name not in self._waiting):
             raise ApiError(404, f"no stream is called {name[:80]!r}; see GET /v1/streams")
 
@@ -213,28 +213,28 @@ class Service:
         return self.live.status(name)
 
     def statuses(self) -> list[StreamStatus]:
-        """Every stream's status; one that is removed meanwhile is left out."""
-        found = []
+        """Every stream's status; skips streams removed in the meantime."""
+        statuses = []
         for name in self.stream_names():
             with suppress(UserError, ApiError):
-                found.append(self.status(name))
-        return found
+                statuses.append(self.status(name))
+        return statuses
 
     def restarts(self) -> dict[str, int]:
-        """How often each worker was started again."""
+        """How often each worker was restarted."""
         return {"frame": self.live.worker.restarts, "question": self.question_client.worker.restarts}
 
     def problems(self) -> list[str]:
-        """What is wrong, in words; empty when nothing is."""
-        found = [
+        """Current problems in plain words; empty if there are none."""
+        problems = [
             f"the {name} worker is being started again"
             for name, worker in (("frame", self.live.worker), ("question", self.question_client.worker))
             if not worker.alive
         ]
         if self.saving_error is not None:
-            found.append(f"the state folder cannot be written: {self.saving_error}")
+            problems.append(f"the state folder cannot be written: {self.saving_error}")
         failed = [status for status in self.statuses() if status.state == "failed"]
-        return found + [f"stream {status.name} failed: {status.error}" for status in failed]
+        return problems + [f"stream {status.name} failed: {status.error}" for status in failed]
 
     def shared(self, name: str) -> SharedTensors:
         """A stream's shared state; raises ``ApiError`` (409) before its first frame."""
@@ -245,11 +245,11 @@ class Service:
         return shared
 
     def _shared_state(self, name: str) -> SharedTensors | None:
-        """A stream's shared state, None while there is none."""
+        """A stream's shared state; None if it has none yet."""
         return self.live.shared_state(name) if name in self.live.names() else None
 
     def ring(self, name: str) -> FrameRing:
-        """Where frames for a pushed stream are put; raises ``ApiError`` for other streams."""
+        """The ring that takes frames for a ``push`` stream; raises ``ApiError`` for other streams."""
         self.check_stream(name)
         order = self.live.order(name)
         if order.ring is None:
@@ -262,7 +262,7 @@ class Service:
 
     @cached_property
     def prompt_limit(self) -> PromptLimit:
-        """How long a question may be."""
+        """The limit on a question's length."""
         return PromptLimit(*hub.load_processor(self.model_name))
 
     def ask(
@@ -274,11 +274,11 @@ class Service:
         stop: Sequence[str] = (),
         clip: str | None = None,
     ) -> Answering:
-        """A question under way; logged before it is answered and when it ends, whatever the end is.
+        """Start a question; logs it at once, and again with its outcome when it ends.
 
-        ``clip`` names one of ``clips`` instead of a ``stream``. The caller closes what this returns, or iterates it to
-        its end. Raises ``ApiError`` when the question cannot be taken: 404 or 409 for the stream, 422 for the text,
-        429 when too many are under way; ``PromptTooLongError`` when it does not fit the model.
+        ``clip`` names one of ``clips`` instead of a ``stream``. The caller must close the result or iterate it to its
+        end. Raises ``ApiError`` if the question cannot be accepted: 404 or 409 for the stream, 422 for the text, 429
+        if too many questions are in progress; ``PromptTooLongError`` if it does not fit the model.
         """
         shared = self.shared(stream).path if stream is not None else None
         if clip is not None:
@@ -293,7 +293,7 @@ class Service:
         self.prompt_limit.check(question, history, max_new_tokens)
         if not self._questions.acquire(blocking=False):
             raise ApiError(
-                429, f"{self.limits.questions_at_once} questions are under way, the most there can be; wait a little"
+                429, f"{self.limits.questions_at_once} questions are in progress, the maximum; try again in a moment"
             )
         try:
             number = self.store.ask(stream or "", question)
@@ -309,7 +309,7 @@ class Service:
         return Answering(self.question_client.ask(shared, question, history, max_new_tokens, stop), number, finish)
 
     def history(self, name: str, limit: int, before: int | None = None) -> list[dict[str, Any]]:
-        """Questions about a stream, oldest first, with the pictures that its memory still has."""
+        """Questions about a stream, oldest first, with the pictures its memory still has."""
         self.check_stream(name)
         entries = self.store.history(name, limit, before)
         shared = self._shared_state(name)
@@ -319,18 +319,18 @@ class Service:
                 slot["thumbnail"] = data_url(picture)
         return entries
 
-    # --- keeping
+    # --- saving
 
     def save(self) -> None:
-        """Write every stream's memory, and what could not be written before; raises ``StoreError``."""
+        """Write every stream's memory and retry failed writes; raises ``StoreError``."""
         failed: StoreError | None = None
         for name in self.stream_names():
-            with self._changing, suppress(UserError):  # removed meanwhile
+            with self._changing, suppress(UserError):  # removed in the meantime
                 path, shared = self.store.memory_path(name), self._shared_state(name)
                 if path is not None and shared is not None:
                     try:
                         _save(shared, path)
-                    except StoreError as error:  # the other streams are saved all the same
+                    except StoreError as error:  # still save the other streams
                         failed = error
         self.store.flush()
         if failed is not None:
@@ -344,17 +344,17 @@ class Service:
                     self._watch_saved(saved)
 
     def _save_now(self) -> None:
-        """Save; an error is shown by ``problems`` until it works again."""
+        """Save; ``problems`` reports an error until saving works again."""
         try:
             self.save()
-        except Exception as error:  # whatever it is: the next try may succeed, and this thread must live
+        except Exception as error:  # of any kind: this thread must survive, and the next try may succeed
             self.saving_error = str(error)
             log.error("memories could not be saved", extra={"reason": str(error)})
         else:
             self.saving_error = None
 
     def close(self) -> None:
-        """Save and stop; every process ends."""
+        """Save, and stop every process."""
         if self._stopping.is_set():
             return
         self._stopping.set()
@@ -374,14 +374,14 @@ def data_url(jpeg: bytes) -> str:
 
 
 def _failed(waiting: SavedStream) -> StreamStatus:
-    """The status of a saved stream that cannot be watched."""
+    """The status of a saved stream that could not be started."""
     fields = waiting.fields or {"name": "", "fps": 1.0}
     shown, fps = hide_secrets(str(fields["name"])), fields.get("fps", 1.0)
     return StreamStatus(name=waiting.name, source=shown, state="failed", fps=fps, error=waiting.error)
 
 
 def _save(shared: SharedTensors, path: Path) -> bool:
-    """``save_state``; whatever it raises is a ``StoreError`` (safetensors' errors are no ``OSError``)."""
+    """``save_state``, with any error raised as ``StoreError`` (safetensors' errors are not ``OSError``)."""
     try:
         return save_state(shared, path)
     except Exception as error:
@@ -392,7 +392,7 @@ def _save(shared: SharedTensors, path: Path) -> bool:
 
 @contextmanager
 def _disk_errors() -> Iterator[None]:
-    """Tell a caller that the state folder cannot be written."""
+    """Turn a ``StoreError`` into an ``ApiError`` (409) for the caller."""
     try:
         yield
     except StoreError as error:
@@ -401,7 +401,7 @@ def _disk_errors() -> Iterator[None]:
 
 
 def _both(model_name: str) -> tuple[LiveStreams, QuestionClient]:
-    """Both workers, started at once; when one cannot be, neither is left running."""
+    """Start both workers in parallel; if one fails, neither is left running."""
     with ThreadPoolExecutor(2) as pool:
         live, question_client = pool.submit(LiveStreams, model_name), pool.submit(QuestionClient, model_name)
     if (error := live.exception() or question_client.exception()) is not None:

@@ -1,7 +1,7 @@
-"""The state folder: what a server that is started again goes on from.
+"""The state folder, from which a restarted server resumes.
 
-Memories with the pictures of their slots are safetensors files; streams, questions and answers lie in
-SQLite. One server owns a folder at a time. Nothing here knows of processes or HTTP.
+Memories and the pictures of their slots are safetensors files; streams, questions and answers are in
+SQLite. Only one server may use a folder at a time. This module is independent of processes and HTTP.
 """
 
 import json
@@ -25,9 +25,9 @@ KEPT_DAYS = 30
 KEPT_BYTES = 64 * 2**20
 """Questions older than this, and the oldest beyond this size of the database, are deleted."""
 MOST_UNWRITTEN = 10_000
-"""Questions that wait in memory while the folder cannot be written; beyond them the oldest are lost."""
+"""Questions held in memory while the folder cannot be written; beyond that the oldest are lost."""
 KEPT_EVIDENCE = 8
-"""Slots that are kept with an answer: those that it looked at most."""
+"""Slots stored with an answer: those with the largest shares of its attention."""
 _TABLES = """
 create table if not exists streams (name text primary key, source text not null, created real not null);
 create table if not exists questions (
@@ -40,12 +40,12 @@ log = logging.getLogger("flash_vstream.serve")
 
 
 class StoreError(Exception):
-    """The state folder cannot be written now; what was asked for did not happen."""
+    """The state folder cannot be written; nothing has changed."""
 
 
 @dataclass(frozen=True)
 class SavedStream:
-    """A stream in the database: its source's fields, or None and why they cannot be read."""
+    """A stream in the database: its source's fields, or None and the reason they cannot be read."""
 
     name: str
     fields: dict[str, Any] | None
@@ -70,12 +70,12 @@ _COLUMNS = ", ".join(field.name for field in fields(_Question))
 
 
 class StateFolder:
-    """Streams, memories and questions under ``folder``; without one, questions in memory alone.
+    """Stores streams, memories and questions in ``folder``; with None, keeps only questions, in memory.
 
     A question never fails because the folder cannot be written: its row waits in memory until ``flush``
-    succeeds. Everything else raises ``StoreError`` then and changes nothing.
+    succeeds. Everything else then raises ``StoreError`` and changes nothing.
 
-    Raises ``UserError`` when the folder cannot be used, or another server uses it.
+    Raises ``UserError`` if the folder cannot be used or another server is using it.
     """
 
     def __init__(self, folder: Path | None):
@@ -95,7 +95,7 @@ class StateFolder:
                 self._db.executescript(_TABLES)
                 if folder is not None:
                     self._db.execute("pragma journal_mode = wal")
-                # Questions that were under way when a server died were not answered.
+                # These were in progress when a server died, so they were never answered.
                 self._db.execute(
                     "update questions set error = 'the server stopped' where answer is null and error is null"
                 )
@@ -128,13 +128,13 @@ class StateFolder:
             self._owner.release()
 
     def memory_path(self, stream: str) -> Path | None:
-        """Where a stream's memory is saved, whether it is there or not."""
+        """The path of a stream's saved memory, which may not exist yet; None without a folder."""
         return self._folder / "memories" / f"{quote(stream, safe='')}.safetensors" if self._folder is not None else None
 
     # --- streams
 
     def add_stream(self, name: str, source: Source) -> None:
-        """Remember that ``source`` is watched as ``name``, in place of what was."""
+        """Save that ``source`` is watched as ``name``, replacing any earlier source."""
         with self._lock, _Writing(self._db):
             values = (json.dumps(asdict(source)), time.time())
             self._db.execute(
@@ -144,21 +144,21 @@ class StateFolder:
             )
 
     def remove_stream(self, name: str) -> None:
-        """Forget a stream with its memory and its questions."""
+        """Delete a stream with its memory and questions."""
         with self._lock:
             with _Writing(self._db):
                 self._db.execute("delete from streams where name = ?", (name,))
                 self._db.execute("delete from questions where stream = ?", (name,))
                 if (path := self.memory_path(name)) is not None:
-                    path.unlink(missing_ok=True)  # an error here takes the rows back
+                    path.unlink(missing_ok=True)  # an error here rolls the deletions back
             for rows in (self._unwritten, self._open):
                 for number in [row.id for row in rows.values() if row.stream == name]:
                     del rows[number]
 
     def edit_stream(self, name: str, new_name: str, source: Source) -> None:
-        """Give a stream another name and source; its questions go along.
+        """Change a stream's name and source; keep its questions.
 
-        Its memory must lie at ``memory_path(new_name)`` already; the one under the old name is deleted.
+        Its memory must already be at ``memory_path(new_name)``; the one under the old name is deleted.
         """
         with self._lock:
             with _Writing(self._db):
@@ -173,7 +173,7 @@ class StateFolder:
                 path.unlink(missing_ok=True)
 
     def set_memory_aside(self, name: str) -> None:
-        """Keep a stream's saved memory under another name, so that the stream begins a new one."""
+        """Rename a stream's saved memory out of the way, so that the stream starts a new one."""
         path = self.memory_path(name)
         if path is not None and path.exists():
             try:
@@ -182,9 +182,9 @@ class StateFolder:
                 raise StoreError(str(error)) from None
 
     def saved_streams(self) -> list[SavedStream]:
-        """The streams in the database, oldest first; one that cannot be read says why.
+        """The streams in the database, oldest first; unreadable entries carry the reason.
 
-        Raises ``UserError`` when the database itself cannot be read.
+        Raises ``UserError`` if the database itself cannot be read.
         """
         try:
             with self._lock:
@@ -205,17 +205,17 @@ class StateFolder:
             return row.id
 
     def answer(self, question: int, text: str | None, error: str | None, details: dict[str, Any]) -> None:
-        """Log the outcome of a question: its answer with details, or why there is none."""
+        """Log the outcome of a question: its answer with details, or an error."""
         with self._lock:
             row = self._open.pop(question, None)
             if row is None:
-                return  # its stream was removed meanwhile
+                return  # its stream was removed in the meantime
             stream_time = details.get("stream_time")
             kept = json.dumps(_without_pictures(details))
             self._put(replace(row, answer=text, stream_time=stream_time, error=error, details=kept))
 
     def _put(self, row: _Question) -> None:
-        """Write a row, or keep it until ``flush`` can."""
+        """Write a row, or hold it until ``flush`` can."""
         try:
             with _Writing(self._db):
                 self._write(row)
@@ -232,7 +232,7 @@ class StateFolder:
         self._db.execute(f"insert or replace into questions ({_COLUMNS}) values ({marks})", values)
 
     def flush(self) -> None:
-        """Write what could not be written before, and delete what is too old or too much."""
+        """Retry failed writes, and delete questions beyond the limits on age and size."""
         with self._lock:
             with _Writing(self._db):
                 for row in self._unwritten.values():
@@ -244,7 +244,7 @@ class StateFolder:
         self._db.execute("delete from questions where asked < ?", (time.time() - KEPT_DAYS * 86400,))
         sizes = [self._db.execute(f"pragma {name}").fetchone()[0] for name in ("page_count", "freelist_count")]
         used = (sizes[0] - sizes[1]) * self._db.execute("pragma page_size").fetchone()[0]
-        if used > KEPT_BYTES:  # down to nine tenths, so that it is not done at every call
+        if used > KEPT_BYTES:  # down to nine tenths, so that not every call deletes
             share = 1 - 0.9 * KEPT_BYTES / used
             self._db.execute(
                 "delete from questions where id in (select id from questions order by id limit"
@@ -253,7 +253,7 @@ class StateFolder:
             )
 
     def history(self, stream: str, limit: int, before: int | None = None) -> list[dict[str, Any]]:
-        """The newest ``limit`` questions (older than the id ``before``) with their outcomes, oldest first."""
+        """The newest ``limit`` questions before the id ``before``, with their outcomes, oldest first."""
         before = before if before is not None else 2**62
         with self._lock:
             try:
@@ -264,16 +264,16 @@ class StateFolder:
             except sqlite3.Error as error:
                 log.error("the history cannot be read", extra={"stream": stream, "reason": str(error)})
                 rows = []
-            found = {row[0]: _Question(*row) for row in rows}
-            found |= {row.id: row for row in self._unwritten.values() if row.stream == stream and row.id < before}
-        entries = [asdict(found[number]) for number in sorted(found)[-limit:]]
+            questions = {row[0]: _Question(*row) for row in rows}
+            questions |= {row.id: row for row in self._unwritten.values() if row.stream == stream and row.id < before}
+        entries = [asdict(questions[number]) for number in sorted(questions)[-limit:]]
         for entry in entries:
             del entry["stream"]
             entry["details"] = _details(entry["details"])
         return entries
 
     def close(self) -> None:
-        """Close the database and give up the folder."""
+        """Close the database and release the folder."""
         with suppress(StoreError):
             self.flush()
         with self._lock:
@@ -282,7 +282,7 @@ class StateFolder:
 
 
 class _Writing:
-    """A transaction; whatever the disk raises becomes a ``StoreError``, and nothing is changed."""
+    """A transaction; any disk error rolls it back and is raised as ``StoreError``."""
 
     def __init__(self, db: sqlite3.Connection):
         self._db = db
@@ -308,17 +308,17 @@ def _saved_stream(name: str, source: Any) -> SavedStream:
         values = json.loads(source)
     except (ValueError, TypeError):
         return SavedStream(name, None, "what the database holds of it is damaged")
-    known = {field.name for field in fields(Source)}
+    field_names = {field.name for field in fields(Source)}
     sound = isinstance(values, dict) and isinstance(values.get("name"), str)
     if not sound or not isinstance(values.get("fps", 1.0), (int, float)):
         return SavedStream(name, None, "what the database holds of it is not a source")
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(set(values) - field_names):
         return SavedStream(name, None, f"it was saved by another version, with {', '.join(unknown)[:200]}")
     return SavedStream(name, values)
 
 
 def _details(text: Any) -> dict[str, Any]:
-    """An answer's details out of the database; damaged ones are empty."""
+    """An answer's details from the database; empty if damaged."""
     try:
         details: dict[str, Any] = json.loads(text or "{}")
         sound = all(slot.keys() >= {"part", "exemplar"} for slot in details.get("evidence", ()))
@@ -328,9 +328,9 @@ def _details(text: Any) -> dict[str, Any]:
 
 
 def _without_pictures(details: dict[str, Any]) -> dict[str, Any]:
-    """An answer's details as they are logged: the slots that it looked at most, without their pictures.
+    """An answer's details as logged: the slots with the largest shares of attention, without pictures.
 
-    A picture lies in the stream's memory under the time of its frame (``exemplar``).
+    The stream's memory has the pictures, keyed by the time of their frame (``exemplar``).
     """
     if not details.get("evidence"):
         return details

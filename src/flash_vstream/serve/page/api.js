@@ -1,8 +1,8 @@
-// Calls to the server. A token, where one is needed, lives as long as the tab.
+// Calls to the server. A token, if needed, is kept for the lifetime of the tab.
 import { bytesOf, parsePictures } from "/page/multipart.js";
 import { parseEvents, textOf } from "/page/sse.js";
 
-// HTTP headers carry Latin-1 and nothing else.
+// HTTP headers can carry only Latin-1.
 export const canBeSent = (token) => /^[\x20-\x7e\xa0-\xff]+$/.test(token);
 
 export function getToken() {
@@ -16,7 +16,7 @@ const headers = () => (getToken() ? { authorization: `Bearer ${getToken()}` } : 
 
 export const streamPath = (name) => `/v1/streams/${encodeURIComponent(name)}`;
 
-// An error has the server's message and its status; where there was no answer at all it is `away`.
+// Errors carry the server's message and status; without any response they are marked `away`.
 async function send(path, options) {
   let response;
   try {
@@ -43,13 +43,13 @@ export async function call(path, { method = "GET", body, blob = false } = {}) {
   return blob ? response.blob() : response.json();
 }
 
-// The events of an answer, as { event, data } with data parsed.
+// The events of an answer as { event, data }, with data parsed.
 export async function* ask(name, question) {
   const response = await send(`${streamPath(name)}/questions`, withBody("POST", { question, stream: true }));
   for await (const { event, data } of parseEvents(textOf(response))) yield { event, data: JSON.parse(data) };
 }
 
-// A stream's pictures as they come, as { time, bytes }.
+// A stream's pictures as they arrive, as { time, bytes }.
 export async function* livePictures(name, signal) {
   const response = await send(`${streamPath(name)}/live`, { headers: headers(), signal });
   yield* parsePictures(bytesOf(response));

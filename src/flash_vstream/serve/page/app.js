@@ -1,4 +1,4 @@
-// The page: which view is shown, and a look at the streams once a second.
+// The page: chooses the view, and polls the streams once a second.
 import { call, streamPath } from "/page/api.js";
 import { cameraObstacle, cameraStream, renameCamera, setCameraRate, startCamera, stopCamera } from "/page/camera.js";
 import { draftOf, dropDraft, openChat, renameDraft, updateChat } from "/page/chat.js";
@@ -16,9 +16,9 @@ const tabs = rove($("streams"), "[role=tab]");
 const nameInAddress = () => (location.hash.startsWith("#/") ? location.hash.slice(2) : null);
 const go = (name) => { location.hash = `#/${name}`; };
 
-// --- views: the overview, a stream, a stream that is gone, no streams at all, locked
+// --- views: the overview, a stream, a missing stream, no streams, locked
 
-// The view that the address asks for; without one, the only stream or the overview.
+// The view named in the address; without one, the only stream or the overview.
 function chooseView() {
   const names = state.streams.map((stream) => stream.name);
   let wanted = nameInAddress();
@@ -116,7 +116,7 @@ async function useCamera() {
 
 setUpAdd(create);
 setUpRemove(async (name) => {
-  state.removing = name; // and not removed by somebody else
+  state.removing = name; // so that the page does not say someone else removed it
   await call(streamPath(name), { method: "DELETE" });
   if (cameraStream() === name) stopCamera();
   dropDraft(name);
@@ -151,7 +151,7 @@ document.addEventListener("notice", (event) => {
   $("notice").hidden = false;
 });
 
-// --- the look at the streams
+// --- polling the streams
 
 function drawConnection(message) {
   setText($("connection"), message);
@@ -166,7 +166,7 @@ async function look() {
   const number = (looks.begun += 1);
   try {
     const streams = await call("/v1/streams");
-    if (number < looks.shown) return; // a later look was answered earlier
+    if (number < looks.shown) return; // a later poll was answered first
     looks.shown = number;
     Object.assign(state, { streams, known: true });
     drawConnection("");
@@ -178,7 +178,7 @@ async function look() {
   } catch (error) {
     if (error.status === 401) lock();
     else if (error.away) drawConnection("The server does not answer. Trying again…");
-    else if (error.status === 404) return; // removed while it was looked at; the next look tells
+    else if (error.status === 404) return; // removed during the poll; the next one shows that
     else if (error.status) drawConnection(error.message);
     else throw error;
   }

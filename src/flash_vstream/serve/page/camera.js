@@ -1,4 +1,4 @@
-// The browser's own camera as a stream: started, sent, stopped, and sent on after the server was away.
+// The browser's camera as a stream: started, sent, stopped, and reconnected when the server returns.
 import { call, openFrames, streamPath } from "/page/api.js";
 import { $, setText } from "/page/dom.js";
 
@@ -6,7 +6,7 @@ const FPS = 2;
 const RETRY_SECONDS = [0.5, 5];
 let camera = null; // { name, fps, media, video, canvas, socket, timer, since, failures, missed }
 
-// Why this page can have no camera, null where it can.
+// The reason this page cannot use a camera; null if it can.
 export function cameraObstacle() {
   if (!window.isSecureContext) {
     return `Browsers give a page the camera only over HTTPS or on localhost, and this page came over plain HTTP from ${location.host}. `
@@ -24,7 +24,7 @@ function reasonOf(error) {
   return `Your camera could not be used. ${reasons[error.name] ?? error.message}`;
 }
 
-// Asks for the camera and has `create(spec)` make its stream; raises an error whose message is for people.
+// Requests the camera and calls `create(spec)` to make its stream; throws errors whose messages are for users.
 export async function startCamera(names, create) {
   const obstacle = cameraObstacle();
   if (obstacle) throw new Error(obstacle);
@@ -86,7 +86,7 @@ function connect(own) {
     Object.assign(own, { failures: 0, missed: 0 });
     sendFrame(own);
   };
-  // The server answers each frame, so a slow one gets fewer.
+  // The server acknowledges each frame, so a slow server gets fewer.
   socket.onmessage = () => {
     clearTimeout(own.timer);
     own.timer = setTimeout(() => sendFrame(own), 1000 / own.fps);
@@ -108,8 +108,8 @@ function sendFrame(own) {
   }, "image/jpeg", 0.85);
 }
 
-// The connection broke. A server that was started anew gets the stream again. Where the stream is missing twice
-// it was deleted, and the camera goes off; once, it may be that this page is giving it another name.
+// Reconnects after the connection broke. If the server restarted, the stream is created again. If the stream is
+// missing twice in a row, it was deleted and the camera stops; once may only mean that this page is renaming it.
 async function again(own) {
   const [first, most] = RETRY_SECONDS;
   await new Promise((resolve) => setTimeout(resolve, 1000 * Math.min(most, first * 2 ** own.failures)));

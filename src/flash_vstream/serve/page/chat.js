@@ -1,4 +1,4 @@
-// Questions and answers about one stream. The newest turn is in view; older ones are fetched on demand.
+// Questions and answers about one stream. Shows the newest turns; fetches older ones on demand.
 import { ask, call, streamPath } from "/page/api.js";
 import { $, clock, el, rove, setText } from "/page/dom.js";
 import { describe, look, pictureOf } from "/page/memory.js";
@@ -30,7 +30,7 @@ export function renameDraft(before, after) {
 
 // --- history
 
-// Loads the newest turns; called again at each look at the streams until that has worked.
+// Loads the newest turns; called on every poll until it succeeds.
 export async function updateChat() {
   if (chat.loaded) return;
   const { name } = chat;
@@ -60,7 +60,7 @@ async function page(before) {
   });
 }
 
-// What came of a question; one that is still being answered is looked at again.
+// Shows the outcome of a question; polls again while it is still being answered.
 async function settle(turn, entry, name) {
   if (entry.answer !== null) finish(turn, { ...entry.details, text: entry.answer });
   else if (entry.error !== null) fail(turn, entry.error);
@@ -79,7 +79,7 @@ $("older").onclick = async () => {
     const turns = await page(chat.oldest);
     const fromEnd = scroller.scrollHeight - scroller.scrollTop;
     $("log").prepend(...turns);
-    scroller.scrollTop = scroller.scrollHeight - fromEnd; // what was in view stays in view
+    scroller.scrollTop = scroller.scrollHeight - fromEnd; // keep the same turns in view
     evidenceRope.refresh();
     if ($("older").hidden) scroller.focus({ preventScroll: true });
   } catch (error) {
@@ -121,8 +121,8 @@ function finish(turn, answer) {
   if (shown.length) place.prepend(el("span", { class: "quiet" }, "Looked at"));
 }
 
-// The slots with the largest shares, one for a frame, whatever parts of the memory have it. Those with a picture
-// count; of an old answer, whose pictures are gone, the times are left.
+// The slots with the largest shares, at most one per frame, whichever part of the memory it is in. Prefers slots
+// with a picture; in old answers, whose pictures are gone, shows only the times.
 function mostLookedAt(evidence) {
   const frames = new Map();
   const slots = evidence.filter((slot) => slot.part !== "abstract").sort((a, b) => b.share - a.share);
@@ -142,7 +142,7 @@ function evidence(slot) {
   return button;
 }
 
-// Evidence has its picture in itself, or names where the server has it.
+// Evidence either contains its picture or names its URL on the server.
 async function showPicture(picture, slot) {
   let url = slot.thumbnail ?? pictureOf(slot);
   if (url && !url.startsWith("data:")) {
@@ -169,7 +169,7 @@ async function answer(question) {
   toNewest();
   try {
     for await (const { event, data } of ask(name, question)) {
-      const following = name === chat.name && isAtEnd(); // whoever reads further up is left there
+      const following = name === chat.name && isAtEnd(); // do not scroll a user who is reading further up
       if (event === "text") said.textContent += data.text;
       else if (event === "done") finish(turn, data);
       else if (event === "error") fail(turn, data.message);

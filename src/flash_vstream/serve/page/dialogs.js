@@ -2,7 +2,7 @@
 import { call, canBeSent, getToken, setToken, streamPath } from "/page/api.js";
 import { $, setText } from "/page/dom.js";
 
-// A form in a dialog: `work(form)` may raise an error, whose message is shown; the dialog closes when it did not.
+// A form in a dialog: if `work(form)` throws, shows the error's message; otherwise closes the dialog.
 function onSubmit(dialog, work) {
   const form = dialog.querySelector("form");
   form.onsubmit = async (event) => {
@@ -57,7 +57,7 @@ export function openEdit(stream) {
   open($("edit"));
 }
 
-// `done(before, after)` is called with the stream's name before and after.
+// `done(before, after)` is called with the stream's old and new name.
 export function setUpEdit(done) {
   onSubmit($("edit"), async (form) => {
     const { name, fps } = form.elements;

@@ -1,4 +1,4 @@
-// Small helpers: elements, times and sizes in words, lists that keep focus, one Tab stop for a group.
+// Small helpers: elements, formatting of times and sizes, lists that keep focus, a single Tab stop per group.
 
 export const $ = (id) => document.getElementById(id);
 
@@ -14,7 +14,7 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Text is written only where it changes, so that screen readers announce changes alone.
+// Writes text only if it changed, so that screen readers announce only changes.
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -42,7 +42,7 @@ export function megabytes(bytes) {
 
 export const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
-// Makes the children of `parent` show `items`: elements of known keys stay where they are, with their focus.
+// Makes the children of `parent` show `items`; elements with known keys are reused, which keeps their focus.
 export function reconcile(parent, items, keyOf, create, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   const keys = new Set(items.map((item) => String(keyOf(item))));
@@ -59,7 +59,7 @@ export function reconcile(parent, items, keyOf, create, update) {
   });
 }
 
-// One Tab stop for the elements of `selector` in `group`; arrow keys, Home and End go through them.
+// A single Tab stop for the elements matching `selector` in `group`; arrow keys, Home and End move between them.
 export function rove(group, selector) {
   const members = () => [...group.querySelectorAll(selector)];
   const choose = (chosen) => {
@@ -79,7 +79,7 @@ export function rove(group, selector) {
     all[Math.max(0, Math.min(last, steps[event.key]))].focus();
   });
   return {
-    // Call when members came or went: one of them keeps the Tab stop, `wanted` if it is there.
+    // Call after members were added or removed: one of them keeps the Tab stop, `wanted` if present.
     refresh(wanted) {
       const all = members();
       const kept = all.find((member) => member === document.activeElement)

@@ -1,9 +1,9 @@
-// The memory as a person can take it in: what is kept how finely, how old it is, how much it weighs.
+// The memory panel: how finely each moment is kept, how old it is, and how much it weighs.
 import { call, streamPath } from "/page/api.js";
 import { $, calmly, clock, count, duration, el, megabytes, reconcile, rove, setText } from "/page/dom.js";
 import { showMoment } from "/page/stage.js";
 
-// From the finest to the coarsest. A part that is not named here is shown under its own name.
+// From finest to coarsest. A part not listed here is shown under its own name.
 const PARTS = {
   spatial: ["Now", "The newest frame.", "Newest frame"],
   retrieved: ["Key frames", "Real frames that stand for the longest scenes.", "Key frame"],
@@ -12,7 +12,7 @@ const PARTS = {
 };
 const known = { name: null, kept: null, memory: null, ended: false };
 const pictures = new Map(); // exemplar -> data URL
-let chosen = null; // the slot that is lit
+let chosen = null; // the highlighted slot
 
 export function openMemory(name) {
   Object.assign(known, { name, kept: null, memory: null });
@@ -23,7 +23,7 @@ export function openMemory(name) {
   for (const id of ["lanes", "budget", "parts"]) $(id).replaceChildren();
 }
 
-// Fetches the memory only when frames were written, and only pictures that are not here yet.
+// Fetches the memory only after new frames were written, and only pictures not fetched before.
 export async function updateMemory(stream) {
   if (stream.time === null || (stream.kept === known.kept && known.memory)) return;
   const { name } = known;
@@ -135,14 +135,14 @@ function createSlot(slot) {
   const card = el("button", { type: "button", class: "slot" });
   if (slot.part !== "abstract") card.append(el("span", { class: "shot" }, el("img", { alt: "" })));
   card.append(el("span", { class: "weight" }, el("i")), el("span", { class: "when" }));
-  if (slot.part !== "abstract") card.append(el("span", { class: "age" })); // all of it reaches up to now
+  if (slot.part !== "abstract") card.append(el("span", { class: "age" })); // these slots all reach up to now
   if (slot.part !== "spatial" && slot.part !== "retrieved") card.append(el("span", { class: "many" })); // one frame each
   card.onclick = () => look(card.piece);
   return card;
 }
 
 function updateSlot(card, slot, heaviest) {
-  card.piece = slot; // what a click shows is what the card says
+  card.piece = slot; // so that a click shows what the card says
   Object.assign(card.dataset, { part: slot.part, exemplar: slot.exemplar, start: slot.start, end: slot.end });
   const picture = card.querySelector("img");
   const url = pictureOf(slot);
@@ -154,9 +154,9 @@ function updateSlot(card, slot, heaviest) {
   card.title = describe(slot);
 }
 
-// --- looking at one
+// --- showing one slot
 
-// A slot that has been merged away since lives on in the scene that took it up.
+// A slot that has since been merged lives on in the scene it was merged into.
 const holds = (data, slot) => data.part === "temporal" && Number(data.start) <= slot.exemplar && slot.exemplar <= Number(data.end);
 const same = (data, slot) => data.part === slot.part && Number(data.exemplar) === slot.exemplar;
 
@@ -168,7 +168,7 @@ function relight() {
   for (const element of all) element.classList.toggle("lit", found.has(element));
 }
 
-// Lights a slot and shows its picture on the stage; `picture` is for one that the memory has no more.
+// Highlights a slot and shows its picture on the stage; `picture` is for slots no longer in the memory.
 export function look(slot, picture = null) {
   chosen = slot;
   relight();

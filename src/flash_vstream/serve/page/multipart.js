@@ -1,4 +1,4 @@
-// The parts of a multipart/x-mixed-replace response whose parts tell their length.
+// Parses a multipart/x-mixed-replace response whose parts have a Content-Length.
 
 const HEADER_END = [13, 10, 13, 10];
 
@@ -16,7 +16,7 @@ function headerEnd(bytes) {
   return -1;
 }
 
-// Yields { time, bytes } for each picture as it comes.
+// Yields { time, bytes } for each picture as it arrives.
 export async function* parsePictures(chunks) {
   let waiting = new Uint8Array();
   for await (const chunk of chunks) {

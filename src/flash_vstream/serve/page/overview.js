@@ -29,7 +29,7 @@ function updateCard(card, stream) {
   setText(card.querySelector(".quiet"), stream.state !== "live" && stream.error ? stream.error : count(stream.kept, "frame"));
 }
 
-// Fetches a picture only when there is a new one, and not before the last one has come.
+// Fetches a picture only if there is a new one and the last fetch has finished.
 async function refreshPicture(stream) {
   const before = shown.get(stream.name) ?? { kept: null, url: null };
   if (stream.time === null || before.kept === stream.kept || before.loading) return;
@@ -41,6 +41,6 @@ async function refreshPicture(stream) {
     if (before.url) URL.revokeObjectURL(before.url);
     shown.set(stream.name, { kept: stream.kept, url });
   } catch {
-    shown.set(stream.name, before); // gone or away; the next look tells
+    shown.set(stream.name, before); // stream or server gone; the next poll shows which
   }
 }

@@ -1,4 +1,4 @@
-// Server-sent events as the HTML standard defines them: comments, keep-alives, any line ending, many data lines.
+// Parses server-sent events per the HTML standard: comments, keep-alives, any line ending, multiple data lines.
 
 // The events of a stream of text chunks, as { event, data }.
 export async function* parseEvents(chunks) {

@@ -1,9 +1,9 @@
-// The large picture: the stream live, or a remembered moment that somebody wants to look at.
+// The large picture: the live stream, or a moment from the memory.
 import { livePictures } from "/page/api.js";
 import { $, clock, setText } from "/page/dom.js";
 
 const live = { name: null, abort: null, shownKept: null, url: null };
-let cameFrom = null; // what had the focus before a moment was shown
+let cameFrom = null; // the element focused before a moment was shown
 
 export function openStage(name) {
   stopLive();
@@ -17,7 +17,7 @@ export function closeStage() {
   live.name = null;
 }
 
-// Called at each look at the streams: connects where there is something new that nobody pushes.
+// Called on every poll: connects to the live pictures if there are new frames and no connection is open.
 export function updateStage(stream) {
   $("no-frame").hidden = stream.time !== null;
   setText($("no-frame"), stream.error && stream.state !== "live" ? "No frame has come yet; see below why." : "Waiting for the first frame…");
@@ -42,7 +42,7 @@ async function play(name) {
       if (!Number.isNaN(picture.time)) setText($("clock"), clock(picture.time));
     }
   } catch (error) {
-    if (live.abort === abort) live.shownKept = null; // the next look tries again
+    if (live.abort === abort) live.shownKept = null; // the next poll retries
     if (error.name !== "AbortError" && !error.away && !error.status && !(error instanceof TypeError)) throw error;
   } finally {
     if (live.abort === abort) live.abort = null;
@@ -57,7 +57,7 @@ function draw(blob) {
   if (before) URL.revokeObjectURL(before);
 }
 
-// Shows a remembered picture in place of the live one; `about` says what it is.
+// Shows a picture from the memory in place of the live one; `about` describes it.
 export function showMoment(url, about) {
   cameFrom = document.activeElement;
   if (url) $("moment-picture").src = url;
@@ -74,7 +74,7 @@ export function showLive() {
   $("stage").classList.remove("past");
 }
 
-// Back to the live picture, and the focus back to what asked for the moment.
+// Returns to the live picture, and the focus to the element that opened the moment.
 export function leaveMoment() {
   showLive();
   if (cameFrom?.isConnected) cameFrom.focus({ preventScroll: true });
