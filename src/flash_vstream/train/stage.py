@@ -77,8 +77,8 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
     # Measured on AVX2 and AMX: eager attention with a tree mask trains at least as fast as sdpa.
     model.language_model.set_attn_implementation("eager")
-    # All processes share one sample plan and each reads its own part of every batch. The plan is the
-    # same as that of a single process with a batch size of batch_size * world_size.
+    # All processes share one sample plan, and each reads its own batches of it. The plan is the same
+    # as that of a single process with a batch size of batch_size * world_size.
     batch = config.batch_size * arguments.world_size
     samples = config.steps * batch * config.accumulate
     dataset = build_dataset(config.data, data, encode or _no_media, samples, batch, config.seed)
