@@ -1,4 +1,4 @@
-"""Benchmarks: files read, protocols kept, replies parsed, answers judged, numbers counted."""
+"""Benchmarks: file formats, protocols, replies, judging and statistics."""
 
 import hashlib
 import itertools
@@ -141,7 +141,7 @@ def test_shards_part_videos():
 
 @pytest.mark.parametrize("memory", ["star", "recent:2", "uniform:3", "all"])
 def test_an_answer_is_the_same_whatever_comes_after(tiny, data, tmp_path, memory):
-    """Causality: the same beginning, three different ends, one answer."""
+    """Causality: the same beginning with three different endings gives the same answers."""
     features = torch.randn(10, 64, 32, generator=torch.Generator().manual_seed(1))
     told = []
     for end in range(3):
@@ -190,7 +190,7 @@ def test_the_blind_memory_needs_no_media(tiny, data, tmp_path):
 def test_a_killed_run_goes_on(tiny, data, tmp_path):
     rows, path = evaluated(tiny, data, tmp_path)
     lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])  # cut short in the midst of a line
+    path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])  # cut off mid-line
     again, _ = evaluated(tiny, data, tmp_path)
     assert [row["prediction"] for row in again] == [row["prediction"] for row in rows]
     assert len(path.read_text().splitlines()) == 4
@@ -290,7 +290,7 @@ def test_the_mini_benchmark_is_made_by_its_seed(tmp_path):
     again = build_mini(tmp_path / "again")
     assert json.loads((again / "vstream_qa_mini.json").read_text()) == records
     digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
-    assert digest.startswith("8439cf6916e9d7c0")  # other questions are another benchmark than the README's table
+    assert digest.startswith("8439cf6916e9d7c0")  # if the questions change, the README's table is invalid
     yes = [item.answer.startswith("Yes") for item in items if item.answer.startswith(("Yes", "No"))]
     assert 0.35 < sum(yes) / len(yes) < 0.65
     for item in items:

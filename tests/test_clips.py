@@ -1,4 +1,4 @@
-"""Clips: real containers alone, and nothing left of servers that were killed."""
+"""Clips: only real containers are accepted, and killed servers leave nothing behind."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""FFmpeg reaches nothing that the rules close: redirects, playlists, certificates, by real servers on loopback."""
+"""FFmpeg never reaches what the rules forbid: redirects, playlists, certificates, with real loopback servers."""
 
 import http.server
 import socket
@@ -18,12 +18,12 @@ from flash_vstream.video.sources import Source, watch_source
 from helpers.videos import write_video
 
 RULES = SourceRules(hosts=frozenset({"localhost"}))
-"""localhost is open, 127.0.0.1 is not."""
+"""localhost is allowed, 127.0.0.1 is not."""
 REFUSED = (FFmpegError, UserError)
 
 
 class Site:
-    """A web server on loopback: paths to bodies, or to the place that they redirect to."""
+    """A web server on loopback that maps paths to bodies or redirect targets."""
 
     def __init__(self, tls: ssl.SSLContext | None = None):
         self.pages: dict[str, bytes | str] = {}
@@ -106,7 +106,7 @@ def test_redirects_do_not_lead_to_closed_addresses(sites, segment):
         frames(f"http://localhost:{site.port}/a.ts")
     assert site.asked
     assert not closed.asked
-    assert frames(f"http://localhost:{site.port}/a.ts", rules=None)  # on loopback it may
+    assert frames(f"http://localhost:{site.port}/a.ts", rules=None)  # without rules, loopback is allowed
 
 
 def test_playlists_do_not_lead_to_closed_addresses(sites, segment):
@@ -195,7 +195,7 @@ def test_marked_urls_come_back_as_they_were():
 
 @contextmanager
 def rtsp(reply: str):
-    """A camera that says one thing."""
+    """A camera that always sends the same reply."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         asked: list[bytes] = []
 
@@ -230,7 +230,7 @@ def test_an_rtsp_redirect_is_not_followed():
             assert not asked_closed
             with pytest.raises(REFUSED):
                 frames(f"rtsp://localhost:{port}/1", rules=None)
-            assert asked_closed  # it would be, if nobody stood between
+            assert asked_closed  # without the gateway, it would be followed
 
 
 def test_closed_sources_are_refused_where_they_are_opened():

@@ -1,4 +1,4 @@
-"""Ugly replies parsed, answers judged: by rules, by hand, and by a real endpoint."""
+"""Parsing messy replies, and judging answers by rules, by similarity and through a real endpoint."""
 
 import http.server
 import itertools
@@ -140,7 +140,7 @@ def test_judges_replies_are_read(reply, correct, score, parsed):
 
 @pytest.fixture
 def endpoint():
-    """An OpenAI-compatible endpoint that stumbles once and then judges by a rule."""
+    """An OpenAI-compatible endpoint that fails once and then judges by a rule."""
     seen: list[dict] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -181,7 +181,7 @@ def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint,
     assert [row["correct"] for row in told] == [True, False]
     assert [row["judgement"]["parsed"] for row in told] == [True, False]
     assert all(call["temperature"] == 0 and call["key"] == "Bearer key" for call in seen)
-    assert len(seen) == 3  # one of them stumbled
+    assert len(seen) == 3  # one of them failed
     assert judged(rows, judge, tmp_path / "judged.jsonl")[0]["judgement"]["reply"]
     assert len(seen) == 3
     with pytest.raises(UserError, match="did not answer"):
@@ -190,7 +190,7 @@ def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint,
 
 @contextmanager
 def answering(status: int, seconds: float = 0.0):
-    """An endpoint that always answers with one status, after some time; yields its URL and what it saw."""
+    """An endpoint that always returns one status after a delay; yields its URL and the requests it received."""
     seen: list[str] = []
     together = [0, 0]
     lock = threading.Lock()
