@@ -1,4 +1,4 @@
-"""What stands before every request, around an application that does next to nothing; no process, no model."""
+"""The middleware in front of every request, around a minimal application; no processes, no model."""
 
 import json
 import logging
@@ -101,13 +101,13 @@ def test_a_page_that_is_allowed_gets_its_preflight_and_headers():
     site = {"origin": ALLOWED, "sec-fetch-site": "cross-site"}
     told = allowed.get("/large", headers={**site, "authorization": "Bearer t"})
     assert (told.status_code, told.headers["access-control-allow-origin"]) == (200, ALLOWED)
-    told = allowed.get("/large", headers=site)  # so that the page can read why
+    told = allowed.get("/large", headers=site)  # so that the page can read the error
     assert (told.status_code, told.headers["access-control-allow-origin"]) == (401, ALLOWED)
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_what_a_foreign_page_embeds_is_turned_away(site):
-    """A picture comes without an Origin, so what the browser says of its page counts."""
+    """An image request has no Origin header, so the browser's other headers about the page decide."""
     headers = {"sec-fetch-site": site, "sec-fetch-dest": "image", "sec-fetch-mode": "no-cors"}
     assert client().get("/large", headers=headers).status_code == 403
     with pytest.raises(WebSocketDisconnect), client().websocket_connect("ws://127.0.0.1/socket", headers=headers):
@@ -124,7 +124,7 @@ def test_large_answers_are_compressed_and_events_are_not():
 
 
 def test_a_check_can_stand_alone():
-    """As before ``vstream-qa review``, whose page has scripts and headers of its own."""
+    """As used by ``vstream-qa review``, whose page has its own scripts and headers."""
     app = FastAPI()
     app.add_middleware(CallerCheck, access=AccessRules())
 

@@ -1,4 +1,4 @@
-"""The HTTP API, driven from outside: real processes, real files, OpenAI's own client."""
+"""The HTTP API from the outside: real processes, real files, OpenAI's own client."""
 
 import base64
 import io
@@ -81,7 +81,7 @@ def test_questions_are_answered_and_kept(server):
     events = events_of(server.call("POST", path, {"question": "what?", "max_new_tokens": 8, "stream": True})[1])
     assert [kind for kind, _ in events[-2:]] == ["text", "done"]
     assert "".join(value["text"] for kind, value in events if kind == "text") == events[-1][1]["text"] == whole["text"]
-    assert events[-1][1]["warm"]  # nothing has moved since it was read for the question before
+    assert events[-1][1]["warm"]  # nothing changed since the memory was read for the previous question
     history = server.call("GET", "/v1/streams/door/history?limit=2")[1]
     assert [entry["answer"] for entry in history] == [whole["text"]] * 2
     older = server.call("GET", f"/v1/streams/door/history?before={history[-1]['id']}")[1]
@@ -182,7 +182,7 @@ def test_frames_are_pushed_over_a_websocket(server):
         assert status == 200
         assert 0 < told["stream_time"] < 60
         server.call("DELETE", "/v1/streams/pushed")
-        with pytest.raises(ConnectionClosed):  # noqa: PT012 - which of the sends meets the end is chance
+        with pytest.raises(ConnectionClosed):  # noqa: PT012 - which send fails first is up to timing
             for _ in range(3):
                 sender.send(encoded((0, 0, 0)))
                 sender.recv(timeout=10)
@@ -200,7 +200,7 @@ def test_pictures_are_bounded():
     assert picture_of(encoded((9, 9, 9)), 16, 10_000).shape == (16, 16, 3)
 
 
-# --- what a keeper sees
+# --- what an operator sees
 
 
 def test_health_metrics_and_the_document(server):
@@ -239,7 +239,7 @@ def test_a_memory_that_cannot_be_read_is_set_aside(tiny_folder, video, tmp_path)
     assert (tmp_path / "memories" / "door.set-aside").read_bytes() == b"of another model"
 
 
-# --- who may call, what may be watched
+# --- who may call, and what may be watched
 
 
 def test_a_server_beyond_loopback_wants_a_token(tiny_folder, video):
@@ -306,7 +306,7 @@ def test_rules_of_access():
     for source in ("rtsp://10.0.0.1/1", "http://192.168.1.1/x", "http://[::ffff:127.0.0.1]/x", "file.mp4"):
         with pytest.raises(ApiError):
             open_to_all.check_source(source)
-    AccessRules().check_source("/etc/hosts")  # on loopback a server is its user's own
+    AccessRules().check_source("/etc/hosts")  # on loopback, the server belongs to its user
     with pytest.raises(UserError, match="token"):
         AccessRules("192.168.1.5")
     with pytest.raises(ApiError, match="bearer token"):

@@ -1,4 +1,4 @@
-"""The whole service on the tiny model behind its application, in this process; only its workers are processes."""
+"""The whole service with the tiny model and its application, in this process except for the workers."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def video(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory, video) -> Path:
-    """A state folder with a stream whose file is missing, and one that no version can read."""
+    """A state folder with one stream whose file is missing and one that no version can read."""
     folder = tmp_path_factory.mktemp("state")
     StateFolder(folder).close()
     missing = {"name": str(folder / "later.mp4"), "fps": 5.0}
@@ -62,7 +62,7 @@ def ask(client: TestClient, **more):
 
 
 def slots_are_free(service: Service, client: TestClient) -> bool:
-    """Whether every question slot is free, and every question has an outcome."""
+    """Whether all question slots are free and every question has an outcome."""
     taken = [service._questions.acquire(blocking=False) for _ in range(SLOTS)]
     for _ in filter(None, taken):
         service._questions.release()
@@ -74,7 +74,7 @@ def slots_are_free(service: Service, client: TestClient) -> bool:
 
 
 def leave_after_request(app, path: str, body: dict, reads: bool = True) -> None:
-    """A caller who is gone as soon as the request has been sent, or who stays and reads nothing."""
+    """Act as a caller who disconnects right after sending the request, or who stays but reads nothing."""
     content = json.dumps(body).encode()
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
     scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST"}
@@ -137,7 +137,7 @@ def test_text_that_cannot_be_encoded_is_refused(service, client):
 def test_questions_are_answered_on_a_full_disk(service, client):
     pages = service.store._db.execute("pragma page_count").fetchone()[0]
     service.store._db.execute(f"pragma max_page_count = {pages}")
-    filler = service.store.ask("door", "x" * 100_000)  # so that no page has room left
+    filler = service.store.ask("door", "x" * 100_000)  # fill the free pages
     service.store.answer(filler, "x", None, {})
     for _ in range(SLOTS + 1):
         assert ask(client).status_code == 200
@@ -211,7 +211,7 @@ def test_nothing_is_half_done_on_a_disk_that_cannot_be_written(service, client, 
 def test_the_saver_outlives_what_safetensors_raises(service, client):
     memories = service.store.memory_path("door").parent
     shutil.rmtree(memories)
-    memories.write_text("")  # a file where the folder was
+    memories.write_text("")  # a file in the folder's place
     told = until(lambda: (body := client.get("/healthz").json())["status"] == "degraded" and body)
     until(lambda: "state folder cannot be written" in " ".join(client.get("/healthz").json()["problems"]))
     assert told["problems"]
@@ -253,7 +253,7 @@ def test_the_command_line_wins_over_what_was_saved(tiny_folder, tmp_path, video)
     assert watched(NamedSource(str(video), 2.0)) == (str(video), 2.0)
     assert not list((tmp_path / "state" / "memories").glob("*.set-aside"))
     assert watched(NamedSource(str(other))) == (str(other), 1.0)
-    assert len(list((tmp_path / "state" / "memories").glob("*.set-aside"))) == 1  # the other source's memory
+    assert len(list((tmp_path / "state" / "memories").glob("*.set-aside"))) == 1  # the memory of the other source
 
 
 def test_too_many_streams_on_the_command_line_are_a_users_mistake(tiny_folder, tmp_path):

@@ -1,4 +1,4 @@
-"""What a stream shares beside its memory, the state folder, and the question client."""
+"""What a stream shares besides its memory, the state folder, and the question client."""
 
 import io
 import math
@@ -52,7 +52,7 @@ def test_thumbnails_are_those_of_the_slots_in_constant_space():
         memory.write(torch.randn(1, 4, 8, generator=generator), [i / 10])
         snapshot = memory.read()
         wanted = {moment for _, slots in snapshot.parts() for moment in slots.exemplar.tolist()}
-        pictures.see(i / 10, noise(i), wanted)  # the hardest of pictures to make small
+        pictures.see(i / 10, noise(i), wanted)  # noise, the hardest pictures to compress
         assert set(unpack_thumbnails(pictures.state_dict())) == wanted
     assert sum(value.nbytes for value in pictures.state_dict().values()) == size
     for jpeg in unpack_thumbnails(pictures.state_dict()).values():

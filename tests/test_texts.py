@@ -1,4 +1,4 @@
-"""Texts compared in any script: words, what two texts share, yes and no; and the judge that builds on them."""
+"""Comparing texts in any script: words, word overlap, yes and no, and the judge built on them."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from flash_vstream.synthetic.texts import word_f1, words, yes_or_no
         ("Three dogs", ["3", "dogs"]),
         ("Straße", ["strasse"]),
         ("ＡＢＣ １２", ["abc", "12"]),  # noqa: RUF001 - full-width letters
-        ("man’s hat", ["man's", "hat"]),  # noqa: RUF001 - a typesetter's apostrophe
+        ("man’s hat", ["man's", "hat"]),  # noqa: RUF001 - a typographic apostrophe
         ("一只猫", ["一", "只", "猫"]),
         ("เล่น", ["เ", "ล่", "น"]),
         ("سَيَّارة", ["سيارة"]),
