@@ -42,12 +42,12 @@ class Teacher(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         cls = type(self)
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if cls.replies >= cls.patience:
             self.send_error(400)
             return
         cls.replies += 1
-        system = asked["messages"][0]["content"]
+        system = request["messages"][0]["content"]
         said = "A table with a box."
         if "JSON list" in system:
             rows = [
@@ -139,17 +139,17 @@ def test_a_benchmark_is_built_resumed_and_exported(video, teacher, tmp_path):
     handler.patience = 10**9
     done = run(*command)
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told["cost"]["calls"] == handler.replies  # no request is repeated
-    assert told["cost"]["completion_tokens"] == 5 * handler.replies
-    assert told["questions"]["new"] >= 2
-    assert "it speaks of notes or times" in told["dropped"]
+    (report,) = json.loads(done.stdout)
+    assert report["cost"]["calls"] == handler.replies  # no request is repeated
+    assert report["cost"]["completion_tokens"] == 5 * handler.replies
+    assert report["questions"]["new"] >= 2
+    assert "it speaks of notes or times" in report["dropped"]
     again = handler.replies
     assert run(*command).returncode == 0
     assert handler.replies == again
     assert run("vstream-qa", "export", output, tmp_path / "rvs.json").returncode == 0
     items = load_items(BENCHMARKS["rvs-ego"], tmp_path / "rvs.json")
-    assert len(items) == told["questions"]["new"]
+    assert len(items) == report["questions"]["new"]
     assert all(item.video == "kitchen" and item.end is not None for item in items)
 
 
@@ -159,10 +159,10 @@ def test_our_own_server_is_such_an_endpoint(tiny_folder, video, tmp_path):
         command = ("vstream-qa", "build", video, "--llm", server.url, "--llm-model", str(tiny_folder))
         done = run(*command, "--output", tmp_path / "made", "--json")
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told["cost"]["calls"] >= 3
-    assert told["cost"]["prompt_tokens"] > 0
-    assert told["unreadable_replies"] == told["segments"]
+    (report,) = json.loads(done.stdout)
+    assert report["cost"]["calls"] >= 3
+    assert report["cost"]["prompt_tokens"] > 0
+    assert report["unreadable_replies"] == report["segments"]
 
 
 @contextmanager

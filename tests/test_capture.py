@@ -234,18 +234,18 @@ def test_a_live_source_goes_by_the_clock_from_its_start(tmp_path):
     def write() -> None:
         threading.Thread(target=pipe.write_bytes, args=(video,), daemon=True).start()
 
-    begun = time.monotonic()
+    started = time.monotonic()
     capture = Capture(Source(str(pipe), fps=100, size=16, loop=True), str(tmp_path), start=50.0, silence=60)
     write()
     first = until(capture.newest, 60)
-    assert 50.0 < first.time <= 50.0 + time.monotonic() - begun
+    assert 50.0 < first.time <= 50.0 + time.monotonic() - started
     until_state(capture, "reconnecting")
     time.sleep(0.5)
     again = time.monotonic()
     write()
     after = until(capture.newest, 60)
-    assert 50.0 + again - begun <= after.time + 0.1
-    assert after.time <= 50.0 + time.monotonic() - begun
+    assert 50.0 + again - started <= after.time + 0.1
+    assert after.time <= 50.0 + time.monotonic() - started
     assert capture.position is None
     capture.close()
 
@@ -279,10 +279,10 @@ def test_frames_that_come_at_the_wanted_rate_are_all_kept(tmp_path):
 
 def test_pushed_stream_time_never_falls(tmp_path):
     ring = FrameRing(str(tmp_path / "ring"), 4, create=True)
-    begun = time.monotonic()
+    started = time.monotonic()
     pushed = PushedFrames(str(tmp_path / "ring"), 4, fps=100, start=3600.0)
     times = []
-    for number, moment in enumerate((begun - 5, begun + 1, begun + 0.5, begun + 2), 1):
+    for number, moment in enumerate((started - 5, started + 1, started + 0.5, started + 2), 1):
         ring.write(number, Frame(moment, np.zeros((4, 4, 3), np.uint8)))
         if (frame := pushed.newest()) is not None:
             times.append(frame.time)
@@ -337,9 +337,9 @@ def test_waiting_ends_when_a_frame_comes(tmp_path):
     capture = Capture(Source(str(video), fps=10, size=16, loop=True), str(tmp_path))
     assert capture.fileno() is None
     until(capture.newest)
-    begun = time.monotonic()
+    started = time.monotonic()
     wait_for_any([capture], 120)
-    assert time.monotonic() - begun < 100
+    assert time.monotonic() - started < 100
     capture.close()
 
 

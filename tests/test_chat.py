@@ -168,8 +168,8 @@ def test_stop_ends_the_answer(create):
 def test_more_tokens_than_may_be_are_clamped(create):
     first = create(messages=[said("user", "hello")], max_tokens=3).choices[0].message.content
     assert create(messages=[said("user", "hello")], max_tokens=100_000, stop=first[-1]).choices[0].message.content
-    asked = ChatRequest(model="m", messages=[said("user", "hello")], max_tokens=100_000)
-    assert asked.most_tokens == MOST_TOKENS
+    request = ChatRequest(model="m", messages=[said("user", "hello")], max_tokens=100_000)
+    assert request.most_tokens == MOST_TOKENS
     assert ResponseRequest(model="m", input="hello", max_output_tokens=100_000).most_tokens == MOST_TOKENS
 
 
@@ -218,8 +218,8 @@ def test_a_question_that_is_too_long_is_told_with_the_bound(create):
 
 
 def test_a_stream_s_own_question_is_bounded_too(server):
-    status, told = server.call("POST", "/v1/streams/door/questions", {"question": "x" * 3000})
-    assert (status, "tokens long" in told["error"]["message"]) == (422, True)
+    status, body = server.call("POST", "/v1/streams/door/questions", {"question": "x" * 3000})
+    assert (status, "tokens long" in body["error"]["message"]) == (422, True)
 
 
 def test_a_hundred_and_one_messages_are_taken(create):
@@ -229,8 +229,8 @@ def test_a_hundred_and_one_messages_are_taken(create):
 
 
 def test_the_body_that_is_no_json_is_400(server):
-    status, told = server.call("POST", "/v1/chat/completions", b"{")
-    assert (status, told["error"]["type"]) == (400, "invalid_request_error")
+    status, body = server.call("POST", "/v1/chat/completions", b"{")
+    assert (status, body["error"]["type"]) == (400, "invalid_request_error")
 
 
 # --- the responses endpoint
@@ -326,8 +326,8 @@ def test_pictures_are_frames_a_second_apart(create):
 def test_five_clips_at_once_are_each_answered(create, tmp_path, scratch):
     clips = [write_video(tmp_path / f"{i}.mp4", frames=10 * (i + 1)) for i in range(5)]
     with ThreadPoolExecutor(5) as pool:
-        told = list(pool.map(lambda path: create(messages=about(data_url(path.read_bytes()))), clips))
-    assert [answer.flash_vstream["stream_time"] for answer in told] == [float(i) for i in range(5)]
+        answers = list(pool.map(lambda path: create(messages=about(data_url(path.read_bytes()))), clips))
+    assert [answer.flash_vstream["stream_time"] for answer in answers] == [float(i) for i in range(5)]
     until(lambda: not clips_of(scratch))
 
 
@@ -477,8 +477,8 @@ def files(video):
 
 
 def test_a_clip_is_fetched_by_its_url(create, files, video):
-    told = create(messages=about(f"http://{files}/{video.name}"))
-    assert told.flash_vstream["stream_time"] > 0
+    answer = create(messages=about(f"http://{files}/{video.name}"))
+    assert answer.flash_vstream["stream_time"] > 0
     assert Files.agents[-1].startswith("flash-vstream/")
     create(messages=about(f"http://me:p%40ss@{files}/{video.name}"))
     assert base64.b64decode(Files.authorizations[-1].removeprefix("Basic ")) == b"me:p@ss"

@@ -91,11 +91,11 @@ def test_what_was_trained_is_found(trained, pipeline, pictures):
     assert trained[1]["occurrence"] > 0.9
     snapshot = colour_memory(pipeline, pictures, [(3, "red"), (8, "blue"), (15, "green")])
     question = "Did you see it is blue before you saw all red?"
-    asked, absent = pipeline.generator.grounder.mentions([question, "Did you see all white?"], snapshot)
-    assert [(mention.text, mention.time) for mention in asked] == [("it is blue", 8.0), ("all red", 3.0)]
-    assert [question[mention.begin : mention.end] for mention in asked] == ["it is blue", "all red"]
+    mentions, absent = pipeline.generator.grounder.mentions([question, "Did you see all white?"], snapshot)
+    assert [(mention.text, mention.time) for mention in mentions] == [("it is blue", 8.0), ("all red", 3.0)]
+    assert [question[mention.begin : mention.end] for mention in mentions] == ["it is blue", "all red"]
     assert [(mention.text, mention.seen) for mention in absent] == [("all white", False)]
-    assert all(mention.seen for mention in asked)
+    assert all(mention.seen for mention in mentions)
 
 
 def test_members_differ_and_their_mean_counts(pipeline):

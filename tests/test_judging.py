@@ -134,8 +134,8 @@ def test_word_f1_by_hand():
     ],
 )
 def test_judges_replies_are_read(reply, correct, score, parsed):
-    told = read_judgement(reply)
-    assert (told.correct, told.score, told.parsed, told.reply) == (correct, score, parsed, reply)
+    judgement = read_judgement(reply)
+    assert (judgement.correct, judgement.score, judgement.parsed, judgement.reply) == (correct, score, parsed, reply)
 
 
 @pytest.fixture
@@ -145,13 +145,15 @@ def endpoint():
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            seen.append({**asked, "key": self.headers.get("authorization")})
+            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            seen.append({**request, "key": self.headers.get("authorization")})
             if len(seen) == 1:
                 self.send_error(500)
                 return
             said = (
-                '{"correct": true, "score": 5}' if "Predicted answer: A box" in asked["messages"][1]["content"] else "?"
+                '{"correct": true, "score": 5}'
+                if "Predicted answer: A box" in request["messages"][1]["content"]
+                else "?"
             )
             body = json.dumps({"choices": [{"message": {"content": said}}], "usage": {"total_tokens": 3}}).encode()
             self.send_response(200)
@@ -177,9 +179,9 @@ def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint,
         {**vars(item), "choices": [], "prediction": text, "error": None, "run": {}}
         for item, text in zip(items, said, strict=True)
     ]
-    told = judged(rows, judge, tmp_path / "judged.jsonl")
-    assert [row["correct"] for row in told] == [True, False]
-    assert [row["judgement"]["parsed"] for row in told] == [True, False]
+    results = judged(rows, judge, tmp_path / "judged.jsonl")
+    assert [row["correct"] for row in results] == [True, False]
+    assert [row["judgement"]["parsed"] for row in results] == [True, False]
     assert all(call["temperature"] == 0 and call["key"] == "Bearer key" for call in seen)
     assert len(seen) == 3  # one of them failed
     assert judged(rows, judge, tmp_path / "judged.jsonl")[0]["judgement"]["reply"]
@@ -286,9 +288,9 @@ def test_a_judge_that_fails_keeps_what_it_judged(tmp_path):
 
 def test_paraphrases_are_right_where_words_differ():
     judge, rules = SimilarityJudge(), OfflineJudge()
-    asked = ("What is happening?", "A young boy is running along the beach.", "A kid runs on the sand by the sea.")
-    assert not rules.judge(*asked).correct
-    assert judge.judge(*asked).correct
+    example = ("What is happening?", "A young boy is running along the beach.", "A kid runs on the sand by the sea.")
+    assert not rules.judge(*example).correct
+    assert judge.judge(*example).correct
     assert not judge.judge("What is happening?", "A young boy is running along the beach.", "A car is parked.").correct
     assert judge.judge("What?", "A dog.", "A dog.").score == 5
     assert not judge.judge("What?", "A dog.", " ").correct

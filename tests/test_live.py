@@ -39,11 +39,11 @@ from helpers.waiting import until
 
 def test_a_file_plays_at_its_own_pace_and_loops(tmp_path):
     video = write_video(tmp_path / "clip.mp4", frames=10)
-    begun = time.monotonic()
+    started = time.monotonic()
     frames = watch_source(Source(str(video), fps=5, size=16, loop=True))
     times = [next(frames).time for _ in range(8)]
     assert times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4], abs=0.02)
-    assert 1.3 < time.monotonic() - begun < 15
+    assert 1.3 < time.monotonic() - started < 15
     fast = list(watch_source(Source(str(video), fps=5, size=16, pace="fast")))
     assert len(fast) == 5
 

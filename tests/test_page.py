@@ -85,8 +85,8 @@ def test_a_question_is_answered_and_its_evidence_leads_to_the_moment(page: Page)
 
 
 def test_the_chat_opens_on_its_newest_turn_and_goes_back_to_the_oldest(page: Page, server):
-    asked = [f"question {number}" for number in range(1, 26)]
-    for question in asked:
+    questions = [f"question {number}" for number in range(1, 26)]
+    for question in questions:
         status, _ = server.call("POST", "/v1/streams/door/questions", {"question": question})
         assert status == 200
     page.reload()
@@ -99,7 +99,7 @@ def test_the_chat_opens_on_its_newest_turn_and_goes_back_to_the_oldest(page: Pag
         if page.locator("#older").is_visible():
             page.click("#older")
             expect(turns.filter(has_text=re.compile("^question 1$"))).to_have_count(1)
-    assert turns.all_inner_texts()[-25:] == asked
+    assert turns.all_inner_texts()[-25:] == questions
     expect(page.locator("#older")).to_be_hidden()
 
 

@@ -125,9 +125,9 @@ def test_times_name_the_scene():
 
 def test_the_story_tells_scenes_in_order():
     for plan, question in asked("story", 50):
-        told = question.answers[0]
+        story = question.answers[0]
         for scene in plan.scenes[-8:]:
-            assert f"{stamp(scene.start)}: " in told
+            assert f"{stamp(scene.start)}: " in story
 
 
 def test_questions_are_seeded_and_causal():

@@ -61,8 +61,8 @@ def server(tiny_folder, tmp_path_factory, shared):
 
 def ask(server: Server) -> int:
     """Ask a question and return the status; an exception means that the question was lost without an error."""
-    status, told = server.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 4})
-    assert status == 200 or told["error"]["message"]
+    status, body = server.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 4})
+    assert status == 200 or body["error"]["message"]
     return status
 
 
@@ -81,15 +81,15 @@ def test_every_process_may_be_killed_at_any_moment(server, shared):
         questions.start()
         victim = until(lambda kind=kind: server.children()[kind])[0]
         os.kill(victim, signal.SIGKILL)
-        begun = time.monotonic()
+        started = time.monotonic()
         after = server.wait_for(
             "/v1/streams/door", lambda _, body, kept=before["kept"]: body["kept"] > kept + 1 and body["lag"] < 1.0, 180
         )
-        lost.append(time.monotonic() - begun)
+        lost.append(time.monotonic() - started)
         if kind == "question":
             server.wait_for("/healthz", lambda _, body: body["status"] == "ok", 180)
             until(lambda: ask(server) == 200)
-        recoveries.append(time.monotonic() - begun)
+        recoveries.append(time.monotonic() - started)
         questions.join()
         memory = server.call("GET", "/v1/streams/door/memory")[1]
         assert min(slot["start"] for slot in memory["slots"]) == 0
@@ -117,8 +117,8 @@ def test_a_killed_server_takes_no_children_along_and_comes_back(tiny_folder, tmp
     (left,) = shared.iterdir()
     with serving(str(tiny_folder), "--state", str(tmp_path / "state")) as second:
         assert not left.exists()
-        told = second.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0, 120)
-        assert told["gaps"]
+        stream = second.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0, 120)
+        assert stream["gaps"]
     assert list(shared.iterdir()) == []
 
 
@@ -137,16 +137,16 @@ def test_a_file_is_taken_up_where_it_was_left(tiny_folder, tmp_path):
         for kind in ("reader", "frame"):
             server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "live" and body["time"] > 0, 120)
             os.kill(until(lambda kind=kind: server.children()[kind])[0], signal.SIGKILL)
-        told = server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "ended", 180)
-        assert told["time"] == pytest.approx(9.8, abs=0.3)
+        stream = server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "ended", 180)
+        assert stream["time"] == pytest.approx(9.8, abs=0.3)
 
 
 # --- a real RTSP server
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @contextmanager
@@ -177,9 +177,9 @@ def test_an_rtsp_server_that_goes_away_and_returns_in_another_size(tmp_path, tra
     assert "hidden" not in (reader.status.error or "")
     time.sleep(OUTAGE_SECONDS)
     with rtsp(port, "640", "360") as url:
-        begun = time.monotonic()
+        started = time.monotonic()
         again = until(reader.newest, 30)
-        print(f"frames again after {time.monotonic() - begun:.1f} s")
+        print(f"frames again after {time.monotonic() - started:.1f} s")
         assert again.time > first.time + OUTAGE_SECONDS
         assert again.image.shape == (32, 32, 3)
     reader.close()
@@ -189,9 +189,9 @@ def test_lost_packets_cost_frames_and_nothing_else(tmp_path):
     """With 20% loss of RTP packets over UDP, frames keep arriving and times never go backwards."""
     with rtsp(free_port(), "320", "240", "0.2") as url:
         reader = Capture(Source(url, fps=10, size=32, transport="udp"), str(tmp_path), silence=10)
-        begun = time.monotonic()
+        started = time.monotonic()
         frames = [until(reader.newest) for _ in range(10)]
-        print(f"a frame every {(time.monotonic() - begun) / 10:.2f} s")
+        print(f"a frame every {(time.monotonic() - started) / 10:.2f} s")
         times = [frame.time for frame in frames]
         assert times == sorted(times)
         assert reader.status.restarts == 0
@@ -301,14 +301,14 @@ def test_a_4k_source_at_60_frames_a_second_is_kept_up_with(tmp_path):
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    begun = time.monotonic()
+    started = time.monotonic()
     list(read_frames(video, 2, 256))
-    overload = max(0.0, (time.monotonic() - begun) / 0.5 - 0.5)  # on machines that cannot decode at twice real time
+    overload = max(0.0, (time.monotonic() - started) / 0.5 - 0.5)  # on machines that cannot decode at twice real time
     reader = Capture(Source(str(video), fps=2, size=256, loop=True), str(tmp_path))
-    first, begun = until(reader.newest), time.monotonic()
+    first, started = until(reader.newest), time.monotonic()
     time.sleep(2)
     newest = until(lambda: (frame := reader.newest()) is not None and frame.time > first.time and frame)
-    behind = (time.monotonic() - begun) - (newest.time - first.time)
+    behind = (time.monotonic() - started) - (newest.time - first.time)
     print(f"behind after two seconds: {behind:.2f} s")
     assert behind < 1 + 4 * overload
     assert newest.image.shape == (256, 256, 3)

@@ -69,9 +69,9 @@ def test_the_machine_s_own_addresses_are_private(monkeypatch):
     ],
 )
 def test_a_malformed_url_is_told_everywhere(url, message):
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as raised:
         parse_url(url)
-    assert "pa" not in str(told.value).split()
+    assert "pa" not in str(raised.value).split()
     with pytest.raises(UserError, match=message):
         Source(url)
     with pytest.raises(UserError, match=message):

@@ -92,9 +92,9 @@ def test_twenty_questions_at_once_are_all_answered(server):
     server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
     ask = partial(server.call, "POST", "/v1/streams/door/questions")
     with ThreadPoolExecutor(20) as pool:
-        told = list(pool.map(ask, [{"question": f"what is {i}?", "max_new_tokens": 6} for i in range(20)]))
-    assert [status for status, _ in told] == [200] * 20
-    assert [body["question"] for _, body in told] == [f"what is {i}?" for i in range(20)]
+        answers = list(pool.map(ask, [{"question": f"what is {i}?", "max_new_tokens": 6} for i in range(20)]))
+    assert [status for status, _ in answers] == [200] * 20
+    assert [body["question"] for _, body in answers] == [f"what is {i}?" for i in range(20)]
 
 
 def test_a_connection_that_is_reset_after_its_request_takes_no_slot_along(server):
@@ -137,24 +137,24 @@ def test_a_connection_that_is_reset_after_its_request_takes_no_slot_along(server
     ],
 )
 def test_mistakes_get_one_clear_error(server, method, path, body, status):
-    got, told = server.call(method, path, body)
-    assert got == status, told
-    assert told["error"]["message"]
-    assert told["error"]["code"] == status
+    got, answer = server.call(method, path, body)
+    assert got == status, answer
+    assert answer["error"]["message"]
+    assert answer["error"]["code"] == status
 
 
 def test_a_stream_without_a_frame_says_so(server):
     server.call("POST", "/v1/streams", {"name": "quiet", "source": "push"})
-    status, told = server.call("POST", "/v1/streams/quiet/questions", {"question": "what?"})
-    assert (status, "not shown a frame" in told["error"]["message"]) == (409, True)
+    status, answer = server.call("POST", "/v1/streams/quiet/questions", {"question": "what?"})
+    assert (status, "not shown a frame" in answer["error"]["message"]) == (409, True)
     server.call("DELETE", "/v1/streams/quiet")
 
 
 def test_a_file_that_is_no_video_fails_and_says_why(server, tmp_path):
     (tmp_path / "text.mp4").write_text("no video" * 100)
     server.call("POST", "/v1/streams", {"name": "text", "source": str(tmp_path / "text.mp4")})
-    told = server.wait_for("/v1/streams/text", lambda _, body: body["state"] == "failed")
-    assert "not a video" in told["error"]
+    stream = server.wait_for("/v1/streams/text", lambda _, body: body["state"] == "failed")
+    assert "not a video" in stream["error"]
     server.call("DELETE", "/v1/streams/text")
 
 
@@ -178,9 +178,9 @@ def test_frames_are_pushed_over_a_websocket(server):
         assert "not a JPEG" in json.loads(sender.recv(timeout=10))["error"]
         sender.send("text")
         assert "error" in json.loads(sender.recv(timeout=10))
-        status, told = server.call("POST", "/v1/streams/pushed/questions", {"question": "what?", "max_new_tokens": 4})
+        status, answer = server.call("POST", "/v1/streams/pushed/questions", {"question": "what?", "max_new_tokens": 4})
         assert status == 200
-        assert 0 < told["stream_time"] < 60
+        assert 0 < answer["stream_time"] < 60
         server.call("DELETE", "/v1/streams/pushed")
         with pytest.raises(ConnectionClosed):  # noqa: PT012 - which send fails first is up to timing
             for _ in range(3):
@@ -262,8 +262,8 @@ def test_a_server_beyond_loopback_wants_a_token(tiny_folder, video):
             "http://169.254.169.254/x",
             "rtsp://[::1]/1",
         ):
-            status, told = server.call("POST", "/v1/streams", {"name": "x", "source": source})
-            assert status == 403, told
+            status, answer = server.call("POST", "/v1/streams", {"name": "x", "source": source})
+            assert status == 403, answer
         escape = f"{folder}/../../etc/passwd"
         assert server.call("POST", "/v1/streams", {"name": "x", "source": escape})[0] == 403
         server.call("POST", "/v1/streams", {"name": "cam", "source": "push"})
@@ -285,8 +285,8 @@ def test_pages_of_elsewhere_and_rebound_names_are_turned_away(server):
 
 
 def test_bodies_are_bounded(server):
-    status, told = server.call("POST", "/v1/chat/completions", headers={"content-length": str(10**9)}, body=b"{}")
-    assert (status, told["error"]["type"]) == (413, "too_large")
+    status, answer = server.call("POST", "/v1/chat/completions", headers={"content-length": str(10**9)}, body=b"{}")
+    assert (status, answer["error"]["type"]) == (413, "too_large")
 
 
 @pytest.mark.parametrize("path", ["/v1/streams", "/v1/chat/completions"])
@@ -316,11 +316,11 @@ def test_rules_of_access():
 def test_limits_on_streams(server):
     made = []
     for i in range(20):
-        status, told = server.call("POST", "/v1/streams", {"name": f"many-{i}", "source": "push"})
+        status, answer = server.call("POST", "/v1/streams", {"name": f"many-{i}", "source": "push"})
         if status != 201:
             break
         made.append(f"many-{i}")
-    assert (status, told["error"]["type"]) == (429, "rate_limit")
+    assert (status, answer["error"]["type"]) == (429, "rate_limit")
     for name in made:
         assert server.call("DELETE", f"/v1/streams/{name}")[0] == 204
 
@@ -345,7 +345,7 @@ def test_serve_says_what_is_wrong(tiny_folder, options, message):
 
 
 def test_a_port_that_is_taken_is_told(tiny_folder):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("serve", "--port", str(taken.getsockname()[1]), "--model", tiny_folder)
+    with socket.create_server(("127.0.0.1", 0)) as blocker:
+        done = run("serve", "--port", str(blocker.getsockname()[1]), "--model", tiny_folder)
     assert done.returncode == 2
     assert "cannot listen" in done.stderr

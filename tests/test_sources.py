@@ -394,11 +394,11 @@ def dialects() -> dict[str, tuple[bytes, bytes, bytes, bool]]:
 
 @pytest.mark.parametrize("dialect", list(dialects()))
 def test_old_cameras_are_understood(dialect):
-    header, before, after, told = dialects()[dialect]
+    header, before, after, has_length = dialects()[dialect]
 
     def piece(number: int) -> bytes:
         jpeg = JPEGS[number % len(JPEGS)]
-        length = b"content-length: %d\r\n\r\n" % len(jpeg) if told else b""
+        length = b"content-length: %d\r\n\r\n" % len(jpeg) if has_length else b""
         return before + length + jpeg + after
 
     with raw_camera(b"HTTP/1.1 200 OK\r\n" + header + b"\r\n\r\n", piece) as url:

@@ -33,8 +33,8 @@ def test_words_of_every_script(text, expected):
     [("猫", "犬"), ("猫", '"…"'), ("سيارة", "كلب"), ("A", "The"), ("猫", ""), ("…", "…"), ("собака", "кошка")],
 )
 def test_different_answers_in_other_scripts_are_wrong(answer, prediction):
-    told = OfflineJudge().judge("?", answer, prediction)
-    assert (told.correct, told.score) == (False, 0.0)
+    judgement = OfflineJudge().judge("?", answer, prediction)
+    assert (judgement.correct, judgement.score) == (False, 0.0)
 
 
 @pytest.mark.parametrize(

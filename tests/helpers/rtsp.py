@@ -13,8 +13,8 @@ SYSTEM_PYTHON = "/usr/bin/python3"  # GStreamer's bindings are only in the syste
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @contextmanager

@@ -35,13 +35,13 @@ class MediaServer:
             request.send_error(404)
             return
         data, start = path.read_bytes(), 0
-        asked = re.match(r"bytes=(\d+)-", request.headers.get("range", "")) if self.ranges else None
-        if asked and int(asked[1]) >= len(data):
+        requested = re.match(r"bytes=(\d+)-", request.headers.get("range", "")) if self.ranges else None
+        if requested and int(requested[1]) >= len(data):
             request.send_error(416)
             return
-        request.send_response(206 if asked else 200)
-        if asked:
-            start = int(asked[1])
+        request.send_response(206 if requested else 200)
+        if requested:
+            start = int(requested[1])
             request.send_header("content-range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if self.ranges:
             request.send_header("accept-ranges", "bytes")

@@ -45,8 +45,8 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
         for request in tqdm(requests, desc="answering", disable=self.rank != 0):
             context, settings, to_visual, number, task, split = request.args
             prefix = self._prefix(to_visual(self.task_dict[task][split][number]) if to_visual else [])
-            most = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
-            text = self._pipeline.ask(prefix, context, max_new_tokens=most).finish().text
+            limit = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+            text = self._pipeline.ask(prefix, context, max_new_tokens=limit).finish().text
             answers.append(cut(text, settings.get("until") or ()))
         return answers
 

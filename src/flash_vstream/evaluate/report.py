@@ -41,12 +41,12 @@ def judged(rows: Rows, judge: Judge, store: Path | None = None, workers: int = 8
     Any judge other than the offline rules is called from up to ``workers`` threads. Its judgements are
     appended to ``store`` (JSONL) as they arrive, so an interrupted or failed run can resume.
     """
-    known = _known_judgements(store, judge)
+    judgements = _known_judgements(store, judge)
     open_rows = [row for row in rows if not row["choices"] and row["error"] is None]
-    missing = [row for row in open_rows if known.get(row["id"], {}).get("prediction") != row["prediction"]]
+    missing = [row for row in open_rows if judgements.get(row["id"], {}).get("prediction") != row["prediction"]]
     slow = not isinstance(judge, OfflineJudge)
     for entry in _judge_all(missing, judge, workers if slow else 1):
-        known[entry["id"]] = entry
+        judgements[entry["id"]] = entry
         if store is not None and slow:
             with store.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -57,22 +57,22 @@ def judged(rows: Rows, judge: Judge, store: Path | None = None, workers: int = 8
         elif row["error"] is not None:
             results.append({**row, "correct": False, "judgement": None})
         else:
-            entry = known[row["id"]]
+            entry = judgements[row["id"]]
             results.append({**row, "correct": entry["correct"], "judgement": entry})
     return results
 
 
 def _known_judgements(store: Path | None, judge: Judge) -> dict[str, dict[str, Any]]:
     """Earlier judgements of the same judge, by question id; a line cut short by a kill is skipped."""
-    known: dict[str, dict[str, Any]] = {}
+    judgements: dict[str, dict[str, Any]] = {}
     for line in store.read_text().splitlines() if store is not None and store.exists() else []:
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if entry["judge"] == judge.name:
-            known[entry["id"]] = entry
-    return known
+            judgements[entry["id"]] = entry
+    return judgements
 
 
 def _judge_all(rows: Rows, judge: Judge, workers: int) -> Iterator[dict[str, Any]]:

@@ -61,9 +61,9 @@ class Run:
 
     def key(self) -> dict[str, Any]:
         """The fields stored with every prediction, including the package version."""
-        known = asdict(self)
-        known["star"] = self.star.to_dict() if self.star is not None else None
-        return known | {"version": __version__}
+        values = asdict(self)
+        values["star"] = self.star.to_dict() if self.star is not None else None
+        return values | {"version": __version__}
 
 
 def load_items(benchmark: Benchmark, data: Path) -> list[Item]:
@@ -142,10 +142,10 @@ def _parsed(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except ValueError:
         return None
-    known = (
+    is_prediction = (
         isinstance(row, dict) and {"id", "prediction", "error", "run"} <= row.keys() and isinstance(row["run"], dict)
     )
-    return row if known else None
+    return row if is_prediction else None
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -306,8 +306,8 @@ class _Runner:
             if all(item.id in self.done for item in batch):
                 continue
             started = time.perf_counter()
-            most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark has only one type of question
-            texts = self.pipeline.generator.ask_many(prefix, [item.prompt for item in batch], most)
+            limit = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark has only one type of question
+            texts = self.pipeline.generator.ask_many(prefix, [item.prompt for item in batch], limit)
             timing = {"batch_seconds": round(time.perf_counter() - started, 4), "batch": len(batch)}
             for item, text in zip(batch, texts, strict=True):
                 if item.id not in self.done:

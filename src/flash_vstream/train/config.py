@@ -70,8 +70,8 @@ class StageConfig:
         except KeyError as error:
             raise UserError(f"{path} lacks the setting {error}") from None
         except TypeError as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"{path}: {error}; the settings are {known}") from None
+            names = ", ".join(field.name for field in fields(cls))
+            raise UserError(f"{path}: {error}; the settings are {names}") from None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

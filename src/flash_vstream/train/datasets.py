@@ -107,8 +107,8 @@ class LlavaSamples(Dataset[Sample]):
             name, _, key = entry["features"].partition(":")
             with safe_open(self.folder / name, "pt") as file:
                 features = file.get_tensor(key)
-                known = f"{key}.times" in file.keys()  # noqa: SIM118 - not a dict
-                times = file.get_tensor(f"{key}.times") if known else torch.arange(len(features)).double()
+                has_times = f"{key}.times" in file.keys()  # noqa: SIM118 - not a dict
+                times = file.get_tensor(f"{key}.times") if has_times else torch.arange(len(features)).double()
             return features.float(), times.double()
         for kind in ("image", "video"):
             if kind in entry:

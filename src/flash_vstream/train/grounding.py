@@ -113,8 +113,8 @@ class GroundingConfig:
         try:
             return cls(**values)
         except TypeError as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"{path}: {error}; the settings are {known}") from None
+            names = ", ".join(field.name for field in fields(cls))
+            raise UserError(f"{path}: {error}; the settings are {names}") from None
 
 
 class Vocabulary(nn.Module):
@@ -128,10 +128,10 @@ class Vocabulary(nn.Module):
         super().__init__()
         bags = [[set(content_words(text)) for text in texts] for texts in captions]
         counts = Counter(word for texts in bags for bag in texts for word in bag)
-        known = sorted(word for word, count in counts.items() if count >= LEAST_CAPTIONS)
-        index = {word: i for i, word in enumerate(known)}
-        self.embeddings = words.embed_words(known)
-        self.shares = torch.zeros(len(bags), len(known))
+        vocabulary = sorted(word for word, count in counts.items() if count >= LEAST_CAPTIONS)
+        index = {word: i for i, word in enumerate(vocabulary)}
+        self.embeddings = words.embed_words(vocabulary)
+        self.shares = torch.zeros(len(bags), len(vocabulary))
         for row, texts in enumerate(bags):
             for bag in texts:
                 self.shares[row, [index[word] for word in bag if word in index]] += 1 / len(texts)
@@ -196,28 +196,28 @@ def comparison_loss(
     side = math.isqrt(shown.shape[1])
     sides = [part for part in (side, side // 2, side // 2, side // 4) if part]
     sights = member.sights(pool_grid(shown, rng.choice(sides)))
-    said = [data.event(row, rng) for row in rows]
-    also = torch.zeros(len(rows), len(rows), dtype=torch.bool)
-    for i, (text, part) in enumerate(said):
+    drawn = [data.event(row, rng) for row in rows]
+    also_true = torch.zeros(len(rows), len(rows), dtype=torch.bool)
+    for i, (text, part) in enumerate(drawn):
         named = set(content_words(text))
         for j, row in enumerate(rows if part else ()):
-            also[i, j] = i != j and named <= data.words[row]
-    embeddings, there, _ = words.embed([" " + text for text, _ in said])
-    scores = member.compare(member.events(embeddings, there), sights).masked_fill(also, -1e4)
-    each = torch.arange(len(rows))
-    told_apart = (functional.cross_entropy(scores, each) + functional.cross_entropy(scores.T, each)) / 2
-    return told_apart + WORDS_WEIGHT * vocabulary.loss(member, sights, rows)
+            also_true[i, j] = i != j and named <= data.words[row]
+    embeddings, mask, _ = words.embed([" " + text for text, _ in drawn])
+    scores = member.compare(member.events(embeddings, mask), sights).masked_fill(also_true, -1e4)
+    targets = torch.arange(len(rows))
+    contrastive = (functional.cross_entropy(scores, targets) + functional.cross_entropy(scores.T, targets)) / 2
+    return contrastive + WORDS_WEIGHT * vocabulary.loss(member, sights, rows)
 
 
 def marking_loss(member: Member, words: Words, data: LoadedPictures, count: int, rng: random.Random) -> Tensor:
     """Cross entropy of the prediction, per question token, of whether it is part of an event."""
-    made = [question_with_events(data, rng) for _ in range(count)]
-    embeddings, there, offsets = words.embed([text for text, _ in made])
-    inside = torch.zeros(there.shape)
-    for row, (_, spans) in enumerate(made):
+    generated = [question_with_events(data, rng) for _ in range(count)]
+    embeddings, mask, offsets = words.embed([text for text, _ in generated])
+    inside = torch.zeros(mask.shape)
+    for row, (_, spans) in enumerate(generated):
         for place, (begin, end) in enumerate(offsets[row]):
             inside[row, place] = any(begin < span[1] and end > span[0] for span in spans)
-    return functional.binary_cross_entropy_with_logits(member.marks(embeddings, there)[there], inside[there])
+    return functional.binary_cross_entropy_with_logits(member.marks(embeddings, mask)[mask], inside[mask])
 
 
 def question_with_events(data: LoadedPictures, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
@@ -281,9 +281,9 @@ def check(grounding: Grounding, words: Words, data: LoadedPictures, seed: int = 
         float(((best[hard][0] > threshold).float().mean() + (best[hard][1] <= threshold).float().mean()) / 2)
         for hard in best
     )
-    made = [question_with_events(data, rng) for _ in range(200)]
-    spans = Grounder(grounding, words).spans([text for text, _ in made])
-    marked = sum(found == list(true) for found, (_, true) in zip(spans, made, strict=True)) / len(made)
+    generated = [question_with_events(data, rng) for _ in range(200)]
+    spans = Grounder(grounding, words).spans([text for text, _ in generated])
+    marked = sum(found == list(true) for found, (_, true) in zip(spans, generated, strict=True)) / len(generated)
     picked = float((rivals.max(1).values < own).float().mean())
     return Check(picked, occurrence, look_alike, marked, threshold)
 
@@ -294,8 +294,8 @@ def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _scores(grounding: Grounding, words: Words, texts: Sequence[str], slots: Tensor) -> Tensor:
-    embeddings, there, _ = words.embed([" " + text for text in texts])
-    return grounding.compare(embeddings, there, [slots])
+    embeddings, mask, _ = words.embed([" " + text for text in texts])
+    return grounding.compare(embeddings, mask, [slots])
 
 
 def _tell_apart(
@@ -334,11 +334,11 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
         for number, member in enumerate(grounding.each()):
             kept = output / f"checkpoint-{number + 1}.pt"
             _fit(member, words, shown, replace(config, seed=config.seed + number), kept, progress)
-    found = check(grounding, words, unseen)
-    grounding.threshold.data.fill_(found.threshold)
+    result = check(grounding, words, unseen)
+    grounding.threshold.data.fill_(result.threshold)
     save_grounding(grounding, output)
-    (output / "check.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
-    return asdict(found)
+    (output / "check.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+    return asdict(result)
 
 
 def _fit(

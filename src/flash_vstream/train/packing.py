@@ -46,13 +46,13 @@ class Packed:
     def mask(self) -> Tensor:
         """The attention mask ``[L, L]``, bool: True where a token (row) attends to another (column)."""
         count = len(self.parents)
-        sees = torch.zeros(count, count, dtype=torch.bool)
+        attends = torch.zeros(count, count, dtype=torch.bool)
         for segment, parent in enumerate(self.parents):
             if parent >= 0:
-                sees[segment] = sees[parent]
-            sees[segment, segment] = True
+                attends[segment] = attends[parent]
+            attends[segment, segment] = True
         of = torch.tensor(self.segments)
-        return sees[of[:, None], of[None, :]].tril()
+        return attends[of[:, None], of[None, :]].tril()
 
 
 def pack(
@@ -73,16 +73,16 @@ def pack(
         root = packed.add(processor.prefix_ids(snapshot), -1)
     else:
         root = packed.add(processor.tokenize(opening), -1)
-    above = root
+    parent = root
     for i, turn in enumerate(turns):
         form = template.first_question[len(opening) :] if independent or i == 0 else template.question
         question = processor.tokenize(form.format(turn.question), first=False)
         # Every answer segment starts with the prompt's last token, which predicts the first answer token.
-        segment = packed.add(question[:-1], root if independent else above)
+        segment = packed.add(question[:-1], root if independent else parent)
         for j, answer in enumerate(turn.answers):
             ids = question[-1:] + processor.tokenize(template.answer.format(answer).rstrip("\n"), first=False)
             end = packed.add(ids, segment, train_from=1)
-            above = end if j == 0 else above
+            parent = end if j == 0 else parent
     return packed
 
 
@@ -100,12 +100,12 @@ def collate(sequences: Sequence[Packed], pad: int, multiple: int = 8) -> dict[st
         "labels": torch.full(shape, IGNORE),
         "position_ids": torch.zeros(shape, dtype=torch.long),
     }
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(sequences), 1, 1)
+    attends = torch.eye(width, dtype=torch.bool).repeat(len(sequences), 1, 1)
     for i, sequence in enumerate(sequences):
         length = len(sequence.ids)
         batch["input_ids"][i, :length] = torch.tensor(sequence.ids)
         batch["labels"][i, :length] = torch.tensor(sequence.labels)
         batch["position_ids"][i, :length] = torch.tensor(sequence.positions)
-        sees[i, :length, :length] = sequence.mask()
-    mask = torch.zeros(sees.shape).masked_fill_(~sees, torch.finfo(torch.float32).min)
+        attends[i, :length, :length] = sequence.mask()
+    mask = torch.zeros(attends.shape).masked_fill_(~attends, torch.finfo(torch.float32).min)
     return {**batch, "attention_mask": mask[:, None]}

@@ -50,10 +50,10 @@ def prepare(pictures: Path, output: Path, model_name: str) -> None:
         target = output / f"{split}.safetensors"
         if target.exists():
             continue
-        found = {}
+        features = {}
         for key, picture in track(pictures_in(pictures, set(keys)), f"encoding {split}", total=len(keys)):
-            found[key] = pipeline.encode(picture_views(picture, key)).to(torch.float16).contiguous()
-        if len(found) < len(keys):
-            raise UserError(f"{pictures} lacks {len(keys) - len(found)} of the {len(keys)} pictures of {split}")
+            features[key] = pipeline.encode(picture_views(picture, key)).to(torch.float16).contiguous()
+        if len(features) < len(keys):
+            raise UserError(f"{pictures} lacks {len(keys) - len(features)} of the {len(keys)} pictures of {split}")
         with atomic_write(target) as scratch:
-            save_file(found, scratch)
+            save_file(features, scratch)

@@ -52,8 +52,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
     The Trainer writes ``trainer_state.json`` last, so a valid one marks a complete checkpoint.
     """
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    for path in sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text())
         except ValueError:
