@@ -89,7 +89,7 @@ def test_what_fits_is_left_alone_and_numbers_that_do_not_are_refused():
         bounded_json({"gaps": list(range(3000)), "error": "x"})
 
 
-# --- whole or not at all
+# --- consistent reads
 
 
 def _publish_often(path: str, seconds: float) -> None:

@@ -200,7 +200,7 @@ def test_beam_search_keeps_each_picture_with_its_beams(pictures, tiny):
     model, loaded = FlashVStream(*tiny), PictureSet.load(pictures, "train")
     features = [loaded.features(key)[:1] * 20 for key in sorted(loaded.captions)]
     alone = [caption_features(model, [frame], beams=3)[0] for frame in features]
-    assert len(set(alone)) > 1  # otherwise the check below proves nothing
+    assert len(set(alone)) > 1  # otherwise this test proves nothing
     assert caption_features(model, features, beams=3) == alone
 
 
