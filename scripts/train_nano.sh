@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Repeat nano's training from start to end: scripts/train_nano.sh PICTURES [OUTPUT] [--tiny MODEL]
+# Reproduce nano's training from start to finish: scripts/train_nano.sh PICTURES [OUTPUT] [--tiny MODEL]
 #
 # PICTURES holds captions.json, splits.json and the pictures, loose or in tar files (Flickr8k for nano).
-# Everything is written below OUTPUT (default: nano-training). The same command goes on where an earlier
-# one stopped: finished steps are skipped, and a step that was cut short goes on from its checkpoint.
-# The result is OUTPUT/adapter, as it is shipped in src/flash_vstream/models/nano_adapter.
+# Everything is written to OUTPUT (default: nano-training). Rerun the same command to resume: finished
+# steps are skipped, and an interrupted step resumes from its checkpoint.
+# The result is OUTPUT/adapter, which ships as src/flash_vstream/models/nano_adapter.
 #
-# --tiny MODEL runs every step for two batches, on the model in a folder, to try the whole path in a minute.
+# --tiny MODEL runs every step for two batches on the model in folder MODEL, to test the whole script in a minute.
 set -euo pipefail
 
 usage() { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -25,7 +25,7 @@ pictures=$(realpath "$pictures")
 configs=$(realpath "$(dirname "$0")/../configs")
 output=${output:-nano-training}
 mkdir -p "$output/configs"
-cd "$output" # the configs name each other's results as runs/NAME/result
+cd "$output" # the configs refer to each other's results as runs/NAME/result
 
 model=${tiny_model:-nano-base}
 for file in "$configs"/nano-*.yaml; do
@@ -37,7 +37,7 @@ for file in "$configs"/nano-*.yaml; do
     fi
 done
 
-# step NAME RESULT COMMAND...: run a command whose last act is to write RESULT, unless it has finished before.
+# step NAME RESULT COMMAND...: run a command that writes RESULT last, unless it has already finished.
 step() {
     local name=$1 result=$2
     shift 2

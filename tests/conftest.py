@@ -1,4 +1,4 @@
-"""Shared pieces: golden tensors, the tiny published checkpoint, a character tokenizer."""
+"""Shared fixtures: golden tensors, the tiny published checkpoint, a character tokenizer, a browser."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def goldens() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def golden_notes() -> dict:
-    """What was recorded beside the tensors: draws, prompts, losses."""
+    """Non-tensor golden data: random draws, prompts, losses."""
     return json.loads((GOLDENS / "goldens.json").read_text())
 
 
@@ -74,7 +74,7 @@ def browser():
         missing("Chromium")
     with sync_playwright() as playwright:
         options = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        options.append("--host-resolver-rules=MAP cameras.test 127.0.0.1")  # an origin that is not secure
+        options.append("--host-resolver-rules=MAP cameras.test 127.0.0.1")  # an insecure origin
         running = playwright.chromium.launch(executable_path=chromium, args=options)
         yield running
         running.close()

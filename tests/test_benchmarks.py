@@ -1,4 +1,4 @@
-"""Benchmarks: files read, protocols kept, replies parsed, answers judged, numbers counted."""
+"""Benchmarks: file formats, protocols, replies, judging and statistics."""
 
 import hashlib
 import itertools
@@ -141,19 +141,19 @@ def test_shards_part_videos():
 
 @pytest.mark.parametrize("memory", ["star", "recent:2", "uniform:3", "all"])
 def test_an_answer_is_the_same_whatever_comes_after(tiny, data, tmp_path, memory):
-    """Causality: the same beginning, three different ends, one answer."""
+    """Causality: the same beginning with three different endings gives the same answers."""
     features = torch.randn(10, 64, 32, generator=torch.Generator().manual_seed(1))
-    told = []
+    outcomes = []
     for end in range(3):
         changed = features.clone()
         changed[5:] = torch.randn(5, 64, 32, generator=torch.Generator().manual_seed(100 + end))
         (data / "videos" / "kitchen.mp4").unlink(missing_ok=True)
         save_file({"feature": changed}, data / "videos" / "kitchen.safetensors")
         rows, path = evaluated(tiny, data, tmp_path, memory)
-        told.append([(row["id"], row["prediction"], row["stream_time"], row["frames"]) for row in rows])
+        outcomes.append([(row["id"], row["prediction"], row["stream_time"], row["frames"]) for row in rows])
         path.unlink()
-    assert told[0] == told[1] == told[2]
-    assert [row[2:] for row in told[0][:3]] == [(2.0, 3), (2.0, 3), (4.0, 5)]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert [row[2:] for row in outcomes[0][:3]] == [(2.0, 3), (2.0, 3), (4.0, 5)]
 
 
 def test_protocols_show_what_they_say(tiny, data, tmp_path):
@@ -190,7 +190,7 @@ def test_the_blind_memory_needs_no_media(tiny, data, tmp_path):
 def test_a_killed_run_goes_on(tiny, data, tmp_path):
     rows, path = evaluated(tiny, data, tmp_path)
     lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])  # cut short in the midst of a line
+    path.write_text("\n".join(lines[:2]) + "\n" + lines[2][:40])  # cut off mid-line
     again, _ = evaluated(tiny, data, tmp_path)
     assert [row["prediction"] for row in again] == [row["prediction"] for row in rows]
     assert len(path.read_text().splitlines()) == 4
@@ -235,10 +235,10 @@ def test_accuracy_agrees_with_scikit_learn(tiny):
 
 def test_constant_baselines_by_hand():
     items = [Item(str(i), str(i), "?", "x", "all", ("x", "y"), i % 3 % 2) for i in range(9)]
-    told = constant_baselines(BENCHMARKS["mlvu"], items)["baselines"]
-    assert told["always A"]["accuracy"] == pytest.approx(6 / 9)
-    assert told["majority (A)"]["accuracy"] == pytest.approx(6 / 9)
-    assert told["uniform guess"]["accuracy"] == 0.5
+    baselines = constant_baselines(BENCHMARKS["mlvu"], items)["baselines"]
+    assert baselines["always A"]["accuracy"] == pytest.approx(6 / 9)
+    assert baselines["majority (A)"]["accuracy"] == pytest.approx(6 / 9)
+    assert baselines["uniform guess"]["accuracy"] == 0.5
     opened = constant_baselines(BENCHMARKS["rvs-ego"], BENCHMARKS["rvs-ego"].read(RVS))["baselines"]
     assert opened["always 'Yes.'"]["accuracy"] == 0.25
 
@@ -269,10 +269,10 @@ def test_comparisons_are_paired():
     assert p < 0.01
     rows = [{"id": str(i), "video": str(i), "correct": bool(value)} for i, value in enumerate(first)]
     others = [{**row, "correct": bool(value)} for row, value in zip(rows, second, strict=True)]
-    told = compare(rows, others[:-1])
-    assert told["lost"] == []
-    assert len(told["gained"]) == int((second - first).sum())
-    assert (told["questions"], told["only_in_first"]) == (299, 1)
+    comparison = compare(rows, others[:-1])
+    assert comparison["lost"] == []
+    assert len(comparison["gained"]) == int((second - first).sum())
+    assert (comparison["questions"], comparison["only_in_first"]) == (299, 1)
     with pytest.raises(UserError, match="share no question"):
         compare(rows, [{"id": "other", "video": "x", "correct": True}])
 
@@ -290,7 +290,7 @@ def test_the_mini_benchmark_is_made_by_its_seed(tmp_path):
     again = build_mini(tmp_path / "again")
     assert json.loads((again / "vstream_qa_mini.json").read_text()) == records
     digest = hashlib.sha256(json.dumps(records, sort_keys=True).encode()).hexdigest()
-    assert digest.startswith("8439cf6916e9d7c0")  # other questions are another benchmark than the README's table
+    assert digest.startswith("8439cf6916e9d7c0")  # if the questions change, the README's table is invalid
     yes = [item.answer.startswith("Yes") for item in items if item.answer.startswith(("Yes", "No"))]
     assert 0.35 < sum(yes) / len(yes) < 0.65
     for item in items:
@@ -313,9 +313,9 @@ def test_eval_from_the_command_line(tiny_folder, data, tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert (report["questions"], report["failed"], report["run"]["protocol"]) == (4, 1, "causal")
-    told = run("eval", "rvs-ego", *options, "--output", one).stdout
-    assert "INCOMPLETE: 1 of 4 questions failed" in told
-    assert "do not compare with published" in told
+    output = run("eval", "rvs-ego", *options, "--output", one).stdout
+    assert "INCOMPLETE: 1 of 4 questions failed" in output
+    assert "do not compare with published" in output
     run("eval", "rvs-ego", *options, "--memory", "recent:1", "--output", two)
     compared = json.loads(run("eval", "compare", one, two, "--json").stdout)
     assert compared["questions"] == 4

@@ -1,4 +1,4 @@
-"""vstream-qa build: every step against real endpoints, one that knows its trade and nano's kind."""
+"""vstream-qa build: every step against real endpoints, with a capable model and one like nano."""
 
 import http.server
 import json
@@ -35,19 +35,19 @@ def question(kind=KINDS[0], text="What is on the table?", answer="A box.", **mor
 
 
 class Teacher(http.server.BaseHTTPRequestHandler):
-    """A model that does what it is told; it gives up for good after ``patience`` replies."""
+    """A model that follows instructions, and fails permanently after ``patience`` replies."""
 
     patience = 10**9
     replies = 0
 
     def do_POST(self) -> None:
         cls = type(self)
-        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if cls.replies >= cls.patience:
             self.send_error(400)
             return
         cls.replies += 1
-        system = asked["messages"][0]["content"]
+        system = request["messages"][0]["content"]
         said = "A table with a box."
         if "JSON list" in system:
             rows = [
@@ -131,7 +131,7 @@ def test_doubles_and_too_many_a_yes_are_dropped():
 def test_a_benchmark_is_built_resumed_and_exported(video, teacher, tmp_path):
     url, handler = teacher
     output = tmp_path / "made"
-    handler.patience = 4  # the model goes away in the midst
+    handler.patience = 4  # the model disappears halfway through
     command = ("vstream-qa", "build", video, "--llm", url, "--llm-model", "teacher", "--output", output, "--json")
     stopped = run(*command)
     assert stopped.returncode == 2
@@ -139,35 +139,35 @@ def test_a_benchmark_is_built_resumed_and_exported(video, teacher, tmp_path):
     handler.patience = 10**9
     done = run(*command)
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told["cost"]["calls"] == handler.replies  # nothing was asked twice
-    assert told["cost"]["completion_tokens"] == 5 * handler.replies
-    assert told["questions"]["new"] >= 2
-    assert "it speaks of notes or times" in told["dropped"]
+    (report,) = json.loads(done.stdout)
+    assert report["cost"]["calls"] == handler.replies  # no request is repeated
+    assert report["cost"]["completion_tokens"] == 5 * handler.replies
+    assert report["questions"]["new"] >= 2
+    assert "it speaks of notes or times" in report["dropped"]
     again = handler.replies
     assert run(*command).returncode == 0
     assert handler.replies == again
     assert run("vstream-qa", "export", output, tmp_path / "rvs.json").returncode == 0
     items = load_items(BENCHMARKS["rvs-ego"], tmp_path / "rvs.json")
-    assert len(items) == told["questions"]["new"]
+    assert len(items) == report["questions"]["new"]
     assert all(item.video == "kitchen" and item.end is not None for item in items)
 
 
 def test_our_own_server_is_such_an_endpoint(tiny_folder, video, tmp_path):
-    """A model that knows nothing makes no questions, and that is told; nothing breaks."""
+    """A model that knows nothing produces no questions; this is reported and nothing breaks."""
     with serving(str(tiny_folder)) as server:
         command = ("vstream-qa", "build", video, "--llm", server.url, "--llm-model", str(tiny_folder))
         done = run(*command, "--output", tmp_path / "made", "--json")
     assert done.returncode == 0, done.stderr
-    (told,) = json.loads(done.stdout)
-    assert told["cost"]["calls"] >= 3
-    assert told["cost"]["prompt_tokens"] > 0
-    assert told["unreadable_replies"] == told["segments"]
+    (report,) = json.loads(done.stdout)
+    assert report["cost"]["calls"] >= 3
+    assert report["cost"]["prompt_tokens"] > 0
+    assert report["unreadable_replies"] == report["segments"]
 
 
 @contextmanager
 def reviewing(video: Path, llm: str, output: Path) -> Iterator[str]:
-    """The address of the review page of what was made of a video."""
+    """Build questions for a video and yield the URL of their review page."""
     run("vstream-qa", "build", video, "--llm", llm, "--llm-model", "teacher", "--output", output)
     command = [sys.executable, "-m", "flash_vstream", "vstream-qa", "review", str(output), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""A source in a process of its own: silence and hangs, ends, restarts, stream time, pushed frames, leftovers."""
+"""A source in its own process: silence, hangs, ends, restarts, stream time, pushed frames, leftovers."""
 
 import io
 import os
@@ -24,7 +24,7 @@ from helpers.web import raw_camera, serving_media, write_playlist
 
 
 def until_over(capture: Capture, seconds: float = 60.0) -> list[Frame]:
-    """The frames that come until the capture has ended or failed."""
+    """The frames that arrive until the capture has ended or failed."""
     frames: list[Frame] = []
 
     def step() -> bool:
@@ -120,7 +120,7 @@ def test_why_a_file_on_a_web_server_cannot_be_opened(web, tmp_path):
 
 
 def test_slow_rates_and_pauses_are_no_silence(tmp_path, monkeypatch):
-    """A reader that decodes, sleeps or waits for its taker says so, however long it has no frame to give."""
+    """A reader reports that it is decoding, sleeping or waiting, however long it has no frame to deliver."""
     monkeypatch.setattr(capturing, "LOCAL_SILENCE_SECONDS", 4.0)
     pause = write_video(tmp_path / "pause.mkv", frames=3, times=[0.0, 6.0, 6.1])
     slow = write_video(tmp_path / "slow.mkv", frames=60, rate=10)
@@ -134,12 +134,12 @@ def test_slow_rates_and_pauses_are_no_silence(tmp_path, monkeypatch):
         pytest.approx([0, 6, 6.1], abs=0.01),
         pytest.approx([0, 5], abs=0.01),
     ]
-    assert len(until_over(waiting)) == 59  # its taker was away for five seconds
+    assert len(until_over(waiting)) == 59  # its consumer paused for five seconds
     assert [capture.status.restarts for capture in [*captures, waiting]] == [0, 0, 0]
 
 
 def test_a_reader_that_starts_slowly_has_not_failed(tmp_path, monkeypatch):
-    """Only what the reader itself says is final."""
+    """Only an error from the reader itself is final."""
     monkeypatch.setattr(capturing, "START_SECONDS", 0.01)
     video = write_video(tmp_path / "clip.mp4")
     capture = Capture(Source(str(video), fps=10, size=16, pace="fast"), str(tmp_path))
@@ -164,7 +164,7 @@ def test_a_hang_is_still_found(tmp_path, monkeypatch):
 
 
 def test_a_camera_slower_than_the_usual_silence_is_given_more_time(tmp_path):
-    """It is opened again a few times, and then no more; every frame after that comes over one connection."""
+    """It is reopened a few times at most; after that, every frame arrives over one connection."""
     file = io.BytesIO()
     Image.new("RGB", (64, 48), (99, 0, 0)).save(file, "JPEG")
     part = b"--frame\r\ncontent-type: image/jpeg\r\ncontent-length: %d\r\n\r\n" % len(file.getvalue())
@@ -226,7 +226,7 @@ def test_stream_time_begins_where_it_is_told_to(tmp_path):
 
 
 def test_a_live_source_goes_by_the_clock_from_its_start(tmp_path):
-    """Also over restarts: what opening takes is part of the stream's time, and the wall clock has no say in it."""
+    """Also across restarts: opening counts as stream time, and the wall clock has no effect."""
     video = write_video(tmp_path / "clip.mkv", frames=20, codec="ffv1").read_bytes()
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -234,24 +234,24 @@ def test_a_live_source_goes_by_the_clock_from_its_start(tmp_path):
     def write() -> None:
         threading.Thread(target=pipe.write_bytes, args=(video,), daemon=True).start()
 
-    begun = time.monotonic()
+    started = time.monotonic()
     capture = Capture(Source(str(pipe), fps=100, size=16, loop=True), str(tmp_path), start=50.0, silence=60)
     write()
     first = until(capture.newest, 60)
-    assert 50.0 < first.time <= 50.0 + time.monotonic() - begun
+    assert 50.0 < first.time <= 50.0 + time.monotonic() - started
     until_state(capture, "reconnecting")
     time.sleep(0.5)
     again = time.monotonic()
     write()
     after = until(capture.newest, 60)
-    assert 50.0 + again - begun <= after.time + 0.1
-    assert after.time <= 50.0 + time.monotonic() - begun
+    assert 50.0 + again - started <= after.time + 0.1
+    assert after.time <= 50.0 + time.monotonic() - started
     assert capture.position is None
     capture.close()
 
 
 def test_pushed_frames_honour_the_rate(tmp_path):
-    """Ten a second come, two are wanted; the rest is neither kept nor counted as skipped."""
+    """Ten frames a second arrive and two are wanted; the rest are neither kept nor counted as skipped."""
     ring = FrameRing(str(tmp_path / "ring"), 4, create=True)
     pushed = PushedFrames(str(tmp_path / "ring"), 4, fps=2)
     times = []
@@ -262,14 +262,14 @@ def test_pushed_frames_honour_the_rate(tmp_path):
     assert len(times) in (20, 21)
     assert np.diff(times).min() > 0.24
     assert (pushed.status.came, pushed.status.skipped) == (len(times), 0)
-    for number in range(101, 151):  # nobody looks for five seconds
+    for number in range(101, 151):  # nothing is read for five seconds
         ring.write(number, Frame(1000 + number / 10, np.zeros((4, 4, 3), np.uint8)))
     assert pushed.newest() is not None
     assert 7 <= pushed.status.skipped <= 10
 
 
 def test_frames_that_come_at_the_wanted_rate_are_all_kept(tmp_path):
-    """A browser's timer is not exact: a frame that is a little early is not lost."""
+    """Browser timers are inexact: a frame that arrives slightly early is not lost."""
     ring = FrameRing(str(tmp_path / "ring"), 4, create=True)
     pushed = PushedFrames(str(tmp_path / "ring"), 4, fps=2)
     for number in range(1, 41):
@@ -279,10 +279,10 @@ def test_frames_that_come_at_the_wanted_rate_are_all_kept(tmp_path):
 
 def test_pushed_stream_time_never_falls(tmp_path):
     ring = FrameRing(str(tmp_path / "ring"), 4, create=True)
-    begun = time.monotonic()
+    started = time.monotonic()
     pushed = PushedFrames(str(tmp_path / "ring"), 4, fps=100, start=3600.0)
     times = []
-    for number, moment in enumerate((begun - 5, begun + 1, begun + 0.5, begun + 2), 1):
+    for number, moment in enumerate((started - 5, started + 1, started + 0.5, started + 2), 1):
         ring.write(number, Frame(moment, np.zeros((4, 4, 3), np.uint8)))
         if (frame := pushed.newest()) is not None:
             times.append(frame.time)
@@ -297,7 +297,7 @@ def test_pushed_stream_time_never_falls(tmp_path):
 def test_a_torn_frame_is_not_taken(tmp_path):
     ring = FrameRing(str(tmp_path / "ring"), 4, create=True)
     ring.write(1, Frame(1.0, np.full((4, 4, 3), 7, np.uint8)))
-    ring._slots[1]["image"][0, 0, 0] = 8  # as another processor may see it, the number before the picture
+    ring._slots[1]["image"][0, 0, 0] = 8  # as another CPU may see it: the number before the picture
     assert ring.newest(0) is None
 
 
@@ -325,7 +325,7 @@ def test_killed_readers_leave_nothing_behind(tmp_path):
         until_state(capture, "reconnecting")
         until(capture.newest, 60)
     assert own.num_fds() == before
-    assert list(shared.iterdir()) == []  # the ring has no name that could stay behind
+    assert list(shared.iterdir()) == []  # the ring has no file name, so nothing can be left behind
     capture.close()
     wait_for_any([capture], 0.01)
     assert own.num_fds() < before
@@ -337,14 +337,14 @@ def test_waiting_ends_when_a_frame_comes(tmp_path):
     capture = Capture(Source(str(video), fps=10, size=16, loop=True), str(tmp_path))
     assert capture.fileno() is None
     until(capture.newest)
-    begun = time.monotonic()
+    started = time.monotonic()
     wait_for_any([capture], 120)
-    assert time.monotonic() - begun < 100
+    assert time.monotonic() - started < 100
     capture.close()
 
 
 def test_a_file_that_is_gone_is_waited_for(tmp_path):
-    """Its reader was killed and the file is not there for a while: neither an exception nor the end of the stream."""
+    """The reader is killed while the file is temporarily missing: no exception, and the stream does not end."""
     video = write_video(tmp_path / "clip.mp4", frames=100)
     hidden = Path(f"{video}.hidden")
     capture = Capture(Source(str(video), fps=10, size=16), str(tmp_path))

@@ -1,4 +1,4 @@
-"""OpenAI's shape, by OpenAI's own client against a real server."""
+"""The OpenAI-compatible API, tested with OpenAI's own client against a real server."""
 
 import base64
 import http.server
@@ -34,7 +34,7 @@ def video(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory) -> Path:
-    """Where the server's temporary files lie."""
+    """The folder for the server's temporary files."""
     return tmp_path_factory.mktemp("scratch")
 
 
@@ -117,7 +117,7 @@ def test_event_streams_are_not_cached_and_kept_alive(server, tiny_folder):
 
 
 def test_a_silent_stream_sends_comments(monkeypatch):
-    """A question that waits for its turn for minutes must not look dead."""
+    """A question that queues for minutes must not look dead."""
     monkeypatch.setattr(answers, "PING_SECONDS", 0.01)
     sent: list[bytes] = []
 
@@ -168,8 +168,8 @@ def test_stop_ends_the_answer(create):
 def test_more_tokens_than_may_be_are_clamped(create):
     first = create(messages=[said("user", "hello")], max_tokens=3).choices[0].message.content
     assert create(messages=[said("user", "hello")], max_tokens=100_000, stop=first[-1]).choices[0].message.content
-    asked = ChatRequest(model="m", messages=[said("user", "hello")], max_tokens=100_000)
-    assert asked.most_tokens == MOST_TOKENS
+    request = ChatRequest(model="m", messages=[said("user", "hello")], max_tokens=100_000)
+    assert request.most_tokens == MOST_TOKENS
     assert ResponseRequest(model="m", input="hello", max_output_tokens=100_000).most_tokens == MOST_TOKENS
 
 
@@ -218,8 +218,8 @@ def test_a_question_that_is_too_long_is_told_with_the_bound(create):
 
 
 def test_a_stream_s_own_question_is_bounded_too(server):
-    status, told = server.call("POST", "/v1/streams/door/questions", {"question": "x" * 3000})
-    assert (status, "tokens long" in told["error"]["message"]) == (422, True)
+    status, body = server.call("POST", "/v1/streams/door/questions", {"question": "x" * 3000})
+    assert (status, "tokens long" in body["error"]["message"]) == (422, True)
 
 
 def test_a_hundred_and_one_messages_are_taken(create):
@@ -229,8 +229,8 @@ def test_a_hundred_and_one_messages_are_taken(create):
 
 
 def test_the_body_that_is_no_json_is_400(server):
-    status, told = server.call("POST", "/v1/chat/completions", b"{")
-    assert (status, told["error"]["type"]) == (400, "invalid_request_error")
+    status, body = server.call("POST", "/v1/chat/completions", b"{")
+    assert (status, body["error"]["type"]) == (400, "invalid_request_error")
 
 
 # --- the responses endpoint
@@ -320,14 +320,14 @@ def test_a_clip_is_watched_and_gone_when_it_is_answered(server, create, video, s
 def test_pictures_are_frames_a_second_apart(create):
     answer = create(messages=about(picture(), picture((250, 0, 0)), picture((0, 0, 250)), kind="image_url"))
     assert answer.flash_vstream["stream_time"] == 2.0
-    assert create(messages=about(picture())).flash_vstream["stream_time"] == 0.0  # one sent as a video
+    assert create(messages=about(picture())).flash_vstream["stream_time"] == 0.0  # a picture sent as a video
 
 
 def test_five_clips_at_once_are_each_answered(create, tmp_path, scratch):
     clips = [write_video(tmp_path / f"{i}.mp4", frames=10 * (i + 1)) for i in range(5)]
     with ThreadPoolExecutor(5) as pool:
-        told = list(pool.map(lambda path: create(messages=about(data_url(path.read_bytes()))), clips))
-    assert [answer.flash_vstream["stream_time"] for answer in told] == [float(i) for i in range(5)]
+        answers = list(pool.map(lambda path: create(messages=about(data_url(path.read_bytes()))), clips))
+    assert [answer.flash_vstream["stream_time"] for answer in answers] == [float(i) for i in range(5)]
     until(lambda: not clips_of(scratch))
 
 
@@ -355,7 +355,7 @@ def test_clips_that_cannot_be_watched_are_told(create, scratch, url, message):
 
 
 def test_nobody_reads_another_s_clip(create, server, tmp_path, scratch):
-    """Not by its name, which no error tells either."""
+    """Also not by name, and no error message reveals the name."""
     with ThreadPoolExecutor(1) as pool:
         clip = write_video(tmp_path / "long.mp4", frames=900, rate=30)
         answer = pool.submit(create, messages=about(data_url(clip.read_bytes())), extra_body={"fps": 30})
@@ -371,7 +371,7 @@ def test_nobody_reads_another_s_clip(create, server, tmp_path, scratch):
 
 
 def send(server, body: dict) -> socket.socket:
-    """A request that is sent and not waited for."""
+    """Send a request without waiting for the response."""
     address = urlsplit(server.url)
     data = json.dumps(body).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
@@ -429,7 +429,7 @@ def test_work_is_cancelled_when_its_caller_leaves():
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; notes what it was asked with."""
+    """Serves a folder and records the request headers."""
 
     agents: list[str] = []
     authorizations: list[str | None] = []
@@ -477,8 +477,8 @@ def files(video):
 
 
 def test_a_clip_is_fetched_by_its_url(create, files, video):
-    told = create(messages=about(f"http://{files}/{video.name}"))
-    assert told.flash_vstream["stream_time"] > 0
+    answer = create(messages=about(f"http://{files}/{video.name}"))
+    assert answer.flash_vstream["stream_time"] > 0
     assert Files.agents[-1].startswith("flash-vstream/")
     create(messages=about(f"http://me:p%40ss@{files}/{video.name}"))
     assert base64.b64decode(Files.authorizations[-1].removeprefix("Basic ")) == b"me:p@ss"

@@ -1,4 +1,4 @@
-"""Replies to multiple-choice questions: what real options make hard to read, and 300 more, generated."""
+"""Replies to multiple-choice questions: cases that real options make hard, plus 300 generated ones."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 from flash_vstream.evaluate.choices import LONG, parse_choice, read_choice
 from flash_vstream.synthetic.texts import words
 
-# Options as EgoSchema has them: the camera's wearer is called C.
+# Options in the style of EgoSchema, where the camera wearer is called C.
 WEARER = [
     (
         "C's main activities are eating and operating a laptop.",
@@ -59,7 +59,7 @@ WEARER = [
         "C is talking to D.",
     ),
 ]
-# Options as the other benchmarks have them.
+# Options in the style of the other benchmarks.
 OTHERS = [
     ("Black.", "Red.", "White.", "Blue."),
     ("3", "5", "4", "2"),
@@ -104,7 +104,7 @@ UNREADABLE = (
 
 
 def generated(forms: tuple[str, ...], count: int, seed: int):
-    """Replies of the given forms about options drawn by ``seed``."""
+    """Replies in the given forms about options drawn with ``seed``."""
     rng = random.Random(seed)
     made = []
     while len(made) < count:

@@ -1,4 +1,4 @@
-"""The command line as a user meets it, with the tiny model and real video files."""
+"""The command line from a user's view, with the tiny model and real video files."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def test_ask_answers_at_several_moments(tiny_folder, video):
     assert answer["first_token_seconds"] > 0
     assert answer["memory"]["tokens"] == 5 + 5 * 16 + 3 * 64 + 64
     assert answer["memory"]["bytes"] > 0
-    # Causal: nothing after the moment is in the evidence.
+    # Causal: the evidence contains nothing after the moment.
     assert max(slot["end"] for slot in answer["evidence"]) == 2.0
     assert isinstance(answer["answer"], str)
 
@@ -108,7 +108,7 @@ def test_memory_bench_is_flat():
     done = run("bench", "memory", "--frames", "1200")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])["memory"]
-    assert report["late_over_early"] < 1.5  # a short run on a busy machine; the bench's own is 1.1
+    assert report["late_over_early"] < 1.5  # a short run on a busy machine; the full bench measures 1.1
     assert report["memory_bytes"] == pytest.approx(10.7e6, rel=0.02)
 
 

@@ -1,4 +1,4 @@
-"""The command line as a process: what it imports, closed pipes, Ctrl-C, odd terminals and odd questions."""
+"""The command line as a process: imports, closed pipes, Ctrl-C, unusual terminals and questions."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_a_reader_that_left_is_no_traceback(arguments):
 
 
 def test_ctrl_c_during_a_fetch_ends_everything_and_leaves_nothing(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as index:  # takes the connection and never answers
+    with socket.create_server(("127.0.0.1", 0)) as index:  # accepts the connection and never answers
         index.settimeout(240)
         environment = os.environ | {
             "FLASH_VSTREAM_CACHE": str(tmp_path / "cache"),

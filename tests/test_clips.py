@@ -1,4 +1,4 @@
-"""Clips: real containers alone, and nothing left of servers that were killed."""
+"""Clips: only real containers are accepted, and killed servers leave nothing behind."""
 
 import subprocess
 import sys
@@ -74,6 +74,6 @@ def test_the_bundled_ffmpeg_knows_the_formats_that_are_allowed():
     from flash_vstream.video.gateway import CONTAINERS
     from flash_vstream.video.reader import FILE_OPTIONS
 
-    known = {name for names in av.formats_available for name in names.split(",")}
-    assert set(CONTAINERS.split(",")) <= known
-    assert set(FILE_OPTIONS["format_whitelist"].split(",")) <= known
+    available = {name for names in av.formats_available for name in names.split(",")}
+    assert set(CONTAINERS.split(",")) <= available
+    assert set(FILE_OPTIONS["format_whitelist"].split(",")) <= available

@@ -1,4 +1,4 @@
-"""Requests that never arrive whole, against a real uvicorn in a thread."""
+"""Requests that never arrive completely, against a real uvicorn in a thread."""
 
 import contextlib
 import resource

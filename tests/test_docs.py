@@ -28,7 +28,7 @@ def page_id(page: Path) -> str:
 
 
 def listed_files() -> set[str]:
-    """The modules that design.md lists, relative to the package."""
+    """The modules listed in design.md, relative to the package."""
     (tree,) = (block for block in blocks(ROOT / "docs" / "design.md", "text") if block.startswith("src/"))
     found, package = set(), ""
     for line in tree.splitlines()[1:]:
@@ -42,7 +42,7 @@ def listed_files() -> set[str]:
 
 def test_design_lists_the_files_that_there_are():
     paths = {path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py")}
-    packages = {path for path in paths if path.endswith("/__init__.py")}  # these have a line of their own
+    packages = {path for path in paths if path.endswith("/__init__.py")}  # these have their own lines
     benchmarks = {path for path in paths if path.startswith("evaluate/benchmarks/")}  # one module each
     assert listed_files() == paths - packages - benchmarks
 
@@ -61,7 +61,7 @@ def test_every_file_that_is_named_exists(page):
 
 
 def parse(words: list[str]) -> None:
-    """Let the command line read ``words`` without running anything; raises what it would refuse."""
+    """Parse ``words`` as a command line without running it; raises for invalid ones."""
     command, context = typer.main.get_command(app), None
     name = "flash-vstream"
     while True:
@@ -93,7 +93,7 @@ def test_a_command_that_there_is_not_is_noticed():
 
 
 def test_the_python_page_runs(tiny_folder, tmp_path, monkeypatch, capsys):
-    """Each snippet continues where the one before it ended. A tiny model stands in for nano."""
+    """Each snippet continues from the previous one. A tiny model stands in for nano."""
     write_video(tmp_path / "clip.mp4", frames=50)
     monkeypatch.chdir(tmp_path)
     snippets = blocks(ROOT / "docs" / "python.md", "python")

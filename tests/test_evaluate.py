@@ -1,4 +1,4 @@
-"""Readers and the checking of answers about composed streams."""
+"""Benchmark readers, and grading answers about composed streams."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Files of predictions: never another run's, never wiped, failures tried again; videos that end too early."""
+"""Prediction files: never mixed between runs, never wiped, failures retried; videos that end too early."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every file in examples/, run as a user runs it: a real camera, a real server, a real training run."""
+"""Every file in examples/, run as a user would: a real camera, a real server, a real training run."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run_example(name: str, *arguments: object) -> str:
-    """What an example prints, run in this process, where the imports are paid for already."""
+    """Run an example in this process, where the imports are already loaded, and return its output."""
     printed = io.StringIO()
     with mock.patch.object(sys, "argv", [name, *map(str, arguments)]), contextlib.redirect_stdout(printed):
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
@@ -43,7 +43,7 @@ def test_every_example_is_tested():
 def test_a_camera_over_rtsp(tiny_folder):
     with rtsp_serving(free_port()) as url:
         options = ("--model", tiny_folder, "--fps", 5, "--every", 0.5, "--count", 2)
-        done = run_as_a_process("camera_rtsp.py", url, *options)  # its workers import the file as well
+        done = run_as_a_process("camera_rtsp.py", url, *options)  # its workers import the file too
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     found = [re.fullmatch(r" *([\d.]+) s  .*\(live, (\d+) frames seen\)", line) for line in lines]
@@ -73,7 +73,7 @@ def test_the_memory_alone():
     lines = run_example("memory_on_your_features.py").splitlines()
     assert lines[0] == "200 frames in 272 tokens; 0 bytes of growth"
     temporal = [line.split()[1:4] for line in lines if line.startswith("temporal")]
-    # One slot for each of the five scenes of 40 frames.
+    # Five scenes of 40 frames: one slot each.
     assert temporal == [[f"{at}.0-{at + 39}.0", "s", "40"] for at in range(0, 200, 40)]
 
 
@@ -87,7 +87,7 @@ def test_the_memory_on_a_file_of_features(tmp_path):
 
 @pytest.fixture
 def training_data(tmp_path) -> Path:
-    """A picture and a clip with a question each, in LLaVA's format."""
+    """A picture and a clip with one question each, in LLaVA format."""
     Image.new("RGB", (50, 50), (200, 0, 0)).save(tmp_path / "red.png")
     write_video(tmp_path / "clip.mp4")
 

@@ -1,4 +1,4 @@
-"""The frame worker: whatever one stream does, the others go on."""
+"""The frame worker: whatever happens to one stream, the others continue."""
 
 import multiprocessing
 import os
@@ -21,11 +21,11 @@ from helpers.waiting import until
 
 SIDE = 224
 BAD = 13
-"""The grey of a frame that cannot be encoded."""
+"""The grey level of a frame that fails to encode."""
 
 
 class Worker:
-    """A frame worker in the test's own process, with streams whose frames the test pushes."""
+    """A frame worker in the test process, with streams whose frames the test pushes."""
 
     def __init__(self, pipeline: FlashVStream, folder: Path):
         self.folder = folder
@@ -51,7 +51,7 @@ class Worker:
         return SharedTensors(path)
 
     def push(self, *names: str, grey: int = 100) -> None:
-        self.pushed_at = max(self.pushed_at + 0.1, time.monotonic())  # further apart than the rate of a stream
+        self.pushed_at = max(self.pushed_at + 0.1, time.monotonic())  # slower than a stream's rate, so none is skipped
         for name in names:
             ring = self.rings[name]
             number = max(ring.taken, int(ring._slots["sequence"].max())) + 1
@@ -70,7 +70,7 @@ class Worker:
 
 @pytest.fixture
 def pipeline(tiny):
-    """The tiny model, which cannot encode a frame of one certain grey."""
+    """The tiny model, failing on frames of one particular grey level."""
     pipeline = FlashVStream(*tiny)
     encode = pipeline.encode
 
@@ -114,7 +114,7 @@ def test_a_failed_stream_is_begun_again_with_its_memory_after_waits_that_grow(wo
         waits.append(worker.worker.failures["bad"].retry_at - time.monotonic())
         assert shared.read_status()["state"] == "failed"
         worker.until(lambda: "bad" in worker.worker.watched)
-        assert shared.read_status()["state"] == "failed"  # with its error, until a frame is kept
+        assert shared.read_status()["state"] == "failed"  # keeps its error until a frame is stored
         assert "cannot be encoded" in shared.read_status()["error"]
     assert waits[2] > waits[0]
     worker.push("bad")
@@ -140,7 +140,7 @@ def test_whatever_a_reader_raises_is_its_streams_affair(worker, error):
     worker.push("good")
     worker.until(lambda: "bad" in worker.worker.failures and worker.kept("good") == 2)
     worker.push("bad")
-    worker.until(lambda: worker.kept("bad") == 2)  # begun again
+    worker.until(lambda: worker.kept("bad") == 2)  # it was restarted
 
 
 def test_a_shared_state_that_has_gone_is_its_streams_affair(worker):
@@ -177,7 +177,7 @@ def test_errors_of_any_length_are_told_and_the_others_go_on(worker):
 
 
 def again(worker: Worker, pipeline: FlashVStream) -> Worker:
-    """Another frame worker on the same shared states, as after a kill -9."""
+    """A new frame worker on the same shared states, as after a kill -9."""
     return Worker(pipeline, worker.folder)
 
 
@@ -188,7 +188,7 @@ def test_an_ended_file_stays_ended_when_its_file_is_gone_and_the_worker_was_kill
     kept = worker.kept("once")
     video.unlink()
     later = again(worker, pipeline)
-    # What the order carries was made while the file was there.
+    # The source in the order was created while the file existed.
     later.orders.send(worker.worker.added["once"])
     later.add("good")
     later.until(lambda: "good" in later.worker.watched)
@@ -214,7 +214,7 @@ def test_a_file_that_went_while_it_was_watched_is_told(worker, pipeline):
 
 
 def test_nothing_but_the_state_lies_in_a_streams_folder(worker):
-    """What a killed worker would leave: a ring has no name."""
+    """So a killed worker leaves nothing else behind; the ring has no file name."""
     video = write_video(worker.folder / "clip.mp4", frames=20)
     worker.add("door", str(video), fps=10, loop=True)
     worker.until(lambda: worker.kept("door") > 0)
@@ -225,7 +225,7 @@ def test_nothing_but_the_state_lies_in_a_streams_folder(worker):
 
 
 def test_a_clock_that_is_set_breaks_nothing(worker, monkeypatch):
-    """The wall clock jumps by an hour, either way, while frames are pushed: times go on, and the lag is right."""
+    """The wall clock jumps an hour either way while frames are pushed: times continue and the lag is right."""
     shared = worker.add("door")
     real = time.time
     for count, hours in enumerate((0, 1, -1, 0), 1):
@@ -288,7 +288,7 @@ def test_a_flipped_bit_in_a_saved_memory_is_noticed_and_the_file_set_aside(worke
 
 
 def test_a_saved_memory_that_cannot_be_read_now_is_not_written_over(worker, tmp_path):
-    """An error of the disk is no damage: the stream waits for its memory."""
+    """A disk error does not mean the file is damaged: the stream waits for its memory."""
     saved = tmp_path / "saved.safetensors"
     saved.mkdir()  # reading it is an OSError
     shared = worker.add("door", saved=saved)

@@ -1,4 +1,4 @@
-"""FFmpeg reaches nothing that the rules close: redirects, playlists, certificates, by real servers on loopback."""
+"""FFmpeg never reaches what the rules forbid: redirects, playlists, certificates, with real loopback servers."""
 
 import http.server
 import socket
@@ -18,12 +18,12 @@ from flash_vstream.video.sources import Source, watch_source
 from helpers.videos import write_video
 
 RULES = SourceRules(hosts=frozenset({"localhost"}))
-"""localhost is open, 127.0.0.1 is not."""
+"""localhost is allowed, 127.0.0.1 is not."""
 REFUSED = (FFmpegError, UserError)
 
 
 class Site:
-    """A web server on loopback: paths to bodies, or to the place that they redirect to."""
+    """A web server on loopback that maps paths to bodies or redirect targets."""
 
     def __init__(self, tls: ssl.SSLContext | None = None):
         self.pages: dict[str, bytes | str] = {}
@@ -106,7 +106,7 @@ def test_redirects_do_not_lead_to_closed_addresses(sites, segment):
         frames(f"http://localhost:{site.port}/a.ts")
     assert site.asked
     assert not closed.asked
-    assert frames(f"http://localhost:{site.port}/a.ts", rules=None)  # on loopback it may
+    assert frames(f"http://localhost:{site.port}/a.ts", rules=None)  # without rules, loopback is allowed
 
 
 def test_playlists_do_not_lead_to_closed_addresses(sites, segment):
@@ -195,9 +195,9 @@ def test_marked_urls_come_back_as_they_were():
 
 @contextmanager
 def rtsp(reply: str):
-    """A camera that says one thing."""
+    """A camera that always sends the same reply."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        asked: list[bytes] = []
+        requests: list[bytes] = []
 
         def serve() -> None:
             while True:
@@ -208,29 +208,29 @@ def rtsp(reply: str):
                 with connection:
                     try:
                         while request := connection.recv(4096):
-                            asked.append(request)
+                            requests.append(request)
                             sequence = request.partition(b"CSeq: ")[2].partition(b"\r\n")[0].decode()
                             connection.sendall(reply.format(sequence=sequence).encode())
                     except OSError:
                         pass
 
         threading.Thread(target=serve, daemon=True).start()
-        yield listener.getsockname()[1], asked
+        yield listener.getsockname()[1], requests
         listener.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_rtsp_redirect_is_not_followed():
     refusal = "RTSP/1.0 404 Not Found\r\nCSeq: {sequence}\r\n\r\n"
-    with rtsp(refusal) as (closed, asked_closed):
+    with rtsp(refusal) as (closed, closed_requests):
         moved = f"RTSP/1.0 302 Moved\r\nCSeq: {{sequence}}\r\nLocation: rtsp://127.0.0.1:{closed}/1\r\n\r\n"
-        with rtsp(moved) as (port, asked):
+        with rtsp(moved) as (port, requests):
             with pytest.raises(REFUSED):
                 frames(f"rtsp://localhost:{port}/1")
-            assert asked
-            assert not asked_closed
+            assert requests
+            assert not closed_requests
             with pytest.raises(REFUSED):
                 frames(f"rtsp://localhost:{port}/1", rules=None)
-            assert asked_closed  # it would be, if nobody stood between
+            assert closed_requests  # without the gateway, it would be followed
 
 
 def test_closed_sources_are_refused_where_they_are_opened():

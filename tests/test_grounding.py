@@ -1,4 +1,4 @@
-"""Grounding: events of a question are marked, looked up in the memory, and put into the question."""
+"""Grounding: events in a question are marked, looked up in the memory, and annotated in the question."""
 
 import json
 import re
@@ -28,7 +28,7 @@ COLOURS = ("red", "blue", "green", "white")
 
 @pytest.fixture(scope="module")
 def grounded_folder(tiny, tmp_path_factory):
-    """The tiny model with a grounding that is not trained yet."""
+    """The tiny model with an untrained grounding."""
     model, processor = tiny
     folder = tmp_path_factory.mktemp("grounded")
     config = FlashVStreamForConditionalGeneration.config_class(
@@ -53,7 +53,7 @@ def config_of(folder, **changes):
 
 @pytest.fixture(scope="module")
 def trained(grounded_folder, pictures, tmp_path_factory):
-    """Its grounding trained on four pictures of one colour each, and what the check said."""
+    """The model's grounding trained on four single-colour pictures, and the result of the check."""
     output = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "LEAST_CAPTIONS", 1)
@@ -65,7 +65,7 @@ def trained(grounded_folder, pictures, tmp_path_factory):
 
 @pytest.fixture
 def pipeline(grounded_folder, trained):
-    """The model that answers with the trained grounding."""
+    """A pipeline that uses the trained grounding."""
     pipeline = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.float32)
     load_grounding(pipeline.model, trained[0] / GROUNDING)
     return pipeline
@@ -91,11 +91,11 @@ def test_what_was_trained_is_found(trained, pipeline, pictures):
     assert trained[1]["occurrence"] > 0.9
     snapshot = colour_memory(pipeline, pictures, [(3, "red"), (8, "blue"), (15, "green")])
     question = "Did you see it is blue before you saw all red?"
-    asked, absent = pipeline.generator.grounder.mentions([question, "Did you see all white?"], snapshot)
-    assert [(mention.text, mention.time) for mention in asked] == [("it is blue", 8.0), ("all red", 3.0)]
-    assert [question[mention.begin : mention.end] for mention in asked] == ["it is blue", "all red"]
+    mentions, absent = pipeline.generator.grounder.mentions([question, "Did you see all white?"], snapshot)
+    assert [(mention.text, mention.time) for mention in mentions] == [("it is blue", 8.0), ("all red", 3.0)]
+    assert [question[mention.begin : mention.end] for mention in mentions] == ["it is blue", "all red"]
     assert [(mention.text, mention.seen) for mention in absent] == [("all white", False)]
-    assert all(mention.seen for mention in asked)
+    assert all(mention.seen for mention in mentions)
 
 
 def test_members_differ_and_their_mean_counts(pipeline):
@@ -110,7 +110,7 @@ def test_members_differ_and_their_mean_counts(pipeline):
 
 
 def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
-    """Words and slots are compared in float32 whatever the model computes in."""
+    """Words and slots are compared in float32, whatever the model's dtype."""
     pipeline = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in pipeline.model.grounding.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in pipeline.model.language_model.parameters()} == {torch.bfloat16}
@@ -158,7 +158,7 @@ def test_an_answer_is_asked_with_notes_and_tells_them(pipeline, pictures):
     bare = len(prefix.ids) + len(pipeline.processor.question_ids("When did this happen: all blue?"))
     assert answer.prompt_tokens == bare + note
     assert json.loads(json.dumps(answer.to_dict()))["mentions"][0]["seen"] is True
-    # Without times in the prompt there are none in the question, and without a video nothing is looked up.
+    # No times in the prompt means none in the question; without a video, nothing is looked up.
     assert pipeline.ask(plain, "When did this happen: all blue?", max_new_tokens=1).finish().mentions == []
     assert pipeline.ask(None, "When did this happen: all blue?", max_new_tokens=1).finish().mentions == []
 
@@ -201,7 +201,7 @@ def test_training_reads_questions_as_answering_does(pipeline, pictures):
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     grounded_folder, pictures, tmp_path, monkeypatch, stopped_after
 ):
-    """Whether it was stopped while the first member was trained or the second."""
+    """The run is interrupted during training of the first member, or of the second."""
     monkeypatch.setattr(training, "SAVE_EVERY", 4)
     monkeypatch.setattr(training, "LEAST_CAPTIONS", 1)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

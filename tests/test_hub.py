@@ -1,4 +1,4 @@
-"""Model folders that are broken, and repositories that change: each is one clear error, or none at all."""
+"""Broken model folders and changing repositories: each gives one clear error, or none at all."""
 
 import json
 import shutil
@@ -130,7 +130,7 @@ def test_new_weights_in_an_old_place_are_converted_too(published, monkeypatch, t
 
 
 def test_a_tower_from_a_whole_clip_is_its_vision_half(published, tiny, tmp_path):
-    """The paper's checkpoint names openai/clip-vit-large-patch14, which holds both halves of CLIP."""
+    """The paper's checkpoint refers to openai/clip-vit-large-patch14, which contains both halves of CLIP."""
     source = tmp_path / "checkpoint"
     shutil.copytree(published, source)
     vision = CLIPVisionConfig.from_pretrained(source / "clip_vit_tiny")
@@ -169,11 +169,11 @@ def test_a_broken_published_checkpoint_is_one_clear_error(published, monkeypatch
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
 
 
-# --- the hub, played by a folder for each commit
+# --- a fake hub, with one folder per commit
 
 
 class Repository:
-    """A repository whose main branch is at ``newest`` and that holds one folder a commit."""
+    """A fake repository with one folder per commit, whose main branch is at ``newest``."""
 
     def __init__(self, root: Path, source: Path):
         self.root, self.newest, self.asked = root, COMMITS[0], []
@@ -204,7 +204,7 @@ def origin(folder: Path) -> dict:
 def test_a_repository_stays_at_the_commit_of_its_first_fetch(repository, tmp_path):
     first = hub.fetch_model("org/model")
     assert origin(first) == {"name": "org/model", "commit": COMMITS[0]}
-    repository.newest = COMMITS[1]  # somebody pushes other weights
+    repository.newest = COMMITS[1]  # someone pushes different weights
     assert hub.fetch_model("org/model") == first
     shutil.rmtree(first)
     assert origin(hub.fetch_model("org/model"))["commit"] == COMMITS[0]

@@ -10,7 +10,7 @@ import pytest
 from flash_vstream.live.fork_server import PRELOADED
 
 SOURCE = Path(__file__).parent.parent / "src" / "flash_vstream"
-# Which packages and modules each may import from, beside itself and the shared leaves.
+# The packages and modules that each may import from, besides itself and the shared leaves.
 SHARED = {"errors", "files", "timecode", "wheels", "__version__"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),

@@ -1,4 +1,4 @@
-"""Ugly replies parsed, answers judged: by rules, by hand, and by a real endpoint."""
+"""Parsing messy replies, and judging answers by rules, by similarity and through a real endpoint."""
 
 import http.server
 import itertools
@@ -134,24 +134,26 @@ def test_word_f1_by_hand():
     ],
 )
 def test_judges_replies_are_read(reply, correct, score, parsed):
-    told = read_judgement(reply)
-    assert (told.correct, told.score, told.parsed, told.reply) == (correct, score, parsed, reply)
+    judgement = read_judgement(reply)
+    assert (judgement.correct, judgement.score, judgement.parsed, judgement.reply) == (correct, score, parsed, reply)
 
 
 @pytest.fixture
 def endpoint():
-    """An OpenAI-compatible endpoint that stumbles once and then judges by a rule."""
+    """An OpenAI-compatible endpoint that fails once and then judges by a rule."""
     seen: list[dict] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            seen.append({**asked, "key": self.headers.get("authorization")})
+            request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            seen.append({**request, "key": self.headers.get("authorization")})
             if len(seen) == 1:
                 self.send_error(500)
                 return
             said = (
-                '{"correct": true, "score": 5}' if "Predicted answer: A box" in asked["messages"][1]["content"] else "?"
+                '{"correct": true, "score": 5}'
+                if "Predicted answer: A box" in request["messages"][1]["content"]
+                else "?"
             )
             body = json.dumps({"choices": [{"message": {"content": said}}], "usage": {"total_tokens": 3}}).encode()
             self.send_response(200)
@@ -177,11 +179,11 @@ def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint,
         {**vars(item), "choices": [], "prediction": text, "error": None, "run": {}}
         for item, text in zip(items, said, strict=True)
     ]
-    told = judged(rows, judge, tmp_path / "judged.jsonl")
-    assert [row["correct"] for row in told] == [True, False]
-    assert [row["judgement"]["parsed"] for row in told] == [True, False]
+    results = judged(rows, judge, tmp_path / "judged.jsonl")
+    assert [row["correct"] for row in results] == [True, False]
+    assert [row["judgement"]["parsed"] for row in results] == [True, False]
     assert all(call["temperature"] == 0 and call["key"] == "Bearer key" for call in seen)
-    assert len(seen) == 3  # one of them stumbled
+    assert len(seen) == 3  # one of them failed
     assert judged(rows, judge, tmp_path / "judged.jsonl")[0]["judgement"]["reply"]
     assert len(seen) == 3
     with pytest.raises(UserError, match="did not answer"):
@@ -190,7 +192,7 @@ def test_an_endpoint_judges_at_temperature_zero_and_is_not_asked_twice(endpoint,
 
 @contextmanager
 def answering(status: int, seconds: float = 0.0):
-    """An endpoint that always answers with one status, after some time; yields its URL and what it saw."""
+    """An endpoint that always returns one status after a delay; yields its URL and the requests it received."""
     seen: list[str] = []
     together = [0, 0]
     lock = threading.Lock()
@@ -286,9 +288,9 @@ def test_a_judge_that_fails_keeps_what_it_judged(tmp_path):
 
 def test_paraphrases_are_right_where_words_differ():
     judge, rules = SimilarityJudge(), OfflineJudge()
-    asked = ("What is happening?", "A young boy is running along the beach.", "A kid runs on the sand by the sea.")
-    assert not rules.judge(*asked).correct
-    assert judge.judge(*asked).correct
+    example = ("What is happening?", "A young boy is running along the beach.", "A kid runs on the sand by the sea.")
+    assert not rules.judge(*example).correct
+    assert judge.judge(*example).correct
     assert not judge.judge("What is happening?", "A young boy is running along the beach.", "A car is parked.").correct
     assert judge.judge("What?", "A dog.", "A dog.").score == 5
     assert not judge.judge("What?", "A dog.", " ").correct

@@ -1,4 +1,4 @@
-"""Live sources, the frame worker and what survives a kill -9: real processes, the tiny model."""
+"""Live sources, the frame worker, and surviving kill -9, with real processes and the tiny model."""
 
 import fcntl
 import multiprocessing
@@ -39,11 +39,11 @@ from helpers.waiting import until
 
 def test_a_file_plays_at_its_own_pace_and_loops(tmp_path):
     video = write_video(tmp_path / "clip.mp4", frames=10)
-    begun = time.monotonic()
+    started = time.monotonic()
     frames = watch_source(Source(str(video), fps=5, size=16, loop=True))
     times = [next(frames).time for _ in range(8)]
     assert times == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4], abs=0.02)
-    assert 1.3 < time.monotonic() - begun < 15
+    assert 1.3 < time.monotonic() - started < 15
     fast = list(watch_source(Source(str(video), fps=5, size=16, pace="fast")))
     assert len(fast) == 5
 
@@ -160,7 +160,7 @@ def test_a_source_that_sends_nothing_is_opened_again(tmp_path):
 
 
 def test_a_live_source_that_ends_is_opened_again(tmp_path):
-    """A pipe that is read as live, whose writer goes away and comes back."""
+    """A pipe read as a live source, whose writer disappears and returns."""
     video = write_video(tmp_path / "clip.mkv", frames=10, codec="ffv1").read_bytes()
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -246,7 +246,7 @@ def test_streams_have_names_of_their_own(live, looped):
 
 
 def test_one_failing_stream_leaves_the_others_alone_even_over_a_kill(live, looped, tmp_path):
-    """A file that ended is deleted and the frame worker killed: the other stream goes on, and this one stays ended."""
+    """A finished file is deleted and the frame worker killed: the other stream continues; this one stays ended."""
     video = write_video(tmp_path / "once.mp4", frames=4)
     live.add("once", Source(str(video), fps=10))
     live.add("door", looped)
@@ -324,7 +324,7 @@ def test_watch_says_why_it_cannot(tiny_folder, tmp_path):
 
 
 class Terminal:
-    """A program at a terminal of its own: what it has shown so far, and keys to press."""
+    """A program in its own terminal, with its output so far and a way to press keys."""
 
     def __init__(self, *command: str):
         self._outer, inner = pty.openpty()
@@ -342,7 +342,7 @@ class Terminal:
 
     @staticmethod
     def _as_a_shell_would(inner: int) -> None:
-        """Ctrl-C is lost without a controlling terminal, and where the tests themselves run in the background."""
+        """Set up Ctrl-C, which is lost without a controlling terminal or when the tests run in the background."""
         fcntl.ioctl(inner, termios.TIOCSCTTY, 0)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -350,7 +350,7 @@ class Terminal:
         try:
             while chunk := os.read(self._outer, 4096):
                 self.shown.extend(chunk)
-                if b"\x1b[6n" in chunk:  # where is the cursor? a terminal answers
+                if b"\x1b[6n" in chunk:  # a cursor position query, which a terminal answers
                     self.press(b"\x1b[1;1R")
         except OSError:
             os.close(self._outer)  # the program has ended
@@ -359,7 +359,7 @@ class Terminal:
         os.write(self._outer, keys)
 
     def interrupt(self) -> None:
-        """Press Ctrl-C; the program must end cleanly."""
+        """Press Ctrl-C; the program must exit cleanly."""
         self.press(b"\x03")
         assert self.process.wait(timeout=120) == 0
         assert b"Traceback" not in self.shown
@@ -368,7 +368,7 @@ class Terminal:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_watch_leaves_nothing_behind_when_it_is_ended(tiny_folder, tmp_path, number):
-    """Not by Ctrl-C but by a signal: processes end, shared memory is given back."""
+    """Ended by a signal instead of Ctrl-C: processes end and shared memory is released."""
     video = write_video(tmp_path / "clip.mp4", frames=20)
     (tmp_path / "shared").mkdir()
     command = [sys.executable, "-m", "flash_vstream", "watch", str(video), "--loop", "--model", str(tiny_folder)]
@@ -391,7 +391,7 @@ def test_watch_leaves_nothing_behind_when_it_is_ended(tiny_folder, tmp_path, num
 
 
 def test_watch_at_a_terminal(tiny_folder, tmp_path):
-    """A status line that moves, a prompt, an answer, and a clean end by Ctrl-C."""
+    """A live status line, a prompt, an answer, and a clean exit on Ctrl-C."""
     video = write_video(tmp_path / "clip.mp4", frames=20)
     terminal = Terminal("watch", str(video), "--loop", "--fps", "5", "--model", str(tiny_folder))
     until(lambda: b"memory slots" in terminal.shown)
@@ -444,11 +444,11 @@ def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tin
     see(0, 9)
     assert asked() == (0, False)
     see(1, 0)
-    assert asked() == (0, True)  # it came as the question did
+    assert asked() == (0, True)  # it arrived together with the question
     see(2, 0)
-    assert asked() == (2, False)  # not two of them
+    assert asked() == (2, False)  # two missing frames are too many
     see(3, 9)
-    assert asked() == (3, False)  # it has been there for long
+    assert asked() == (3, False)  # it arrived long before the question
     assert worker.read_ahead() is False
     see(4, 0)
     assert worker.read_ahead() is True

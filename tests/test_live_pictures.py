@@ -1,4 +1,4 @@
-"""A stream's pictures as motion JPEG over HTTP."""
+"""A stream's pictures as Motion JPEG over HTTP."""
 
 import io
 import json
@@ -32,7 +32,7 @@ def watching(server: Server, name: str):
 
 
 def next_picture(response) -> tuple[float, Image.Image] | None:
-    """The next part's stream time and picture; None at the end."""
+    """The stream time and picture of the next part; None at the end."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         line = response.readline()
@@ -48,7 +48,7 @@ def next_picture(response) -> tuple[float, Image.Image] | None:
 
 @contextmanager
 def sending(server: Server, name: str):
-    """A function that sends a picture of one grey level to a new pushed stream."""
+    """Create a pushed stream and yield a function that sends it a picture of one grey level."""
     assert server.call("POST", "/v1/streams", {"name": name, "source": "push"})[0] == 201
     with connect(f"{server.url.replace('http', 'ws')}/v1/streams/{name}/frames") as socket:
 
@@ -99,6 +99,6 @@ def test_a_server_that_is_ended_does_not_wait_for_those_who_watch(tiny_folder):
             send(100)
             assert next_picture(response) is not None
             server.process.send_signal(signal.SIGINT)
-            while next_picture(response) is not None:  # it ends by itself, with no error in the log
+            while next_picture(response) is not None:  # the response ends by itself, with no error in the log
                 pass
         server.process.wait(timeout=60)

@@ -1,7 +1,7 @@
-"""lmms-eval with our model, in an environment of its own: ``pytest -m slow tests/test_lmms.py``.
+"""lmms-eval with our model, in a separate environment: ``pytest -m slow tests/test_lmms.py``.
 
-Not part of the suite: it installs some forty packages. ``FLASH_VSTREAM_LMMS`` names a Python in whose
-environment that was done before.
+Not part of the default suite, because it installs about forty packages. To reuse an environment that
+already has them, set ``FLASH_VSTREAM_LMMS`` to its Python.
 """
 
 import json
@@ -17,8 +17,8 @@ from helpers.videos import write_video
 
 ROOT = Path(__file__).parent.parent
 LMMS_EVAL = "lmms-eval==0.7.3"
-# What lmms-eval imports on the way to a task; its whole list has a hundred more, torchvision among them,
-# which needs another build of PyTorch than ours.
+# What lmms-eval imports to run a task. Its full list has a hundred more, including torchvision, which needs
+# a different build of PyTorch from ours.
 NEEDED = (
     *("accelerate", "datasets", "evaluate", "ftfy", "httpx", "jinja2", "jsonlines", "loguru", "numexpr", "openai"),
     *("opencv-python-headless", "pytablewriter", "python-dotenv", "pytz", "requests", "sacrebleu", "sqlitedict"),
@@ -28,7 +28,7 @@ NEEDED = (
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> str:
-    """A Python with lmms-eval and this project."""
+    """A Python that has lmms-eval and this project."""
     if "FLASH_VSTREAM_LMMS" in os.environ:
         return os.environ["FLASH_VSTREAM_LMMS"]
     folder = tmp_path_factory.mktemp("lmms")
@@ -41,7 +41,7 @@ def python(tmp_path_factory) -> str:
 
 @pytest.fixture
 def tasks(python, tmp_path) -> Path:
-    """lmms-eval's own Video-MME task with annotations and a video of this machine."""
+    """lmms-eval's own Video-MME task, with local annotations and a local video."""
     where = "import importlib.util; print(importlib.util.find_spec('lmms_eval').submodule_search_locations[0])"
     package = Path(subprocess.run([python, "-c", where], capture_output=True, text=True, check=True).stdout.strip())
     folder = tmp_path / "tasks"

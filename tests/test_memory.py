@@ -1,4 +1,4 @@
-"""The memory's invariants (docs/design.md), as properties."""
+"""The memory's invariants (docs/design.md) as property tests."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def new_memory(config: StarConfig = VARIANTS[0], channels: int = CHANNELS) -> St
 
 
 def stream(frames: int, seed: int = 0, scenes: bool = True) -> torch.Tensor:
-    """Features with scenes: near-duplicates around a mean that jumps now and then."""
+    """Features with scenes: near-duplicates around a mean that occasionally jumps."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(frames, 16, CHANNELS, generator=generator)
     if not scenes:
@@ -81,7 +81,7 @@ def test_chunking_does_not_matter(config, cuts, seed):
 def test_same_frames_same_memory(config):
     memories = [new_memory(config) for _ in range(2)]
     for seed, memory in zip((1, 2), memories, strict=True):
-        torch.manual_seed(seed)  # whatever the random state, it is not drawn on
+        torch.manual_seed(seed)  # the result must not depend on the global random state
         memory.write(stream(50), torch.arange(50))
     assert_same(*memories)
 
@@ -96,7 +96,7 @@ def test_retrieved_frames_are_real_and_nearest(frames, seed):
     for slot in range(len(snapshot.retrieved)):
         time = int(snapshot.retrieved.start[slot])
         assert torch.equal(snapshot.retrieved.features[slot], features[time])
-    # Exemplars are real frames of their slot's span.
+    # Exemplars are real frames from their slot's span.
     assert (
         (snapshot.temporal.start <= snapshot.temporal.exemplar) & (snapshot.temporal.exemplar <= snapshot.temporal.end)
     ).all()
@@ -110,7 +110,7 @@ def test_a_merge_keeps_the_nearer_exemplar():
     values = [0.0, 0.2, 5.0, 2.0]
     for time, value in enumerate(values):
         memory.write(torch.tensor([[[value]]]), [float(time)])
-    # Means on the way: 0.1, then 1.73 (5.0 joins, 0.2 stays), then 1.8: the frame 2.0 is nearer.
+    # The mean goes from 0.1 to 1.73 (5.0 joins, 0.2 stays) to 1.8, where frame 2.0 is nearer.
     snapshot = memory.read()
     assert snapshot.temporal.features.item() == pytest.approx(1.8)
     assert snapshot.retrieved.features.item() == 2.0
@@ -304,7 +304,7 @@ def test_hundred_thousand_frames_in_constant_space():
 
 
 def test_times_keep_the_precision_of_float64():
-    """Slots are matched to their frames by time, so a time must come back as it was written."""
+    """Slots are matched to their frames by time, so a time must be returned exactly as written."""
     config = StarConfig(spatial_size=2, temporal_size=1, temporal_length=4, abstract_length=3, retrieved_length=1)
     memory = StarMemory(config, 8, SemanticAttention(8, 4))
     times = [100_000 + 0.1 * i for i in range(20)]

@@ -1,4 +1,4 @@
-"""The memory's arithmetic at its limits: large values, long streams, ties, half precision, threads."""
+"""The memory's numerics at their limits: large values, long streams, ties, half precision, threads."""
 
 import copy
 import pickle
@@ -90,7 +90,7 @@ def test_the_largest_values_keep_every_invariant(dtype, scale, consolidation, re
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_older_of_two_single_frames_stands_for_both(seed):
-    """They are equally far from their mean, so rounding must not decide."""
+    """Both are equally far from their mean, so rounding must not decide."""
     generator = torch.Generator().manual_seed(seed)
     config = StarConfig(**{**ONE_SLOT.to_dict(), "spatial_size": 4, "temporal_size": 2})
     memory = StarMemory(config, 8)
@@ -99,9 +99,9 @@ def test_the_older_of_two_single_frames_stands_for_both(seed):
 
 
 def test_the_older_frame_wins_where_rows_are_out_of_order():
-    """After a merge the newest frame may lie in a row before the older one's."""
+    """After a merge, the newest frame may be in an earlier row than the older one."""
     memory = StarMemory(StarConfig(**{**ONE_SLOT.to_dict(), "temporal_length": 2, "retrieved_length": 2}), 1)
-    # 0 and 0.1 merge and free a row for 50; then 50 and 52 are the nearest pair.
+    # 0 and 0.1 merge, which frees a row for 50; then 50 and 52 are the closest pair.
     memory.write(torch.tensor([0.0, 0.1, 50.0, 52.0]).reshape(4, 1, 1), [0.0, 1.0, 2.0, 3.0])
     assert memory.read().retrieved.start.tolist() == [0.0, 2.0]
 
@@ -109,7 +109,7 @@ def test_the_older_frame_wins_where_rows_are_out_of_order():
 def test_still_scenes_of_equal_length_are_a_tie_too():
     memory = StarMemory(ONE_SLOT, 1)
     state = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
-    # A slot of one picture seen twice, then the other picture twice: weights 2 and 1, then 3 and 1.
+    # A slot with one picture seen twice, then the other picture twice: weights 2 and 1, then 3 and 1.
     memory.write(torch.tensor([1.0, 1.0, 4.0]).reshape(3, 1, 1), [0.0, 1.0, 2.0])
     assert memory.read().retrieved.start.tolist() == [0.0]
     assert state.keys() == memory.state_dict().keys()
@@ -120,7 +120,7 @@ def test_centroids_still_move_after_two_to_the_25_frames():
     memory = StarMemory(ONE_SLOT, 1)
     memory.write(torch.ones(1, 1, 1), [0.0])
     state = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
-    state["temporal.stats"][4, 0] = weight  # as if the one frame had been shown that often
+    state["temporal.stats"][4, 0] = weight  # as if this one frame had been shown that many times
     state["frames"].fill_(weight)
     memory.load_state_dict(state)
     for number in range(64):

@@ -1,4 +1,4 @@
-"""What stands before every request, around an application that does next to nothing; no process, no model."""
+"""The middleware in front of every request, around a minimal application; no processes, no model."""
 
 import json
 import logging
@@ -50,9 +50,9 @@ def test_bodies_are_bounded_whether_they_tell_their_length_or_not():
     body = json.dumps("x" * 2000).encode()
     typed = {"content-type": "application/json"}
     for content in (body, chunks(body)):
-        told = client().post("/json", content=content, headers=typed)
-        assert told.status_code == 413
-        assert "1,000 bytes" in told.text
+        response = client().post("/json", content=content, headers=typed)
+        assert response.status_code == 413
+        assert "1,000 bytes" in response.text
     assert client().post("/json", content=chunks(body[:300] + b'"'), headers=typed).status_code == 200
 
 
@@ -62,9 +62,9 @@ def test_an_upload_may_be_large_but_not_deep():
     assert client().post("/v1/chat/completions", content=upload, headers=typed).status_code == 200
     bomb = b"[" + b"[],[]," * 200_000 + b"[]]"
     for content in (bomb, chunks(bomb, 65536)):
-        told = client().post("/v1/chat/completions", content=content, headers=typed)
-        assert told.status_code == 413
-        assert "50,000 values" in told.text
+        response = client().post("/v1/chat/completions", content=content, headers=typed)
+        assert response.status_code == 413
+        assert "50,000 values" in response.text
 
 
 @pytest.mark.parametrize(
@@ -73,14 +73,18 @@ def test_an_upload_may_be_large_but_not_deep():
 def test_headers_that_cannot_be_read_are_the_callers_mistake(headers):
     token = {"authorization": "Bearer t"}
     for access in (AccessRules(), AccessRules("0.0.0.0", "t")):
-        told = client(access).get("/large", headers={**token, **headers})
-        assert told.status_code in (400, 403)
-        assert told.json()["error"]["message"]
+        response = client(access).get("/large", headers={**token, **headers})
+        assert response.status_code in (400, 403)
+        assert response.json()["error"]["message"]
 
 
 def test_head_works_where_get_does():
-    told = client().head("/large")
-    assert (told.status_code, told.content, told.headers["content-type"]) == (200, b"", "text/plain; charset=utf-8")
+    response = client().head("/large")
+    assert (response.status_code, response.content, response.headers["content-type"]) == (
+        200,
+        b"",
+        "text/plain; charset=utf-8",
+    )
     assert client().head("/json").status_code == 405
 
 
@@ -93,21 +97,21 @@ def test_every_loopback_address_is_the_servers_own():
 def test_a_page_that_is_allowed_gets_its_preflight_and_headers():
     allowed = client(AccessRules("0.0.0.0", "t", origins=frozenset({ALLOWED})))
     asks = {"access-control-request-method": "PATCH", "access-control-request-headers": "authorization,content-type"}
-    told = allowed.options("/json", headers={"origin": ALLOWED, **asks})
-    assert told.status_code == 200
-    assert told.headers["access-control-allow-origin"] == ALLOWED
-    assert "PATCH" in told.headers["access-control-allow-methods"]
+    response = allowed.options("/json", headers={"origin": ALLOWED, **asks})
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == ALLOWED
+    assert "PATCH" in response.headers["access-control-allow-methods"]
     assert allowed.options("/json", headers={"origin": "https://evil.example", **asks}).status_code == 400
     site = {"origin": ALLOWED, "sec-fetch-site": "cross-site"}
-    told = allowed.get("/large", headers={**site, "authorization": "Bearer t"})
-    assert (told.status_code, told.headers["access-control-allow-origin"]) == (200, ALLOWED)
-    told = allowed.get("/large", headers=site)  # so that the page can read why
-    assert (told.status_code, told.headers["access-control-allow-origin"]) == (401, ALLOWED)
+    response = allowed.get("/large", headers={**site, "authorization": "Bearer t"})
+    assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, ALLOWED)
+    response = allowed.get("/large", headers=site)  # so that the page can read the error
+    assert (response.status_code, response.headers["access-control-allow-origin"]) == (401, ALLOWED)
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_what_a_foreign_page_embeds_is_turned_away(site):
-    """A picture comes without an Origin, so what the browser says of its page counts."""
+    """An image request has no Origin header, so the browser's other headers about the page decide."""
     headers = {"sec-fetch-site": site, "sec-fetch-dest": "image", "sec-fetch-mode": "no-cors"}
     assert client().get("/large", headers=headers).status_code == 403
     with pytest.raises(WebSocketDisconnect), client().websocket_connect("ws://127.0.0.1/socket", headers=headers):
@@ -124,7 +128,7 @@ def test_large_answers_are_compressed_and_events_are_not():
 
 
 def test_a_check_can_stand_alone():
-    """As before ``vstream-qa review``, whose page has scripts and headers of its own."""
+    """As used by ``vstream-qa review``, whose page has its own scripts and headers."""
     app = FastAPI()
     app.add_middleware(CallerCheck, access=AccessRules())
 

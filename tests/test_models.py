@@ -1,4 +1,4 @@
-"""Model, processor, converter and answers, on the tiny checkpoint."""
+"""Model, processor, converter and answers, with the tiny checkpoint."""
 
 import json
 import shutil
@@ -140,7 +140,7 @@ def test_frames_are_cropped_like_pictures():
     wide[:, 8:24] = 200
     square = frames.square(wide)
     assert square.shape == (8, 8, 3)
-    assert (square > 180).all()  # the dark sides are cropped away, but for the filter's reach
+    assert (square > 180).all()  # the dark sides are cropped away, apart from the resampling filter's blur
     assert frames(Image.fromarray(wide))["pixel_values"].shape == (1, 3, 8, 8)
 
 
@@ -314,7 +314,7 @@ def test_two_form_linear_agrees_with_linear():
     ],
 )
 def test_a_cpu_uses_bfloat16_where_that_is_fast(monkeypatch, amx, avx512, seconds, dtype):
-    """The flag of AVX512-BF16 does not say so: on some processors it is the slower way."""
+    """The AVX512-BF16 flag is not enough: on some processors bfloat16 is slower."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(precision, "_product_seconds", lambda kind: seconds[kind])

@@ -1,4 +1,4 @@
-"""The shipped model on real video. ``make test`` fetches its parts before the tests run."""
+"""The shipped model on real video. ``make test`` downloads its parts before the tests run."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def pipeline() -> FlashVStream:
 
 @pytest.fixture
 def clip(tmp_path, monkeypatch) -> Path:
-    """A real street as clip.mp4 in a folder of its own."""
+    """A real street video as clip.mp4 in the current, temporary folder."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copy(cached_path(CLIPS[0]), tmp_path / "clip.mp4"))
 

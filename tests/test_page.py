@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from helpers.server import serving
 from helpers.videos import write_video
 
-expect.set_options(timeout=30_000)  # for machines that are busy
+expect.set_options(timeout=30_000)  # for busy machines
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def server(tiny_folder, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, server):
-    """The page, and afterwards the certainty that nothing on it broke."""
+    """The page; afterwards, check that it raised no errors."""
     opened = browser.new_page()
     broken: list[str] = []
     opened.on("pageerror", lambda error: broken.append(str(error)))
@@ -85,8 +85,8 @@ def test_a_question_is_answered_and_its_evidence_leads_to_the_moment(page: Page)
 
 
 def test_the_chat_opens_on_its_newest_turn_and_goes_back_to_the_oldest(page: Page, server):
-    asked = [f"question {number}" for number in range(1, 26)]
-    for question in asked:
+    questions = [f"question {number}" for number in range(1, 26)]
+    for question in questions:
         status, _ = server.call("POST", "/v1/streams/door/questions", {"question": question})
         assert status == 200
     page.reload()
@@ -95,11 +95,11 @@ def test_the_chat_opens_on_its_newest_turn_and_goes_back_to_the_oldest(page: Pag
     expect(turns.last).to_have_text("question 25")
     expect(turns.last).to_be_in_viewport()
     expect(turns.first).not_to_be_in_viewport()
-    for _ in range(2):  # turns of other tests may lie before these
+    for _ in range(2):  # there may be earlier turns from other tests
         if page.locator("#older").is_visible():
             page.click("#older")
             expect(turns.filter(has_text=re.compile("^question 1$"))).to_have_count(1)
-    assert turns.all_inner_texts()[-25:] == asked
+    assert turns.all_inner_texts()[-25:] == questions
     expect(page.locator("#older")).to_be_hidden()
 
 
@@ -153,7 +153,7 @@ def test_the_form_for_editing_knows_the_stream(page: Page):
     page.click("#edit-stream")
     expect(page.locator("#edit [name=name]")).to_have_value("door")
     expect(page.locator("#edit [name=fps]")).to_have_value("5")
-    page.click("#edit [type=submit]")  # nothing was changed, so nothing is sent
+    page.click("#edit [type=submit]")  # nothing changed, so nothing is sent
     expect(page.locator("#edit")).to_be_hidden()
 
 

@@ -1,4 +1,4 @@
-"""The web page where streams come and go, the browser's camera, tokens and a server that is started again."""
+"""The web page with changing streams, the browser's camera, tokens and a restarted server."""
 
 import socket
 
@@ -14,7 +14,7 @@ if (devices) {
   devices.getUserMedia = async (wanted) => (window.cameraMedia = await original(wanted));
 }
 """
-"""Lets a test see whether the camera that the page asked for was let go."""
+"""Lets a test check whether the page released the camera."""
 SOCKETS_ARE_KEPT = """
 window.sockets = [];
 window.WebSocket = class extends WebSocket {
@@ -24,11 +24,11 @@ window.WebSocket = class extends WebSocket {
   }
 };
 """
-"""Lets a test break the page's connection."""
+"""Lets a test drop the page's connection."""
 CAMERA_IS_OFF = "window.cameraMedia.getTracks().every((track) => track.readyState === 'ended')"
 
 
-expect.set_options(timeout=30_000)  # for machines that are busy
+expect.set_options(timeout=30_000)  # for busy machines
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def opened(browser: Browser, url: str):
 
 
 def add_pushed(server: Server, *names: str) -> None:
-    """Streams whose frames are pushed, of which none has come."""
+    """Add push streams that have not received a frame yet."""
     for name in names:
         assert server.call("POST", "/v1/streams", {"name": name, "source": "push"})[0] == 201
 
@@ -208,7 +208,7 @@ def test_the_camera_is_sent_on_after_the_server_was_started_again(browser, tiny_
         start_camera(page)
         first.wait_for("/v1/streams/camera-1", has_frames)
     expect(page.locator("#connection")).to_be_visible()
-    with serving(str(tiny_folder), "--port", port) as second:  # it knows nothing of the stream
+    with serving(str(tiny_folder), "--port", port) as second:  # it does not know the stream
         second.wait_for("/v1/streams/camera-1", has_frames, 60)
         expect(page.locator("#state")).to_have_text("live", timeout=30_000)
         expect(page.locator("#camera")).to_be_visible()

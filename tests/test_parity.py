@@ -1,7 +1,7 @@
-"""Number-for-number agreement with the released code (golden files, float32, 1e-5 relative).
+"""Numerical agreement with the released code (golden files, float32, 1e-5 relative).
 
-The goldens were recorded with stable sorting in the release's ranking of clusters; with PyTorch's
-unstable sort its retrieved frames depend on the build, so nothing else can be compared.
+The goldens were recorded with a stable sort in the release's cluster ranking. With PyTorch's unstable
+sort, the retrieved frames depend on the build, so there is nothing fixed to compare with.
 """
 
 from collections.abc import Iterator
@@ -120,7 +120,7 @@ def test_vision_tower_and_projector(goldens, tiny):
 
 
 def expanded(row: torch.Tensor, snapshot) -> list[int]:
-    """A golden prompt with its one image token replaced by a place for each visual token."""
+    """A golden prompt with its single image token replaced by one placeholder per visual token."""
     tokens = sum(layout(snapshot, time_stamps=False)) if snapshot is not None else 0
     ids = []
     for token in row.tolist():
@@ -180,8 +180,8 @@ def batch(goldens, tiny, case: str, spans: list[slice], side: str):
 
 
 def test_right_padding(goldens, tiny):
-    # The release's second sample is features[50:78] of a longer recording than is kept here, so
-    # another stands in its place and the first, which is the longer, is compared.
+    # The release's second sample is features[50:78] of a longer recording than we store, so a different
+    # sample takes its place and only the first, longer one is compared.
     padded, targets, features = batch(goldens, tiny, "batch2", [slice(30), slice(50, 60)], "right")
     with torch.inference_mode():
         logits = tiny[0](**padded, memory_features=features, labels=targets).logits

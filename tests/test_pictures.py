@@ -1,4 +1,4 @@
-"""The one decoder of pictures: every picture as it looks, nothing too large decoded."""
+"""The shared picture decoder: pictures as they are meant to look, and nothing too large decoded."""
 
 import io
 import struct
@@ -20,7 +20,7 @@ def encoded(picture: Image.Image, kind: str, **options) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says it is large and has one row of it."""
+    """A PNG that declares a large size but has only one row."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""The Python front door on real files with the tiny model."""
+"""The Python API on real files, with the tiny model."""
 
 import numpy as np
 import pytest

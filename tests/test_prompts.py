@@ -1,4 +1,4 @@
-"""What people type becomes tokens: never control tokens, never more than the model takes."""
+"""User text becomes tokens: never control tokens, and never more than the model accepts."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ def test_typed_text_never_gives_a_control_token(nano, typed):
     ids = nano.question_ids(typed, [(typed, typed)])
     assert control(nano, ids) == control(nano, harmless)
     own = nano.tokenizer.decode(harmless).count(typed)
-    assert nano.tokenizer.decode(ids).count(typed) == own + 3  # nothing of it is lost
+    assert nano.tokenizer.decode(ids).count(typed) == own + 3  # the text is preserved
     whole = nano(typed)["input_ids"][0].tolist()
     assert control(nano, whole) == control(nano, nano("what?")["input_ids"][0].tolist())
 
@@ -53,7 +53,7 @@ def test_typed_text_never_gives_a_control_token_of_the_paper_s_model(tiny, typed
 
 @pytest.mark.parametrize("question", ORDINARY)
 def test_ordinary_text_is_tokenized_as_it_is_trained(nano, question):
-    """Training tokenizes a turn's rendered text as a whole; see ``train.packing.pack``."""
+    """Training tokenizes the rendered text of a turn in one piece; see ``train.packing.pack``."""
     opening = nano.template.first_question.partition("{}")[0]
     rendered = nano.template.render([("who?", "a man \n"), (question, None)], with_video=False)[len(opening) :]
     assert nano.question_ids(question, [("who?", "a man \n")]) == nano.tokenize(rendered, first=False)

@@ -1,4 +1,4 @@
-"""The question worker: whatever one question does, the others are answered."""
+"""The question worker: whatever happens to one question, the others are answered."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ from helpers.waiting import until
 
 
 class Worker:
-    """A question worker in the test's own process."""
+    """A question worker in the test process."""
 
     def __init__(self, pipeline: FlashVStream):
         self.pipeline = pipeline
@@ -28,7 +28,7 @@ class Worker:
         self.worker = QuestionWorker(pipeline, theirs)
 
     def share(self, path: Path) -> SharedTensors:
-        """A stream that has shown one frame."""
+        """Create the shared state of a stream that has shown one frame."""
         memory = self.pipeline.new_stream().memory
         shared = SharedTensors.create(str(path), state_layout(memory))
         config = self.pipeline.model.config
@@ -38,7 +38,7 @@ class Worker:
         return shared
 
     def ends(self) -> dict[int, tuple[str, object]]:
-        """How each question ended, once all have."""
+        """How each question ended, once all have ended."""
         while self.worker.step() or self.worker.waiting:
             pass
         found = {}
@@ -54,7 +54,7 @@ def worker(tiny):
 
 
 class Panic(BaseException):
-    """What tokenizers raises when it panics: no Exception."""
+    """What tokenizers raises when it panics; not an ``Exception``."""
 
 
 @pytest.mark.parametrize("error", [TypeError("bad text"), RuntimeError("out of memory"), MemoryError(), Panic("panic")])
@@ -132,7 +132,7 @@ def test_the_memory_of_a_removed_stream_is_let_go_of(worker, tmp_path):
     path.unlink()
     worker.worker.drop_removed()
     assert worker.worker.prefixes == {}
-    assert worker.ends()[0][0] == "done"  # what was asked before is answered
+    assert worker.ends()[0][0] == "done"  # earlier questions are still answered
     assert str(path) not in Path("/proc/self/maps").read_text()
 
 
@@ -150,7 +150,7 @@ def test_a_memory_that_cannot_be_read_ahead_is_left_alone(worker, tmp_path):
     assert worker.worker.shared_states == {}
 
 
-# --- a process of its own
+# --- a separate process
 
 
 def test_a_hung_worker_is_started_again(tiny_folder):

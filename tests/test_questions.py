@@ -1,4 +1,4 @@
-"""Questions about composed streams: right by construction, balanced, and checkable."""
+"""Questions about composed streams: correct by construction, balanced and checkable."""
 
 import random
 from collections import Counter
@@ -26,7 +26,7 @@ def asked(kind: str, count: int = 300):
 
 
 def named(text: str) -> list[str]:
-    """Pictures whose events are in a question, in the order in which they are named."""
+    """The pictures whose events a question names, in order of mention."""
     found = [(text.index(event), key) for event, key in OF_EVENT.items() if event in text]
     return [key for _, key in sorted(found)]
 
@@ -125,9 +125,9 @@ def test_times_name_the_scene():
 
 def test_the_story_tells_scenes_in_order():
     for plan, question in asked("story", 50):
-        told = question.answers[0]
+        story = question.answers[0]
         for scene in plan.scenes[-8:]:
-            assert f"{stamp(scene.start)}: " in told
+            assert f"{stamp(scene.start)}: " in story
 
 
 def test_questions_are_seeded_and_causal():

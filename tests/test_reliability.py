@@ -1,4 +1,4 @@
-"""What breaks, and what is left standing: kills, networks, clocks, hostile files and requests."""
+"""Failures and recovery: kills, networks, clocks, hostile files and requests."""
 
 import http.server
 import os
@@ -35,9 +35,9 @@ HERE = Path(__file__).parent
 SYSTEM_PYTHON = "/usr/bin/python3"
 KILLS = 20
 OUTAGE_SECONDS = float(os.environ.get("FLASH_VSTREAM_OUTAGE", "2"))
-"""How long the RTSP server stays away; docs/reliability.md has the figure of 30 s."""
+"""How long the RTSP server is down; docs/reliability.md reports the result for 30 s."""
 EXAMPLES = 170
-"""Requests for each operation of the API."""
+"""Requests per API operation."""
 
 
 # --- kill -9
@@ -45,7 +45,7 @@ EXAMPLES = 170
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Iterator[Path]:
-    """The folder that the server's shared memory lies in."""
+    """The folder with the server's shared memory."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(dir=shared_folder()) as folder:
         patch.setenv(FOLDER_VARIABLE, folder)
         yield Path(folder)
@@ -60,16 +60,16 @@ def server(tiny_folder, tmp_path_factory, shared):
 
 
 def ask(server: Server) -> int:
-    """Status of a question's answer; an exception would be a question lost without an error."""
-    status, told = server.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 4})
-    assert status == 200 or told["error"]["message"]
+    """Ask a question and return the status; an exception means that the question was lost without an error."""
+    status, body = server.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 4})
+    assert status == 200 or body["error"]["message"]
     return status
 
 
 def test_every_process_may_be_killed_at_any_moment(server, shared):
-    """Twenty kill -9 in turn: watching again with its memory, no question without an answer or an error.
+    """After each of twenty kill -9, watching resumes with its memory; every question gets an answer or an error.
 
-    The limits are three times what two quiet cores need (docs/reliability.md).
+    The limits are three times what two idle cores need (docs/reliability.md).
     """
     rng = random.Random(0)
     lost, recoveries, statuses = [], [], []
@@ -81,15 +81,15 @@ def test_every_process_may_be_killed_at_any_moment(server, shared):
         questions.start()
         victim = until(lambda kind=kind: server.children()[kind])[0]
         os.kill(victim, signal.SIGKILL)
-        begun = time.monotonic()
+        started = time.monotonic()
         after = server.wait_for(
             "/v1/streams/door", lambda _, body, kept=before["kept"]: body["kept"] > kept + 1 and body["lag"] < 1.0, 180
         )
-        lost.append(time.monotonic() - begun)
+        lost.append(time.monotonic() - started)
         if kind == "question":
             server.wait_for("/healthz", lambda _, body: body["status"] == "ok", 180)
             until(lambda: ask(server) == 200)
-        recoveries.append(time.monotonic() - begun)
+        recoveries.append(time.monotonic() - started)
         questions.join()
         memory = server.call("GET", "/v1/streams/door/memory")[1]
         assert min(slot["start"] for slot in memory["slots"]) == 0
@@ -97,10 +97,10 @@ def test_every_process_may_be_killed_at_any_moment(server, shared):
         weights = sum(slot["weight"] for slot in memory["slots"] if slot["part"] == "temporal")
         assert weights == memory["frames"]
     assert len(statuses) == KILLS
-    assert [path.name for path in shared.glob("*/*/*")] == ["state"]  # nothing is left of those that were killed
+    assert [path.name for path in shared.glob("*/*/*")] == ["state"]  # killed processes leave nothing behind
     for kind, values, limit in (("without frames", lost, 6), ("until all is well", recoveries, 15)):
         print(f"seconds {kind}:", [round(value, 1) for value in values])
-        assert sorted(values)[KILLS // 2] < limit  # not the longest: the machine of a test may be busy
+        assert sorted(values)[KILLS // 2] < limit  # the median, not the maximum: the test machine may be busy
 
 
 def test_a_killed_server_takes_no_children_along_and_comes_back(tiny_folder, tmp_path, monkeypatch):
@@ -117,8 +117,8 @@ def test_a_killed_server_takes_no_children_along_and_comes_back(tiny_folder, tmp
     (left,) = shared.iterdir()
     with serving(str(tiny_folder), "--state", str(tmp_path / "state")) as second:
         assert not left.exists()
-        told = second.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0, 120)
-        assert told["gaps"]
+        stream = second.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0, 120)
+        assert stream["gaps"]
     assert list(shared.iterdir()) == []
 
 
@@ -130,23 +130,23 @@ def _runs(pid: int) -> bool:
 
 
 def test_a_file_is_taken_up_where_it_was_left(tiny_folder, tmp_path):
-    """A file that is watched once is not begun anew when its reader or its worker is killed."""
+    """A file that is watched once does not restart from the beginning when its reader or worker is killed."""
     video = write_video(tmp_path / "clip.mp4", frames=100)
     with serving(str(tiny_folder)) as server:
         server.watch("once", video, fps=5)
         for kind in ("reader", "frame"):
             server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "live" and body["time"] > 0, 120)
             os.kill(until(lambda kind=kind: server.children()[kind])[0], signal.SIGKILL)
-        told = server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "ended", 180)
-        assert told["time"] == pytest.approx(9.8, abs=0.3)
+        stream = server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "ended", 180)
+        assert stream["time"] == pytest.approx(9.8, abs=0.3)
 
 
 # --- a real RTSP server
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @contextmanager
@@ -177,21 +177,21 @@ def test_an_rtsp_server_that_goes_away_and_returns_in_another_size(tmp_path, tra
     assert "hidden" not in (reader.status.error or "")
     time.sleep(OUTAGE_SECONDS)
     with rtsp(port, "640", "360") as url:
-        begun = time.monotonic()
+        started = time.monotonic()
         again = until(reader.newest, 30)
-        print(f"frames again after {time.monotonic() - begun:.1f} s")
+        print(f"frames again after {time.monotonic() - started:.1f} s")
         assert again.time > first.time + OUTAGE_SECONDS
         assert again.image.shape == (32, 32, 3)
     reader.close()
 
 
 def test_lost_packets_cost_frames_and_nothing_else(tmp_path):
-    """A fifth of the packets of RTP over UDP never come: frames go on and times do not fall."""
+    """With 20% loss of RTP packets over UDP, frames keep arriving and times never go backwards."""
     with rtsp(free_port(), "320", "240", "0.2") as url:
         reader = Capture(Source(url, fps=10, size=32, transport="udp"), str(tmp_path), silence=10)
-        begun = time.monotonic()
+        started = time.monotonic()
         frames = [until(reader.newest) for _ in range(10)]
-        print(f"a frame every {(time.monotonic() - begun) / 10:.2f} s")
+        print(f"a frame every {(time.monotonic() - started) / 10:.2f} s")
         times = [frame.time for frame in frames]
         assert times == sorted(times)
         assert reader.status.restarts == 0
@@ -214,7 +214,7 @@ def _mjpeg(worker: http.server.BaseHTTPRequestHandler, pictures: list[bytes]) ->
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Iterator[str]:
-    """A web server with a file, a transport stream, a playlist, and a camera that speaks MJPEG."""
+    """A web server with a file, a transport stream, a playlist and an MJPEG camera."""
     import io
 
     from PIL import Image
@@ -276,7 +276,7 @@ def test_a_playlist_from_the_network_opens_no_local_file(site, tmp_path):
         server.shutdown()
 
 
-# --- files as nobody should make them
+# --- malformed files
 
 
 def test_a_change_of_size_in_mid_stream(tmp_path):
@@ -301,14 +301,14 @@ def test_a_4k_source_at_60_frames_a_second_is_kept_up_with(tmp_path):
             frame.pts = i
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    begun = time.monotonic()
+    started = time.monotonic()
     list(read_frames(video, 2, 256))
-    overload = max(0.0, (time.monotonic() - begun) / 0.5 - 0.5)  # of a machine that cannot decode it in half its time
+    overload = max(0.0, (time.monotonic() - started) / 0.5 - 0.5)  # on machines that cannot decode at twice real time
     reader = Capture(Source(str(video), fps=2, size=256, loop=True), str(tmp_path))
-    first, begun = until(reader.newest), time.monotonic()
+    first, started = until(reader.newest), time.monotonic()
     time.sleep(2)
     newest = until(lambda: (frame := reader.newest()) is not None and frame.time > first.time and frame)
-    behind = (time.monotonic() - begun) - (newest.time - first.time)
+    behind = (time.monotonic() - started) - (newest.time - first.time)
     print(f"behind after two seconds: {behind:.2f} s")
     assert behind < 1 + 4 * overload
     assert newest.image.shape == (256, 256, 3)
@@ -316,7 +316,7 @@ def test_a_4k_source_at_60_frames_a_second_is_kept_up_with(tmp_path):
 
 
 def test_a_thousand_mutated_files_neither_crash_nor_hang(tmp_path):
-    """Every file gives frames or one clear error; in a child, so that a crash would be seen."""
+    """Every file gives frames or one clear error. Runs in a child process, so that a crash is noticed."""
     whole = [write_video(tmp_path / f"seed.{kind}", frames=12).read_bytes() for kind in ("mp4", "mkv", "ts", "avi")]
     for i in range(1000):
         rng = random.Random(i)
@@ -338,11 +338,11 @@ def test_a_thousand_mutated_files_neither_crash_nor_hang(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     read, refused = map(int, done.stdout.split())
     assert read + refused == 1000
-    assert min(read, refused) > 50  # the mutations are neither harmless nor hopeless
+    assert min(read, refused) > 50  # a mix of readable and unreadable mutations
 
 
 def read_all(folder: str) -> None:
-    """Read every mutated file; print how many gave frames and how many an error."""
+    """Read every mutated file; print how many gave frames and how many gave an error."""
     av.logging.set_level(None)
     read = refused = 0
     for path in sorted(Path(folder).glob("mutated-*")):
@@ -353,23 +353,23 @@ def read_all(folder: str) -> None:
     print(read, refused)
 
 
-# --- requests as nobody should send them
+# --- malformed requests
 
 
 def test_a_thousand_mutated_requests_meet_no_server_error(server):
-    """Schemathesis on the OpenAPI document: whatever is sent, no 5xx and no hang."""
+    """Fuzz the API with Schemathesis and the OpenAPI document: no 5xx and no hang, whatever is sent."""
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     statuses: list[int] = []
 
     def send(case) -> None:
         if case.path == "/v1/streams" and isinstance(case.body, dict) and isinstance(case.body.get("source"), str):
-            case.body = {**case.body, "source": "push"}  # mutated names must not open what this machine has
+            case.body = {**case.body, "source": "push"}  # mutated names must not open anything on this machine
         statuses.append(case.call(timeout=30).status_code)
 
     for found in schema.get_all_operations():
         operation = found.ok()
         if operation.method.upper() == "DELETE":
-            continue  # the stream that the others ask about
+            continue  # other requests need this stream
         fuzz = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
         fuzz = settings(fuzz, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         fuzz(given(operation.as_strategy())(send))()

@@ -1,4 +1,4 @@
-"""Who may call, and what a source may name."""
+"""Who may call the server, and what a source may refer to."""
 
 import os
 
@@ -69,9 +69,9 @@ def test_the_machine_s_own_addresses_are_private(monkeypatch):
     ],
 )
 def test_a_malformed_url_is_told_everywhere(url, message):
-    with pytest.raises(UserError, match=message) as told:
+    with pytest.raises(UserError, match=message) as raised:
         parse_url(url)
-    assert "pa" not in str(told.value).split()
+    assert "pa" not in str(raised.value).split()
     with pytest.raises(UserError, match=message):
         Source(url)
     with pytest.raises(UserError, match=message):
@@ -112,7 +112,7 @@ def test_what_a_guarded_server_refuses(url):
     with pytest.raises(ApiError) as refused:
         AccessRules("0.0.0.0", "token").check_source(url)
     assert refused.value.status == 403
-    AccessRules().check_source(url)  # on loopback a server is its user's own
+    AccessRules().check_source(url)  # on loopback, the server belongs to its user
 
 
 def test_udp_is_refused_as_a_transport_too():
@@ -133,7 +133,7 @@ def test_what_a_guarded_server_takes(tmp_path, monkeypatch):
 
 
 def test_a_name_is_looked_up_once(monkeypatch):
-    """A name server that says something else the second time changes nothing."""
+    """A name server that gives a different second answer has no effect (DNS rebinding)."""
     answers = iter(["8.8.8.8", "10.0.0.5"])
     monkeypatch.setattr(network.socket, "getaddrinfo", lambda *_, **__: [(2, 1, 6, "", (next(answers), 0))])
     from flash_vstream.video.gateway import pinned_request
@@ -158,7 +158,7 @@ def test_links_do_not_lead_out_of_an_allowed_folder(tmp_path):
         rules.check(str(allowed / "link.mp4"))
     with pytest.raises(ForbiddenSourceError):
         rules.check(f"{allowed}/../closed/clip.mp4")
-    # A link that is put there after the check is followed by no reader.
+    # Readers do not follow a link that is created after the check.
     write_video(allowed / "clip.mp4", frames=5)
     source = Source(str(allowed / "clip.mp4"), 5, pace="fast", rules=rules)
     assert list(watch_source(source))

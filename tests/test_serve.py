@@ -1,4 +1,4 @@
-"""The HTTP API, driven from outside: real processes, real files, OpenAI's own client."""
+"""The HTTP API from the outside: real processes, real files, OpenAI's own client."""
 
 import base64
 import io
@@ -81,7 +81,7 @@ def test_questions_are_answered_and_kept(server):
     events = events_of(server.call("POST", path, {"question": "what?", "max_new_tokens": 8, "stream": True})[1])
     assert [kind for kind, _ in events[-2:]] == ["text", "done"]
     assert "".join(value["text"] for kind, value in events if kind == "text") == events[-1][1]["text"] == whole["text"]
-    assert events[-1][1]["warm"]  # nothing has moved since it was read for the question before
+    assert events[-1][1]["warm"]  # nothing changed since the memory was read for the previous question
     history = server.call("GET", "/v1/streams/door/history?limit=2")[1]
     assert [entry["answer"] for entry in history] == [whole["text"]] * 2
     older = server.call("GET", f"/v1/streams/door/history?before={history[-1]['id']}")[1]
@@ -92,9 +92,9 @@ def test_twenty_questions_at_once_are_all_answered(server):
     server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
     ask = partial(server.call, "POST", "/v1/streams/door/questions")
     with ThreadPoolExecutor(20) as pool:
-        told = list(pool.map(ask, [{"question": f"what is {i}?", "max_new_tokens": 6} for i in range(20)]))
-    assert [status for status, _ in told] == [200] * 20
-    assert [body["question"] for _, body in told] == [f"what is {i}?" for i in range(20)]
+        answers = list(pool.map(ask, [{"question": f"what is {i}?", "max_new_tokens": 6} for i in range(20)]))
+    assert [status for status, _ in answers] == [200] * 20
+    assert [body["question"] for _, body in answers] == [f"what is {i}?" for i in range(20)]
 
 
 def test_a_connection_that_is_reset_after_its_request_takes_no_slot_along(server):
@@ -137,24 +137,24 @@ def test_a_connection_that_is_reset_after_its_request_takes_no_slot_along(server
     ],
 )
 def test_mistakes_get_one_clear_error(server, method, path, body, status):
-    got, told = server.call(method, path, body)
-    assert got == status, told
-    assert told["error"]["message"]
-    assert told["error"]["code"] == status
+    got, answer = server.call(method, path, body)
+    assert got == status, answer
+    assert answer["error"]["message"]
+    assert answer["error"]["code"] == status
 
 
 def test_a_stream_without_a_frame_says_so(server):
     server.call("POST", "/v1/streams", {"name": "quiet", "source": "push"})
-    status, told = server.call("POST", "/v1/streams/quiet/questions", {"question": "what?"})
-    assert (status, "not shown a frame" in told["error"]["message"]) == (409, True)
+    status, answer = server.call("POST", "/v1/streams/quiet/questions", {"question": "what?"})
+    assert (status, "not shown a frame" in answer["error"]["message"]) == (409, True)
     server.call("DELETE", "/v1/streams/quiet")
 
 
 def test_a_file_that_is_no_video_fails_and_says_why(server, tmp_path):
     (tmp_path / "text.mp4").write_text("no video" * 100)
     server.call("POST", "/v1/streams", {"name": "text", "source": str(tmp_path / "text.mp4")})
-    told = server.wait_for("/v1/streams/text", lambda _, body: body["state"] == "failed")
-    assert "not a video" in told["error"]
+    stream = server.wait_for("/v1/streams/text", lambda _, body: body["state"] == "failed")
+    assert "not a video" in stream["error"]
     server.call("DELETE", "/v1/streams/text")
 
 
@@ -178,11 +178,11 @@ def test_frames_are_pushed_over_a_websocket(server):
         assert "not a JPEG" in json.loads(sender.recv(timeout=10))["error"]
         sender.send("text")
         assert "error" in json.loads(sender.recv(timeout=10))
-        status, told = server.call("POST", "/v1/streams/pushed/questions", {"question": "what?", "max_new_tokens": 4})
+        status, answer = server.call("POST", "/v1/streams/pushed/questions", {"question": "what?", "max_new_tokens": 4})
         assert status == 200
-        assert 0 < told["stream_time"] < 60
+        assert 0 < answer["stream_time"] < 60
         server.call("DELETE", "/v1/streams/pushed")
-        with pytest.raises(ConnectionClosed):  # noqa: PT012 - which of the sends meets the end is chance
+        with pytest.raises(ConnectionClosed):  # noqa: PT012 - which send fails first is up to timing
             for _ in range(3):
                 sender.send(encoded((0, 0, 0)))
                 sender.recv(timeout=10)
@@ -200,7 +200,7 @@ def test_pictures_are_bounded():
     assert picture_of(encoded((9, 9, 9)), 16, 10_000).shape == (16, 16, 3)
 
 
-# --- what a keeper sees
+# --- what an operator sees
 
 
 def test_health_metrics_and_the_document(server):
@@ -239,7 +239,7 @@ def test_a_memory_that_cannot_be_read_is_set_aside(tiny_folder, video, tmp_path)
     assert (tmp_path / "memories" / "door.set-aside").read_bytes() == b"of another model"
 
 
-# --- who may call, what may be watched
+# --- who may call, and what may be watched
 
 
 def test_a_server_beyond_loopback_wants_a_token(tiny_folder, video):
@@ -262,8 +262,8 @@ def test_a_server_beyond_loopback_wants_a_token(tiny_folder, video):
             "http://169.254.169.254/x",
             "rtsp://[::1]/1",
         ):
-            status, told = server.call("POST", "/v1/streams", {"name": "x", "source": source})
-            assert status == 403, told
+            status, answer = server.call("POST", "/v1/streams", {"name": "x", "source": source})
+            assert status == 403, answer
         escape = f"{folder}/../../etc/passwd"
         assert server.call("POST", "/v1/streams", {"name": "x", "source": escape})[0] == 403
         server.call("POST", "/v1/streams", {"name": "cam", "source": "push"})
@@ -285,8 +285,8 @@ def test_pages_of_elsewhere_and_rebound_names_are_turned_away(server):
 
 
 def test_bodies_are_bounded(server):
-    status, told = server.call("POST", "/v1/chat/completions", headers={"content-length": str(10**9)}, body=b"{}")
-    assert (status, told["error"]["type"]) == (413, "too_large")
+    status, answer = server.call("POST", "/v1/chat/completions", headers={"content-length": str(10**9)}, body=b"{}")
+    assert (status, answer["error"]["type"]) == (413, "too_large")
 
 
 @pytest.mark.parametrize("path", ["/v1/streams", "/v1/chat/completions"])
@@ -306,7 +306,7 @@ def test_rules_of_access():
     for source in ("rtsp://10.0.0.1/1", "http://192.168.1.1/x", "http://[::ffff:127.0.0.1]/x", "file.mp4"):
         with pytest.raises(ApiError):
             open_to_all.check_source(source)
-    AccessRules().check_source("/etc/hosts")  # on loopback a server is its user's own
+    AccessRules().check_source("/etc/hosts")  # on loopback, the server belongs to its user
     with pytest.raises(UserError, match="token"):
         AccessRules("192.168.1.5")
     with pytest.raises(ApiError, match="bearer token"):
@@ -316,11 +316,11 @@ def test_rules_of_access():
 def test_limits_on_streams(server):
     made = []
     for i in range(20):
-        status, told = server.call("POST", "/v1/streams", {"name": f"many-{i}", "source": "push"})
+        status, answer = server.call("POST", "/v1/streams", {"name": f"many-{i}", "source": "push"})
         if status != 201:
             break
         made.append(f"many-{i}")
-    assert (status, told["error"]["type"]) == (429, "rate_limit")
+    assert (status, answer["error"]["type"]) == (429, "rate_limit")
     for name in made:
         assert server.call("DELETE", f"/v1/streams/{name}")[0] == 204
 
@@ -345,7 +345,7 @@ def test_serve_says_what_is_wrong(tiny_folder, options, message):
 
 
 def test_a_port_that_is_taken_is_told(tiny_folder):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("serve", "--port", str(taken.getsockname()[1]), "--model", tiny_folder)
+    with socket.create_server(("127.0.0.1", 0)) as blocker:
+        done = run("serve", "--port", str(blocker.getsockname()[1]), "--model", tiny_folder)
     assert done.returncode == 2
     assert "cannot listen" in done.stderr

@@ -1,4 +1,4 @@
-"""``serve`` as a process: how it ends, HTTPS, and options that contradict each other."""
+"""``serve`` as a process: shutdown, HTTPS, and conflicting options."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def video(tmp_path_factory) -> Path:
 
 
 def shared_memory(server: Server) -> set[str]:
-    """Folders of ours that the server's workers have files mapped from."""
+    """Our shared memory folders that the server's workers have mapped files from."""
     folders = set()
     for worker in server.call("GET", "/healthz")[1]["workers"].values():
         for line in Path(f"/proc/{worker['pid']}/maps").read_text().splitlines():

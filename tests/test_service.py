@@ -1,4 +1,4 @@
-"""The whole service on the tiny model behind its application, in this process; only its workers are processes."""
+"""The whole service with the tiny model and its application, in this process except for the workers."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def video(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory, video) -> Path:
-    """A state folder with a stream whose file is missing, and one that no version can read."""
+    """A state folder with one stream whose file is missing and one that no version can read."""
     folder = tmp_path_factory.mktemp("state")
     StateFolder(folder).close()
     missing = {"name": str(folder / "later.mp4"), "fps": 5.0}
@@ -62,19 +62,19 @@ def ask(client: TestClient, **more):
 
 
 def slots_are_free(service: Service, client: TestClient) -> bool:
-    """Whether every question slot is free, and every question has an outcome."""
-    taken = [service._questions.acquire(blocking=False) for _ in range(SLOTS)]
-    for _ in filter(None, taken):
+    """Whether all question slots are free and every question has an outcome."""
+    acquired = [service._questions.acquire(blocking=False) for _ in range(SLOTS)]
+    for _ in filter(None, acquired):
         service._questions.release()
     rows = service.store.history("door", 1000)
-    return all(taken) and all(row["answer"] is not None or row["error"] for row in rows) and ask(client).is_success
+    return all(acquired) and all(row["answer"] is not None or row["error"] for row in rows) and ask(client).is_success
 
 
 # --- questions
 
 
 def leave_after_request(app, path: str, body: dict, reads: bool = True) -> None:
-    """A caller who is gone as soon as the request has been sent, or who stays and reads nothing."""
+    """Act as a caller who disconnects right after sending the request, or who stays but reads nothing."""
     content = json.dumps(body).encode()
     headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
     scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST"}
@@ -125,10 +125,10 @@ def test_text_that_cannot_be_encoded_is_refused(service, client):
     chat = json.dumps({"model": service.model_name, "messages": [message]})
     for half in ('"\\ud800"', '"a\\u0000b"'):
         for _ in range(SLOTS + 1):
-            told = client.post(path, content=f'{{"question": {half}}}', headers=typed)
-            assert told.status_code == 422
-            told = client.post("/v1/chat/completions", content=chat.replace('"SURROGATE"', half), headers=typed)
-            assert 400 <= told.status_code < 500
+            response = client.post(path, content=f'{{"question": {half}}}', headers=typed)
+            assert response.status_code == 422
+            response = client.post("/v1/chat/completions", content=chat.replace('"SURROGATE"', half), headers=typed)
+            assert 400 <= response.status_code < 500
         for body in (f'{{"name": "x", "source": {half}}}', f'{{"name": {half}, "source": "push"}}', f"{{{half}: 1}}"):
             assert client.post("/v1/streams", content=body, headers=typed).status_code == 422
     assert slots_are_free(service, client)
@@ -137,22 +137,22 @@ def test_text_that_cannot_be_encoded_is_refused(service, client):
 def test_questions_are_answered_on_a_full_disk(service, client):
     pages = service.store._db.execute("pragma page_count").fetchone()[0]
     service.store._db.execute(f"pragma max_page_count = {pages}")
-    filler = service.store.ask("door", "x" * 100_000)  # so that no page has room left
+    filler = service.store.ask("door", "x" * 100_000)  # fill the free pages
     service.store.answer(filler, "x", None, {})
     for _ in range(SLOTS + 1):
         assert ask(client).status_code == 200
-    told = until(lambda: (body := client.get("/healthz").json())["status"] == "degraded" and body)
-    assert "state folder cannot be written" in " ".join(told["problems"])
+    health = until(lambda: (body := client.get("/healthz").json())["status"] == "degraded" and body)
+    assert "state folder cannot be written" in " ".join(health["problems"])
     service.store._db.execute(f"pragma max_page_count = {2**30}")
     until(lambda: service.saving_error is None)
     assert slots_are_free(service, client)
 
 
 def test_an_answer_is_streamed_for_proxies_and_browsers(client):
-    told = ask(client, stream=True, max_new_tokens=8)
-    assert told.headers["content-type"].startswith("text/event-stream")
-    assert told.headers["cache-control"] == "no-cache"
-    assert told.text.splitlines()[0] == "event: text"
+    response = ask(client, stream=True, max_new_tokens=8)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.text.splitlines()[0] == "event: text"
 
 
 def test_history_shows_the_pictures_that_the_memory_has(client):
@@ -176,8 +176,8 @@ def test_a_stream_is_edited_and_keeps_its_memory(service, client, video):
     client.post("/v1/streams", json={"name": "hall", "source": str(video), "fps": 5, "loop": True})
     before = until(lambda: (body := client.get("/v1/streams/hall").json())["kept"] >= 3 and body)
     client.post("/v1/streams/hall/questions", json={"question": "what?", "max_new_tokens": 1})
-    told = client.patch("/v1/streams/hall", json={"name": "gate", "fps": 10})
-    assert (told.status_code, told.json()["name"], told.json()["fps"]) == (200, "gate", 10)
+    response = client.patch("/v1/streams/hall", json={"name": "gate", "fps": 10})
+    assert (response.status_code, response.json()["name"], response.json()["fps"]) == (200, "gate", 10)
     assert client.get("/v1/streams/hall").status_code == 404
     after = until(lambda: (body := client.get("/v1/streams/gate").json())["kept"] > before["kept"] + 2 and body)
     assert after["time"] > before["time"]
@@ -200,8 +200,8 @@ def test_nothing_is_half_done_on_a_disk_that_cannot_be_written(service, client, 
         lambda: client.delete("/v1/streams/door"),
         lambda: client.patch("/v1/streams/door", json={"name": "new"}),
     ):
-        told = call()
-        assert (told.status_code, "cannot be written" in told.json()["error"]["message"]) == (409, True)
+        response = call()
+        assert (response.status_code, "cannot be written" in response.json()["error"]["message"]) == (409, True)
     assert [stream["name"] for stream in client.get("/v1/streams").json()] == names
     service.store._db.execute("pragma query_only = off")
     assert ask(client).status_code == 200
@@ -211,10 +211,10 @@ def test_nothing_is_half_done_on_a_disk_that_cannot_be_written(service, client, 
 def test_the_saver_outlives_what_safetensors_raises(service, client):
     memories = service.store.memory_path("door").parent
     shutil.rmtree(memories)
-    memories.write_text("")  # a file where the folder was
-    told = until(lambda: (body := client.get("/healthz").json())["status"] == "degraded" and body)
+    memories.write_text("")  # a file in the folder's place
+    health = until(lambda: (body := client.get("/healthz").json())["status"] == "degraded" and body)
     until(lambda: "state folder cannot be written" in " ".join(client.get("/healthz").json()["problems"]))
-    assert told["problems"]
+    assert health["problems"]
     memories.unlink()
     memories.mkdir()
     until(lambda: service.store.memory_path("door").exists() and service.saving_error is None)
@@ -253,7 +253,7 @@ def test_the_command_line_wins_over_what_was_saved(tiny_folder, tmp_path, video)
     assert watched(NamedSource(str(video), 2.0)) == (str(video), 2.0)
     assert not list((tmp_path / "state" / "memories").glob("*.set-aside"))
     assert watched(NamedSource(str(other))) == (str(other), 1.0)
-    assert len(list((tmp_path / "state" / "memories").glob("*.set-aside"))) == 1  # the other source's memory
+    assert len(list((tmp_path / "state" / "memories").glob("*.set-aside"))) == 1  # the memory of the other source
 
 
 def test_too_many_streams_on_the_command_line_are_a_users_mistake(tiny_folder, tmp_path):

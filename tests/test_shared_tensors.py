@@ -1,4 +1,4 @@
-"""Tensors in shared memory: whole or read again, bounded in size, and taken up front."""
+"""Tensors in shared memory: consistent reads, bounded size, and space reserved up front."""
 
 import json
 import multiprocessing
@@ -89,11 +89,11 @@ def test_what_fits_is_left_alone_and_numbers_that_do_not_are_refused():
         bounded_json({"gaps": list(range(3000)), "error": "x"})
 
 
-# --- whole or not at all
+# --- consistent reads
 
 
 def _publish_often(path: str, seconds: float) -> None:
-    torch.set_num_threads(1)  # or threads wait for each other on a busy machine
+    torch.set_num_threads(1)  # otherwise threads wait for each other on a busy machine
     shared = SharedTensors(path)
     deadline, i = time.monotonic() + seconds, 0
     while time.monotonic() < deadline:
@@ -120,7 +120,7 @@ def test_a_state_is_never_read_half_written(tmp_path):
 
 
 def test_stores_that_become_visible_out_of_order_are_noticed(tmp_path, monkeypatch):
-    """As on processors other than x86: the newest version's number is there before its bytes are."""
+    """As on CPUs other than x86: the newest version number becomes visible before its bytes."""
     monkeypatch.setattr(shared_tensors, "PATIENCE_SECONDS", 0.05)
     shared = SharedTensors.create(str(tmp_path / "state"), THREE)
     for i in (1.0, 2.0):
@@ -128,17 +128,17 @@ def test_stores_that_become_visible_out_of_order_are_noticed(tmp_path, monkeypat
         shared.publish_status({"i": i})
     place = shared._place(2)
     before = place.copy()
-    for at in (0, shared._tensor_bytes + 30):  # a tensor, and the text beside it
+    for at in (0, shared._tensor_bytes + 30):  # in a tensor, and in the notes
         place[at] ^= 1
         state, notes = shared.read()
-        assert (float(state["a"].sum()), notes) == (3.0, {"i": 1.0})  # the one before, whole
+        assert (float(state["a"].sum()), notes) == (3.0, {"i": 1.0})  # the previous version, complete
         place[:] = before
     assert shared.read()[1] == {"i": 2.0}
     shared._status_place(2)[20] ^= 1
     assert shared.read_status() == {"i": 1.0}
     shared._place(1)[0] ^= 1
     shared._place(2)[0] ^= 1
-    assert shared.read() is None  # and no endless loop
+    assert shared.read() is None  # and does not loop forever
 
 
 def test_a_torn_frame_is_not_taken(tmp_path):
@@ -154,7 +154,7 @@ def test_a_torn_frame_is_not_taken(tmp_path):
 
 
 def test_too_little_space_is_told_at_creation(tmp_path):
-    """The limit on a file's size stands for a full folder: either way the space cannot be taken."""
+    """A file size limit simulates a full folder: in both cases the space cannot be reserved."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
     try:
@@ -188,7 +188,7 @@ except UserError as error:
 
 
 def test_a_full_folder_never_ends_a_process(tmp_path):
-    """A file system of 4 MB: every state that was made can be written, the next is refused, no SIGBUS."""
+    """On a 4 MB file system every state that was created can be written; the next is refused, without SIGBUS."""
     mount = f"mount -t tmpfs -o size=4m none {tmp_path} && exec {sys.executable} -c '{FULL}' {tmp_path}"
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount],
@@ -213,7 +213,7 @@ def test_the_folder_can_be_named(tmp_path, monkeypatch):
     assert os.path.isdir(shared_folder())
 
 
-# --- what a killed process leaves
+# --- what a killed process leaves behind
 
 
 OWNER = """
@@ -262,7 +262,7 @@ if __name__ == "__main__":
 
 
 def test_a_reader_ends_with_its_parent_whatever_it_waits_for(tmp_path):
-    """Here for a pipe that nobody writes to."""
+    """Tested with a pipe that has no writer."""
     os.mkfifo(tmp_path / "silent")
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
@@ -276,7 +276,7 @@ def test_a_reader_ends_with_its_parent_whatever_it_waits_for(tmp_path):
 
 
 def test_a_source_that_fails_for_hours_is_still_tried(tmp_path):
-    """Waits that double without a bound overflowed after a thousand failures, some 80 minutes, in the frame worker."""
+    """Regression: unbounded doubling of the delay overflowed after a thousand failures (about 80 minutes)."""
     os.mkfifo(tmp_path / "silent")
     capture = Capture(Source(str(tmp_path / "silent"), size=16, loop=True), str(tmp_path), silence=0.1)
     capture._failures = 5000

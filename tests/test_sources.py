@@ -1,4 +1,4 @@
-"""Sources by kind: names that hide secrets, recordings on a web server, seeking, folders, odd pictures, old cameras."""
+"""Sources by kind: names and secrets, recordings over HTTP, seeking, folders, odd pictures, old cameras."""
 
 import io
 import itertools
@@ -76,7 +76,7 @@ def test_no_password_is_ever_shown(extra, scheme):
     "name", ["http://[x", "rtsp://a:b]c", "rtsp://cam:port/1", "rtsp:///1", "http://a\0b", "é" * 900]
 )
 def test_names_that_cannot_be_read_are_a_users_error(name):
-    Source(name)  # names can be kept and shown
+    Source(name)  # the name can still be stored and shown
     with pytest.raises(UserError):
         Source(name).checked()
 
@@ -112,7 +112,7 @@ def web(tmp_path):
 
 
 def put_first(path: Path, output: Path) -> Path:
-    """The MP4 with its index before its pictures, as servers have it."""
+    """Rewrite an MP4 with its index first, as web servers usually have it."""
     with av.open(str(path)) as source, av.open(str(output), "w", options={"movflags": "faststart"}) as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
@@ -125,7 +125,7 @@ def put_first(path: Path, output: Path) -> Path:
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "ts", "m3u8"])
 @pytest.mark.parametrize("ranges", [True, False])
 def test_a_recording_on_a_web_server_has_its_own_clock(web, kind, ranges):
-    """All of it is read, at its own times, and then it has ended; it used to be one frame, for ever again."""
+    """It is read in full at its own times and then ends. Regression: one frame was read over and over."""
     web.ranges = ranges
     if kind == "m3u8":
         write_playlist(web.folder / "clip.m3u8", frames=120)
@@ -189,7 +189,7 @@ def test_sound_that_lasts_longer_than_the_picture_is_no_break(tmp_path, caplog):
     assert not caplog.messages
 
 
-# --- going on from far within
+# --- resuming deep inside a file
 
 
 @pytest.mark.parametrize("kind", ["mp4", "mkv", "ts", "avi"])
@@ -205,7 +205,7 @@ def test_seeking_gives_the_same_frames_and_times(tmp_path, kind, fps, begin):
 
 @pytest.mark.parametrize("kind", ["mp4", "ts"])
 def test_seeking_decodes_little(tmp_path, kind, monkeypatch):
-    """From the key frame before, not from the start: at 334 s of 1080p that took longer than anybody waits."""
+    """Decoding starts at the preceding key frame: from the start, reaching 334 s of 1080p took far too long."""
     video, decoded = write_video(tmp_path / f"clip.{kind}", frames=1000), []
     original = Playback.decoded
 
@@ -220,7 +220,7 @@ def test_seeking_decodes_little(tmp_path, kind, monkeypatch):
 
 
 def test_pictures_out_of_order_are_found_too(tmp_path):
-    """H.264 with B-frames, key frames far apart: as encoders make it by default."""
+    """H.264 with B-frames and distant key frames, the default of encoders."""
     path = tmp_path / "clip.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"g": "50", "bf": "3"})
@@ -238,7 +238,7 @@ def test_pictures_out_of_order_are_found_too(tmp_path):
 
 
 def test_a_clock_that_starts_anew_goes_on(tmp_path):
-    """MPEG-TS: two recordings put together, and one whose clock jumps by a day."""
+    """MPEG-TS: two concatenated recordings, and one whose clock jumps by a day."""
     parts = [write_video(tmp_path / f"{i}.ts", frames=20).read_bytes() for i in range(2)]
     joined, jump = tmp_path / "joined.ts", tmp_path / "jump.ts"
     joined.write_bytes(parts[0] + parts[1])
@@ -296,7 +296,7 @@ def test_pictures_of_a_folder_are_upright_and_bounded(tmp_path):
     turned = Image.new("RGB", (40, 20), (200, 0, 0))
     turned.paste((0, 0, 0), (0, 0, 20, 20))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
+    exif[0x0112] = 6  # rotate clockwise to display
     turned.save(tmp_path / "a.jpg", exif=exif)
     Image.new("1", (20_000, 20_000)).save(tmp_path / "b.png")
     notes: list[str] = []
@@ -348,7 +348,7 @@ def test_videos_of_too_many_pixels_are_refused(tmp_path):
 
 
 def test_large_videos_cost_bounded_memory(tmp_path):
-    """The largest square that is decoded, in a process of its own: no full-size RGB, few pictures at once."""
+    """The largest decodable square, in a separate process: no full-size RGB, few pictures at once."""
     video = huge(tmp_path / "large.mkv", 5900)
     script = (
         "import resource, sys; from flash_vstream.video import read_frames;"
@@ -362,7 +362,7 @@ def test_large_videos_cost_bounded_memory(tmp_path):
     assert grown < 400, f"{grown:.0f} MiB"
 
 
-# --- cameras that speak MJPEG in their own way
+# --- cameras with unusual MJPEG
 
 JPEGS = []
 for _level in (0, 80, 160, 240):
@@ -372,7 +372,7 @@ for _level in (0, 80, 160, 240):
 
 
 def dialects() -> dict[str, tuple[bytes, bytes, bytes, bool]]:
-    """Header, what stands before a picture, what after it, and whether its length is told."""
+    """Per dialect: header, bytes before a picture, bytes after it, and whether its length is given."""
     long = b"123456789000000000000987654321"
     multipart = b"content-type: multipart/x-mixed-replace;boundary="
     image = b"content-type: image/jpeg\r\n"
@@ -394,11 +394,11 @@ def dialects() -> dict[str, tuple[bytes, bytes, bytes, bool]]:
 
 @pytest.mark.parametrize("dialect", list(dialects()))
 def test_old_cameras_are_understood(dialect):
-    header, before, after, told = dialects()[dialect]
+    header, before, after, has_length = dialects()[dialect]
 
     def piece(number: int) -> bytes:
         jpeg = JPEGS[number % len(JPEGS)]
-        length = b"content-length: %d\r\n\r\n" % len(jpeg) if told else b""
+        length = b"content-length: %d\r\n\r\n" % len(jpeg) if has_length else b""
         return before + length + jpeg + after
 
     with raw_camera(b"HTTP/1.1 200 OK\r\n" + header + b"\r\n\r\n", piece) as url:

@@ -1,4 +1,4 @@
-"""The state folder: one owner, full disks, damaged databases, and a log that does not grow for ever."""
+"""The state folder: one owner, full disks, damaged databases, and a bounded log."""
 
 import json
 import sqlite3
@@ -26,7 +26,7 @@ def store(tmp_path):
 
 
 def fill_disk(store: StateFolder, full: bool = True) -> None:
-    """From now on (or no more) SQLite has no page left, as on a disk without space."""
+    """Make SQLite run out of pages from now on, as on a full disk, or undo that."""
     pages = store._db.execute("pragma page_count").fetchone()[0] if full else 2**30
     store._db.execute(f"pragma max_page_count = {pages}")
 
@@ -77,7 +77,7 @@ def test_streams_are_changed_whole_or_not_at_all(store, tmp_path):
     assert len(store.history("door", 9)) == 1
     assert memory.exists()
     memory.unlink()
-    memory.mkdir()  # cannot be unlinked: the rows come back
+    memory.mkdir()  # cannot be unlinked, so the rows are restored
     with pytest.raises(StoreError):
         store.remove_stream("door")
     assert [saved.name for saved in store.saved_streams()] == ["door"]
@@ -127,7 +127,7 @@ def test_a_database_that_is_none_is_a_clear_error(tmp_path):
     with pytest.raises(UserError, match="cannot be used"):
         StateFolder(tmp_path)
     (tmp_path / "log.sqlite").unlink()
-    StateFolder(tmp_path).close()  # and the folder was not left locked
+    StateFolder(tmp_path).close()  # the folder was not left locked
 
 
 def test_a_question_costs_little_and_pictures_are_kept_once(store):

@@ -1,4 +1,4 @@
-"""What a stream shares beside its memory, the state folder, and the question client."""
+"""What a stream shares besides its memory, the state folder, and the question client."""
 
 import io
 import math
@@ -52,7 +52,7 @@ def test_thumbnails_are_those_of_the_slots_in_constant_space():
         memory.write(torch.randn(1, 4, 8, generator=generator), [i / 10])
         snapshot = memory.read()
         wanted = {moment for _, slots in snapshot.parts() for moment in slots.exemplar.tolist()}
-        pictures.see(i / 10, noise(i), wanted)  # the hardest of pictures to make small
+        pictures.see(i / 10, noise(i), wanted)  # noise, the hardest pictures to compress
         assert set(unpack_thumbnails(pictures.state_dict())) == wanted
     assert sum(value.nbytes for value in pictures.state_dict().values()) == size
     for jpeg in unpack_thumbnails(pictures.state_dict()).values():
@@ -102,10 +102,10 @@ def test_pushed_frames_are_timed_from_the_first(tmp_path):
         if number != 2:
             assert reader.newest().time == moment - 1000.0
     assert (reader.status.came, reader.status.skipped) == (3, 1)
-    begun = time.monotonic()
+    started = time.monotonic()
     later = PushedFrames(str(tmp_path / "ring"), 4, fps=2, start=100.0)
-    ring.write(4, Frame(begun + 3.0, np.zeros((4, 4, 3), np.uint8)))
-    assert later.newest().time == pytest.approx(103.0, abs=time.monotonic() - begun)
+    ring.write(4, Frame(started + 3.0, np.zeros((4, 4, 3), np.uint8)))
+    assert later.newest().time == pytest.approx(103.0, abs=time.monotonic() - started)
 
 
 # --- the state folder
@@ -121,9 +121,9 @@ def test_the_state_folder_keeps_questions_and_streams(tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "state").st_mode) == 0o700
     again = StateFolder(tmp_path / "state")
     assert [Source(**saved.fields) for saved in again.saved_streams()] == [source]
-    told = again.history("a/b", 10)
-    assert [(entry["answer"], entry["error"]) for entry in told] == [("this", None), (None, "the server stopped")]
-    assert told[0]["details"]["tokens"] == 1
+    history = again.history("a/b", 10)
+    assert [(entry["answer"], entry["error"]) for entry in history] == [("this", None), (None, "the server stopped")]
+    assert history[0]["details"]["tokens"] == 1
     assert [entry["id"] for entry in again.history("a/b", 10, before=second)] == [first]
     assert again.memory_path("a/b").parent == tmp_path / "state" / "memories"
     again.remove_stream("a/b")
@@ -160,9 +160,9 @@ def test_a_question_that_nobody_waits_for_is_dropped(question_client):
     waiting = question_client.ask(None, "hello", (), 400)
     assert next(waiting).kind == "text"
     waiting.close()
-    begun = time.monotonic()
+    started = time.monotonic()
     assert list(question_client.ask(None, "hello", (), 4))[-1].kind == "done"
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - started < 60
 
 
 def test_mistakes_are_events(question_client, tmp_path):

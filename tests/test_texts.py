@@ -1,4 +1,4 @@
-"""Texts compared in any script: words, what two texts share, yes and no; and the judge that builds on them."""
+"""Comparing texts in any script: words, word overlap, yes and no, and the judge built on them."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from flash_vstream.synthetic.texts import word_f1, words, yes_or_no
         ("Three dogs", ["3", "dogs"]),
         ("Straße", ["strasse"]),
         ("ＡＢＣ １２", ["abc", "12"]),  # noqa: RUF001 - full-width letters
-        ("man’s hat", ["man's", "hat"]),  # noqa: RUF001 - a typesetter's apostrophe
+        ("man’s hat", ["man's", "hat"]),  # noqa: RUF001 - a typographic apostrophe
         ("一只猫", ["一", "只", "猫"]),
         ("เล่น", ["เ", "ล่", "น"]),
         ("سَيَّارة", ["سيارة"]),
@@ -33,8 +33,8 @@ def test_words_of_every_script(text, expected):
     [("猫", "犬"), ("猫", '"…"'), ("سيارة", "كلب"), ("A", "The"), ("猫", ""), ("…", "…"), ("собака", "кошка")],
 )
 def test_different_answers_in_other_scripts_are_wrong(answer, prediction):
-    told = OfflineJudge().judge("?", answer, prediction)
-    assert (told.correct, told.score) == (False, 0.0)
+    judgement = OfflineJudge().judge("?", answer, prediction)
+    assert (judgement.correct, judgement.score) == (False, 0.0)
 
 
 @pytest.mark.parametrize(

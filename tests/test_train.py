@@ -1,4 +1,4 @@
-"""Training: packing, data, both kinds of stage, and going on after a kill."""
+"""Training: packing, data, both kinds of stage, and resuming after a kill."""
 
 import json
 import random
@@ -42,7 +42,7 @@ def features(goldens):
 
 
 def asked_alone(model, processor, view, turns, history=()):
-    """Log-probability of each answer when it is asked for alone, as at run time."""
+    """The log-probability of each answer when its question is asked separately, as at inference."""
     scores = []
     for turn in turns:
         for answer in turn.answers:
@@ -200,7 +200,7 @@ def test_beam_search_keeps_each_picture_with_its_beams(pictures, tiny):
     model, loaded = FlashVStream(*tiny), PictureSet.load(pictures, "train")
     features = [loaded.features(key)[:1] * 20 for key in sorted(loaded.captions)]
     alone = [caption_features(model, [frame], beams=3)[0] for frame in features]
-    assert len(set(alone)) > 1  # else it could not be told
+    assert len(set(alone)) > 1  # otherwise this test proves nothing
     assert caption_features(model, features, beams=3) == alone
 
 
@@ -209,7 +209,7 @@ def test_beam_search_keeps_each_picture_with_its_beams(pictures, tiny):
 
 @pytest.fixture
 def llava(tmp_path, features) -> Path:
-    """LLaVA-format data of every kind of stream."""
+    """LLaVA-format data with every kind of stream."""
     save_file({"a": features[:30].contiguous(), "a.times": torch.arange(30).double() * 2}, tmp_path / "f.safetensors")
     Image.new("RGB", (50, 50), (200, 0, 0)).save(tmp_path / "red.png")
     write_video(tmp_path / "clip.mp4")
@@ -282,7 +282,7 @@ def test_two_runs_of_one_config_are_bit_equal(llava, tiny_folder, tmp_path):
     config = StageConfig.load(config_file(llava, tune={"lora": {"rank": 4, "alpha": 8}}, steps=2))
     states = []
     for name in ("first", "second"):
-        torch.manual_seed(hash(name) % 1000)  # whatever was drawn before does not matter
+        torch.manual_seed(hash(name) % 1000)  # the earlier random state must not matter
         states.append(
             load_file(run_stage(config, tiny_folder, llava, tmp_path / name, media_encoder(tiny_folder)) / WEIGHTS)
         )
@@ -313,7 +313,7 @@ def test_a_stage_trains_what_it_says(llava, tiny_folder, tmp_path, stage):
     before = FlashVStreamForConditionalGeneration.from_pretrained(tiny_folder).state_dict()
     after = FlashVStreamForConditionalGeneration.from_pretrained(result).state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    # Thirty frames are more than the abstract memory holds, so its attention is trained as well.
+    # Thirty frames exceed the abstract memory, so its attention is trained too.
     expected = {"projector", "semantic_attention"} | ({"language_model"} if stage == 2 else set())
     assert changed == expected
     assert list((tmp_path / "run" / "logs").glob("events.out.tfevents.*"))
@@ -359,7 +359,7 @@ def test_a_lora_stage_can_be_exported(llava, tiny_folder, tmp_path):
 
 
 def test_a_killed_run_goes_on_to_the_same_end(llava, tiny_folder, tmp_path):
-    """kill -9 in the middle, the same command again: the result of an undisturbed run."""
+    """kill -9 halfway, then the same command again: same result as an uninterrupted run."""
     config = config_file(llava, steps=8)
     command = [sys.executable, "-c", RUN, str(config), str(tiny_folder), str(llava)]
     killed = tmp_path / "killed"
@@ -370,7 +370,7 @@ def test_a_killed_run_goes_on_to_the_same_end(llava, tiny_folder, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert last_checkpoint(killed) is not None
-    # And a checkpoint that the kill cut short is passed over.
+    # A checkpoint that the kill left incomplete is skipped.
     (killed / "checkpoint-9").mkdir()
     (killed / "checkpoint-9" / "model.safetensors").write_bytes(b"half")
     parsed = StageConfig.load(config)

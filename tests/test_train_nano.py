@@ -1,4 +1,4 @@
-"""scripts/train_nano.sh, at toy size: every step of nano's training, and the same command again."""
+"""scripts/train_nano.sh at toy size: every step of nano's training, then the same command again."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "train_nano.sh"
 
 @pytest.fixture
 def toy(tiny, tmp_path) -> tuple[Path, Path]:
-    """A folder of 24 captioned pictures, and the tiny model with a grounding to train."""
+    """A folder of 24 captioned pictures, and the tiny model with an untrained grounding."""
     pictures, folder = tmp_path / "pictures", tmp_path / "model"
     pictures.mkdir()
     keys = [f"{i:02}.png" for i in range(28)]

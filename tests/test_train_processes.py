@@ -1,4 +1,4 @@
-"""Training in two processes: each sample once, and the weights that one process ends with."""
+"""Training in two processes: each sample is used once, and the weights match a single process."""
 
 import json
 import subprocess
@@ -56,7 +56,7 @@ def config_file(folder: Path, batch_size: int) -> Path:
 
 @pytest.fixture
 def data(tmp_path, goldens) -> Path:
-    """Two sources of streams whose answers are equally long: the mean over tokens is that over samples."""
+    """Two stream sources with answers of equal length, so the mean over tokens equals the mean over samples."""
     features = goldens["offline.features"]
     save_file({f"s{i}": features[i : i + 12].clone() for i in range(20)}, tmp_path / "f.safetensors")
     for name, begin in (("data.json", 0), ("more.json", 12)):

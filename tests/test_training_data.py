@@ -1,4 +1,4 @@
-"""Training data are checked before the first step: one error that counts and names what is wrong."""
+"""Training data are validated before the first step: one error counts and lists all problems."""
 
 import json
 

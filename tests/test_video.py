@@ -1,4 +1,4 @@
-"""Real files, made with PyAV, sound and broken."""
+"""Real video files made with PyAV, both intact and broken."""
 
 import itertools
 import os
@@ -70,7 +70,7 @@ def test_pixel_formats(tmp_path, codec, pix_fmt, suffix):
 
 @pytest.mark.parametrize(("turn", "bright"), [("clockwise", "bottom"), ("counter-clockwise", "top"), ("half", "left")])
 def test_rotation_is_applied(tmp_path, turn, bright):
-    """A phone's file: the picture as the sensor saw it, and a matrix in its header to show it by."""
+    """As in phone videos: pictures as the sensor saw them, with a display matrix in the header."""
     path = write_video(tmp_path / "phone.mp4", frames=20)
     matrix = {
         "clockwise": (0, 1, 0, -1, 0, 0),
@@ -103,7 +103,7 @@ def test_variable_frame_rate_keeps_its_times(tmp_path):
 
 
 def test_missing_time_stamps_follow_the_nominal_rate(tmp_path):
-    raw = tmp_path / "raw.m4v"  # an elementary stream has none
+    raw = tmp_path / "raw.m4v"  # an elementary stream has no time stamps
     with av.open(str(write_video(tmp_path / "clip.mp4"))) as source:
         packets = [bytes(packet) for packet in source.demux(video=0)]
         header = source.streams.video[0].codec_context.extradata

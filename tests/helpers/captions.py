@@ -1,4 +1,4 @@
-"""A set of captions, each picture an actor and what it does."""
+"""A set of captions in which every picture shows an actor doing something."""
 
 from flash_vstream.synthetic.events import Events
 

@@ -1,4 +1,4 @@
-"""The command line, run inside the test's own process."""
+"""Run the command line inside the test process."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from flash_vstream.cli.main import main
 
 
 def run(*arguments: str | Path, cache: Path | None = None) -> subprocess.CompletedProcess:
-    """The command line in this process, as a process of its own would end: code, stdout, stderr."""
+    """Run the command line in this process; return exit code, stdout and stderr like a separate process."""
     environment = {"COLUMNS": "200"} | ({"FLASH_VSTREAM_CACHE": str(cache)} if cache else {})
     command = ["flash-vstream", *map(str, arguments)]
     out, err, code = io.StringIO(), io.StringIO(), 0

@@ -1,4 +1,4 @@
-"""What a test needs of the machine."""
+"""What a test needs from the machine."""
 
 import os
 
@@ -6,5 +6,5 @@ import pytest
 
 
 def missing(what: str) -> None:
-    """Skip a test for want of something that .ci/packages installs; on CI that is a failure."""
+    """Skip a test because something from .ci/packages is missing; on CI, fail instead."""
     (pytest.fail if os.environ.get("FLASH_VSTREAM_TEST_ALL") else pytest.skip)(f"{what} is not here; see .ci/packages")

@@ -9,7 +9,7 @@ GOLDENS = Path(__file__).parent.parent / "goldens"
 
 
 def char_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:
-    """The golden files' tokenizer: BOS 1, EOS 2, a character c is 3 + ord(c) % 500."""
+    """The tokenizer of the golden files: BOS 1, EOS 2, and 3 + ord(c) % 500 for a character c."""
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2} | {
         chr(c): 3 + c % 500 for c in range(9, 500) if chr(c).isprintable()
     }

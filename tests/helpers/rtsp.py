@@ -1,4 +1,4 @@
-"""A real RTSP server (``rtsp_server.py``) in a process of its own."""
+"""A real RTSP server (``rtsp_server.py``) in a separate process."""
 
 import os
 import socket
@@ -9,17 +9,17 @@ from pathlib import Path
 
 from helpers.environment import missing
 
-SYSTEM_PYTHON = "/usr/bin/python3"  # GStreamer's bindings belong to the system's Python
+SYSTEM_PYTHON = "/usr/bin/python3"  # GStreamer's bindings are only in the system Python
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @contextmanager
 def rtsp_serving(port: int, *arguments: str) -> Iterator[str]:
-    """Serve a test picture until the block ends and give its URL; ``arguments`` go to ``rtsp_server.py``."""
+    """Serve a test picture until the block ends and yield its URL; ``arguments`` go to ``rtsp_server.py``."""
     probe = "import gi; gi.require_version('GstRtspServer', '1.0')"
     if subprocess.run(["/usr/bin/env", "-i", SYSTEM_PYTHON, "-c", probe], capture_output=True, check=False).returncode:
         missing("GStreamer's RTSP server")

@@ -1,6 +1,6 @@
-"""A real RTSP server (GStreamer's), run by the system's Python: ``rtsp_server.py PORT [WIDTH HEIGHT [LOSS]]``.
+"""A real RTSP server (GStreamer's), run by the system Python: ``rtsp_server.py PORT [WIDTH HEIGHT [LOSS]]``.
 
-``LOSS`` is the share of RTP packets that never leave it, 0 to 1.
+``LOSS`` is the share of RTP packets that the server drops, 0 to 1.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""A real server in a process of its own, for the tests that speak HTTP to it."""
+"""A real server in a separate process, for tests that talk HTTP to it."""
 
 import contextlib
 import json
@@ -19,13 +19,13 @@ import psutil
 
 
 class Server:
-    """A running ``flash-vstream serve``: its address, its process, plain calls."""
+    """A running ``flash-vstream serve``, with its URL, process and log, and helpers for HTTP calls."""
 
     def __init__(self, url: str, process: subprocess.Popen, log: Path, token: str | None):
         self.url, self.process, self.log, self.token = url, process, log, token
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
-        """Status and body (parsed where it is JSON)."""
+        """Send a request; return the status and the body (parsed if it is JSON)."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         named = {"content-type": "application/json"}
         if self.token:
@@ -38,7 +38,7 @@ class Server:
             return error.code, _parsed(error.read(), error.headers)
 
     def wait_for(self, path: str, true: Any, seconds: float = 30.0) -> Any:
-        """The body of ``GET path`` once ``true(status, body)`` holds."""
+        """Poll ``GET path`` until ``true(status, body)`` holds and return the body."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             status, body = self.call("GET", path)
@@ -54,7 +54,7 @@ class Server:
         return self.wait_for(f"/v1/streams/{name}", lambda status, body: status == 200 and body["time"] is not None)
 
     def children(self) -> dict[str, list[int]]:
-        """Process ids of the workers, the fork server and the readers below the server, as far as they run."""
+        """Process ids of the server's running workers, fork server and readers."""
         workers = self.call("GET", "/healthz")[1]["workers"]
         found = {kind: [worker["pid"]] if worker["alive"] else [] for kind, worker in workers.items()}
         found |= {"reader": [], "fork server": []}
@@ -74,7 +74,7 @@ def _parsed(data: bytes, headers: Any) -> Any:
 
 @contextmanager
 def serving(model: str, *options: str, token: str | None = None, cache: str | None = None) -> Iterator[Server]:
-    """Run ``flash-vstream serve`` on a free port until the block ends; it must end cleanly."""
+    """Run ``flash-vstream serve`` on a free port until the block ends; it must exit cleanly."""
     environment = {name: value for name, value in os.environ.items() if name != "FLASH_VSTREAM_TOKEN"}
     if token:
         environment["FLASH_VSTREAM_TOKEN"] = token

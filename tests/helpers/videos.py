@@ -16,7 +16,7 @@ def write_video(
     pix_fmt: str = "yuv420p",
     times: list[float] | None = None,
 ) -> Path:
-    """A video whose grey level rises by 8 a frame; the left half stays black."""
+    """Write a video whose grey level rises by 8 per frame; the left half stays black."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = *size, pix_fmt

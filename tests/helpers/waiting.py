@@ -1,10 +1,10 @@
-"""Waiting for what another process does."""
+"""Wait for another process."""
 
 import time
 
 
 def until(condition, seconds: float = 120.0):
-    """Wait for a condition and return its value; far longer than it should take, since machines may be busy."""
+    """Wait for a condition and return its value; the limit is generous because machines may be busy."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():

@@ -1,4 +1,4 @@
-"""A real web server for media, as well or as badly behaved as a test asks."""
+"""A real web server for media, as well or badly behaved as a test needs."""
 
 import http.server
 import re
@@ -14,9 +14,10 @@ import numpy as np
 
 
 class MediaServer:
-    """Serves the files of a folder with ranges; what is asked of it by whom is counted.
+    """Serves the files of a folder with range support and records the requested paths.
 
-    ``cut_at`` is the share of a file after which the connection breaks off, 1 for never. ``ranges`` turns them off.
+    ``cut_at`` is the share of a file after which the connection drops (1: never). Set ``ranges`` to False to
+    disable range support.
     """
 
     def __init__(self, folder: Path):
@@ -34,13 +35,13 @@ class MediaServer:
             request.send_error(404)
             return
         data, start = path.read_bytes(), 0
-        asked = re.match(r"bytes=(\d+)-", request.headers.get("range", "")) if self.ranges else None
-        if asked and int(asked[1]) >= len(data):
+        requested = re.match(r"bytes=(\d+)-", request.headers.get("range", "")) if self.ranges else None
+        if requested and int(requested[1]) >= len(data):
             request.send_error(416)
             return
-        request.send_response(206 if asked else 200)
-        if asked:
-            start = int(asked[1])
+        request.send_response(206 if requested else 200)
+        if requested:
+            start = int(requested[1])
             request.send_header("content-range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         if self.ranges:
             request.send_header("accept-ranges", "bytes")
@@ -72,7 +73,7 @@ def serving_media(folder: Path) -> Iterator[MediaServer]:
 
 @contextmanager
 def raw_camera(head: bytes, pieces: Callable[[int], bytes], pause: float = 0.02) -> Iterator[str]:
-    """A camera that answers every connection with ``head`` and then ``pieces(0)``, ``pieces(1)``, … for ever."""
+    """A camera that answers every connection with ``head``, then ``pieces(0)``, ``pieces(1)``, … forever."""
 
     def talk(connection: socket.socket) -> None:
         with connection:
@@ -102,7 +103,7 @@ def raw_camera(head: bytes, pieces: Callable[[int], bytes], pause: float = 0.02)
 
 
 def write_playlist(path: Path, frames: int, ended: bool = True) -> Path:
-    """An HLS playlist with segments of a second, 10 frames each, grey levels rising by 4 a frame."""
+    """Write an HLS playlist with one-second segments of 10 frames; grey levels rise by 4 per frame."""
     with av.open(str(path), "w", format="hls", options={"hls_time": "1", "hls_list_size": "0"}) as container:
         stream = container.add_stream("libx264", rate=10, options={"g": "10"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"

@@ -1,1 +1,1 @@
-"""Measuring what a model knows about streams."""
+"""Evaluate how well a model answers questions about streams."""

@@ -1,6 +1,6 @@
-"""What a model is given of a stream: its memory, parts of it, a few frames, or nothing.
+"""What the model sees of a stream: the memory, parts of it, a few frames, or nothing.
 
-The methods beside ``star`` are the baselines that show what the memory is worth.
+All methods except ``star`` are baselines that show what the memory contributes.
 """
 
 from dataclasses import replace
@@ -20,12 +20,15 @@ MEMORY_METHODS = (
 
 
 class MemoryMethod:
-    """What a model keeps of one stream: write frames, then ask for a snapshot to question.
+    """What the model keeps of one stream: write frames, then take a snapshot to ask about.
 
-    ``star`` writes every frame to the memory; ``recent:N`` and ``uniform:N`` write the newest N
-    frames, or N spread evenly over the stream with its last, to a fresh memory of the same sizes;
-    ``all`` is every frame at full resolution, for as long as that fits; ``blind`` is no video.
-    Raises ``UserError`` for a name that is none of these.
+    - ``star`` writes every frame to the memory; ``star-PART`` does too, but leaves out one part.
+    - ``recent:N`` writes the newest N frames to a fresh memory of the same size.
+    - ``uniform:N`` does so with N frames spread evenly over the stream, including the last one.
+    - ``all`` keeps every frame at full resolution, as long as that fits.
+    - ``blind`` sees no video.
+
+    Raises ``UserError`` for any other name.
     """
 
     def __init__(self, name: str, model: FlashVStreamForConditionalGeneration, star: StarConfig | None = None):
@@ -44,12 +47,12 @@ class MemoryMethod:
 
     @property
     def is_blind(self) -> bool:
-        """Whether it looks at no video at all."""
+        """Whether the method ignores the video."""
         return self._kind == "blind"
 
     @property
     def time_stamps(self) -> bool:
-        """Whether the prompt gives the times of the memory's slots."""
+        """Whether the prompt contains the times of the memory slots."""
         return self._without != TIMES
 
     def _new_memory(self) -> StarMemory:
@@ -57,7 +60,7 @@ class MemoryMethod:
         return StarMemory(self._star, channels, self._model.semantic_attention)
 
     def write(self, time: float, feature: Tensor) -> None:
-        """See a frame ``[P², D]`` at ``time`` seconds."""
+        """Write a frame ``[P², D]`` at ``time`` seconds."""
         self.frames += 1
         if self._kind == "star" or self._without:
             self._memory.write(feature[None].float(), [time])
@@ -67,7 +70,7 @@ class MemoryMethod:
                 del self._kept[: -self._count]
 
     def snapshot(self) -> MemorySnapshot | None:
-        """What a question is asked of; None is no video. Raises ``ValueError`` before the first frame."""
+        """The snapshot to ask about, or None for no video. Raises ``ValueError`` before the first frame."""
         if self.is_blind:
             return None
         if self._kind == "star" or self._without:
@@ -89,7 +92,7 @@ class MemoryMethod:
 
 
 def every_frame(features: Tensor, times: list[float], star: StarConfig) -> MemorySnapshot:
-    """Every frame as a slot of full resolution and no other memory: what a bounded memory replaces."""
+    """Every frame as a full-resolution slot and nothing else: what a bounded memory replaces."""
     whole = StarConfig(
         spatial_size=star.spatial_size,
         temporal_size=star.spatial_size,
@@ -104,5 +107,5 @@ def every_frame(features: Tensor, times: list[float], star: StarConfig) -> Memor
 
 
 def without(snapshot: MemorySnapshot, part: str) -> MemorySnapshot:
-    """The snapshot with one part empty."""
+    """The snapshot with one part emptied."""
     return replace(snapshot, **{part: getattr(snapshot, part)[torch.arange(0)]})

@@ -1,4 +1,4 @@
-"""How well a model captions single pictures: stage 1's score."""
+"""Score how well a model captions single pictures: the metric of stage 1."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ BATCH = 32
 
 
 def bleu4(predictions: list[str], references: list[list[str]]) -> float:
-    """Corpus BLEU-4 of 0 to 1 in lower case and without punctuation, as captions are scored.
+    """Corpus BLEU-4 (0 to 1), in lower case and without punctuation, as is usual for captions.
 
     Tokenization is sacrebleu's 13a with exponential smoothing off.
     """
@@ -35,7 +35,7 @@ def bleu4(predictions: list[str], references: list[list[str]]) -> float:
 
 
 def caption_features(pipeline: FlashVStream, features: list[Tensor], beams: int = 1) -> list[str]:
-    """Answers about pictures, each a stream of one frame ``[1, P², D]``, in one batch."""
+    """Captions for pictures, each a stream of one frame ``[1, P², D]``, in one batch."""
     snapshots = []
     for frame in features:
         memory = pipeline.model.new_memory(torch.float32)
@@ -45,9 +45,9 @@ def caption_features(pipeline: FlashVStream, features: list[Tensor], beams: int 
 
 
 def score_captions(data: Path, model_name: str, split: str, limit: int | None, beams: int = 1) -> dict[str, Any]:
-    """Ask what is happening of every picture of a split; BLEU-4 against all its captions.
+    """Caption every picture of a split and compute BLEU-4 against all of its captions.
 
-    Greedy, as a question is answered while it streams, or with beam search, as papers score captions.
+    One beam decodes greedily, like streamed answers; more beams match how papers score captions.
     """
     pictures = PictureSet.load(data, split)
     pipeline = FlashVStream.from_pretrained(model_name)

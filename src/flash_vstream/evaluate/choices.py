@@ -1,4 +1,4 @@
-"""Which option a reply chose. A reply that cannot be read is an abstention, never a guess."""
+"""Parse which option a reply chose. An unreadable reply is an abstention, never a guess."""
 
 import re
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from flash_vstream.evaluate.items import LETTERS
 from flash_vstream.synthetic.texts import fold, words
 
 MASK = "\0"
-"""Stands for an option's text when letters are looked for, so that the text's own words are not read as letters."""
+"""Replaces option texts before the search for letters, so that their words are not read as letters."""
 LONG = 4
-"""Words from which an option's text is recognised anywhere in a reply; shorter ones must stand by themselves."""
+"""Options of at least this many words are recognised anywhere in a reply; shorter ones must stand alone."""
 
 _OPENERS = r"[\s\"'`*_\[({<]*"
-# A letter that opens the reply and is marked as one: "B", "(b)", "B. …", "B - …", "**B**".
+# A letter at the start of the reply, marked as one: "B", "(b)", "B. …", "B - …", "**B**".
 _OPENING = re.compile(rf"^{_OPENERS}([A-Ha-h])(?:[])}}>\"*_`]|'(?!\w)|[.):;](?!\w)|\s*(?:$|\n|{MASK}|\s[-–—]\s))")  # noqa: RUF001
 _OPENING_WITH_COMMA = re.compile(rf"^{_OPENERS}([A-Ha-h]),(?!\w)")
-# Where a named letter must end: at the end of a clause, before a reason or before its option's text.
+# A named letter must be followed by the end of a clause, a reason, or its option's text.
 _LETTER_ENDS = rf"(?=[\"'`*_\])}}>]*\s*(?:$|[.,;:!?\n]|{MASK}|(?:because|since|as|or|and)\b))"
 _FILLERS = r"(?:\s+(?:is|was|would be|should be|must be|it'?s|it is|that|one|option|choice|letter|the|answer))*"
 _NAMED = re.compile(
@@ -49,7 +49,7 @@ _LEAD_IN = _COPULAS | frozenset(_LEAD_IN_WORDS.split())
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reply chose and the rule that read it: ``letter``, ``named``, ``text``, ``truncated text`` or ``none``."""
+    """The chosen option and the rule that matched: ``letter``, ``named``, ``text``, ``truncated text`` or ``none``."""
 
     index: int | None
     rule: str
@@ -59,17 +59,20 @@ ABSTAINED = Reading(None, "none")
 
 
 def parse_choice(reply: str, choices: Sequence[str]) -> int | None:
-    """The index of the option that ``reply`` chose, None when it chose none or several."""
+    """The index of the option that ``reply`` chose; None when it chose none or several."""
     return read_choice(reply, choices).index
 
 
 def read_choice(reply: str, choices: Sequence[str]) -> Reading:
-    """Read a reply, in this order.
+    """Parse a reply with the first rule that matches.
 
-    A bare letter; exactly one option's text, or its beginning where the reply was cut short; a
-    letter that opens the reply; a letter named or bracketed as the answer; the text of exactly one
-    option within the reply, neither denied nor part of a longer phrase. Letters within options'
-    texts are no letters ("C is cooking", "a man picked a card").
+    1. a bare letter
+    2. exactly one option's text, or the beginning of it when the reply was truncated
+    3. a letter at the start of the reply
+    4. a letter named or bracketed as the answer
+    5. the text of exactly one option within the reply, neither denied nor part of a longer phrase
+
+    Letters inside option texts do not count ("C is cooking", "a man picked a card").
     """
     text = reply.strip()
     if bare := re.fullmatch(r"\W*([A-Ha-h])\W*", text):
@@ -81,7 +84,7 @@ def read_choice(reply: str, choices: Sequence[str]) -> Reading:
         said = words(text)
         if whole := [i for i, choice in enumerate(choices) if said and words(choice) == said]:
             return Reading(whole[0], "text") if len(whole) == 1 else ABSTAINED
-        said = words(text, frozenset())  # the last word may be half an article
+        said = words(text, frozenset())  # keep articles: the truncated last word may be part of one
         if cut := [i for i, choice in enumerate(choices) if len(said) >= LONG and _starts(choice, said)]:
             return Reading(cut[0], "truncated text") if len(cut) == 1 else ABSTAINED
     if (lettered := _by_letter(text, choices)) is not None:
@@ -91,18 +94,18 @@ def read_choice(reply: str, choices: Sequence[str]) -> Reading:
 
 
 def _starts(choice: str, reply: list[str]) -> bool:
-    """Whether an option begins with the words of ``reply``, the last of which may be cut."""
+    """Whether an option starts with the words of ``reply``, the last of which may be truncated."""
     option, last = words(choice, frozenset()), len(reply) - 1
     return len(option) > last and option[:last] == reply[:last] and option[last].startswith(reply[last])
 
 
 def _by_letter(text: str, choices: Sequence[str]) -> Reading | None:
-    """The letter that a reply names as its answer; None when it names none."""
+    """The reading of a letter that the reply gives as its answer; None when there is none."""
     masked = _mask_options(text, choices)
     if _SEVERAL.search(masked):
         return ABSTAINED
     masked = _DENIED.sub(" ", masked)
-    # Where options speak of somebody by a letter (EgoSchema's "C"), a comma does not make it an answer.
+    # If options refer to a person by a letter (EgoSchema's "C"), that letter before a comma is not an answer.
     names = {name.upper() for choice in choices for name in re.findall(r"(?<![\w'])([B-Hb-h])(?!\w)", choice)}
     opening = _OPENING.match(masked)
     comma = _OPENING_WITH_COMMA.match(masked)
@@ -122,9 +125,9 @@ def _by_letter(text: str, choices: Sequence[str]) -> Reading | None:
 
 
 def _chosen(letters: set[str], choices: Sequence[str], rule: str) -> Reading:
-    """The option of the one letter among ``letters``, as the reply wrote it.
+    """The option for the single letter in ``letters``, which are spelled as in the reply.
 
-    A letter that is also another option's whole text ("a" among "c", "a", "t") chooses none.
+    A letter that is also the whole text of another option ("a" among "c", "a", "t") is an abstention.
     """
     valid = LETTERS[: len(choices)]
     found = {letter.upper() for letter in letters}
@@ -136,13 +139,13 @@ def _chosen(letters: set[str], choices: Sequence[str], rule: str) -> Reading:
 
 
 def _pair(index: int, choice: str) -> re.Pattern[str]:
-    """A letter with its own option's text right behind it, at the end of a clause."""
+    """Matches a letter directly followed by its own option's text at the end of a clause."""
     text = r"\W+".join(map(re.escape, re.findall(r"\w+", choice)))
     return re.compile(rf"(?<!\w){LETTERS[index]}[\W_]+{text}(?=\W*(?:$|[.,;!?\n]))", re.IGNORECASE)
 
 
 def _mask_options(text: str, choices: Sequence[str]) -> str:
-    """``text`` with every option's text of two words or more replaced, longest first."""
+    """Replace every option text of two or more words in ``text`` by ``MASK``, longest first."""
     for choice in sorted(choices, key=len, reverse=True):
         parts = re.findall(r"\w+", choice)
         if len(parts) > 1:
@@ -152,14 +155,14 @@ def _mask_options(text: str, choices: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class _Word:
-    """A word of a reply, and the number of the clause that it stands in."""
+    """A word of a reply and the number of its clause."""
 
     text: str
     clause: int
 
 
 def _by_text(text: str, choices: Sequence[str]) -> int | None:
-    """The one option whose text the reply states; of options within options, the longest."""
+    """The one option whose text the reply states; when options contain each other, the longest."""
     reply = [
         _Word(word, number) for number, clause in enumerate(_CLAUSE_END.split(fold(text))) for word in words(clause)
     ]
@@ -179,7 +182,7 @@ def _places(reply: Sequence[_Word], option: Sequence[str]) -> list[int]:
 
 
 def _covers(found: dict[int, list[int]], options: list[list[str]], longer: int, shorter: int, place: int) -> bool:
-    """Whether a longer option stands around a shorter one at ``place``."""
+    """Whether an occurrence of a longer option contains the shorter one at ``place``."""
     end = place + len(options[shorter])
     return len(options[longer]) > len(options[shorter]) and any(
         at <= place and end <= at + len(options[longer]) for at in found[longer]
@@ -187,7 +190,7 @@ def _covers(found: dict[int, list[int]], options: list[list[str]], longer: int, 
 
 
 def _is_stated(reply: Sequence[_Word], place: int, option: Sequence[str]) -> bool:
-    """Whether the option at ``place`` is what the reply says, not a part of something else or denied."""
+    """Whether the reply states the option at ``place``, rather than denying it or using it in another phrase."""
     end = place + len(option)
     before = [word.text for word in reply[:place] if word.clause == reply[place].clause]
     if _NEGATIONS & set(before) or before[-2:] in (["rather", "than"], ["instead", "of"], ["other", "than"]):
@@ -202,7 +205,7 @@ def _is_stated(reply: Sequence[_Word], place: int, option: Sequence[str]) -> boo
 
 
 def letter_bias(chosen: Sequence[int | None], correct: Sequence[int]) -> dict[str, dict[str, float]]:
-    """For each letter how often it was chosen and how often it was right, as shares."""
+    """For each letter, the shares of questions where it was chosen and where it was right."""
     letters = sorted({i for i in [*chosen, *correct] if i is not None})
     total = max(1, len(correct))
     return {LETTERS[i]: {"chosen": chosen.count(i) / total, "right": correct.count(i) / total} for i in letters}

@@ -1,4 +1,4 @@
-"""What no model at all scores: constant answers, judged as a model's would be."""
+"""Scores of constant answers, judged like a model's answers: the baseline for using no model at all."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from flash_vstream.evaluate.statistics import bootstrap_interval, format_interva
 
 
 def constant_baselines(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, Any]:
-    """Accuracy of answers that look at nothing.
+    """Accuracy of answers that ignore both video and question.
 
-    For choices: each letter always, the letter that is right most often, and a uniform guess. For
-    open questions: "Yes.", "No." and the most frequent answer, by the offline judge.
+    For multiple choice: always the same letter, the most frequent correct letter, and a uniform guess.
+    For open questions: "Yes.", "No." and the most frequent answer, judged by the offline judge.
     """
     videos = [item.video for item in items]
     scored: dict[str, Any] = {}
@@ -44,7 +44,7 @@ def _scored(correct: list[float], videos: list[str]) -> dict[str, Any]:
 
 
 def print_constant_baselines(report: dict[str, Any]) -> None:
-    """The baselines as a table."""
+    """Print the baselines as a table."""
     table = Table("answer", "accuracy", "95% interval", title=f"{report['title']}: {report['questions']} questions")
     for name, part in report["baselines"].items():
         interval = format_interval(part.get("interval"))

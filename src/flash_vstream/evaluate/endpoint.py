@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible chat endpoint, asked at temperature 0 through OpenAI's own client."""
+"""Any OpenAI-compatible chat endpoint, called at temperature 0 through OpenAI's own client."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ TIMEOUT_SECONDS = 120.0
 class ChatEndpoint:
     """A model at a URL.
 
-    A URL without a path gets ``/v1``, as OpenAI's own has; one with a path is taken as it is, since
-    not every service ends in ``/v1``. The client tries again, waiting longer each time, after lost
-    connections and the statuses 408, 409, 429 and 5xx; other statuses, such as 401 for a wrong
-    key, are final. Raises ``UserError`` when the ``openai`` package is missing.
+    A URL without a path gets ``/v1``, like OpenAI's own. A URL with a path is used unchanged, because
+    not every service uses ``/v1``. The client retries with increasing delays after lost connections and
+    statuses 408, 409, 429 and 5xx; other statuses, such as 401 for a wrong key, are final. Raises
+    ``UserError`` when the ``openai`` package is missing.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ChatEndpoint:
     def complete(
         self, system: str, user: str | list[dict[str, Any]], max_new_tokens: int = 256
     ) -> tuple[str, dict[str, int]]:
-        """The model's reply to an instruction and a user's message, and the tokens that it cost.
+        """Return the model's reply to a system and a user message, and the token counts.
 
         Raises ``UserError`` when there is no reply.
         """
@@ -62,6 +62,6 @@ def base_url(url: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong in a line, with the cause of a lost connection."""
+    """A one-line reason; for a lost connection, its underlying cause."""
     cause = error.__cause__ if error.__cause__ is not None and "onnection" in str(error) else error
     return " ".join(str(cause).split())[:300] or type(error).__name__

@@ -1,9 +1,9 @@
-"""VStream-QA for one's own videos: the paper's construction, step by step (2406.08085, section 4).
+"""Build VStream-QA questions for your own videos, following the paper (2406.08085, section 4).
 
-A video is cut into segments, each is described by a vision-language model, the descriptions are
-summarised, questions of the five kinds with their times are made of both, and filtered by rules and
-by a second pass of the model. What is left is for people to review. Every reply is written down
-before the next is asked for, so a run that was stopped goes on where it was.
+A video is split into segments, and a vision-language model describes each of them. The descriptions
+are summarised, and the model writes timed questions of the five kinds from both. The questions are
+filtered by rules and by a second pass of the model; people review the rest. Every reply is saved
+before the next request, so an interrupted run resumes where it stopped.
 """
 
 import base64
@@ -33,7 +33,7 @@ KINDS = (
 )
 SHORTEST, LONGEST = 5.0, 60.0
 CUT = 0.12
-"""Mean change of brightness, of 1, between frames a second apart that counts as a cut."""
+"""Mean brightness change (0 to 1) between frames one second apart that counts as a cut."""
 PICTURES = 4
 _CAPTION = "Describe in two or three plain sentences what is seen and done in these pictures of one stretch of a video."
 _SUMMARY = "Summarise in at most five sentences what happens in a video, in order, from these notes with their times."
@@ -51,9 +51,9 @@ Report = Callable[[str], object]
 
 
 def segments(frames: Iterator[Frame]) -> list[dict[str, Any]]:
-    """Stretches between cuts, none shorter than 5 s or longer than 60 s (but for the last), with pictures.
+    """Split a video at cuts into segments of 5 to 60 s; only the last may be shorter.
 
-    Each has ``start`` and ``end`` in seconds, and up to four JPEGs (base64) spread over it.
+    Each has ``start`` and ``end`` in seconds and up to four evenly spaced ``pictures`` (base64 JPEGs).
     """
     found: list[list[Frame]] = []
     before: np.ndarray | None = None
@@ -83,7 +83,7 @@ def _jpeg(frame: Frame) -> str:
 
 
 class Building:
-    """One video's record in the making: ``folder/NAME.json``."""
+    """Builds the record of one video, saved as ``folder/NAME.json``."""
 
     def __init__(self, video: Path, folder: Path, endpoint: ChatEndpoint):
         self.path = folder / f"{video.stem}.json"
@@ -99,7 +99,7 @@ class Building:
             self.save()
 
     def save(self) -> None:
-        """Write the record down."""
+        """Write the record to disk."""
         write_record(self.path, self.record)
 
     def _ask(self, system: str, user: str | list[dict[str, Any]], max_new_tokens: int) -> str:
@@ -111,7 +111,7 @@ class Building:
         return text.strip()
 
     def run(self, report: Report) -> None:
-        """Every step that is not done yet."""
+        """Run every step that is not done yet."""
         self._caption(report)
         if self.record["summary"] is None:
             report("summarising")
@@ -145,7 +145,7 @@ class Building:
             found = read_questions(self._ask(_QUESTIONS, notes, 500))
             self.record["unreadable"] += found is None
             for question in found or []:
-                # What came before the stretch is part of what order is asked about.
+                # Questions about order also cover the preceding segments.
                 first = self.record["segments"][max(0, i - 3)] if question["kind"] in KINDS[3:] else segment
                 times = {"start_time": first["start"], "end_time": segment["end"], "segment": i}
                 self.record["questions"].append({**question, **times, "status": "new", "why": None})
@@ -166,7 +166,7 @@ class Building:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record that ``Building`` wrote; raises ``UserError`` when it is none."""
+    """Read a record that ``Building`` wrote. Raises ``UserError`` when the file is not one."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         record["questions"], record["segments"], record["video"]
@@ -176,12 +176,12 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Write a record whole or not at all."""
+    """Write a record atomically."""
     write_text_atomically(path, json.dumps(record, indent=1))
 
 
 def records_in(folder: Path) -> dict[Path, dict[str, Any]]:
-    """Every record of a folder; raises ``UserError`` when there is none."""
+    """Read every record in a folder. Raises ``UserError`` when there are none."""
     paths = sorted(path for path in folder.glob("*.json") if path.name != "rvs.json")
     if not paths:
         raise UserError(
@@ -191,7 +191,7 @@ def records_in(folder: Path) -> dict[Path, dict[str, Any]]:
 
 
 def read_questions(reply: str) -> list[dict[str, str]] | None:
-    """Questions out of a reply, None when it is not a list of them; prose around the list is ignored."""
+    """Parse the questions in a reply, ignoring prose around the list; None when there is no valid list."""
     match = re.search(r"\[.*\]", reply, re.DOTALL)
     try:
         rows = json.loads(match[0]) if match else None
@@ -210,7 +210,7 @@ _LEAKS = re.compile(
 
 
 def filter_by_rules(questions: list[dict[str, Any]]) -> None:
-    """Drop new questions that break a rule, saying which: kind, form, leaks, doubles, too many a yes."""
+    """Drop new questions that break a rule and record why: kind, form, leaks, duplicates, yes/no balance."""
     seen: set[str] = set()
     balance: Counter[str] = Counter()
     for question in questions:
@@ -250,7 +250,7 @@ def _plain(text: str) -> str:
 
 
 def export(folder: Path, target: Path) -> int:
-    """Write the questions that were not dropped in the packing that ``eval rvs-ego`` reads; their number."""
+    """Write all questions that were not dropped, in the format ``eval rvs-ego`` reads; return their number."""
     rows = []
     for record in records_in(folder).values():
         kept = [question for question in record["questions"] if question["status"] != "dropped"]

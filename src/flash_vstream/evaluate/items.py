@@ -1,4 +1,4 @@
-"""A benchmark's questions in one form, whatever its files look like."""
+"""A common format for the questions of all benchmarks, and readers for their file formats."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -13,9 +13,9 @@ LETTERS = "ABCDEFGH"
 class Item:
     """One question about a video.
 
-    ``video`` names the medium without its ending. ``answer`` is the right answer's text and, where
-    there are ``choices``, ``correct`` its index. ``start`` and ``end`` bound, in seconds of the
-    video, what the question is about; the causal protocol shows nothing after ``end`` (None: the end).
+    ``video`` is the name of the medium without its suffix. ``answer`` is the text of the right answer
+    and, with ``choices``, ``correct`` is its index. ``start`` and ``end``, in seconds of the video, bound
+    what the question is about; the causal protocol shows nothing after ``end`` (None: end of the video).
     """
 
     id: str
@@ -30,7 +30,7 @@ class Item:
 
     @property
     def prompt(self) -> str:
-        """What the model is asked."""
+        """The text that the model is asked."""
         if not self.choices:
             return self.question
         options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(self.choices))
@@ -39,12 +39,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark: where its files are, how they are read, how it is asked and scored.
+    """A benchmark: its files, how to read them, and how to ask and score its questions.
 
-    ``files`` are the names under which its annotations are looked for in the data folder, ``media``
-    the folders its videos may lie in. ``read`` makes items of the parsed JSON. ``published`` are
-    results of the papers (2406.08085 and 2506.23825) to stand beside ours; those of open questions
-    were judged by GPT-3.5 and compare with no other judge.
+    ``files`` are the candidate names of the annotation file in the data folder, ``media`` the candidate
+    folders for its videos. ``read`` converts the parsed JSON to items. ``published`` holds results from
+    the papers (2406.08085 and 2506.23825) for comparison; those for open questions were judged by
+    GPT-3.5 and are not comparable with other judges.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Benchmark:
 
 
 def stem(path: str) -> str:
-    """A medium's name without folders of other machines and without its ending."""
+    """A medium's name without its folders, which are another machine's, and without its suffix."""
     return PurePosixPath(path).stem
 
 
 def packed_open(rows: Any) -> list[Item]:
-    """ReKV's packing: one record a video, ``conversations`` of open questions with times."""
+    """Read ReKV's format: one record per video, with open, timed questions in ``conversations``."""
     items = []
     for row in rows:
         video = stem(row["video_path"]) if "video_path" in row else str(row["video_id"])
@@ -87,7 +87,7 @@ def packed_open(rows: Any) -> list[Item]:
 
 
 def packed_choice(rows: Any) -> list[Item]:
-    """One record a video, ``conversations`` with ``choices``, the right one's text and ``end_time``."""
+    """Read one record per video, with ``choices``, the answer text and ``end_time`` in ``conversations``."""
     items = []
     for row in rows:
         for i, turn in enumerate(row["conversations"]):
@@ -108,7 +108,7 @@ def packed_choice(rows: Any) -> list[Item]:
 
 
 def flat_open(rows: Any) -> list[Item]:
-    """A list of ``{video_id, question, answer, …}`` as the open benchmarks are packed for evaluation."""
+    """Read a list of ``{video_id, question, answer, …}``, the format of the open benchmarks."""
     items = []
     for i, row in enumerate(rows):
         video = row.get("video_id", row.get("video_name", row.get("video")))
@@ -135,10 +135,10 @@ _OPTION = re.compile(r"^\s*\(?([A-H])[).]\s*(.*)$")
 
 
 def split_options(text: str) -> tuple[str, tuple[str, ...]]:
-    r"""A question whose text carries its options, apart: ``"Who?\n(A) x\n(B) y"``.
+    r"""Split a question from the options in its text: ``"Who?\n(A) x\n(B) y"``.
 
-    Lines that begin with the next expected letter are options, lines between belong to the option
-    above; instructions around them are dropped.
+    A line that starts with the next expected letter is an option. Other lines after the first option and
+    known instruction lines are dropped.
     """
     question: list[str] = []
     choices: list[str] = []
@@ -154,9 +154,9 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def options_in_text(kind: str) -> Callable[[Any], list[Item]]:
-    """A function that reads lists whose ``question`` carries the options and whose ``answer`` is an index.
+    """Return a reader for lists whose ``question`` includes the options and whose ``answer`` is an index.
 
-    ``kind`` names the field of the question's type.
+    ``kind`` is the name of the field with the question's type.
     """
 
     def read(rows: Any) -> list[Item]:

@@ -1,7 +1,7 @@
 """Judges of open answers: offline rules, or any OpenAI-compatible endpoint.
 
-A judge gives a verdict and a score of 0 to 5. Scores of different judges do not compare, and only
-those of the judge that a paper used compare with the paper's.
+A judge gives a verdict and a score from 0 to 5. Scores of different judges are not comparable; to
+compare with a paper, use the same judge as the paper.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ INSTRUCTION = (
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge said: right or wrong, 0 to 5, and the reply it was read from.
+    """A judge's verdict, its score (0 to 5), and the reply they were parsed from.
 
-    ``parsed`` is False for a reply that could not be read; it counts as wrong, and is counted.
-    ``tokens`` is what the judgement cost.
+    ``parsed`` is False when the reply could not be parsed; it then counts as wrong and is reported as
+    unreadable. ``tokens`` is the token cost of the judgement.
     """
 
     correct: bool
@@ -36,7 +36,7 @@ class Judgement:
     tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """The judgement as plain values for JSON."""
         return asdict(self)
 
 
@@ -46,23 +46,23 @@ class Judge(Protocol):
     name: str
 
     def judge(self, question: str, answer: str, prediction: str) -> Judgement:
-        """Whether ``prediction`` means what ``answer`` means."""
+        """Judge whether ``prediction`` means the same as ``answer``."""
 
 
 class OfflineJudge:
     """Rules that run anywhere, on texts in any script.
 
-    Not comparable with published numbers, which language models judged. A yes/no question is right
-    when the prediction opens with the right word. Others are right when the normalized words are
-    the same, when a short answer stands in the prediction whole, or when the F1 of their words is at
-    least one half; the score is five times that F1. A prediction without words is wrong.
+    Not comparable with published numbers, which were judged by language models. A yes/no answer is right
+    when the prediction starts with the right word. Other answers are right when the prediction contains
+    a short answer (up to three words) in full, or when the word F1 is at least one half; the score is
+    five times the F1, or 5 for a contained short answer. A prediction without words is wrong.
     """
 
     name = "offline-rules-2"
 
     @staticmethod
     def is_yes_or_no(answer: str) -> bool:
-        """Whether a correct answer is yes or no and little more."""
+        """Whether a reference answer is yes or no, in at most three words."""
         return yes_or_no(answer) is not None and len(words(answer)) <= 3
 
     def judge(self, question: str, answer: str, prediction: str) -> Judgement:
@@ -80,8 +80,8 @@ class OfflineJudge:
 class EndpointJudge:
     """A language model behind an OpenAI-compatible endpoint, at temperature 0.
 
-    Its name holds the model and a hash of the instruction, so that scores of different judges are
-    not mixed.
+    Its name contains the model and a hash of the instruction, so that scores of different judges are
+    never mixed.
     """
 
     def __init__(self, endpoint: ChatEndpoint):
@@ -95,7 +95,7 @@ class EndpointJudge:
 
 
 def read_judgement(reply: str) -> Judgement:
-    """A judge's reply as a verdict. Prose around the JSON object and Python's spelling of it are accepted."""
+    """Parse a judge's reply, which may have prose around the JSON object or use Python literals."""
     match = re.search(r"\{[^{}]*\}", reply)
     if match:
         text = re.sub(r"\bTrue\b", "true", re.sub(r"\bFalse\b", "false", match[0].replace("'", '"')))

@@ -1,8 +1,8 @@
-"""flash-vstream as a model of lmms-eval, registered by an entry point.
+"""flash-vstream as an lmms-eval model, registered through an entry point.
 
     lmms-eval --model flash_vstream --model_args model=nano,fps=1 --tasks activitynetqa
 
-lmms-eval is not among this project's dependencies: only lmms-eval itself imports this module.
+lmms-eval is not a dependency of this project: only lmms-eval itself imports this module.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ NAME = "flash_vstream"
 
 
 def manifest() -> ModelManifest:
-    """What the entry point of the group ``lmms_eval.models`` gives."""
+    """Entry point for the group ``lmms_eval.models``."""
     return ModelManifest(NAME, simple_class_path=f"{__name__}.{FlashVStreamLmms.__name__}")
 
 
 class FlashVStreamLmms(lmms):  # type: ignore[misc]
-    """Watches a document's video, or its pictures as one frame a second, and answers greedily.
+    """Watches a document's video, or its pictures at one frame per second, and answers greedily.
 
-    ``model`` is a model name, a model folder or a hub id; ``fps`` the frames a second that are looked
-    at. A document without visuals is plain chat. Requests are answered one by one, in order; those
-    about the same video one after another share its memory.
+    ``model`` is a model name, a model folder or a hub id; ``fps`` is the video sampling rate. A document
+    without visuals is plain chat. Requests are answered one at a time, in order; consecutive requests
+    about the same video share its memory.
     """
 
     def __init__(self, model: str = "nano", fps: float = 1.0, device: str | None = None, **_: Any):
@@ -45,13 +45,13 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
         for request in tqdm(requests, desc="answering", disable=self.rank != 0):
             context, settings, to_visual, number, task, split = request.args
             prefix = self._prefix(to_visual(self.task_dict[task][split][number]) if to_visual else [])
-            most = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
-            text = self._pipeline.ask(prefix, context, max_new_tokens=most).finish().text
+            limit = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+            text = self._pipeline.ask(prefix, context, max_new_tokens=limit).finish().text
             answers.append(cut(text, settings.get("until") or ()))
         return answers
 
     def _prefix(self, visuals: Any) -> Prefix:
-        """What a document shows, watched and read; the last one is kept."""
+        """The prefix for a document's visuals; the last one is cached."""
         flat = [item for visual in visuals or [] for item in (visual if isinstance(visual, list | tuple) else [visual])]
         key = tuple(item if isinstance(item, str) else id(item) for item in flat)
         if self._read is None or self._read[0] != key:
@@ -78,7 +78,7 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
 
 
 def cut(text: str, stops: str | Sequence[str]) -> str:
-    """``text`` up to the first of the ``stops``."""
+    """``text`` up to the earliest of the ``stops``."""
     for stop in [stops] if isinstance(stops, str) else stops:
         text = text.partition(stop)[0] if stop else text
     return text.strip()

@@ -1,4 +1,4 @@
-"""A benchmark's media: finding them, and turning them into features with times."""
+"""Find a benchmark's media and turn them into features with times."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".safetensors
 
 
 def find_medium(data: Path, folders: Sequence[str], video: str) -> Path | None:
-    """The file (or folder of pictures) of a video under ``data``, None when it is not there."""
+    """The file (or picture folder) of a video under ``data``, or None if there is none."""
     for folder in folders:
         for ending in ENDINGS:
             path = data / folder / f"{video}{ending}"
@@ -26,10 +26,10 @@ def find_medium(data: Path, folders: Sequence[str], video: str) -> Path | None:
 
 
 def features_of(pipeline: FlashVStream, path: Path, fps: float, until: float | None) -> Iterator[tuple[float, Tensor]]:
-    """Times and feature maps ``[P², D]`` of a medium in order, up to ``until`` seconds.
+    """Yield the times and feature maps ``[P², D]`` of a medium in order, up to ``until`` seconds.
 
-    A ``.safetensors`` file holds ``feature [T, P², D]`` at one frame a second, as the papers'
-    authors store them. Raises ``UserError`` when the medium cannot be read.
+    A ``.safetensors`` file holds ``feature [T, P², D]`` at one frame per second, the format used by the
+    papers' authors. Raises ``UserError`` when the medium cannot be read.
     """
     if path.suffix == ".safetensors":
         yield from _stored(path, until)

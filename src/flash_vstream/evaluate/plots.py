@@ -6,7 +6,7 @@ from flash_vstream.errors import UserError
 
 
 def pyplot() -> Any:
-    """Matplotlib without a display; raises ``UserError`` when it is not installed."""
+    """Import pyplot with the headless backend. Raises ``UserError`` when Matplotlib is not installed."""
     try:
         import matplotlib
     except ImportError:

@@ -1,4 +1,4 @@
-"""From predictions to numbers: judged, counted, reported with intervals and with what failed."""
+"""Turn predictions into numbers: judge, count, and report with intervals and failures."""
 
 import json
 from collections import Counter, defaultdict
@@ -23,7 +23,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """The lines of a predictions file; raises ``UserError`` when it is none."""
+    """Read a predictions file. Raises ``UserError`` when it is not one."""
     try:
         rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     except OSError as error:
@@ -38,15 +38,15 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
 def judged(rows: Rows, judge: Judge, store: Path | None = None, workers: int = 8) -> list[dict[str, Any]]:
     """Rows with ``correct`` and, for open questions, the ``judgement``; a failed answer is wrong.
 
-    A judge that is no offline rule is asked by up to ``workers`` threads. Its judgements are kept in
-    ``store`` (JSONL) as they come, so that a run that was stopped goes on, also after an error.
+    Any judge other than the offline rules is called from up to ``workers`` threads. Its judgements are
+    appended to ``store`` (JSONL) as they arrive, so an interrupted or failed run can resume.
     """
-    known = _known_judgements(store, judge)
+    judgements = _known_judgements(store, judge)
     open_rows = [row for row in rows if not row["choices"] and row["error"] is None]
-    missing = [row for row in open_rows if known.get(row["id"], {}).get("prediction") != row["prediction"]]
+    missing = [row for row in open_rows if judgements.get(row["id"], {}).get("prediction") != row["prediction"]]
     slow = not isinstance(judge, OfflineJudge)
     for entry in _judge_all(missing, judge, workers if slow else 1):
-        known[entry["id"]] = entry
+        judgements[entry["id"]] = entry
         if store is not None and slow:
             with store.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -57,26 +57,26 @@ def judged(rows: Rows, judge: Judge, store: Path | None = None, workers: int = 8
         elif row["error"] is not None:
             results.append({**row, "correct": False, "judgement": None})
         else:
-            entry = known[row["id"]]
+            entry = judgements[row["id"]]
             results.append({**row, "correct": entry["correct"], "judgement": entry})
     return results
 
 
 def _known_judgements(store: Path | None, judge: Judge) -> dict[str, dict[str, Any]]:
-    """What this judge said in an earlier run, by question; a line that a kill cut short is passed over."""
-    known: dict[str, dict[str, Any]] = {}
+    """Earlier judgements of the same judge, by question id; a line cut short by a kill is skipped."""
+    judgements: dict[str, dict[str, Any]] = {}
     for line in store.read_text().splitlines() if store is not None and store.exists() else []:
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if entry["judge"] == judge.name:
-            known[entry["id"]] = entry
-    return known
+            judgements[entry["id"]] = entry
+    return judgements
 
 
 def _judge_all(rows: Rows, judge: Judge, workers: int) -> Iterator[dict[str, Any]]:
-    """Judgements of the rows as they come, in any order; after the first error no more are started."""
+    """Yield judgements as they arrive, in any order; after the first error, start no more and raise it."""
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         said = judge.judge(row["question"], row["answer"], row["prediction"])
@@ -105,7 +105,7 @@ def _judge_all(rows: Rows, judge: Judge, workers: int) -> Iterator[dict[str, Any
 
 
 def summary(rows: Rows, judge: Judge, benchmark: Benchmark) -> dict[str, Any]:
-    """The report of judged rows, as plain values."""
+    """The report on judged rows, as plain values."""
     correct = [float(row["correct"]) for row in rows]
     videos = [row["video"] for row in rows]
     kinds: dict[str, list[int]] = defaultdict(list)
@@ -160,7 +160,7 @@ def _score(rows: Rows) -> float:
 
 
 def headline(report: dict[str, Any]) -> str:
-    """What the numbers are of, in a line; failures are part of it."""
+    """One line that says what was measured, including how many questions failed."""
     run = report["run"]
     text = (
         f"{report['title']} · {run['model']} · memory {run['memory']} · protocol {run['protocol']} · {run['fps']:g} fps"
@@ -171,7 +171,7 @@ def headline(report: dict[str, Any]) -> str:
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """The report as a table, with what must be known about it beneath."""
+    """Print the report as a table, with judge, published results and failures below it."""
     console = Console(highlight=False)
     console.print(headline(report), style="bold", soft_wrap=True)
     table = Table("kind", "questions", "accuracy", "95% interval", *(["score"] if "score" in report else []))
@@ -199,9 +199,9 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def compare(first: Rows, second: Rows) -> dict[str, Any]:
-    """Two runs on the same questions: the paired difference, and which questions flipped.
+    """Compare two runs on the same questions: the paired difference, and which questions flipped.
 
-    Rows are judged ones. Raises ``UserError`` when they share no question.
+    Both arguments are judged rows. Raises ``UserError`` when they have no question in common.
     """
     by_id = {row["id"]: row for row in second}
     pairs = [(row, by_id[row["id"]]) for row in first if row["id"] in by_id]
@@ -225,7 +225,7 @@ def compare(first: Rows, second: Rows) -> dict[str, Any]:
 
 
 def print_comparison(result: dict[str, Any], names: tuple[str, str]) -> None:
-    """A comparison in words."""
+    """Print a comparison."""
     console = Console(highlight=False)
     first, second = result["accuracy"]
     console.print(f"{names[0]}: {first:.1%}   {names[1]}: {second:.1%}   on {result['questions']} shared questions")
@@ -243,7 +243,7 @@ def print_comparison(result: dict[str, Any], names: tuple[str, str]) -> None:
 
 
 def print_side_by_side(reports: list[dict[str, Any]]) -> None:
-    """Reports on several memories as one table."""
+    """Print reports on several memories as one table."""
     console = Console(highlight=False)
     for report in reports:
         console.print(headline(report), soft_wrap=True)
@@ -258,7 +258,7 @@ def print_side_by_side(reports: list[dict[str, Any]]) -> None:
 
 
 def print_benchmarks(as_json: bool) -> None:
-    """What there is: where it comes from, how large it is, how it is scored."""
+    """Print the available benchmarks: source, size and scoring."""
     if as_json:
         rows = [
             {

@@ -1,4 +1,4 @@
-"""A local page on which people keep, edit or drop the questions that ``vstream-qa build`` made."""
+"""A local web page to keep, edit or drop the questions that ``vstream-qa build`` made."""
 
 import threading
 from importlib.resources import files
@@ -13,7 +13,7 @@ from flash_vstream.evaluate.generation import KINDS, read_record, records_in, wr
 
 
 class Verdict(BaseModel):
-    """What a person makes of a question."""
+    """A reviewer's decision on a question."""
 
     status: Literal["kept", "dropped", "new"]
     question: str = Field(min_length=1, max_length=1000, pattern=r"\S")
@@ -21,7 +21,7 @@ class Verdict(BaseModel):
 
 
 def review_app(folder: Path) -> FastAPI:
-    """The page and its calls; every verdict is written to the record at once.
+    """The review page and its API; every verdict is saved to the record immediately.
 
     Raises ``UserError`` when the folder holds no records.
     """
@@ -40,7 +40,7 @@ def review_app(folder: Path) -> FastAPI:
 
     @app.get("/records")
     def records() -> list[dict[str, object]]:
-        """Every record without its pictures."""
+        """All records, without their pictures."""
         listed: list[dict[str, object]] = []
         for name in names:
             record = read_record(path_of(name))

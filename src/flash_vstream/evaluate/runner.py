@@ -1,9 +1,9 @@
-"""Running a benchmark: one pass over each video, an answer when its moment comes, a line for each.
+"""Run a benchmark: one pass over each video, and one line of output per answer.
 
-Protocols: ``causal`` answers as the stream reaches a question's end, from what came before;
-``clip`` shows the marked segment alone; ``whole`` shows all of the video before any question. A
-medium that is missing or does not decode makes its questions wrong and is listed; nothing is
-replaced by anything else.
+Protocols: ``causal`` answers when the stream reaches a question's end, from what came before it;
+``clip`` shows only the marked segment; ``whole`` shows the entire video before any question. If a
+medium is missing or cannot be decoded, its questions count as wrong and the failure is reported;
+nothing is substituted.
 """
 
 import hashlib
@@ -35,19 +35,19 @@ PROTOCOLS = ("causal", "clip", "whole")
 CHOICE_TOKENS = 12
 OPEN_TOKENS = 64
 BATCH = 16
-"""The most questions that are answered together: those of one moment, or blind ones of like length."""
+"""The maximum number of questions in a batch: those of one moment, or blind ones of similar length."""
 SHORT_SECONDS = 2.0
-"""How much a video may end before a question's time, beside the time between two frames: annotations are rounded."""
+"""How long before a question's time a video may end, plus one frame interval; annotations are rounded."""
 TOO_SHORT = "the video ends before the question's time"
 Stream = Iterable[tuple[float, Tensor]]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one evaluation is: everything that its predictions depend on.
+    """The settings of an evaluation: everything that its predictions depend on.
 
-    ``weights`` is the model's ``weights_hash``: a model that was trained further under the same name
-    never meets predictions of the old one. ``star`` is the memory's configuration, None for the
+    ``weights`` is the model's ``weights_hash``, so that predictions of a model are never mixed with those
+    of a retrained one under the same name. ``star`` is the memory configuration, or None for the
     model's own.
     """
 
@@ -60,14 +60,14 @@ class Run:
     weights: str = ""
 
     def key(self) -> dict[str, Any]:
-        """The fields that every line of predictions carries, the package's version among them."""
-        known = asdict(self)
-        known["star"] = self.star.to_dict() if self.star is not None else None
-        return known | {"version": __version__}
+        """The fields stored with every prediction, including the package version."""
+        values = asdict(self)
+        values["star"] = self.star.to_dict() if self.star is not None else None
+        return values | {"version": __version__}
 
 
 def load_items(benchmark: Benchmark, data: Path) -> list[Item]:
-    """The benchmark's questions under ``data``; raises ``UserError`` naming what is missing or odd."""
+    """Load the benchmark's questions from ``data``. Raises ``UserError`` when they are missing or malformed."""
     paths = [data] if data.is_file() else [data / name for name in benchmark.files]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
@@ -88,7 +88,7 @@ def load_items(benchmark: Benchmark, data: Path) -> list[Item]:
 
 
 def sharded(items: Sequence[Item], shard: str | None, limit: int | None) -> list[Item]:
-    """The part ``i/n`` of the videos (i from 1), and of those the first ``limit`` questions."""
+    """The questions of shard ``i/n`` of the videos (i from 1), cut to the first ``limit``."""
     kept = list(items)
     if shard is not None:
         number, slash, count = shard.partition("/")
@@ -100,10 +100,10 @@ def sharded(items: Sequence[Item], shard: str | None, limit: int | None) -> list
 
 
 def done_already(path: Path, run: Run) -> dict[str, dict[str, Any]]:
-    """Predictions that an earlier run left in ``path``, those that failed left out to be tried again.
+    """Predictions that an earlier run left in ``path``, without failed ones, which are retried.
 
-    A last line that a kill cut short is dropped. Raises ``UserError``, and leaves the file as it is,
-    when it holds anything but predictions or those of another run.
+    Drops a last line cut short by a kill. Raises ``UserError`` and leaves the file unchanged when it
+    contains anything other than predictions of this run.
     """
     if not path.exists():
         return {}
@@ -137,19 +137,19 @@ def _text(path: Path) -> str:
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
-    """A line of predictions; None when it is none."""
+    """Parse a line of a predictions file; None when it is not a prediction."""
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    known = (
+    is_prediction = (
         isinstance(row, dict) and {"id", "prediction", "error", "run"} <= row.keys() and isinstance(row["run"], dict)
     )
-    return row if known else None
+    return row if is_prediction else None
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """The beginning of a SHA-256 over a model's weights with their names and dtypes."""
+    """The first 16 hex digits of a SHA-256 over a model's weights, names, dtypes and shapes."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -160,10 +160,10 @@ def weights_hash(model: torch.nn.Module) -> str:
 def run_benchmark(
     run: Run, benchmark: Benchmark, items: Sequence[Item], data: Path, pipeline: FlashVStream, output: Path
 ) -> list[dict[str, Any]]:
-    """Answer what ``output`` does not hold yet; returns every prediction in the items' order."""
+    """Answer the questions not yet in ``output``; return all predictions in the order of ``items``."""
     if run.protocol not in PROTOCOLS:
         raise UserError(f"no protocol is called {run.protocol!r}; choose from {', '.join(PROTOCOLS)}")
-    method = MemoryMethod(run.memory, pipeline.model, run.star)  # an unknown name is an error before anything else
+    method = MemoryMethod(run.memory, pipeline.model, run.star)  # fails early on an unknown name
     output.parent.mkdir(parents=True, exist_ok=True)
     done = done_already(output, run)
     runner = _Runner(run, benchmark, data.parent if data.is_file() else data, pipeline, done)
@@ -184,7 +184,7 @@ def run_benchmark(
 class _Runner:
     """Makes the predictions of a run that are not ``done`` yet, from the media under ``folder``.
 
-    The caller puts each prediction into ``done``, by question, before it takes the next.
+    The caller must add each prediction to ``done``, by question id, before it takes the next.
     """
 
     run: Run
@@ -194,13 +194,13 @@ class _Runner:
     done: Mapping[str, dict[str, Any]]
 
     def blind(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        """Predictions from the questions alone, in batches of like length."""
+        """Predictions from the questions without video, in batches of similar length."""
         prefix = self.pipeline.generator.read(None)
         for item, text, timing in self._together(sorted(items, key=lambda item: len(item.prompt)), prefix):
             yield _row(self.run, item, None, 0, text, None, timing)
 
     def by_video(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
-        """Predictions of one video after another."""
+        """Predictions, video by video."""
         videos: dict[str, list[Item]] = defaultdict(list)
         for item in items:
             videos[item.video].append(item)
@@ -212,7 +212,7 @@ class _Runner:
         return MemoryMethod(self.run.memory, self.pipeline.model, self.run.star)
 
     def _video(self, video: str, items: list[Item]) -> Iterator[dict[str, Any]]:
-        """Predictions about one video; when it breaks off with an error, the rest are wrong and say why."""
+        """Predictions about one video; after an error, the remaining ones count as wrong and carry the error."""
         left = {item.id: item for item in items if item.id not in self.done}
         error = "no question was reached"
         try:
@@ -270,7 +270,7 @@ class _Runner:
     def _ask_in_time(
         self, items: Sequence[Item], method: MemoryMethod, newest: float | None, video_end: float | None
     ) -> Iterator[dict[str, Any]]:
-        """Ask the questions that the video reaches; the others fail, since their moment was never seen."""
+        """Ask the questions that the video reaches; the rest fail because their moment is never shown."""
         slack = SHORT_SECONDS + 1 / self.run.fps
         late = [
             item for item in items if item.end is not None and video_end is not None and item.end > video_end + slack
@@ -281,7 +281,7 @@ class _Runner:
         yield from self._ask_all([item for item in items if item not in late], method, newest)
 
     def _ask_all(self, items: Sequence[Item], method: MemoryMethod, newest: float | None) -> Iterator[dict[str, Any]]:
-        """Ask several questions of what the memory holds, which is read once."""
+        """Ask several questions about the current memory, which is read once."""
         left = [item for item in items if item.id not in self.done]
         if not left:
             return
@@ -298,16 +298,16 @@ class _Runner:
     def _together(self, items: Sequence[Item], prefix: Prefix) -> Iterator[tuple[Item, str, dict[str, float]]]:
         """Texts and timings of the questions that are not done, answered in batches.
 
-        Rounding depends a little on what else is in a batch. So a batch that a kill cut short is answered
-        again as it was, and questions of different moments never share one.
+        Rounding depends slightly on the rest of a batch. Therefore a batch interrupted by a kill is
+        answered again in full, and questions of different moments never share a batch.
         """
         for begin in range(0, len(items), BATCH):
             batch = items[begin : begin + BATCH]
             if all(item.id in self.done for item in batch):
                 continue
             started = time.perf_counter()
-            most = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark's questions are of one sort
-            texts = self.pipeline.generator.ask_many(prefix, [item.prompt for item in batch], most)
+            limit = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark has only one type of question
+            texts = self.pipeline.generator.ask_many(prefix, [item.prompt for item in batch], limit)
             timing = {"batch_seconds": round(time.perf_counter() - started, 4), "batch": len(batch)}
             for item, text in zip(batch, texts, strict=True):
                 if item.id not in self.done:
@@ -323,7 +323,7 @@ def _row(
     error: str | None,
     timing: dict[str, float] | None = None,
 ) -> dict[str, Any]:
-    """A prediction with all that is needed to judge it again."""
+    """A prediction with everything needed to judge it again."""
     row: dict[str, Any] = {**asdict(item), "choices": list(item.choices), "prompt": item.prompt}
     row |= {"prediction": prediction, "error": error, "stream_time": newest, "frames": frames, "timing": timing}
     if item.choices:

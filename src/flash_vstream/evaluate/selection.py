@@ -1,4 +1,4 @@
-"""From names on the command line to a benchmark, its data and a judge."""
+"""Resolve command-line names to a benchmark, its data folder and a judge."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ DEFAULT_FPS = {"vstream-qa-mini": 2.0}
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark called ``name``; raises ``UserError`` with the names there are."""
+    """The benchmark called ``name``. Raises ``UserError`` listing the available names."""
     if name not in BENCHMARKS:
         raise UserError(
             f"no benchmark is called {name!r}; choose from {', '.join(BENCHMARKS)} (eval list explains each)"
@@ -24,7 +24,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def find_judge(benchmark: Benchmark, judge: str, judge_model: str | None) -> Judge:
-    """``offline``, ``similarity``, or an endpoint's URL with the model to ask there."""
+    """The judge for ``offline``, ``similarity``, or an endpoint URL together with ``judge_model``."""
     if judge == "offline":
         if benchmark.name == "vstream-qa-mini":
             from flash_vstream.evaluate.mini import MiniJudge
@@ -43,7 +43,7 @@ def find_judge(benchmark: Benchmark, judge: str, judge_model: str | None) -> Jud
 
 
 def data_folder(benchmark: Benchmark, data: Path | None) -> Path:
-    """Where the benchmark's files are; the mini one is built when no folder is named."""
+    """The benchmark's data folder; without one, the mini benchmark is built."""
     if data is not None:
         return data
     if benchmark.name != "vstream-qa-mini":
@@ -55,6 +55,6 @@ def data_folder(benchmark: Benchmark, data: Path | None) -> Path:
 
 
 def file_name(*parts: str | None) -> str:
-    """Parts as one file name: whatever a file system might mind becomes a dash."""
+    """Join parts into one file name, replacing unsafe characters with dashes."""
     text = "-".join(part for part in parts if part)
     return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)

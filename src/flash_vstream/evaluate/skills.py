@@ -1,7 +1,7 @@
-"""nano's skills on composed streams of pictures that it was not trained on.
+"""nano's skills on streams composed of pictures that it was not trained on.
 
-Streams and questions are seeded; each question is checked against what its stream was made of, so
-no judge is needed. ``now`` is scored by BLEU-4, everything else by accuracy.
+Streams and questions are seeded. Answers are checked against what the stream was made of, so no judge
+is needed. ``now`` is scored by BLEU-4, everything else by accuracy.
 """
 
 import random
@@ -25,14 +25,14 @@ from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
 from flash_vstream.synthetic.questions import ASKERS, Question, stream_questions
 
 FAR = 4
-"""A question is about the far past when its span ended before the newest ``FAR`` frames."""
+"""A question is about the far past when its span ends before the newest ``FAR`` frames."""
 
 MIX = {kind: 1.0 for kind in ASKERS if kind != "story"} | {"occurrence": 3.0, "validation": 1.5, "when": 1.5}
 
 
 @dataclass(frozen=True)
 class GradedAnswer:
-    """A question with a model's answer, whether that is right, and whether it is about the far past."""
+    """A question, the model's answer, whether it is correct, and whether it is about the far past."""
 
     question: Question
     answer: str
@@ -43,7 +43,7 @@ class GradedAnswer:
 def skill_streams(
     pictures: PictureSet, scenes: tuple[int, int], streams: int, seed: int, frames: tuple[int, int]
 ) -> list[StreamPlan]:
-    """Seeded plans over the pictures."""
+    """Seeded stream plans over the pictures."""
     style = StreamStyle(scenes=scenes, frames=frames)
     keys = sorted(pictures.captions)
     return [plan_stream(keys, style, random.Random(f"skills/{seed}/{i}")) for i in range(streams)]
@@ -57,7 +57,7 @@ def ask_streams(
     questions: int,
     seed: int,
 ) -> list[GradedAnswer]:
-    """Every plan's questions, answered from what the memory keeps of it."""
+    """Answer and grade each plan's questions, using the given memory method."""
     events = Events(pictures.captions)
     graded = []
     for i, plan in enumerate(track(plans, memory, console=Console(stderr=True))):
@@ -76,7 +76,7 @@ def ask_streams(
 
 
 def summary(graded: Sequence[GradedAnswer], captions: dict[str, list[str]]) -> dict[str, Any]:
-    """Accuracy for each kind, overall and about the far past; BLEU-4 of ``now``; the count."""
+    """Accuracy per kind and for the far past, BLEU-4 for ``now``, share of "yes", and question count."""
     by_kind: dict[str, list[bool]] = defaultdict(list)
     for item in graded:
         if item.question.kind != "now":
@@ -103,7 +103,7 @@ def run_skills(
     frames: tuple[int, int],
     split: str = "test",
 ) -> dict[str, Any]:
-    """The table of skills: a column for each memory, the same questions for all."""
+    """Measure every memory method on the same questions."""
     pictures = PictureSet.load(data, split)
     pipeline = FlashVStream.from_pretrained(model_name)
     plans = skill_streams(pictures, scenes, streams, seed, frames)
@@ -111,14 +111,14 @@ def run_skills(
     for name in methods:
         graded = ask_streams(pipeline, pictures, plans, name, questions, seed)
         results[name] = summary(graded, pictures.captions)
-        counts = Counter(item.question.kind for item in graded)  # every memory is asked the same
+        counts = Counter(item.question.kind for item in graded)  # the same for every memory
     minutes = sum(plan.duration - plan.shots[0].time for plan in plans) / len(plans) / 60
     setting = {"model": model_name, "scenes": list(scenes), "frames": list(frames), "streams": streams, "seed": seed}
     return {**setting, "mean_minutes": round(minutes, 2), "counts": dict(counts), "memories": results}
 
 
 def print_skills(report: dict[str, Any]) -> None:
-    """The report as a table."""
+    """Print the report as a table, with one column per memory."""
     methods = report["memories"]
     table = Table("skill", *methods)
     kinds = list(dict.fromkeys(kind for scores in methods.values() for kind in scores))

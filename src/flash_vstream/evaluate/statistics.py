@@ -1,4 +1,4 @@
-"""Intervals and comparisons. Questions on one video are not independent, so videos are resampled."""
+"""Intervals and comparisons. Questions about one video are not independent, so whole videos are resampled."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ FEWEST_GROUPS = 5
 
 
 def bootstrap_interval(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
-    """95% percentile interval of the mean of ``values`` when whole ``groups`` (videos) are resampled.
+    """The 95% percentile bootstrap interval of the mean of ``values``, resampling whole ``groups`` (videos).
 
-    None for fewer than ``FEWEST_GROUPS``: resampling so few says nothing about others.
+    None for fewer than ``FEWEST_GROUPS`` groups, which are too few to generalise from.
     """
     if len(set(groups)) < FEWEST_GROUPS:
         return None
@@ -22,16 +22,16 @@ def bootstrap_interval(values: Sequence[float], groups: Sequence[str], seed: int
 
 
 def format_interval(interval: tuple[float, float] | None) -> str:
-    """An interval of shares in per cent; a dash where there is none."""
+    """Format an interval of shares as percentages, or as a dash when there is none."""
     return "-" if interval is None else "{:.1%} - {:.1%}".format(*interval)
 
 
 def paired_difference(
     first: Sequence[float], second: Sequence[float], groups: Sequence[str], seed: int = 0
 ) -> tuple[float, tuple[float, float] | None, float | None]:
-    """Mean of ``second - first``, its 95% interval, and a two-sided bootstrap p-value.
+    """The mean of ``second - first``, its 95% interval, and a two-sided bootstrap p-value.
 
-    Interval and p-value are None for fewer than ``FEWEST_GROUPS`` groups.
+    The interval and p-value are None for fewer than ``FEWEST_GROUPS`` groups.
     """
     difference = np.asarray(second, float) - np.asarray(first, float)
     if len(set(groups)) < FEWEST_GROUPS:

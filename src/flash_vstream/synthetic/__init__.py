@@ -1,1 +1,1 @@
-"""Streams composed of captioned pictures, and questions about them: training and evaluation both build on it."""
+"""Streams composed of captioned pictures, with questions about them; used by training and evaluation."""

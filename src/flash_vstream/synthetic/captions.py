@@ -1,4 +1,4 @@
-"""Captions of pictures: Flickr8k's files, and captions as sentences."""
+"""Captioned picture sets with cached features, and composed streams played from them."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from flash_vstream.synthetic.plans import StreamPlan
 
 
 def sentence(caption: str) -> str:
-    """A caption as a sentence: a capital first, a full stop last, no stray spaces."""
+    """A caption as a sentence: initial capital, final full stop, no stray spaces."""
     text = " ".join(caption.replace(" ,", ",").split()).strip(" .\"'")
     return text[:1].upper() + text[1:] + "."
 
@@ -23,8 +23,8 @@ def sentence(caption: str) -> str:
 class PictureSet:
     """One split of captioned pictures with their features, cached by ``flash-vstream train prepare``.
 
-    ``captions`` maps a picture's key to its sentences; ``features(key)`` are its views
-    ``[VIEWS, P², D]``, read when asked for.
+    ``captions`` maps a picture's key to its sentences; ``features(key)`` reads its views
+    ``[VIEWS, P², D]`` on demand.
     """
 
     captions: dict[str, list[str]]
@@ -32,7 +32,7 @@ class PictureSet:
 
     @classmethod
     def load(cls, folder: Path, split: str) -> "PictureSet":
-        """Split ``train``, ``val`` or ``test`` of a prepared folder."""
+        """Load the split ``train``, ``val`` or ``test`` of a prepared folder."""
         captions, path = folder / "captions.json", folder / f"{split}.safetensors"
         if not (captions.exists() and path.exists()):
             raise UserError(
@@ -44,7 +44,7 @@ class PictureSet:
         return cls({key: [sentence(caption) for caption in sentences[key]] for key in keys}, path)
 
     def features(self, key: str) -> Tensor:
-        """The views' feature maps of one picture, float16 ``[VIEWS, P², D]``."""
+        """The feature maps of a picture's views, float16 ``[VIEWS, P², D]``."""
         if not hasattr(self, "_file"):
             self._file: Any = safe_open(self.path, "pt")
         features: Tensor = self._file.get_tensor(key)
@@ -52,7 +52,7 @@ class PictureSet:
 
 
 def play(plan: StreamPlan, pictures: PictureSet) -> tuple[Tensor, Tensor]:
-    """The plan's frames as features ``[T, P², D]`` and their times ``[T]``; blank frames are zero."""
+    """The plan's frames as features ``[T, P², D]`` and times ``[T]``; blank frames are zero."""
     views = {key: pictures.features(key) for key in {shot.key for shot in plan.shots if shot.key}}
     blank = torch.zeros_like(next(iter(views.values()))[0])
     frames = [views[shot.key][shot.view] if shot.key else blank for shot in plan.shots]

@@ -1,4 +1,4 @@
-"""What happens in a composed stream, in words: events, and events that did not happen."""
+"""Events of a composed stream in words, and distractor events that did not happen."""
 
 import math
 import random
@@ -16,19 +16,19 @@ _STOP = frozenset(
 
 
 def as_event(caption: str) -> str:
-    """A caption as it stands inside a question: no capital, no full stop."""
+    """A caption as used inside a question: no initial capital, no full stop."""
     text = caption.rstrip(".")
     first, _, rest = text.partition(" ")
-    # Names keep their capitals; what is a capital only for opening the sentence loses it.
+    # Drop a sentence-initial capital, but keep words such as acronyms.
     lowered = first.lower() if first[1:].islower() or len(first) == 1 else first
     return f"{lowered} {rest}".strip()
 
 
 class Events:
-    """Captions of a picture set, and for each picture those that are most like it.
+    """The captions of a picture set and, for each picture, the most similar other pictures.
 
-    ``likely(key)`` are hard negatives: other pictures in the order of the likeness of their
-    captions (cosine of tf-idf over content words).
+    ``likely(key)`` gives hard negatives: other pictures ordered by caption similarity (cosine of
+    tf-idf over content words).
     """
 
     def __init__(self, captions: Mapping[str, Sequence[str]]):
@@ -42,7 +42,7 @@ class Events:
         return rng.choice(self.captions[key])
 
     def likely(self, key: str) -> list[str]:
-        """Other pictures, those with the most similar captions first."""
+        """Up to ``NEIGHBOURS`` other pictures, most similar captions first."""
         if self._nearest is None:
             self._nearest = self._rank()
         return [self.keys[i] for i in self._nearest[self._index[key]]]
@@ -68,7 +68,7 @@ class Events:
         return nearest
 
     def absent(self, plan: StreamPlan, rng: random.Random, hard: bool) -> str:
-        """A picture that the stream has not shown; when ``hard``, one like a picture that it has."""
+        """A picture that the stream has not shown; with ``hard``, one similar to a picture it has shown."""
         shown = {scene.key for scene in plan.scenes}
         if hard:
             like = rng.choice(plan.scenes).key
@@ -82,13 +82,13 @@ class Events:
 
 
 def content_words(text: str) -> list[str]:
-    """Words in lower case, without those that every caption has."""
+    """Lower-case words of a text, without stop words."""
     cleaned = "".join(c if c.isalnum() else " " for c in text.lower())
     return [word for word in cleaned.split() if word not in _STOP]
 
 
 def first_visits(plan: StreamPlan) -> list[Scene]:
-    """Scenes in order, each picture once: when it was seen first."""
+    """Scenes in order, keeping only the first appearance of each picture."""
     visits: dict[str, Scene] = {}
     for scene in plan.scenes:
         visits.setdefault(scene.key, scene)

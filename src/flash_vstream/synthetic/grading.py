@@ -1,4 +1,4 @@
-"""Whether an answer about a composed stream is right, by what the stream was made of."""
+"""Grade answers about a composed stream against what the stream was made of."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ from flash_vstream.synthetic.questions import Question
 from flash_vstream.synthetic.texts import ARTICLES, word_f1, yes_or_no
 
 FREQUENT = ARTICLES | {"is", "are", "of", "and", "in", "on", "with"}
-"""Words that most captions share, which tell none from another."""
+"""Words so common in captions that they do not help to tell them apart."""
 
 
 def caption_likeness(answer: str, captions: Sequence[str]) -> float:
-    """The best word F1 of an answer with any of a picture's captions, 0 to 1."""
+    """The best word F1 between an answer and any of a picture's captions, 0 to 1."""
     return max(word_f1(answer, caption, FREQUENT) for caption in captions)
 
 
 def described_picture(answer: str, candidates: Sequence[str], captions: Mapping[str, Sequence[str]]) -> str | None:
-    """The key of the picture whose captions ``answer`` is most like; None if it is like none."""
+    """The key of the picture whose captions are most similar to ``answer``; None if no words match."""
     best = {key: caption_likeness(answer, captions[key]) for key in candidates}
     key = max(best, key=best.__getitem__)
     return key if best[key] > 0 else None
@@ -30,11 +30,11 @@ def stated_time(answer: str) -> float | None:
 
 
 def is_correct(question: Question, answer: str, plan: StreamPlan, captions: Mapping[str, Sequence[str]]) -> bool:
-    """Whether ``answer`` is right. An answer that cannot be read is wrong.
+    """Whether ``answer`` is right. An answer that cannot be parsed is wrong.
 
-    Yes and no are read off the answer's first word. A time must lie within the scene asked about. A
-    description must be more like a caption of the right picture than of the stream's others, or of
-    the two events' alone when one of two is asked for.
+    Yes and no are read from the first word of the answer. A time must lie within the scene in question.
+    A description must match the captions of the right picture better than those of any other picture in
+    the stream, or, when the question offers two events, better than those of the other event.
     """
     if question.truth in ("yes", "no"):
         return yes_or_no(answer) == question.truth

@@ -1,7 +1,7 @@
-"""Streams composed of pictures, seeded: what training asks about and what the benchmark plays.
+"""Seeded plans for streams composed of pictures, used by training and by the mini benchmark.
 
-A plan says which view of which picture is seen when; it knows neither pixels nor features, so one
-plan can be played as features (training), as frames (tests) or as a video file (the benchmark).
+A plan says which view of which picture is shown when. It contains neither pixels nor features, so the
+same plan can be played as features (training), as frames (tests) or as a video file (the benchmark).
 """
 
 import random
@@ -31,7 +31,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """Scenes in order of time and the frames that show them."""
+    """Scenes in time order and the frames that show them."""
 
     scenes: tuple[Scene, ...]
     shots: tuple[Shot, ...]
@@ -42,7 +42,7 @@ class StreamPlan:
         return self.shots[-1].time
 
     def until(self, time: float) -> "StreamPlan":
-        """What was seen up to ``time``: later frames and scenes are gone, the last scene is cut."""
+        """The plan up to ``time``: later frames and scenes are dropped and the last scene is shortened."""
         shots = tuple(shot for shot in self.shots if shot.time <= time)
         seen = [scene for scene in self.scenes if scene.start <= time]
         scenes = tuple(Scene(scene.key, scene.start, min(scene.end, shots[-1].time)) for scene in seen)
@@ -53,9 +53,10 @@ class StreamPlan:
 class StreamStyle:
     """How streams are composed.
 
-    Each scene lasts a whole number of frames drawn from ``frames`` (inclusive), one every
-    ``interval`` seconds. With the given chances a scene is an earlier one come back (``repeat``),
-    or is preceded by a blank stretch (``blank``). ``offset`` is the latest time of a first frame.
+    The number of scenes is drawn from ``scenes`` and the frames of each scene from ``frames`` (both
+    inclusive), with one frame every ``interval`` seconds. ``repeat`` is the probability that a scene
+    repeats an earlier picture, ``blank`` the probability that a blank stretch precedes it. ``offset`` is
+    the latest possible time of the first frame.
     """
 
     scenes: tuple[int, int]
@@ -67,7 +68,7 @@ class StreamStyle:
 
 
 def plan_stream(keys: Sequence[str], style: StreamStyle, rng: random.Random) -> StreamPlan:
-    """A stream of distinct pictures drawn from ``keys`` (but for repeats) in the given style."""
+    """Plan a stream in the given style, with pictures from ``keys`` that are distinct except for repeats."""
     count = rng.randint(*style.scenes)
     fresh = rng.sample(list(keys), count)
     scenes: list[Scene] = []
@@ -89,7 +90,7 @@ def plan_stream(keys: Sequence[str], style: StreamStyle, rng: random.Random) -> 
 
 
 def scene_views(frames: int, rng: random.Random) -> list[int]:
-    """Which view each of a scene's frames shows: a still camera, or one that drifts to and fro."""
+    """The view shown in each frame of a scene: a still camera, or one that drifts back and forth."""
     if rng.random() < 0.4:
         return [rng.randrange(2)] * frames
     path = list(range(2, VIEWS))

@@ -1,6 +1,6 @@
 """Questions about composed streams with their answers: VStream-QA's five kinds, and "when".
 
-Every question says how its answer is to be checked, so that training, the score table and the
+Every question carries what is needed to check its answer, so training, the score table and the
 benchmark share one source.
 """
 
@@ -55,12 +55,12 @@ VALID = (
 WHEN = ("When did this happen: {x}?", "At what time did you see {x}?", "When was this: {x}?")
 NEVER = "That did not happen."
 NEVER_SHARE = 0.3
-"""The share of "when" that is asked of what never happened."""
+"""The share of "when" questions that are about an event that never happened."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answers; several answers are alternatives, each trained alone."""
+    """A question and its answers; multiple answers are alternatives, each trained independently."""
 
     question: str
     answers: tuple[str, ...]
@@ -70,9 +70,9 @@ class Turn:
 class Question:
     """A question of a ``kind`` with its answers, any of which is right.
 
-    ``truth`` is what a checker compares: ``"yes"`` or ``"no"``, or the picture that a description
-    must be of (one of ``choices``, where the question names its own). ``span`` is the stretch of
-    the stream in seconds that the question is about.
+    ``truth`` is what a grader compares: ``"yes"``, ``"no"``, or the key of the picture that the answer
+    must describe (one of ``choices``, when the question offers its own). ``span`` is the part of the
+    stream, in seconds, that the question is about.
     """
 
     kind: str
@@ -84,7 +84,7 @@ class Question:
 
     @property
     def turn(self) -> Turn:
-        """The question as it is trained."""
+        """The question as a training turn."""
         return Turn(self.text, self.answers)
 
 
@@ -92,14 +92,14 @@ Asker = Callable[[StreamPlan, Events, random.Random], "Question | None"]
 
 
 def ask_now(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
-    """Scene summary: what is seen at the end of the plan."""
+    """Scene summary: what is shown at the end of the plan."""
     scene = plan.scenes[-1]
     answers = tuple(rng.sample(events.captions[scene.key], min(2, len(events.captions[scene.key]))))
     return Question("now", rng.choice(NOW), answers, scene.key, (scene.start, scene.end))
 
 
 def ask_at(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
-    """Action description: what was seen at a given time."""
+    """Action description: what was shown at a given time."""
     scene = rng.choice(plan.scenes)
     time = rng.randint(int(scene.start), int(scene.end))
     answers = (events.describe(scene.key, rng),)
@@ -107,7 +107,7 @@ def ask_at(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
 
 
 def ask_occurred(plan: StreamPlan, events: Events, rng: random.Random, hard: bool | None = None) -> Question:
-    """Event occurrence, yes and no in equal parts; half of the events that were not are hard ones."""
+    """Event occurrence, half yes and half no; by default, half of the questions are hard."""
     hard = rng.random() < 0.5 if hard is None else hard
     kind = "occurrence-hard" if hard else "occurrence"
     if rng.random() < 0.5:
@@ -130,10 +130,10 @@ def ask_last(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
 
 
 def ask_beside(plan: StreamPlan, events: Events, rng: random.Random) -> Question | None:
-    """Ordered narrative: the scene before or after one that is described."""
+    """Ordered narrative: the scene before or after a described one."""
     visits = first_visits(plan)
     if len(visits) < 2 or len(visits) < len(plan.scenes):
-        return None  # with a repeat, before and after have more than one answer
+        return None  # with repeats, "before" and "after" are ambiguous
     at = rng.randrange(len(visits) - 1)
     earlier, later = visits[at], visits[at + 1]
     if rng.random() < 0.5:
@@ -148,7 +148,7 @@ def _describing(kind: str, text: str, scene: Scene, events: Events, rng: random.
 
 
 def ask_story(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
-    """Ordered narrative: every scene with its time; the densest of all supervision."""
+    """Ordered narrative: the last eight scenes with their times, the densest supervision of all kinds."""
     visits = plan.scenes[-8:]
     story = " ".join(f"{stamp(scene.start)}: {events.describe(scene.key, rng)}" for scene in visits)
     return Question("story", rng.choice(STORY), (story,), "", (visits[0].start, plan.duration))
@@ -163,7 +163,7 @@ def _pair(plan: StreamPlan, rng: random.Random) -> tuple[Scene, Scene] | None:
 
 
 def ask_order(plan: StreamPlan, events: Events, rng: random.Random) -> Question | None:
-    """Which of two events came first: the answer says the event again, and when it was."""
+    """Which of two events came first; the answer repeats the event and its time."""
     pair = _pair(plan, rng)
     if pair is None:
         return None
@@ -176,7 +176,7 @@ def ask_order(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
 
 
 def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question | None:
-    """Sequence validation: whether one event came before another, yes and no in equal parts."""
+    """Sequence validation: whether one event came before another, half yes and half no."""
     pair = _pair(plan, rng)
     if pair is None:
         return None
@@ -189,7 +189,7 @@ def ask_valid(plan: StreamPlan, events: Events, rng: random.Random) -> Question 
 
 
 def ask_when(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
-    """When an event happened first; now and then, one that never did."""
+    """When an event first happened; with probability ``NEVER_SHARE``, one that never did."""
     if rng.random() < NEVER_SHARE:
         text = rng.choice(WHEN).format(x=as_event(events.describe(events.absent(plan, rng, False), rng)))
         return Question("when-never", text, (NEVER,), "never", (plan.shots[0].time, plan.duration))
@@ -210,11 +210,11 @@ ASKERS: dict[str, Asker] = {
     "validation": ask_valid,
     "when": ask_when,
 }
-"""Every kind of question by name."""
+"""The question kinds by name."""
 
 
 def caption_questions(plan: StreamPlan, events: Events, rng: random.Random, past_answers: int = 1) -> list[Question]:
-    """Stage 1: what is seen now (every caption), and what was seen in each earlier scene."""
+    """Stage 1: what is shown now (with every caption), and what was shown in each earlier scene."""
     now = plan.scenes[-1]
     questions = [
         Question("now", rng.choice(NOW), tuple(events.captions[now.key]), now.key, (now.start, now.end)),
@@ -229,7 +229,7 @@ def caption_questions(plan: StreamPlan, events: Events, rng: random.Random, past
 def stream_questions(
     plan: StreamPlan, events: Events, rng: random.Random, mix: dict[str, float], count: int
 ) -> list[Question]:
-    """Stage 2: ``count`` questions of the kinds in ``mix``, drawn by their weights."""
+    """Stage 2: ``count`` questions with kinds drawn by their weights in ``mix``, minus any that do not apply."""
     kinds = rng.choices(list(mix), list(mix.values()), k=count)
     drawn = [ASKERS[kind](plan, events, rng) for kind in kinds]
     return [question for question in drawn if question is not None]

@@ -1,9 +1,9 @@
-"""Views of a still picture, as a camera that drifts over it would see it.
+"""Views of a still picture, as seen by a camera drifting across it.
 
-A picture stands for a scene of a stream. Its views are cut once and encoded once, so that neither
-training nor the stream builder runs the vision tower in its loop. View 0 is the whole picture,
-view 1 its mirror image, and the rest are windows along a straight path over the picture (mirrored
-for every other picture), in the order in which the camera passes them.
+A picture stands for a scene of a stream. Its views are cropped and encoded once, so that neither
+training nor the stream builder runs the vision tower in its loop. View 0 is the whole picture and
+view 1 its mirror image. The rest are windows along a straight path across the picture (mirrored for
+about half of the pictures), in camera order.
 """
 
 import hashlib
@@ -12,13 +12,13 @@ import random
 from PIL import Image, ImageOps
 
 VIEWS = 5
-"""Views of each picture: whole, mirrored, and three windows of a drift."""
+"""Views per picture: whole, mirrored, and three windows along a camera drift."""
 
 
 def picture_views(picture: Image.Image, key: str, size: int = 256) -> list[Image.Image]:
     """The ``VIEWS`` views of ``picture``, each ``size`` by ``size`` RGB.
 
-    ``key`` seeds the path of the camera, so that a picture has the same views on every machine.
+    ``key`` seeds the camera path, so a picture has the same views on every machine.
     """
     rng = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
     picture = picture.convert("RGB")

@@ -1,1 +1,1 @@
-"""Training in two stages on Transformers' Trainer, and of grounding."""
+"""Training: two stages on Transformers' Trainer, plus the grounding module."""

@@ -1,7 +1,8 @@
-"""Two adapters averaged: what the later one learnt, with less of what it forgot.
+"""Average two adapters, to keep what the later one learned while undoing some of its forgetting.
 
-Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), here on the factors of
-a LoRA and the modules trained whole: between two adapters of one training they lie close enough.
+Follows Wortsman et al., "Robust fine-tuning of zero-shot models" (arXiv 2109.01903), applied to the
+LoRA factors and the fully trained modules. Two adapters from the same training run are close enough
+for this to work.
 """
 
 import shutil
@@ -14,10 +15,11 @@ from flash_vstream.train.export import WEIGHTS, load_adapter
 
 
 def average_adapters(before: Path, after: Path, share: float, output: Path) -> Path:
-    """Write to ``output`` the adapter that is ``share`` (0 to 1) of ``after`` and the rest of ``before``.
+    """Write ``share * after + (1 - share) * before`` to ``output``, with ``share`` from 0 to 1.
 
-    Both are result folders of stages, one of which went on from the other; everything but the
-    weights, grounding among it, is ``after``'s. Raises ``UserError`` when they are no such pair.
+    Both are result folders of training stages, where ``after`` was trained starting from ``before``.
+    Everything except the weights, including grounding, is copied from ``after``. Raises ``UserError``
+    when the two adapters do not match.
     """
     if not 0 <= share <= 1:
         raise UserError(f"--share {share} must lie between 0 and 1")

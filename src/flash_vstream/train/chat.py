@@ -1,6 +1,6 @@
-"""Plain chat: a few exchanges without a video, so that a small model does not forget how to speak.
+"""Plain chat: a few exchanges without video, so that a small model keeps its ability to chat.
 
-A language model that is tuned on captions alone answers a greeting with a caption.
+A language model fine-tuned only on captions answers a greeting with a caption.
 """
 
 import random
@@ -69,11 +69,11 @@ CHAT: tuple[tuple[str, str], ...] = (
     ("Is the earth round?", "Yes, the earth is round."),
     ("Can fish fly?", "No, but some fish can jump out of the water and glide for a while."),
 )
-"""Questions and answers of our own."""
+"""Questions and answers written for this project."""
 
 
 class ChatSamples(Dataset[Sample]):
-    """Exchanges out of ``CHAT``, ``turns`` to a sample, drawn by ``seed`` and number; each is asked alone."""
+    """Exchanges from ``CHAT``, ``turns`` per sample, drawn from ``seed`` and the index; turns are independent."""
 
     def __init__(self, turns: int, length: int, seed: str):
         self.turns = turns

@@ -1,4 +1,4 @@
-"""The YAML file of a training stage."""
+"""The YAML config of a training stage."""
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -20,7 +20,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Tune:
-    """What a stage trains; the rest is frozen. ``language_model`` is full fine-tuning."""
+    """What a stage trains; everything else is frozen. ``language_model`` means full fine-tuning."""
 
     projector: bool = True
     semantic_attention: bool = True
@@ -30,14 +30,15 @@ class Tune:
 
 @dataclass(frozen=True)
 class StageConfig:
-    """One stage of training. See ``configs/`` for files that are used.
+    """One training stage. See ``configs/`` for working examples.
 
-    ``model`` is ``nano-base``, a model name or a model folder; ``adapter`` an adapter folder to go
-    on from, ``grounding`` the file that ``train grounding`` wrote (by default what the model has).
-    ``data`` lists sources (``train/sources.py`` says their kinds). A batch is
-    ``batch_size`` streams, ``accumulate`` of which make a step. ``dtype`` is ``auto`` (bfloat16
-    where the processor multiplies it fast, else float32), ``float32`` or ``bfloat16``. ``compile``
-    compiles the language model's layers (needs a C++ compiler; on CPUs a step takes three quarters).
+    ``model`` is ``nano-base``, a model name or a model folder. ``adapter`` is an adapter folder to
+    start from. ``grounding`` is a file written by ``train grounding`` (default: the model's own).
+    ``data`` lists the data sources (``train/mixture.py`` documents the kinds). A batch holds
+    ``batch_size`` streams, and ``accumulate`` batches make one step. ``dtype`` is ``auto`` (bfloat16
+    where the processor multiplies it fast, otherwise float32), ``float32`` or ``bfloat16``.
+    ``compile`` compiles the language model's layers; it needs a C++ compiler and, on CPUs, cuts a
+    step to three quarters of its time.
     """
 
     stage: int
@@ -59,7 +60,7 @@ class StageConfig:
 
     @classmethod
     def load(cls, path: Path) -> "StageConfig":
-        """Read a stage's YAML; raises ``UserError`` naming what is wrong with it."""
+        """Load a stage's YAML config. Raises ``UserError`` with the reason when it is invalid."""
         values = read_settings(path)
         try:
             tune = dict(values.pop("tune", {}))
@@ -69,12 +70,12 @@ class StageConfig:
         except KeyError as error:
             raise UserError(f"{path} lacks the setting {error}") from None
         except TypeError as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"{path}: {error}; the settings are {known}") from None
+            names = ", ".join(field.name for field in fields(cls))
+            raise UserError(f"{path}: {error}; the settings are {names}") from None
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings of a YAML file; raises ``UserError`` when it cannot be read or is no mapping."""
+    """Load settings from a YAML file. Raises ``UserError`` when it is unreadable or not a mapping."""
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:

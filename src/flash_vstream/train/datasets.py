@@ -1,4 +1,4 @@
-"""Training samples: streams of features with questions, from pictures, LLaVA data or plans."""
+"""Training samples: feature streams with questions, from composed pictures or LLaVA-format data."""
 
 import json
 import random
@@ -22,15 +22,15 @@ from flash_vstream.synthetic.questions import Turn
 from flash_vstream.train.packing import collate, pack
 
 UNSURE = 0.25
-"""How often an event that was seen is doubted, in questions of two."""
+"""In questions about two events, the probability that a note marks an event as unseen."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A stream and what is asked of it: ``features [T, P², D]``, ``times [T]``, turns.
+    """A stream and the questions about it: ``features [T, P², D]``, ``times [T]`` and turns.
 
-    ``features`` is None for plain chat. ``independent`` turns are asked of the stream alone, the
-    others are one dialogue.
+    ``features`` is None for plain chat. With ``independent``, each turn sees only the stream;
+    otherwise the turns form one dialogue.
     """
 
     features: Tensor | None
@@ -40,11 +40,11 @@ class Sample:
 
 
 class StreamSamples(Dataset[Sample]):
-    """Endless variety from a set of pictures: sample ``i`` is drawn by ``seed`` and ``i`` alone.
+    """Streams composed on the fly from a picture set; sample ``i`` depends only on ``seed`` and ``i``.
 
-    ``styles`` are ``(share, style)`` pairs; ``ask`` makes the turns of a plan. Each run of ``batch``
-    samples shares a style, so that read in order a batch has sequences of like length: padding
-    long ones against short ones cost half of a step.
+    ``styles`` are ``(share, style)`` pairs, and ``ask`` makes the turns for a plan. Each run of
+    ``batch`` consecutive samples shares a style, so the sequences in a batch have similar lengths:
+    padding short ones to the length of long ones used to cost half of a step.
     """
 
     def __init__(
@@ -79,10 +79,10 @@ class StreamSamples(Dataset[Sample]):
 class LlavaSamples(Dataset[Sample]):
     """LLaVA-format JSON: a list of ``{"conversations": [{"from", "value"}, …], …}``.
 
-    A sample's stream comes from ``"features": "file.safetensors:key"`` (``[T, P², D]``, and its
-    times from ``file.safetensors:key.times`` if that is there, else one frame a second), from
-    ``"image"`` or from ``"video"``; the last two go through ``encode`` (a path to features and
-    times). Without any of them it is plain chat. Paths are relative to ``folder``.
+    A sample's stream comes from ``"features": "file.safetensors:key"`` (``[T, P², D]``, with times
+    from ``file.safetensors:key.times`` if present, otherwise one frame per second), from ``"image"``
+    or from ``"video"``. Images and videos go through ``encode``, which maps a path to features and
+    times. An entry with none of these is plain chat. Paths are relative to ``folder``.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class LlavaSamples(Dataset[Sample]):
             name, _, key = entry["features"].partition(":")
             with safe_open(self.folder / name, "pt") as file:
                 features = file.get_tensor(key)
-                known = f"{key}.times" in file.keys()  # noqa: SIM118 - not a dict
-                times = file.get_tensor(f"{key}.times") if known else torch.arange(len(features)).double()
+                has_times = f"{key}.times" in file.keys()  # noqa: SIM118 - not a dict
+                times = file.get_tensor(f"{key}.times") if has_times else torch.arange(len(features)).double()
             return features.float(), times.double()
         for kind in ("image", "video"):
             if kind in entry:
@@ -120,10 +120,10 @@ SHOWN_PROBLEMS = 10
 
 
 def checked_entries(path: Path, folder: Path) -> list[dict[str, Any]]:
-    """The entries of a LLaVA-format file, once all of them can be trained on as far as files tell.
+    """Load and validate the entries of a LLaVA-format file.
 
-    Raises one ``UserError`` that counts and names what is wrong: entries of another shape, turns
-    without question and answer, media that are missing or empty. Media are not decoded here.
+    Raises a single ``UserError`` that counts and lists all problems: malformed entries, turns without
+    a question and an answer, missing or empty media. Media are not decoded here.
     """
     try:
         entries = json.loads(path.read_text())
@@ -142,7 +142,7 @@ def checked_entries(path: Path, folder: Path) -> list[dict[str, Any]]:
 
 
 def _problem(entry: Any, index: int, folder: Path) -> str | None:
-    """What keeps an entry from being trained on, None if nothing does."""
+    """The reason why an entry cannot be used for training, or None."""
     if not isinstance(entry, dict):
         return f"entry {index} is no object"
     name = f"entry {entry.get('id', index)}"
@@ -174,11 +174,11 @@ ANSWER_ROLES = frozenset({"gpt", "assistant", "model"})
 
 
 def turns_of(entry: dict[str, Any], name: str) -> tuple[Turn, ...]:
-    """The turns of a LLaVA conversation, by the roles' names; parts of one role in a row are joined.
+    """The turns of a LLaVA conversation; consecutive parts with the same role are joined.
 
-    What an assistant says before anybody asked is left out, and so are ``system`` and a last
-    question without an answer. Raises ``UserError`` naming the sample when a role is unknown or no
-    question has an answer.
+    Assistant text before the first question, ``system`` parts and a final unanswered question are
+    left out. Raises ``UserError`` naming the sample when a role is unknown or no question has an
+    answer.
     """
     turns: list[tuple[str, str]] = []
     last = None
@@ -201,10 +201,10 @@ def turns_of(entry: dict[str, Any], name: str) -> tuple[Turn, ...]:
 
 
 class Mixture(Dataset[Sample]):
-    """Several sources as one, to be read in order: each run of ``batch`` samples is of one source.
+    """Several sources as one dataset, to be read in order: each run of ``batch`` samples has one source.
 
-    Sources are drawn by ``shares``. A source that is read rather than drawn is gone through in an
-    order of its own, shuffled anew each time round.
+    Sources are drawn in proportion to ``shares``. A finite source is read in an order of its own,
+    reshuffled for each epoch.
     """
 
     def __init__(self, parts: Sequence[Any], shares: Sequence[float], length: int, batch: int, seed: int):
@@ -214,7 +214,7 @@ class Mixture(Dataset[Sample]):
         self.seed = seed
         rng = random.Random(f"{seed}/mixture")
         self._chosen = rng.choices(range(len(parts)), shares, k=-(-length // batch))
-        # How many batches of its source came before each batch.
+        # For each batch, the number of earlier batches from the same source.
         counts = [0] * len(parts)
         self._before = []
         self._shuffled: dict[int, tuple[int, list[int]]] = {}
@@ -237,7 +237,7 @@ class Mixture(Dataset[Sample]):
         return sample
 
     def _order(self, part: int, turn: int) -> list[int]:
-        """The order in which a source is gone through for the ``turn``-th time."""
+        """The order in which a source is read in epoch ``turn``."""
         if self._shuffled.get(part, (None, []))[0] != turn:
             rows = list(range(len(self.parts[part])))
             random.Random(f"{self.seed}/{part}/{turn}").shuffle(rows)
@@ -246,10 +246,10 @@ class Mixture(Dataset[Sample]):
 
 
 class Collator:
-    """Samples to a batch for the model: memories written, questions packed, everything padded.
+    """Turn samples into a model batch: write the memories, pack the questions and pad.
 
-    The abstract memory is left to the model, which differentiates it. With a ``grounder`` questions
-    are trained as they will be read: with what it finds put behind the events that they name.
+    The abstract memory is left to the model, which needs gradients through it. With a ``grounder``,
+    each event in a question is annotated with what the grounder finds, as at inference.
     """
 
     def __init__(self, processor: FlashVStreamProcessor, star: StarConfig, grounder: Grounder | None = None):
@@ -288,10 +288,10 @@ class Collator:
 
 
 def _less_sure(mentions: list[Mention]) -> list[Mention]:
-    """Two events of a question, now and then one called unseen that was seen.
+    """Randomly mark events as unseen in questions that name two.
 
-    That happens with new pictures and hardly ever with those that grounding was trained on; which came
-    first can be said all the same.
+    On new pictures grounding sometimes misses an event that was seen, but hardly ever on the pictures
+    it was trained on. The model should still learn to say which event came first.
     """
     if len(mentions) < 2:
         return mentions

@@ -1,4 +1,4 @@
-"""A trained adapter as it is shipped: bfloat16 safetensors and a card with their SHA-256."""
+"""Export a trained adapter for release: bfloat16 safetensors and a card with their SHA-256."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def load_adapter(result: Path) -> dict[str, Tensor]:
-    """The weights of a stage's adapter; raises ``UserError`` when its folder holds none."""
+    """Load the weights of a stage's adapter. Raises ``UserError`` when the folder holds none."""
     if not (result / WEIGHTS).exists():
         raise UserError(f"{result} holds no adapter ({WEIGHTS}); name the result folder of a stage that trains a LoRA")
     return load_file(result / WEIGHTS)
@@ -31,7 +31,7 @@ def export_adapter(result: Path, output: Path) -> dict[str, Any]:
     if (result / GROUNDING).exists():
         shutil.copyfile(result / GROUNDING, output / GROUNDING)
     settings = json.loads((result / "adapter_config.json").read_text())
-    settings["base_model_name_or_path"] = "nano-base"  # not a path of the machine that trained it
+    settings["base_model_name_or_path"] = "nano-base"  # not a path on the machine that trained it
     (output / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     state_file = result.parent / "trainer_state.json"
     steps = json.loads(state_file.read_text())["global_step"] if state_file.exists() else None

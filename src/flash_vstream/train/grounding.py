@@ -1,9 +1,9 @@
-"""Training of grounding: which words of a question name an event, and which picture shows it.
+"""Train grounding: which words of a question name an event, and which picture shows that event.
 
-Nothing of the language model runs but its table of embeddings, so it takes minutes. Events and
-pictures are told apart within a batch, each event against all pictures and each picture against all
-events; parts of captions are events too, true of every picture whose captions have their words.
-Questions are made of forms and events, so which words name an event is known.
+Training takes minutes, because only the embedding table of the language model is used. The matching
+loss is contrastive within a batch: each event against all pictures, and each picture against all
+events. Parts of captions are events too, and match every picture whose captions contain their words.
+Questions are generated from templates and events, so the words that name an event are known exactly.
 """
 
 import copy
@@ -42,16 +42,16 @@ from flash_vstream.synthetic.events import Events, as_event, content_words
 from flash_vstream.train.config import read_settings
 
 PARTS_OF_CAPTIONS = 0.3
-"""The share of events that are parts of captions."""
+"""The share of events that are only part of a caption."""
 DROPPED_WORDS = 0.1
 LEAST_CAPTIONS = 8
-"""A word is learnt by itself when so many captions have it."""
+"""The number of captions a word must appear in to be in the vocabulary."""
 WORDS_WEIGHT = 0.05
 NEAR = 12
-"""Of the pictures that are most like another, how many serve as such."""
+"""How many of a picture's most similar pictures count as near."""
 SAVE_EVERY = 250
 HARD = 0.3
-"""The share of a batch's pictures that are like another of its pictures."""
+"""The share of a batch's pictures that are chosen for being similar to another one in the batch."""
 FORMS = (
     *(questions.OCCURRED + questions.BEFORE + questions.AFTER + questions.ORDER + questions.VALID + questions.WHEN),
     "Was there {x}?",
@@ -75,7 +75,7 @@ FORMS = (
     "Where was {x}?",
     "Did you see {x} or {y}?",
 )
-"""Questions that name events; more than the language model is taught, so that other wordings are understood too."""
+"""Questions that name events: more than the language model is trained on, to cover other wordings too."""
 NO_EVENT = (
     *(questions.NOW + questions.FIRST + questions.LAST + questions.STORY),
     *(form.format(t=time) for form in questions.AT for time in ("0s", "7s", "12s", "45s", "103s")),
@@ -95,7 +95,7 @@ NO_EVENT = (
 
 @dataclass(frozen=True)
 class GroundingConfig:
-    """A run of grounding's training; see ``configs/nano-grounding.yaml``."""
+    """Settings of a grounding training run; see ``configs/nano-grounding.yaml``."""
 
     model: str
     steps: int
@@ -108,30 +108,30 @@ class GroundingConfig:
 
     @classmethod
     def load(cls, path: Path) -> "GroundingConfig":
-        """Read a YAML file; raises ``UserError`` naming what is wrong with it."""
+        """Load a YAML config. Raises ``UserError`` with the reason when it is invalid."""
         values = read_settings(path)
         try:
             return cls(**values)
         except TypeError as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"{path}: {error}; the settings are {known}") from None
+            names = ", ".join(field.name for field in fields(cls))
+            raise UserError(f"{path}: {error}; the settings are {names}") from None
 
 
 class Vocabulary(nn.Module):
-    """The frequent words of captions, and which pictures have them.
+    """The frequent words of the captions, as an auxiliary target: which words belong to which picture.
 
-    A word is present in a picture as surely as captions have it (of five, in how many). A bias for each
-    takes up how frequent it is, which leaves the evidence to the picture.
+    The target for a word is the share of a picture's captions (five in Flickr8k) that contain it. A
+    per-word bias absorbs the word's overall frequency, so the evidence must come from the picture.
     """
 
     def __init__(self, captions: Sequence[Sequence[str]], words: Words):
         super().__init__()
         bags = [[set(content_words(text)) for text in texts] for texts in captions]
         counts = Counter(word for texts in bags for bag in texts for word in bag)
-        known = sorted(word for word, count in counts.items() if count >= LEAST_CAPTIONS)
-        index = {word: i for i, word in enumerate(known)}
-        self.embeddings = words.embed_words(known)
-        self.shares = torch.zeros(len(bags), len(known))
+        vocabulary = sorted(word for word, count in counts.items() if count >= LEAST_CAPTIONS)
+        index = {word: i for i, word in enumerate(vocabulary)}
+        self.embeddings = words.embed_words(vocabulary)
+        self.shares = torch.zeros(len(bags), len(vocabulary))
         for row, texts in enumerate(bags):
             for bag in texts:
                 self.shares[row, [index[word] for word in bag if word in index]] += 1 / len(texts)
@@ -139,14 +139,14 @@ class Vocabulary(nn.Module):
         self.scale = nn.Parameter(torch.tensor(12.0).log())
 
     def loss(self, member: Member, sights: Tensor, rows: Sequence[int]) -> Tensor:
-        """Cross entropy of which words pictures have, summed over words."""
+        """Cross entropy of the predicted words, summed over words and averaged over pictures."""
         evidence = soft_best(member.vocabulary(self.embeddings), sights, self.scale.exp()).T + self.bias
         shares = self.shares[list(rows)]
         return functional.binary_cross_entropy_with_logits(evidence, shares, reduction="sum") / len(shares)
 
 
 class LoadedPictures:
-    """A ``PictureSet`` with all its features in memory, and which pictures have which words."""
+    """A ``PictureSet`` with all its features in memory, plus each picture's caption words."""
 
     def __init__(self, pictures: PictureSet, words: Words):
         self.captions = pictures.captions
@@ -159,7 +159,7 @@ class LoadedPictures:
             self.features = torch.stack([file.get_tensor(key) for key in self.keys])  # [N, VIEWS, P², D]
 
     def batch(self, size: int, rng: random.Random) -> list[int]:
-        """Distinct pictures, some of them like others of the batch."""
+        """Rows of distinct pictures, some of them similar to others in the batch."""
         size = min(size, len(self.keys))
         rows = rng.sample(range(len(self.keys)), round(size * (1 - HARD)))
         while len(rows) < size:
@@ -169,7 +169,7 @@ class LoadedPictures:
         return rows
 
     def event(self, row: int, rng: random.Random) -> tuple[str, bool]:
-        """A picture's event, or a part of one, which may be true of other pictures as well."""
+        """An event of a picture, and whether it is only part of a caption, which may also fit other pictures."""
         caption = as_event(rng.choice(self.captions[self.keys[row]]))
         if rng.random() < PARTS_OF_CAPTIONS:
             return part_of(caption, rng), True
@@ -177,7 +177,7 @@ class LoadedPictures:
 
 
 def part_of(caption: str, rng: random.Random) -> str:
-    """Some words of a caption in a row, oftenest its beginning."""
+    """A run of consecutive words of a caption, most often from its beginning."""
     words = caption.split()
     if len(words) < 4:
         return caption
@@ -189,39 +189,39 @@ def part_of(caption: str, rng: random.Random) -> str:
 def comparison_loss(
     member: Member, vocabulary: Vocabulary, words: Words, data: LoadedPictures, rows: list[int], rng: random.Random
 ) -> Tensor:
-    """Cross entropy of which picture an event is of and which event a picture is of, and of pictures' words."""
-    # Two views as one: a slot that stands for several frames of a scene is their mean.
+    """Contrastive cross entropy between events and pictures, both ways, plus the weighted vocabulary loss."""
+    # Average two views, as a slot averages several frames of a scene.
     views = torch.randint(0, data.features.shape[1], (2, len(rows)))
     shown = data.features[rows, views].float().mean(0)
     side = math.isqrt(shown.shape[1])
     sides = [part for part in (side, side // 2, side // 2, side // 4) if part]
     sights = member.sights(pool_grid(shown, rng.choice(sides)))
-    said = [data.event(row, rng) for row in rows]
-    also = torch.zeros(len(rows), len(rows), dtype=torch.bool)
-    for i, (text, part) in enumerate(said):
+    drawn = [data.event(row, rng) for row in rows]
+    also_true = torch.zeros(len(rows), len(rows), dtype=torch.bool)
+    for i, (text, part) in enumerate(drawn):
         named = set(content_words(text))
         for j, row in enumerate(rows if part else ()):
-            also[i, j] = i != j and named <= data.words[row]
-    embeddings, there, _ = words.embed([" " + text for text, _ in said])
-    scores = member.compare(member.events(embeddings, there), sights).masked_fill(also, -1e4)
-    each = torch.arange(len(rows))
-    told_apart = (functional.cross_entropy(scores, each) + functional.cross_entropy(scores.T, each)) / 2
-    return told_apart + WORDS_WEIGHT * vocabulary.loss(member, sights, rows)
+            also_true[i, j] = i != j and named <= data.words[row]
+    embeddings, mask, _ = words.embed([" " + text for text, _ in drawn])
+    scores = member.compare(member.events(embeddings, mask), sights).masked_fill(also_true, -1e4)
+    targets = torch.arange(len(rows))
+    contrastive = (functional.cross_entropy(scores, targets) + functional.cross_entropy(scores.T, targets)) / 2
+    return contrastive + WORDS_WEIGHT * vocabulary.loss(member, sights, rows)
 
 
 def marking_loss(member: Member, words: Words, data: LoadedPictures, count: int, rng: random.Random) -> Tensor:
-    """Cross entropy of which tokens of questions are part of an event."""
-    made = [question_with_events(data, rng) for _ in range(count)]
-    embeddings, there, offsets = words.embed([text for text, _ in made])
-    inside = torch.zeros(there.shape)
-    for row, (_, spans) in enumerate(made):
+    """Cross entropy of the prediction, per question token, of whether it is part of an event."""
+    generated = [question_with_events(data, rng) for _ in range(count)]
+    embeddings, mask, offsets = words.embed([text for text, _ in generated])
+    inside = torch.zeros(mask.shape)
+    for row, (_, spans) in enumerate(generated):
         for place, (begin, end) in enumerate(offsets[row]):
             inside[row, place] = any(begin < span[1] and end > span[0] for span in spans)
-    return functional.binary_cross_entropy_with_logits(member.marks(embeddings, there)[there], inside[there])
+    return functional.binary_cross_entropy_with_logits(member.marks(embeddings, mask)[mask], inside[mask])
 
 
 def question_with_events(data: LoadedPictures, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
-    """A question and where in it its events stand, in characters."""
+    """A generated question and the character spans of its events."""
     if rng.random() < 0.12:
         return rng.choice(NO_EVENT), []
     form = rng.choice(FORMS)
@@ -243,12 +243,13 @@ def question_with_events(data: LoadedPictures, rng: random.Random) -> tuple[str,
 
 @dataclass(frozen=True)
 class Check:
-    """How well pictures that were not trained on are found.
+    """Grounding quality on pictures that were not trained on.
 
-    ``picked`` is how often an event's picture is likelier than seven others; ``occurrence`` and ``hard``
-    how often it is rightly said whether one of 1 to 16 pictures shows an event (balanced; the
-    events of ``hard`` that none shows are of a picture like one of them), with the best ``threshold``
-    for both; ``marked`` the share of questions whose events are marked exactly.
+    - ``picked``: how often an event's own picture scores higher than seven others.
+    - ``occurrence``, ``hard``: balanced accuracy at deciding whether any of 1 to 16 pictures shows an
+      event. In ``hard``, absent events come from a picture similar to one of those shown.
+    - ``marked``: the share of questions whose events are marked exactly.
+    - ``threshold``: the score threshold that works best for ``occurrence`` and ``hard`` together.
     """
 
     picked: float
@@ -260,7 +261,7 @@ class Check:
 
 @torch.inference_mode()
 def check(grounding: Grounding, words: Words, data: LoadedPictures, seed: int = 0) -> Check:
-    """Measure ``grounding`` on pictures as temporal slots show them, at half of their resolution."""
+    """Measure ``grounding`` on pictures at half resolution, as temporal slots store them."""
     grounding.eval()
     rng = random.Random(f"check/{seed}")
     shown = data.features[:, 0].float()
@@ -280,9 +281,9 @@ def check(grounding: Grounding, words: Words, data: LoadedPictures, seed: int = 
         float(((best[hard][0] > threshold).float().mean() + (best[hard][1] <= threshold).float().mean()) / 2)
         for hard in best
     )
-    made = [question_with_events(data, rng) for _ in range(200)]
-    spans = Grounder(grounding, words).spans([text for text, _ in made])
-    marked = sum(found == list(true) for found, (_, true) in zip(spans, made, strict=True)) / len(made)
+    generated = [question_with_events(data, rng) for _ in range(200)]
+    spans = Grounder(grounding, words).spans([text for text, _ in generated])
+    marked = sum(found == list(true) for found, (_, true) in zip(spans, generated, strict=True)) / len(generated)
     picked = float((rivals.max(1).values < own).float().mean())
     return Check(picked, occurrence, look_alike, marked, threshold)
 
@@ -293,14 +294,14 @@ def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _scores(grounding: Grounding, words: Words, texts: Sequence[str], slots: Tensor) -> Tensor:
-    embeddings, there, _ = words.embed([" " + text for text in texts])
-    return grounding.compare(embeddings, there, [slots])
+    embeddings, mask, _ = words.embed([" " + text for text in texts])
+    return grounding.compare(embeddings, mask, [slots])
 
 
 def _tell_apart(
     scores: Tensor, of: Tensor, data: LoadedPictures, rng: random.Random, hard: bool, count: int = 1500
 ) -> tuple[Tensor, Tensor]:
-    """The best score among 1 to 16 pictures of events that one of them shows, and of events that none does."""
+    """The best scores over 1 to 16 pictures, for events that one of them shows and for absent events."""
     rows = [(of == row).nonzero()[:, 0].tolist() for row in range(len(data.keys))]
     seen, unseen = [], []
     for _ in range(count):
@@ -315,10 +316,10 @@ def _tell_apart(
 
 
 def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, output: Path) -> dict[str, Any]:
-    """Train a model's grounding on a prepared folder; writes ``grounding.safetensors`` and ``check.json``.
+    """Train a model's grounding on a prepared folder; write ``grounding.safetensors`` and ``check.json``.
 
-    Its members are trained one after another, each from a seed of its own. What has been trained is kept
-    every ``SAVE_EVERY`` steps, and the same command goes on from there.
+    The ensemble members are trained one after another, each with its own seed. A checkpoint is saved
+    every ``SAVE_EVERY`` steps, and rerunning the same command resumes from it.
     """
     torch.manual_seed(config.seed)
     processor: Any = AutoProcessor.from_pretrained(model_folder)
@@ -333,17 +334,17 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
         for number, member in enumerate(grounding.each()):
             kept = output / f"checkpoint-{number + 1}.pt"
             _fit(member, words, shown, replace(config, seed=config.seed + number), kept, progress)
-    found = check(grounding, words, unseen)
-    grounding.threshold.data.fill_(found.threshold)
+    result = check(grounding, words, unseen)
+    grounding.threshold.data.fill_(result.threshold)
     save_grounding(grounding, output)
-    (output / "check.json").write_text(json.dumps(asdict(found), indent=2) + "\n")
-    return asdict(found)
+    (output / "check.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
+    return asdict(result)
 
 
 def _fit(
     member: Member, words: Words, data: LoadedPictures, config: GroundingConfig, kept: Path, progress: Progress
 ) -> None:
-    """Train one member, from what is ``kept`` of an earlier run if there is anything."""
+    """Train one member, resuming from the checkpoint ``kept`` if it exists."""
     vocabulary = copy.deepcopy(data.vocabulary)
     optimizer, schedule = _optimizer(member, vocabulary, config)
     parts: dict[str, Any] = {
@@ -361,7 +362,7 @@ def _fit(
     task = progress.add_task("grounding", total=config.steps, completed=done)
     member.train()
     for step in range(done, config.steps):
-        # Drawn by seed and step alone, so that a run that goes on draws what an undisturbed one would.
+        # Seeded per step, so that a resumed run draws the same samples as an uninterrupted one.
         rng = random.Random(f"{config.seed}/{step}")
         torch.manual_seed(rng.getrandbits(63))
         rows = data.batch(config.batch_size, rng)

@@ -1,4 +1,4 @@
-"""Images and videos of a training set as features, for data that was not encoded before."""
+"""Encode the images and videos of a training set whose features were not precomputed."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,9 +11,9 @@ from flash_vstream.pipeline import FlashVStream
 
 
 def media_encoder(model_folder: Path) -> Callable[[Path], tuple[Tensor, Tensor]]:
-    """A function from a picture's or video's path to features ``[T, P², D]`` and times ``[T]``.
+    """Return a function from an image or video path to features ``[T, P², D]`` and times ``[T]``.
 
-    The model is loaded for the first medium. Raises ``UserError`` for media that cannot be read.
+    The function loads the model on its first call and raises ``UserError`` for unreadable media.
     """
     pipeline = lru_cache(maxsize=1)(lambda: FlashVStream.from_pretrained(str(model_folder)))
 

@@ -1,4 +1,4 @@
-"""The ``data`` entries of a stage's config, as datasets."""
+"""Build datasets from the ``data`` entries of a stage's config."""
 
 import random
 from collections.abc import Callable
@@ -23,12 +23,17 @@ Ask = Callable[[StreamPlan, Events, random.Random], list[Turn]]
 def build_dataset(
     entries: tuple[dict[str, Any], ...], folder: Path, encode: Encode, samples: int, batch: int, seed: int
 ) -> Dataset[Sample]:
-    """The mixture of a config's ``data``, as long as the ``samples`` that the run will see.
+    """Build the mixture described by a config's ``data``, with as many ``samples`` as the run will see.
 
-    Kinds: ``captions`` (stage 1 on a prepared picture set: ``split``, ``styles``,
-    ``past_answers``), ``questions`` (stage 2 on one: ``split``, ``styles``, ``mix`` of kinds with
-    weights, ``questions`` a stream), ``chat`` (``questions`` to a sample) and ``llava`` (``file``,
-    ``independent``). ``share`` (default 1) is a source's part of the batches.
+    Each entry has a ``kind``:
+
+    - ``captions``: stage 1 on a prepared picture set (``split``, ``styles``, ``past_answers``)
+    - ``questions``: stage 2 on a prepared picture set (``split``, ``styles``, ``mix`` of question kinds
+      with weights, ``questions`` per stream)
+    - ``chat``: plain chat (``questions`` per sample)
+    - ``llava``: LLaVA-format JSON (``file``, ``independent``)
+
+    ``share`` (default 1) is the source's relative share of the batches.
     """
     shares: list[float] = []
     parts: list[Dataset[Sample]] = []
@@ -83,7 +88,7 @@ def _questions(mix: dict[str, float], questions: int) -> Ask:
 
 
 COMPOSED: dict[str, Callable[..., Ask]] = {"captions": _captions, "questions": _questions}
-"""What may be asked of streams composed of a prepared picture set, by kind."""
+"""Data kinds that compose streams from a prepared picture set."""
 
 
 def _composed(

@@ -1,10 +1,10 @@
-"""Many questions on one stream in one training sequence.
+"""Pack many questions about one stream into one training sequence.
 
-A sequence is a tree of segments. The memory's prefix is the root; every question hangs from it (or
-from the answer before, in a dialogue), and every answer from its question. A token sees its own
-segment up to itself and the segments above it, and takes the position it would have if they alone
-came before it. So each answer is trained exactly as it is asked for at run time, while the prefix,
-which is most of the work, is computed once for all of them.
+A sequence is a tree of segments. The memory prefix is the root. Each question is a child of the root
+(or, in a dialogue, of the previous answer), and each answer is a child of its question. A token
+attends to the segments above its own and to its own segment up to itself, and its position counts
+only those. Every answer is therefore trained exactly as at inference, while the prefix, which is most
+of the work, is computed once for all questions.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ IGNORE = -100
 
 @dataclass
 class Packed:
-    """One training sequence: ``ids``, ``labels``, ``positions`` of length L and the tree."""
+    """One training sequence: ``ids``, ``labels`` and ``positions`` of length L, plus the segment tree."""
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Packed:
     ends: list[int] = field(default_factory=list)
 
     def add(self, ids: Sequence[int], parent: int, train_from: int | None = None) -> int:
-        """Append a segment below ``parent`` (-1 for the root); labels begin at ``train_from``."""
+        """Append a segment under ``parent`` (-1 for the root) and return its number; labels start at ``train_from``."""
         start = self.ends[parent] if parent >= 0 else 0
         number = len(self.parents)
         self.ids += ids
@@ -44,15 +44,15 @@ class Packed:
         return number
 
     def mask(self) -> Tensor:
-        """Which token sees which, ``[L, L]`` bool."""
+        """The attention mask ``[L, L]``, bool: True where a token (row) attends to another (column)."""
         count = len(self.parents)
-        sees = torch.zeros(count, count, dtype=torch.bool)
+        attends = torch.zeros(count, count, dtype=torch.bool)
         for segment, parent in enumerate(self.parents):
             if parent >= 0:
-                sees[segment] = sees[parent]
-            sees[segment, segment] = True
+                attends[segment] = attends[parent]
+            attends[segment, segment] = True
         of = torch.tensor(self.segments)
-        return sees[of[:, None], of[None, :]].tril()
+        return attends[of[:, None], of[None, :]].tril()
 
 
 def pack(
@@ -61,10 +61,10 @@ def pack(
     turns: Sequence[Turn],
     independent: bool = True,
 ) -> Packed:
-    """The training sequence of ``turns`` about ``snapshot`` (None for plain chat).
+    """The training sequence for ``turns`` about ``snapshot`` (None for plain chat).
 
-    ``independent`` turns are each asked of the stream alone; otherwise they are one dialogue, each
-    after the first answer of the one before.
+    With ``independent``, each turn sees only the stream. Otherwise the turns form one dialogue, in
+    which each follows the first answer of the previous one.
     """
     template = processor.template
     opening, _, _ = template.first_question.partition("{}")
@@ -73,23 +73,23 @@ def pack(
         root = packed.add(processor.prefix_ids(snapshot), -1)
     else:
         root = packed.add(processor.tokenize(opening), -1)
-    above = root
+    parent = root
     for i, turn in enumerate(turns):
         form = template.first_question[len(opening) :] if independent or i == 0 else template.question
         question = processor.tokenize(form.format(turn.question), first=False)
-        # The last token of the prompt begins every answer: it is the one that predicts its first.
-        segment = packed.add(question[:-1], root if independent else above)
+        # Every answer segment starts with the prompt's last token, which predicts the first answer token.
+        segment = packed.add(question[:-1], root if independent else parent)
         for j, answer in enumerate(turn.answers):
             ids = question[-1:] + processor.tokenize(template.answer.format(answer).rstrip("\n"), first=False)
             end = packed.add(ids, segment, train_from=1)
-            above = end if j == 0 else above
+            parent = end if j == 0 else parent
     return packed
 
 
 def collate(sequences: Sequence[Packed], pad: int, multiple: int = 8) -> dict[str, Tensor]:
-    """Batch of packed sequences, padded to a ``multiple``, which matrix products like.
+    """Batch packed sequences, padded to a ``multiple`` for fast matrix products.
 
-    ``attention_mask`` is additive, ``[B, 1, L, L]`` float32; padding sees itself alone, which
+    ``attention_mask`` is additive, ``[B, 1, L, L]`` float32. Padding attends only to itself, which
     keeps its softmax finite.
     """
     longest = max(len(sequence.ids) for sequence in sequences)
@@ -100,12 +100,12 @@ def collate(sequences: Sequence[Packed], pad: int, multiple: int = 8) -> dict[st
         "labels": torch.full(shape, IGNORE),
         "position_ids": torch.zeros(shape, dtype=torch.long),
     }
-    sees = torch.eye(width, dtype=torch.bool).repeat(len(sequences), 1, 1)
+    attends = torch.eye(width, dtype=torch.bool).repeat(len(sequences), 1, 1)
     for i, sequence in enumerate(sequences):
         length = len(sequence.ids)
         batch["input_ids"][i, :length] = torch.tensor(sequence.ids)
         batch["labels"][i, :length] = torch.tensor(sequence.labels)
         batch["position_ids"][i, :length] = torch.tensor(sequence.positions)
-        sees[i, :length, :length] = sequence.mask()
-    mask = torch.zeros(sees.shape).masked_fill_(~sees, torch.finfo(torch.float32).min)
+        attends[i, :length, :length] = sequence.mask()
+    mask = torch.zeros(attends.shape).masked_fill_(~attends, torch.finfo(torch.float32).min)
     return {**batch, "attention_mask": mask[:, None]}

@@ -1,4 +1,4 @@
-"""``train prepare``: views of captioned pictures, encoded once."""
+"""``train prepare``: encode the views of captioned pictures once."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from flash_vstream.synthetic.views import picture_views
 
 
 def pictures_in(folder: Path, keys: set[str]) -> Iterator[tuple[str, Image.Image]]:
-    """The named pictures, loose in ``folder`` or in tar files there."""
+    """Yield the pictures named by ``keys``, from tar files in ``folder`` or from loose files there."""
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as archive:
             for member in archive:
@@ -30,11 +30,11 @@ def pictures_in(folder: Path, keys: set[str]) -> Iterator[tuple[str, Image.Image
 
 
 def prepare(pictures: Path, output: Path, model_name: str) -> None:
-    """Write ``captions.json`` and one ``{split}.safetensors`` of views' features into ``output``.
+    """Write ``captions.json`` and, for each split, the view features as ``{split}.safetensors`` to ``output``.
 
     ``pictures`` holds ``captions.json`` (key to captions) and ``splits.json`` (split to keys).
-    A split that is there already is left as it is, so a run that was stopped goes on. Raises
-    ``UserError`` when files are missing.
+    Existing splits are skipped, so an interrupted run resumes. Raises ``UserError`` when files are
+    missing.
     """
     try:
         captions = json.loads((pictures / "captions.json").read_text())
@@ -50,10 +50,10 @@ def prepare(pictures: Path, output: Path, model_name: str) -> None:
         target = output / f"{split}.safetensors"
         if target.exists():
             continue
-        found = {}
+        features = {}
         for key, picture in track(pictures_in(pictures, set(keys)), f"encoding {split}", total=len(keys)):
-            found[key] = pipeline.encode(picture_views(picture, key)).to(torch.float16).contiguous()
-        if len(found) < len(keys):
-            raise UserError(f"{pictures} lacks {len(keys) - len(found)} of the {len(keys)} pictures of {split}")
+            features[key] = pipeline.encode(picture_views(picture, key)).to(torch.float16).contiguous()
+        if len(features) < len(keys):
+            raise UserError(f"{pictures} lacks {len(keys) - len(features)} of the {len(keys)} pictures of {split}")
         with atomic_write(target) as scratch:
-            save_file(found, scratch)
+            save_file(features, scratch)

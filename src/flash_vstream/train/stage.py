@@ -1,4 +1,4 @@
-"""One stage of training, on Transformers' Trainer: resumable, logged, ended by a saved model."""
+"""Run one training stage on Transformers' Trainer: resumable, logged, and saved as a model at the end."""
 
 import ctypes
 import json
@@ -19,11 +19,11 @@ from flash_vstream.train.datasets import Collator
 from flash_vstream.train.mixture import Encode, build_dataset
 
 LORA_TARGETS = r"language_model\..*layers\.\d+\..*_proj"
-"""Every linear layer of the language model's blocks, by the names that Llama-like models use."""
+"""Every linear layer in the language model's blocks, by the names used in Llama-like models."""
 
 
 def tuned(model: FlashVStreamForConditionalGeneration, tune: Tune, adapter: Path | None) -> torch.nn.Module:
-    """``model`` with what the stage trains made trainable, as a PEFT model where LoRA is asked for.
+    """Unfreeze what the stage trains; with LoRA, return ``model`` wrapped as a PEFT model.
 
     The vision tower stays frozen in both stages, as in the paper.
     """
@@ -48,12 +48,12 @@ def tuned(model: FlashVStreamForConditionalGeneration, tune: Tune, adapter: Path
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in ``folder``; one that a kill cut short is passed over.
+    """The newest complete checkpoint in ``folder``, skipping any that a kill left incomplete.
 
-    The Trainer writes ``trainer_state.json`` last.
+    The Trainer writes ``trainer_state.json`` last, so a valid one marks a complete checkpoint.
     """
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    complete = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    for path in sorted(complete, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         try:
             json.loads((path / "trainer_state.json").read_text())
         except ValueError:
@@ -63,22 +63,22 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path, encode: Encode | None = None) -> Path:
-    """Train a stage and return ``output/result``: a model folder or, with LoRA, an adapter.
+    """Train a stage and return ``output/result``: a model folder or, with LoRA, an adapter folder.
 
-    With LoRA ``output/model`` is the model with the adapter merged in, ready to ask.
+    With LoRA, ``output/model`` is the model with the adapter merged in, ready for questions.
 
-    Goes on from the newest checkpoint in ``output`` if there is one, so the same command restarts
-    a run that was killed. TensorBoard logs lie in ``output/logs``.
+    Resumes from the newest checkpoint in ``output``, so rerunning the same command continues a killed
+    run. TensorBoard logs go to ``output/logs``.
     """
     keep_freed_memory()
-    set_seed(config.seed)  # before anything is drawn: an adapter's first weights are
-    arguments = _arguments(config, output)  # joins the other processes, if there are any
+    set_seed(config.seed)  # first of all: an adapter's initial weights are random
+    arguments = _arguments(config, output)  # also joins the other processes, if any
     processor: FlashVStreamProcessor = AutoProcessor.from_pretrained(model_folder)
     model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
     # Measured on AVX2 and AMX: eager attention with a tree mask trains at least as fast as sdpa.
     model.language_model.set_attn_implementation("eager")
-    # Every process reads its own batches of one plan, which is as long as all of them together read
-    # and the same as one process's with batches as large as all of theirs.
+    # All processes share one sample plan, and each reads its own batches of it. The plan is the same
+    # as that of a single process with a batch size of batch_size * world_size.
     batch = config.batch_size * arguments.world_size
     samples = config.steps * batch * config.accumulate
     dataset = build_dataset(config.data, data, encode or _no_media, samples, batch, config.seed)
@@ -119,7 +119,7 @@ def _save_result(
     model_folder: Path,
     output: Path,
 ) -> None:
-    """What belongs to the result beside the weights that were trained."""
+    """Save the rest of the result: the processor and, with LoRA, grounding and the merged model."""
     result = output / "result"
     processor.save_pretrained(result)
     if config.tune.lora is not None:
@@ -130,9 +130,9 @@ def _save_result(
 
 
 def _halve_frozen(network: torch.nn.Module) -> None:
-    """Keep frozen weights in bfloat16, so that autocast need not convert them at every step.
+    """Keep frozen weights in bfloat16, so that autocast does not convert them at every step.
 
-    But for grounding, which is no part of the step and is saved with the result as it was.
+    Grounding is excluded: it takes no part in a step and is saved unchanged with the result.
     """
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad and ".grounding." not in name:
@@ -140,7 +140,7 @@ def _halve_frozen(network: torch.nn.Module) -> None:
 
 
 def _merge(model_folder: Path, adapter: Path, output: Path) -> None:
-    """The model with the adapter in its weights, from the base's own float32."""
+    """Save the model with the adapter merged in, starting from the base model's float32 weights."""
     from peft import PeftModel
 
     model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
@@ -182,9 +182,9 @@ def _arguments(config: StageConfig, output: Path) -> TrainingArguments:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep the memory that a step frees for the next step (a fifth of a step's time).
+    """Make glibc keep freed memory for the next step, which saves a fifth of a step's time.
 
-    By default it gives every large tensor back to the kernel, which zeroes the pages anew.
+    By default glibc returns every large tensor to the kernel, which must zero the pages again.
     """
     if not sys.platform.startswith("linux"):
         return

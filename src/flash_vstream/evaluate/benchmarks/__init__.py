@@ -1,4 +1,4 @@
-"""The benchmarks by name, one small module each."""
+"""All benchmarks by name, one small module each."""
 
 from flash_vstream.evaluate.benchmarks import (
     activitynet_qa,

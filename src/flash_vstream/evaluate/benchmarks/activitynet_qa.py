@@ -1,4 +1,4 @@
-"""ActivityNet-QA (Yu et al., 2019): open questions about ActivityNet's videos."""
+"""ActivityNet-QA (Yu et al., 2019): open questions about ActivityNet videos."""
 
 from flash_vstream.evaluate.items import Benchmark, flat_open
 

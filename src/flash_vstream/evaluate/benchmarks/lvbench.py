@@ -1,4 +1,4 @@
-"""LVBench (Wang et al., 2024): videos of an hour, four choices."""
+"""LVBench (Wang et al., 2024): hour-long videos, four choices."""
 
 from flash_vstream.evaluate.items import Benchmark, options_in_text
 

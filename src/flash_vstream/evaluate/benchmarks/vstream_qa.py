@@ -1,7 +1,7 @@
-"""VStream-QA (arXiv 2406.08085): open questions with times about streams of Ego4D and MovieNet.
+"""VStream-QA (arXiv 2406.08085): open, timed questions about streams from Ego4D and MovieNet.
 
-The official files cut a video for each question's moment; ReKV's packing keeps whole videos and
-the times of the questions. Both are read.
+The official files have a separate video cut for each question's moment; ReKV's format keeps whole
+videos and the times of the questions. Both formats are supported.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ _HUB = "Hugging Face datasets IVGSZ/VStream-QA (official files) or Becomebright/
 
 
 def read(rows: Any) -> list[Item]:
-    """Items of either form."""
+    """Read items in either format."""
     return packed_open(rows) if rows and "conversations" in rows[0] else flat_open(rows)
 
 
