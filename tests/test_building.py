@@ -3,6 +3,7 @@
 import http.server
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,8 +156,13 @@ def test_a_benchmark_is_built_resumed_and_exported(video, teacher, tmp_path):
 
 def test_our_own_server_is_such_an_endpoint(tiny_folder, video, tmp_path):
     """A model that knows nothing produces no questions; this is reported and nothing breaks."""
-    with serving(str(tiny_folder)) as server:
-        command = ("vstream-qa", "build", video, "--llm", server.url, "--llm-model", str(tiny_folder))
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    config = json.loads((model / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 8192  # its tokens are characters, and prompts are long
+    (model / "config.json").write_text(json.dumps(config))
+    with serving(str(model)) as server:
+        command = ("vstream-qa", "build", video, "--llm", server.url, "--llm-model", str(model))
         done = run(*command, "--output", tmp_path / "made", "--json")
     assert done.returncode == 0, done.stderr
     (report,) = json.loads(done.stdout)

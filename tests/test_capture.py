@@ -268,6 +268,17 @@ def test_pushed_frames_honour_the_rate(tmp_path):
     assert 7 <= pushed.status.skipped <= 10
 
 
+def test_the_last_frame_pushed_is_kept_though_it_came_early(tmp_path):
+    ring = FrameRing(str(tmp_path / "ring"), 4, create=True)
+    pushed = PushedFrames(str(tmp_path / "ring"), 4, fps=5)
+    for number in (1, 2):
+        ring.write(number, Frame(time.monotonic(), np.full((4, 4, 3), number, np.uint8)))
+        frame = until(pushed.newest)
+        assert frame.image[0, 0, 0] == number
+    assert pushed.newest() is None
+    assert pushed.status.came == 2
+
+
 def test_frames_that_come_at_the_wanted_rate_are_all_kept(tmp_path):
     """Browser timers are inexact: a frame that arrives slightly early is not lost."""
     ring = FrameRing(str(tmp_path / "ring"), 4, create=True)

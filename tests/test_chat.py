@@ -22,6 +22,7 @@ from flash_vstream.serve.conversation import MOST_PICTURES, RequestError, read_c
 from flash_vstream.serve.openai_shape import MOST_TOKENS, ChatRequest, ResponseRequest
 from flash_vstream.serve.security import ApiError
 from flash_vstream.video.network import SourceRules
+from helpers.asynchronous import run_async
 from helpers.server import serving
 from helpers.videos import write_video
 from helpers.waiting import until
@@ -151,7 +152,7 @@ def test_a_silent_stream_sends_comments(monkeypatch):
         await answers.AnswerStream(answer, messages)(scope, receive, send)
         assert answer.closed
 
-    anyio.run(run)
+    run_async(run)
 
 
 def test_stop_ends_the_answer(create):
@@ -421,7 +422,7 @@ def test_work_is_cancelled_when_its_caller_leaves():
             ended.append(True)
 
     with pytest.raises(ApiError, match="gone"):
-        anyio.run(lambda: while_connected(Gone(), work()))
+        run_async(lambda: while_connected(Gone(), work()))
     assert ended
 
 
@@ -500,18 +501,18 @@ def test_why_a_clip_could_not_be_fetched_is_told(create, files, path, message):
 def test_a_clip_that_drips_is_given_up(files, monkeypatch):
     monkeypatch.setattr(fetching, "FETCH_SECONDS", 0.3)
     with pytest.raises(ApiError, match="could not be fetched within"):
-        anyio.run(fetching.Fetcher(None, 10**6).fetch, f"http://{files}/drip")
+        run_async(fetching.Fetcher(None, 10**6).fetch, f"http://{files}/drip")
 
 
 def test_a_clip_is_bounded(files, video):
     with pytest.raises(ApiError, match="longer than 100 bytes"):
-        anyio.run(fetching.Fetcher(None, 100).fetch, f"http://{files}/{video.name}")
+        run_async(fetching.Fetcher(None, 100).fetch, f"http://{files}/{video.name}")
 
 
 def test_a_redirect_does_not_lead_a_guarded_server_to_a_closed_address(files, video):
     fetcher = fetching.Fetcher(SourceRules(hosts=frozenset({"localhost"})), 10**7)
     port = files.partition(":")[2]
-    assert anyio.run(fetcher.fetch, f"http://localhost:{port}/{video.name}") == video.read_bytes()
+    assert run_async(fetcher.fetch, f"http://localhost:{port}/{video.name}") == video.read_bytes()
     with pytest.raises(ApiError, match="private address") as refused:
-        anyio.run(fetcher.fetch, f"http://localhost:{port}/moved")
+        run_async(fetcher.fetch, f"http://localhost:{port}/moved")
     assert refused.value.status == 403

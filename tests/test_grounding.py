@@ -207,7 +207,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     config = config_of(tmp_path, steps=8)
     train_grounding(config, grounded_folder, pictures, whole)
-    draw, drawn = training.Pictures.batch, []
+    draw, drawn = training.LoadedPictures.batch, []
 
     def stop(self, size, rng):
         drawn.append(size)
@@ -215,10 +215,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
             raise KeyboardInterrupt
         return draw(self, size, rng)
 
-    monkeypatch.setattr(training.Pictures, "batch", stop)
+    monkeypatch.setattr(training.LoadedPictures, "batch", stop)
     with pytest.raises(KeyboardInterrupt):
         train_grounding(config, grounded_folder, pictures, stopped)
-    monkeypatch.setattr(training.Pictures, "batch", draw)
+    monkeypatch.setattr(training.LoadedPictures, "batch", draw)
     train_grounding(config, grounded_folder, pictures, stopped)
     assert len(list(stopped.glob("checkpoint-*.pt"))) == 2
     assert (whole / GROUNDING).read_bytes() == (stopped / GROUNDING).read_bytes()
@@ -243,7 +243,7 @@ def test_bad_configs_are_one_clear_error(tmp_path, text, message):
 
 
 def test_parts_of_captions_are_true_of_other_pictures_too(pictures, pipeline):
-    data = training.Pictures(PictureSet.load(pictures, "train"), pipeline.generator.grounder.words)
+    data = training.LoadedPictures(PictureSet.load(pictures, "train"), pipeline.generator.grounder.words)
     assert set(data.batch(4, training.random.Random(0))) == {0, 1, 2, 3}
     part = training.part_of("a man in a red shirt rides a bicycle down a hill", training.random.Random(1))
     assert 2 <= len(part.split()) <= 7

@@ -49,7 +49,7 @@ def next_picture(response) -> tuple[float, Image.Image] | None:
 @contextmanager
 def sending(server: Server, name: str):
     """Create a pushed stream and yield a function that sends it a picture of one grey level."""
-    assert server.call("POST", "/v1/streams", {"name": name, "source": "push"})[0] == 201
+    assert server.call("POST", "/v1/streams", {"name": name, "source": "push", "fps": 30})[0] == 201
     with connect(f"{server.url.replace('http', 'ws')}/v1/streams/{name}/frames") as socket:
 
         def send(grey: int) -> None:

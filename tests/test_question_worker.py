@@ -86,15 +86,19 @@ def test_a_lone_surrogate_ends_its_question_alone(worker):
     assert ends[2][0] == "done"
 
 
-def test_errors_that_callers_provoke_do_not_fill_the_log(worker, caplog):
+def test_errors_that_callers_provoke_do_not_fill_the_log(worker, caplog, monkeypatch):
+    def broken(*_: object) -> list[int]:
+        raise RuntimeError("a bug that callers can reach")
+
+    monkeypatch.setattr(worker.pipeline.processor, "question_ids", broken)
     for number in range(20):
-        worker.worker.take(Ask(number, None, "\ud800", max_new_tokens=3))
+        worker.worker.take(Ask(number, None, "hello", max_new_tokens=3))
     assert {kind for kind, _ in worker.ends().values()} == {"error"}
     assert len(caplog.records) == 1
 
 
 def test_a_question_has_so_many_seconds(worker):
-    worker.worker.take(Ask(0, None, "hello", max_new_tokens=10**9, seconds=0.5))
+    worker.worker.take(Ask(0, None, "hello", max_new_tokens=1500, seconds=0.5))
     worker.worker.take(Ask(1, None, "hello", max_new_tokens=3))
     worker.worker.take(Ask(2, None, "asked long ago", asked_at=time.monotonic() - 200))
     ends = worker.ends()
@@ -105,7 +109,7 @@ def test_a_question_has_so_many_seconds(worker):
 
 
 def test_a_question_that_nobody_waits_for_is_dropped(worker):
-    worker.worker.take(Ask(0, None, "hello", max_new_tokens=10**9))
+    worker.worker.take(Ask(0, None, "hello", max_new_tokens=1500))
     worker.worker.take(Ask(1, None, "hello", max_new_tokens=2))
     worker.worker.step()
     worker.worker.take(Cancel(0))

@@ -370,6 +370,8 @@ def test_a_thousand_mutated_requests_meet_no_server_error(server):
         operation = found.ok()
         if operation.method.upper() == "DELETE":
             continue  # other requests need this stream
+        if operation.path.endswith("/live"):
+            continue  # a response without an end, see test_live_pictures.py
         fuzz = settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
         fuzz = settings(fuzz, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
         fuzz(given(operation.as_strategy())(send))()

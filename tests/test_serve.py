@@ -168,7 +168,7 @@ def encoded(colour: tuple[int, int, int], kind: str = "JPEG") -> bytes:
 
 
 def test_frames_are_pushed_over_a_websocket(server):
-    server.call("POST", "/v1/streams", {"name": "pushed", "source": "push"})
+    server.call("POST", "/v1/streams", {"name": "pushed", "source": "push", "fps": 30})
     with connect(server.url.replace("http", "ws") + "/v1/streams/pushed/frames") as sender:
         for i in range(4):
             sender.send(encoded((60 * i, 0, 0), "PNG" if i % 2 else "JPEG"))

@@ -16,6 +16,7 @@ from flash_vstream.serve.app import make_app
 from flash_vstream.serve.security import AccessRules
 from flash_vstream.serve.service import Limits, NamedSource, Service
 from flash_vstream.serve.store import StateFolder
+from helpers.asynchronous import run_async
 from helpers.videos import write_video
 from helpers.waiting import until
 
@@ -91,7 +92,7 @@ def leave_after_request(app, path: str, body: dict, reads: bool = True) -> None:
         if not reads and message.get("more_body"):
             await anyio.sleep_forever()
 
-    anyio.run(app, scope, receive, send)
+    run_async(app, scope, receive, send)
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -99,11 +99,11 @@ def is_loopback(host: str) -> bool:
 
 
 def _host_of(header: str) -> str:
-    """The host of a Host header without its port; empty if the header is malformed."""
+    """The host of a Host header without its port; raises ``ApiError`` (400) if the header is malformed."""
     try:
         return urlsplit(f"//{header}").hostname or ""
     except ValueError:
-        return ""
+        raise ApiError(400, "the Host header cannot be read") from None
 
 
 def _netloc_of(origin: str) -> str | None:

@@ -241,31 +241,46 @@ class PushedFrames:
         self._rate = FrameRate(fps, ARRIVAL_SLACK)
         self._zero = None if start is None else time.monotonic() - start
         self._last_time: float | None = start
+        self._early: tuple[Frame, float] | None = None  # with when (monotonic seconds) it was seen
 
     def fileno(self) -> int | None:
         """None: a ring has to be polled."""
         return None
 
     def newest(self) -> Frame | None:
-        """The newest frame pushed since the last call, if it is due."""
+        """The newest frame pushed since the last call, if it is due.
+
+        A frame that comes too early waits; it is given when its time has come and no newer one has replaced it.
+        """
         found = self._ring.newest(self._number)
         if found is None:
-            return None
+            return self._waited()
         number, frame = found
         passed_over = number - self._number - 1
         self._number = self._ring.taken = number
         self._zero = frame.time if self._zero is None else self._zero
         moment = max(frame.time - self._zero, self._last_time or 0.0)
         if not self._rate.picks(moment):
+            self._early = Frame(moment, frame.image), time.monotonic()
             return None
         # Of the frames passed over, count only as many as the rate would have kept.
         due = int((moment - self._last_time) * self._fps) - 1 if self._last_time is not None else 0
-        skipped = max(0, min(passed_over, due))
-        self.status.came += skipped + 1
-        self.status.skipped += skipped
+        self.status.skipped += max(0, min(passed_over, due))
+        self.status.came += max(0, min(passed_over, due))
+        return self._taken(Frame(moment, frame.image))
+
+    def _waited(self) -> Frame | None:
+        """The frame that came too early, once it is due."""
+        if self._early is None:
+            return None
+        frame, since = self._early
+        return self._taken(frame) if self._rate.picks(frame.time + time.monotonic() - since) else None
+
+    def _taken(self, frame: Frame) -> Frame:
+        self.status.came += 1
         self.status.state = "live"
-        self._last_time = moment
-        return Frame(moment, frame.image)
+        self._last_time, self._early = frame.time, None
+        return frame
 
     def close(self) -> None:
         """Do nothing: the ring belongs to whoever created it."""

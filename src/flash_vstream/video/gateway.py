@@ -216,6 +216,8 @@ class _Forward(BaseHTTPRequestHandler):
         for name, value in response.headers.multi_items():
             if name.lower() in PASSED_BACK and not (playlist and name.lower() == "content-length"):
                 self.send_header(name, value)
+        if playlist:  # FFmpeg takes a body without a length for one that broke off
+            self.send_header("content-length", str(len(first)))
         if "location" in response.headers:
             base = httpx.URL(unmarked(self.path))
             self.send_header("location", marked(str(base.join(response.headers["location"]))))
