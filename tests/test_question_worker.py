@@ -98,7 +98,7 @@ def test_errors_that_callers_provoke_do_not_fill_the_log(worker, caplog, monkeyp
 
 
 def test_a_question_has_so_many_seconds(worker):
-    worker.worker.take(Ask(0, None, "hello", max_new_tokens=1500, seconds=0.5))
+    worker.worker.take(Ask(0, None, "hello", max_new_tokens=1000, seconds=0.5))
     worker.worker.take(Ask(1, None, "hello", max_new_tokens=3))
     worker.worker.take(Ask(2, None, "asked long ago", asked_at=time.monotonic() - 200))
     ends = worker.ends()
@@ -109,7 +109,7 @@ def test_a_question_has_so_many_seconds(worker):
 
 
 def test_a_question_that_nobody_waits_for_is_dropped(worker):
-    worker.worker.take(Ask(0, None, "hello", max_new_tokens=1500))
+    worker.worker.take(Ask(0, None, "hello", max_new_tokens=1000))
     worker.worker.take(Ask(1, None, "hello", max_new_tokens=2))
     worker.worker.step()
     worker.worker.take(Cancel(0))

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from flash_vstream.errors import UserError
-from flash_vstream.serve import responses
+from flash_vstream.serve import answers
 from flash_vstream.serve import service as service_module
 from flash_vstream.serve.app import make_app
 from flash_vstream.serve.security import AccessRules
@@ -106,13 +106,17 @@ def test_callers_who_leave_at_once_take_no_slot_along(service, client, stream, p
     for _ in range(SLOTS + 1):
         leave_after_request(client.app, path, body)
     rows = service.store.history("door", 1000)[before:]
-    assert len(rows) == SLOTS + 1
-    assert sum(row["error"] == "nobody waited for the answer" for row in rows) > SLOTS / 2
+    if "chat" in path:  # whoever leaves before the question is taken leaves no row
+        assert len(rows) <= SLOTS + 1
+    else:
+        assert len(rows) == SLOTS + 1
+        assert sum(row["error"] == "nobody waited for the answer" for row in rows) > SLOTS / 2
+    assert all(row["answer"] is not None or row["error"] for row in rows)
     assert slots_are_free(service, client)
 
 
 def test_a_caller_who_stops_reading_takes_no_slot_along(service, client, monkeypatch):
-    monkeypatch.setattr(responses, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr(answers, "SEND_SECONDS", 0.1)
     body = {"question": "what?", "max_new_tokens": 400, "stream": True}
     leave_after_request(client.app, "/v1/streams/door/questions", body, reads=False)
     assert service.store.history("door", 1)[0]["error"] == "nobody waited for the answer"
@@ -224,7 +228,7 @@ def test_the_saver_outlives_what_safetensors_raises(service, client):
 def test_a_saved_stream_that_cannot_be_watched_is_shown_and_tried_again(service, client, state, video):
     shown = {stream["name"]: stream for stream in client.get("/v1/streams").json()}
     for name in ("later", "damaged"):
-        assert shown[name]["state"] == "failed"
+        assert shown[name]["state"] == ("failed" if name == "damaged" else "reconnecting")
         assert shown[name]["error"]
         assert client.get(f"/v1/streams/{name}/memory").status_code == 409
         assert client.post(f"/v1/streams/{name}/questions", json={"question": "what?"}).status_code == 409
