@@ -20,7 +20,7 @@ test: $(VENV)/installed-dev docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The site, in build/site. A broken link, or a name that the API reference no longer finds, is an error.
 docs: $(VENV)/installed-dev

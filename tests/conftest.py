@@ -1,6 +1,7 @@
 """Shared fixtures: golden tensors, the tiny published checkpoint, a character tokenizer, a browser."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -82,4 +83,5 @@ def browser():
 
 @pytest.fixture(autouse=True)
 def _few_threads():
-    torch.set_num_threads(2)
+    # Threads of two test processes on two cores would wait for each other.
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

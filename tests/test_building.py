@@ -182,7 +182,7 @@ def reviewing(video: Path, llm: str, output: Path) -> Iterator[str]:
         yield json.loads(process.stdout.readline())["listening"]
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
+        process.communicate(timeout=60)
 
 
 def test_questions_are_reviewed_on_a_page(video, teacher, tmp_path):

@@ -1,5 +1,6 @@
 """A source in its own process: silence, hangs, ends, restarts, stream time, pushed frames, leftovers."""
 
+import gc
 import io
 import os
 import shutil
@@ -330,12 +331,13 @@ def test_killed_readers_leave_nothing_behind(tmp_path):
     own = psutil.Process()
     capture = Capture(Source(str(video), fps=10, size=16, loop=True), str(shared))
     until(capture.newest)
+    gc.collect()  # what other tests left
     before = own.num_fds()
     for _ in range(4):
         kill_reader(capture)
         until_state(capture, "reconnecting")
         until(capture.newest, 60)
-    assert own.num_fds() == before
+    assert own.num_fds() <= before
     assert list(shared.iterdir()) == []  # the ring has no file name, so nothing can be left behind
     capture.close()
     wait_for_any([capture], 0.01)

@@ -67,7 +67,7 @@ def test_clips_of_killed_servers_are_deleted_and_those_of_running_ones_kept(tmp_
     finally:
         for server in servers:
             server.kill()
-            server.wait()
+            server.communicate()
 
 
 def test_the_bundled_ffmpeg_knows_the_formats_that_are_allowed():

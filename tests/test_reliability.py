@@ -163,7 +163,7 @@ def rtsp(port: int, *size: str) -> Iterator[str]:
         yield f"rtsp://user:hidden@127.0.0.1:{port}/camera"
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])

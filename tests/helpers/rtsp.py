@@ -38,4 +38,4 @@ def rtsp_serving(port: int, *arguments: str) -> Iterator[str]:
         yield f"rtsp://user:hidden@127.0.0.1:{port}/camera"
     finally:
         process.kill()
-        process.wait()
+        process.communicate()

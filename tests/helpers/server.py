@@ -98,3 +98,4 @@ def serving(model: str, *options: str, token: str | None = None, cache: str | No
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            process.stdout.close()

@@ -1,5 +1,6 @@
 """``serve``: the HTTP server from the command line."""
 
+import contextlib
 import json
 import os
 import re
@@ -124,10 +125,12 @@ def listen(host: str, port: int) -> socket.socket:
     """The socket to listen on, opened before anything slow starts."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen()  # callers may connect as soon as the address is printed
+        with contextlib.ExitStack() as on_error:
+            listener = on_error.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, port))
+            listener.listen()  # callers may connect as soon as the address is printed
+            on_error.pop_all()
         return listener
     except (OSError, OverflowError) as error:
         raise UserError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port") from None

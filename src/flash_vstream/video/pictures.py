@@ -31,7 +31,7 @@ def decode_picture(
     """
     try:
         picture: Image.Image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=formats)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"this is not a {', '.join(formats[:-1])} or {formats[-1]} picture") from None
     with picture:
         width, height = picture.size
