@@ -64,7 +64,7 @@ def serve(
     from flash_vstream.serve.service import Service
 
     silence_transformers()
-    with clean_end_on_signals():
+    with listener, clean_end_on_signals():
         with Console(stderr=True).status(f"loading {model}") as status:
             fetch_model(model, status.update)
             service = Service(model, access, state, streams=named)
