@@ -97,6 +97,22 @@ def eval_skills(
     print(json.dumps(report)) if as_json else print_skills(report)
 
 
+@app.command("pictures")
+def eval_pictures(
+    data: Annotated[Path, typer.Option("--data", help="Folder with pictures, splits.json and annotations.jsonl.")],
+    model: Model = "nano",
+    split: Annotated[str, typer.Option("--split")] = "val",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only so many pictures.")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Ask about single annotated pictures: presence, people, counts, short questions, descriptions."""
+    from flash_vstream.evaluate.pictures import print_pictures, run_pictures
+
+    report = run_pictures(data, model, split, limit, seed)
+    print(json.dumps(report)) if as_json else print_pictures(report)
+
+
 @app.command("captions")
 def eval_captions(
     data: Annotated[Path, typer.Option("--data", help="A prepared folder.")],

@@ -59,6 +59,21 @@ def train_grounding(
     print(json.dumps(train(settings, fetch_model(settings.model), data, output)))
 
 
+@app.command("sight")
+def train_sight(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[
+        list[Path], typer.Option("--data", help="A prepared folder of annotated pictures (several allowed).")
+    ],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Teach a model's sight which things a frame shows, and how many people."""
+    from flash_vstream.train.sight import SightConfig
+    from flash_vstream.train.sight import train_sight as train
+
+    print(json.dumps(train(SightConfig.load(config), data, output)))
+
+
 @app.command("average")
 def train_average(
     before: Annotated[Path, typer.Argument(help="The result folder of a stage.")],

@@ -22,6 +22,8 @@ class FlashVStreamConfig(PretrainedConfig):
     - ``time_stamps``: whether the prompt gives the time of each slot as text. The paper has no time
       stamps; without them, the model can only guess order and time from a slot's position.
     - ``grounding_config``: arguments of ``models.grounding.Grounding``; None for a model without it.
+    - ``sight_config``: arguments of ``models.sight.Sight`` except ``channels``; None for a model without it. Sight
+      needs grounding.
     - ``prompt_template``: a key of ``models.prompts.TEMPLATES``.
 
     Raises ``ValueError`` for a memory with sizes that do not nest or with unknown fields.
@@ -42,6 +44,7 @@ class FlashVStreamConfig(PretrainedConfig):
         video_token_id: int = -200,
         time_stamps: bool = False,
         grounding_config: dict[str, Any] | None = None,
+        sight_config: dict[str, Any] | None = None,
         prompt_template: str = "vicuna_v1",
         **kwargs: Any,
     ):
@@ -58,6 +61,7 @@ class FlashVStreamConfig(PretrainedConfig):
         self.video_token_id = video_token_id
         self.time_stamps = time_stamps
         self.grounding_config = grounding_config
+        self.sight_config = sight_config
         self.prompt_template = prompt_template
         kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)

@@ -13,7 +13,7 @@ This is not in the paper, and the published models have no grounding (``groundin
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,10 +27,12 @@ from torch.nn import functional
 from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.prompts import stamp
+from flash_vstream.models.sight import Presence, Sight
 
 GROUNDING = "grounding.safetensors"
 LONGEST = 96
 """Questions and events are truncated to this many tokens."""
+PRESENCE = "Is it true that you saw {thing}{note}?"
 LOOKED_AT = ("temporal", "retrieved", "spatial")
 """The parts of a memory whose slots have distinct times; an abstract slot mixes the whole stream."""
 
@@ -40,7 +42,8 @@ class Mention:
     """An event named in a question, in characters ``begin`` to ``end``.
 
     ``time`` is the start of the most similar slot in seconds of stream time. ``score`` is the
-    similarity minus the model's threshold; above 0, the event counts as ``seen``.
+    similarity minus the model's threshold; above 0, the event counts as ``seen``. ``thing`` is set if the question
+    asks for nothing but the presence of a thing that sight knows, and names that thing.
     """
 
     text: str
@@ -48,6 +51,7 @@ class Mention:
     end: int
     time: float
     score: float
+    thing: str | None = None
 
     @property
     def seen(self) -> bool:
@@ -70,7 +74,13 @@ class Mention:
 
 
 def annotate(question: str, mentions: Sequence[Mention]) -> str:
-    """The question with a note after each of its events."""
+    """The question with a note after each of its events.
+
+    A question about presence is put into words that the language model was trained on: it follows the note there, and
+    ignores it in others.
+    """
+    if len(mentions) == 1 and (thing := mentions[0].thing) is not None:
+        return PRESENCE.format(thing=thing, note=mentions[0].note())
     text, at = "", 0
     for before, mention in zip((None, *mentions), mentions, strict=False):
         text += question[at : mention.end] + mention.note(before)
@@ -242,31 +252,35 @@ class Words:
 class Grounder:
     """Locates the events named in questions in a memory, with a model's grounding and word embeddings."""
 
-    def __init__(self, grounding: Grounding, words: Words):
+    def __init__(self, grounding: Grounding, words: Words, sight: Sight | None = None):
         self.grounding = grounding
         self.words = words
+        self.sight = sight
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> "Grounder | None":
         """The grounder of a model; None if the model has no grounding."""
         if model.grounding is None:
             return None
-        return cls(model.grounding, Words(tokenizer, model.get_input_embeddings().weight))
+        return cls(model.grounding, Words(tokenizer, model.get_input_embeddings().weight), model.sight)
 
     @torch.inference_mode()
     def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[list[Mention]]:
         """The events named in each question, in order, each with the time and score of the most similar slot."""
         self.grounding.eval()
-        spans = self.spans(questions)
+        present = [self.sight.presence(text) if self.sight is not None else None for text in questions]
+        # A question about presence is sight's alone.
+        spans = [[] if asked is not None else own for asked, own in zip(present, self.spans(questions), strict=True)]
+        seen = self._seen(snapshot) if any(asked is not None for asked in present) else None
         named = [text[begin:end] for text, own in zip(questions, spans, strict=True) for begin, end in own]
-        if not named:
-            return [[] for _ in questions]
-        scores, times = self._compared(named, [getattr(snapshot, part) for part in LOOKED_AT])
-        best, slot = scores.max(1)
-        matches = zip(named, best.tolist(), [times[i] for i in slot.tolist()], strict=True)
+        matches: Iterator[tuple[str, float, float]] = iter(())
+        if named:
+            scores, times = self._compared(named, [getattr(snapshot, part) for part in LOOKED_AT])
+            best, slot = scores.max(1)
+            matches = zip(named, best.tolist(), [times[i] for i in slot.tolist()], strict=True)
         mentions: list[list[Mention]] = []
-        for own in spans:
-            mentions.append([])
+        for question, asked, own in zip(questions, present, spans, strict=True):
+            mentions.append([self._presence(question, asked, *seen)] if asked is not None and seen is not None else [])
             for (begin, end), (text, score, time) in zip(own, matches, strict=False):
                 mentions[-1].append(Mention(text, begin, end, time, round(score, 3)))
         return mentions
@@ -276,6 +290,26 @@ class Grounder:
         embeddings, there, offsets = self.words.embed(questions)
         marked = (self.grounding.marks(embeddings, there) > 0).tolist()
         return [_runs(text, *row) for text, *row in zip(questions, marked, offsets, strict=True)]
+
+    def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float], int]:
+        """What each slot shows ``[n, V]``, the slots' times, and how many of the slots, the last ones, are of now."""
+        assert self.sight is not None
+        self.sight.eval()
+        known = [slots for part in LOOKED_AT if len(slots := getattr(snapshot, part))]
+        things = torch.cat([self.sight(slots.features).things for slots in known])
+        times = [time for slots in known for time in slots.start.tolist()]
+        return things, times, len(snapshot.spatial)
+
+    def _presence(self, question: str, asked: Presence, things: Tensor, times: list[float], newest: int) -> Mention:
+        """Whether the slots show a thing: the newest ones for a question in the present tense, else any."""
+        assert self.sight is not None
+        begin = len(times) - newest if asked.is_about_now and newest else 0
+        scores = things[begin:, asked.thing]
+        best = int(scores.argmax())
+        score = float(scores[best]) - self.sight.needed(len(set(times[begin:])))
+        text = question[asked.begin : asked.end]
+        thing = "a person" if self.sight.names[asked.thing] == "person" else text
+        return Mention(text, asked.begin, asked.end, times[begin + best], round(score, 3), thing)
 
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""

@@ -17,6 +17,7 @@ from flash_vstream.memory import SemanticAttention, StarMemory, abstract_memory,
 from flash_vstream.memory.release import ReleaseMemory
 from flash_vstream.models.configuration import FlashVStreamConfig
 from flash_vstream.models.grounding import Grounding
+from flash_vstream.models.sight import Sight
 
 
 class Projector(nn.Sequential):
@@ -47,8 +48,8 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
     """
 
     _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
-    # Grounding compares scores that are close together, and float32 costs almost nothing there.
-    _keep_in_fp32_modules_strict = ["grounding"]
+    # Grounding and sight compare scores that are close together, and float32 costs almost nothing there.
+    _keep_in_fp32_modules_strict = ["grounding", "sight"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
     def __init__(self, config: FlashVStreamConfig):
@@ -66,6 +67,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             if config.grounding_config is not None
             else None
         )
+        self.sight = Sight(channels, **config.sight_config) if config.sight_config is not None else None
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:

