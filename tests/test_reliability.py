@@ -4,14 +4,12 @@ import http.server
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,13 +24,12 @@ from flash_vstream.video import read_frames
 from flash_vstream.video.capture import Capture
 from flash_vstream.video.shared_memory import FOLDER_VARIABLE, shared_folder
 from flash_vstream.video.sources import Source
-from helpers.environment import missing
+from helpers.rtsp import free_port, rtsp_serving
 from helpers.server import Server, serving
 from helpers.videos import write_video
 from helpers.waiting import until
 
 HERE = Path(__file__).parent
-SYSTEM_PYTHON = "/usr/bin/python3"
 KILLS = 20
 OUTAGE_SECONDS = float(os.environ.get("FLASH_VSTREAM_OUTAGE", "2"))
 """How long the RTSP server is down; docs/reliability.md reports the result for 30 s."""
@@ -144,39 +141,17 @@ def test_a_file_is_taken_up_where_it_was_left(tiny_folder, tmp_path):
 # --- a real RTSP server
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-@contextmanager
-def rtsp(port: int, *size: str) -> Iterator[str]:
-    probe = "import gi; gi.require_version('GstRtspServer', '1.0')"
-    if subprocess.run(["/usr/bin/env", "-i", SYSTEM_PYTHON, "-c", probe], capture_output=True, check=False).returncode:
-        missing("GStreamer's RTSP server")
-    command = [SYSTEM_PYTHON, str(HERE / "helpers" / "rtsp_server.py"), str(port), *size]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "serving\n", process.stderr.read() if process.stderr else ""
-        yield f"rtsp://user:hidden@127.0.0.1:{port}/camera"
-    finally:
-        process.kill()
-        process.communicate()
-
-
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_an_rtsp_server_that_goes_away_and_returns_in_another_size(tmp_path, transport):
     port = free_port()
-    with rtsp(port) as url:
+    with rtsp_serving(port) as url:
         reader = Capture(Source(url, fps=5, size=32, transport=transport), str(tmp_path), silence=3)
         first = until(reader.newest)
         until(lambda: (frame := reader.newest()) is not None and frame.time > first.time)
     until(lambda: (reader.newest(), reader.status.state)[1] == "reconnecting", 30)
     assert "hidden" not in (reader.status.error or "")
     time.sleep(OUTAGE_SECONDS)
-    with rtsp(port, "640", "360") as url:
+    with rtsp_serving(port, "640", "360") as url:
         started = time.monotonic()
         again = until(reader.newest, 30)
         print(f"frames again after {time.monotonic() - started:.1f} s")
@@ -187,7 +162,7 @@ def test_an_rtsp_server_that_goes_away_and_returns_in_another_size(tmp_path, tra
 
 def test_lost_packets_cost_frames_and_nothing_else(tmp_path):
     """With 20% loss of RTP packets over UDP, frames keep arriving and times never go backwards."""
-    with rtsp(free_port(), "320", "240", "0.2") as url:
+    with rtsp_serving(free_port(), "320", "240", "0.2") as url:
         reader = Capture(Source(url, fps=10, size=32, transport="udp"), str(tmp_path), silence=10)
         started = time.monotonic()
         frames = [until(reader.newest) for _ in range(10)]

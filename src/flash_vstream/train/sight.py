@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flash_vstream.errors import UserError
+from flash_vstream.files import atomic_write
 from flash_vstream.memory import pool_grid
 from flash_vstream.models.sight import PEOPLE_CLASSES, SIGHT_CONFIG, Sight, save_sight
 from flash_vstream.synthetic.annotations import (
@@ -147,11 +148,12 @@ def train_sight(config: SightConfig, folders: Sequence[Path], output: Path) -> d
 def _fit(sight: Sight, features: Tensor, labels: Tensor, people: Tensor, config: SightConfig, kept: Path) -> None:
     optimizer = torch.optim.AdamW(sight.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
+    parts: dict[str, Any] = {"sight": sight, "optimizer": optimizer, "schedule": schedule}
     begin = 0
     if kept.exists():
         saved = torch.load(kept, weights_only=True)
         begin = saved["step"]
-        for name, part in (("sight", sight), ("optimizer", optimizer), ("schedule", schedule)):
+        for name, part in parts.items():
             part.load_state_dict(saved[name])
     sides = _sides(features.shape[-2])
     with Progress(console=Console(stderr=True)) as progress:
@@ -174,11 +176,8 @@ def _fit(sight: Sight, features: Tensor, labels: Tensor, people: Tensor, config:
             schedule.step()
             progress.update(task, advance=1, description=f"sight, loss {loss.item():.2f}")
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
-                parts = {"sight": sight, "optimizer": optimizer, "schedule": schedule}
-                torch.save(
-                    {"step": step + 1} | {n: p.state_dict() for n, p in parts.items()}, kept.with_suffix(".part")
-                )
-                kept.with_suffix(".part").replace(kept)
+                with atomic_write(kept) as scratch:
+                    torch.save({"step": step + 1} | {n: p.state_dict() for n, p in parts.items()}, scratch)
 
 
 def _sides(tokens: int) -> list[int]:
