@@ -85,20 +85,3 @@ def browser():
 def _few_threads():
     # Threads of two test processes on two cores would wait for each other.
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
-
-
-LONGEST = (
-    "test_reliability",
-    "test_train_nano",
-    "test_nano",
-    "test_serve",
-    "test_memory",
-    "test_grounding",
-    "test_live",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest modules first, so that two processes finish at about the same time."""
-    rank = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
