@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.prompts import stamp
-from flash_vstream.models.sight import Presence, Sight
+from flash_vstream.models.sight import Presence, Sight, load_weights, save_weights
 
 GROUNDING = "grounding.safetensors"
 LONGEST = 96
@@ -324,17 +322,12 @@ def load_grounding(model: Any, file: Path) -> None:
     """Load trained grounding weights into a model; raises ``UserError`` if they cannot be read or do not fit."""
     if model.grounding is None:
         raise UserError("this model has no grounding; its config lacks grounding_config")
-    try:
-        model.grounding.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{file} is no grounding of this model: {str(error).splitlines()[0]}") from None
+    load_weights(model.grounding, file, "is no grounding of this model")
 
 
 def save_grounding(grounding: Grounding, folder: Path) -> Path:
     """Write grounding weights to ``folder`` in float16, which does not change comparisons noticeably."""
-    state = {name: value.detach().half().contiguous() for name, value in grounding.state_dict().items()}
-    save_file(state, folder / GROUNDING)
-    return folder / GROUNDING
+    return save_weights(grounding, folder / GROUNDING)
 
 
 def _runs(text: str, marked: Sequence[bool], places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -134,13 +134,23 @@ def load_sight(model: Any, file: Path) -> None:
     """Give a model the sight that was trained; raises ``UserError`` when it cannot be read or does not fit."""
     if model.sight is None:
         raise UserError("this model has no sight; its config lacks sight_config")
-    try:
-        model.sight.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{file} does not fit this model's sight: {str(error).splitlines()[0]}") from None
+    load_weights(model.sight, file, "does not fit this model's sight")
 
 
 def save_sight(sight: Sight, folder: Path) -> Path:
     """Write what was trained to ``folder`` in float16."""
-    save_file({name: value.detach().half().contiguous() for name, value in sight.state_dict().items()}, folder / SIGHT)
-    return folder / SIGHT
+    return save_weights(sight, folder / SIGHT)
+
+
+def load_weights(module: nn.Module, file: Path, mismatch: str) -> None:
+    """Load ``file`` into ``module``; raises ``UserError``, which says ``mismatch`` of the file, if that cannot be."""
+    try:
+        module.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"{file} {mismatch}: {str(error).splitlines()[0]}") from None
+
+
+def save_weights(module: nn.Module, file: Path) -> Path:
+    """Write a module's weights in float16; returns ``file``."""
+    save_file({name: value.detach().half().contiguous() for name, value in module.state_dict().items()}, file)
+    return file

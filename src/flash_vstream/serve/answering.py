@@ -23,7 +23,6 @@ class Answering:
     def __init__(self, events: Generator[Event, None, None], number: int, finish: Finish):
         self._events, self._number, self._finish = events, number, finish
         self._outcome: tuple[str | None, str | None, dict[str, Any]] = (None, "nobody waited for the answer", {})
-        self._cancelled = threading.Event()
         self._ending = threading.Lock()
         self._ended = False
 
@@ -31,8 +30,7 @@ class Answering:
         return self
 
     def __next__(self) -> Event:
-        if self._cancelled.is_set() or self._ended:
-            self.close()
+        if self._ended:
             raise StopIteration
         try:
             event = next(self._events)
@@ -47,10 +45,6 @@ class Answering:
         if event.kind != "text":
             self.close()
         return event
-
-    def cancel(self) -> None:
-        """Stop at the next event; callable from any thread."""
-        self._cancelled.set()
 
     def close(self) -> None:
         """End the question if it has not ended yet. Do not call this while another thread waits for an event."""
