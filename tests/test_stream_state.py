@@ -21,8 +21,8 @@ from flash_vstream.live.stream_state import (
     load_state,
     max_slots,
     memory_state,
+    read_memory_table,
     read_picture,
-    read_slots,
     read_thumbnails,
     save_state,
     slot_table,
@@ -77,7 +77,7 @@ def test_what_was_saved_is_what_was_published(tmp_path):
     pictures = Pictures(max_slots(memory))
     shared = SharedTensors.create(str(tmp_path / "state"), state_layout(memory))
     assert save_state(shared, tmp_path / "saved.safetensors") is False
-    assert (read_slots(shared), read_thumbnails(shared), read_picture(shared)) == ([], {}, None)
+    assert (read_memory_table(shared).slots, read_thumbnails(shared), read_picture(shared)) == ([], {}, None)
     memory.write(torch.randn(1, 4, 8), [2.5])
     pictures.see(2.5, noise(0), {2.5})
     slots = slot_table(memory.read(), max_slots(memory))
@@ -91,6 +91,33 @@ def test_what_was_saved_is_what_was_published(tmp_path):
     assert notes == {"kept": 1}
     assert torch.equal(again.read().tokens(), memory.read().tokens())
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_memory_table_is_of_one_moment(tmp_path):
+    """The table's slots, count and pictures belong together even while a frame worker publishes all the time."""
+    memory = small_memory()
+    pictures = Pictures(max_slots(memory))
+
+    class Busy(SharedTensors):
+        """Publishes another frame after every read."""
+
+        def read(self, names=None):
+            found = super().read(names)
+            time = float(memory.frames)
+            memory.write(torch.randn(1, 4, 8), [time])
+            snapshot = memory.read()
+            pictures.see(time, noise(0), {at for _, slots in snapshot.parts() for at in slots.exemplar.tolist()})
+            self.publish(stream_state(memory, slot_table(snapshot, max_slots(memory)), pictures), {})
+            return found
+
+    SharedTensors.create(str(tmp_path / "state"), state_layout(memory))
+    shared = Busy(str(tmp_path / "state"))
+    assert read_memory_table(shared).time is None
+    for frames in range(1, 12):
+        table = read_memory_table(shared)
+        assert sum(slot.weight for slot in table.slots if slot.part == "temporal") == table.frames == frames
+        assert table.time == frames - 1
+        assert set(table.thumbnails) == {slot.exemplar for slot in table.slots}
 
 
 def test_pushed_frames_are_timed_from_the_first(tmp_path):

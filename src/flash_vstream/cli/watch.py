@@ -106,7 +106,7 @@ class StatusLine:
         self._marks: deque[tuple[float, int, int]] = deque(maxlen=10)
 
     def __call__(self) -> str:
-        from flash_vstream.live.stream_state import read_slots
+        from flash_vstream.live.stream_state import read_memory_table
 
         status, shared = self._live.status(STREAM), self._live.shared_state(STREAM)
         self._marks.append((time.monotonic(), status.came, status.kept))
@@ -119,7 +119,7 @@ class StatusLine:
             parts.append(f"{status.skipped} skipped")
         if status.state == "live" and status.lag is not None:
             parts.append(f"lag {status.lag:.1f} s")
-        parts.append(f"{len(read_slots(shared))} memory slots")
+        parts.append(f"{len(read_memory_table(shared).slots)} memory slots")
         if status.restarts:
             parts.append(f"{status.restarts} restarts")
         return " · ".join(parts)

@@ -29,6 +29,7 @@ _THUMBNAIL_BYTES = 8192
 _PICTURE_BYTES = 65536
 _QUALITIES = (80, 60, 40, 20, 5)
 MEMORY = "memory."
+_THUMBNAILS = ("thumbnails.time", "thumbnails.size", "thumbnails.data")
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,25 @@ def frames_seen(shared: SharedTensors) -> tuple[int, float]:
     return int(state[MEMORY + "frames"]), time.monotonic() - (notes.get("monotonic") or 0.0)
 
 
-def read_slots(shared: SharedTensors) -> list[SlotInfo]:
-    """The slots of the newest shared memory."""
-    published = shared.read(("slots",))
-    return slots_of(published[0]["slots"]) if published else []
+@dataclass(frozen=True)
+class MemoryTable:
+    """What a memory holds at one moment: its newest time, its frames, its slots, and thumbnails by frame time."""
+
+    time: float | None
+    frames: int
+    slots: list[SlotInfo]
+    thumbnails: dict[float, bytes]
+
+
+def read_memory_table(shared: SharedTensors) -> MemoryTable:
+    """The newest memory's table, from a single read: two reads could mix two moments."""
+    published = shared.read((MEMORY + "frames", "slots", *_THUMBNAILS))
+    if published is None:
+        return MemoryTable(None, 0, [], {})
+    state, _ = published
+    slots = slots_of(state["slots"])
+    time = max((slot.end for slot in slots), default=None)
+    return MemoryTable(time, int(state[MEMORY + "frames"]), slots, unpack_thumbnails(state))
 
 
 def unpack_thumbnails(state: dict[str, Tensor]) -> dict[float, bytes]:
@@ -192,7 +208,7 @@ def unpack_thumbnails(state: dict[str, Tensor]) -> dict[float, bytes]:
 
 def read_thumbnails(shared: SharedTensors) -> dict[float, bytes]:
     """Thumbnails (JPEG) of the slots' exemplar frames, by frame time."""
-    published = shared.read(("thumbnails.time", "thumbnails.size", "thumbnails.data"))
+    published = shared.read(_THUMBNAILS)
     return unpack_thumbnails(published[0]) if published else {}
 
 

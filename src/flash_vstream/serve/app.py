@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from flash_vstream import __version__
 from flash_vstream.errors import UserError
 from flash_vstream.live.question_client import Event
-from flash_vstream.live.stream_state import frames_seen, read_picture, read_slots, read_thumbnails
+from flash_vstream.live.stream_state import read_memory_table, read_picture
 from flash_vstream.serve import schemas
 from flash_vstream.serve.answers import Answers, AnswerStream, while_connected
 from flash_vstream.serve.chat import add_chat
@@ -161,16 +161,11 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         ] = -1.0,
     ) -> dict[str, Any]:
         """The memory's slots, oldest part first, with the times and pictures of their frames."""
-        shared = service.shared(name)
-        pictures = {at: data_url(jpeg) for at, jpeg in read_thumbnails(shared).items() if at > thumbnails_after}
-        slots = [{**slot.to_dict(), "thumbnail": pictures.get(slot.exemplar)} for slot in read_slots(shared)]
+        table = read_memory_table(service.shared(name))
+        pictures = {at: data_url(jpeg) for at, jpeg in table.thumbnails.items() if at > thumbnails_after}
+        slots = [{**slot.to_dict(), "thumbnail": pictures.get(slot.exemplar)} for slot in table.slots]
         capacity = service.live.worker.info["memory"]
-        return {
-            "time": service.status(name).time,
-            "frames": frames_seen(shared)[0],
-            "capacity": capacity,
-            "slots": slots,
-        }
+        return {"time": table.time, "frames": table.frames, "capacity": capacity, "slots": slots}
 
     @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
     def picture(name: Name) -> Response:

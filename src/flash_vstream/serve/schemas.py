@@ -136,7 +136,7 @@ class Capacity(BaseModel):
 class Memory(BaseModel):
     """The contents of a stream's memory at ``time``."""
 
-    time: float
+    time: float | None
     frames: int
     capacity: Capacity
     slots: list[Slot]
