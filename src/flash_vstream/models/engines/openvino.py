@@ -1,0 +1,194 @@
+"""The fast engine for CPUs: OpenVINO's PagedAttention, with sequences of any lengths in one step.
+
+Keys and values lie in blocks of a pool. A fork shares its blocks with the sequence that it continues from, and copies
+only the last one, when it writes to it; so a memory that was read once serves any number of questions.
+"""
+
+import importlib
+import threading
+import weakref
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+import torch
+
+from flash_vstream.models.engines.base import CHUNK_TOKENS, Feed, Row
+from flash_vstream.models.engines.openvino_graph import GROUPS, build_graph
+
+FIRST_BLOCKS = 64
+"""Blocks in a new pool; a pool that is full doubles."""
+
+
+class PagedSequence:
+    """A sequence whose keys and values lie in ``blocks`` of a pool, in order."""
+
+    def __init__(self, blocks: list[int], length: int = 0):
+        self.blocks = blocks
+        self.length = length
+
+
+class _Pool:
+    """Blocks of keys and values of every layer, each used by any number of sequences."""
+
+    def __init__(self, request: Any, inputs: Seq[Any]):
+        self.tensor: Any = importlib.import_module("openvino").Tensor
+        self.request, self.inputs = request, inputs
+        self.arrays: list[np.ndarray] = []
+        self.users: list[int] = []  # of each block
+        self.free: list[int] = []
+        self.lock = threading.Lock()  # a sequence may be dropped in any thread
+        self._grow()
+
+    def take(self) -> int:
+        """An unused block."""
+        if not self.free:
+            self._grow()
+        with self.lock:
+            block = self.free.pop()
+            self.users[block] = 1
+            return block
+
+    def share(self, blocks: Seq[int]) -> None:
+        """Count one more user of each of ``blocks``."""
+        with self.lock:
+            for block in blocks:
+                self.users[block] += 1
+
+    def release(self, blocks: Seq[int]) -> None:
+        """Count one user less."""
+        with self.lock:
+            for block in blocks:
+                self.users[block] -= 1
+                if self.users[block] == 0:
+                    self.free.append(block)
+
+    def own(self, block: int) -> int:
+        """``block`` if it has one user, else a copy of it."""
+        if self.users[block] == 1:
+            return block
+        copy = self.take()
+        for array in self.arrays:
+            array[copy] = array[block]
+        self.release([block])
+        return copy
+
+    def _grow(self) -> None:
+        count = max(FIRST_BLOCKS, 2 * len(self.users))
+        arrays = []
+        for i, place in enumerate(self.inputs):
+            shape = [count, *(place.partial_shape[axis].get_length() for axis in range(1, 4))]
+            array = np.zeros(shape, place.element_type.to_dtype())
+            if self.arrays:
+                array[: len(self.users)] = self.arrays[i]
+            arrays.append(array)
+            self.request.set_tensor(place, self.tensor(array, shared_memory=True))
+        with self.lock:
+            self.arrays = arrays
+            self.free += range(count - 1, len(self.users) - 1, -1)
+            self.users += [0] * (count - len(self.users))
+
+
+class OpenVinoEngine:
+    """Runs a Llama in OpenVINO; may be used by several threads, which take turns.
+
+    ``threads`` defaults to as many as PyTorch uses. Raises ``RuntimeError`` if OpenVINO cannot run the model here.
+    """
+
+    name = "openvino"
+
+    def __init__(self, language_model: Any, threads: int | None = None):
+        ov: Any = importlib.import_module("openvino")
+        transformations: Any = importlib.import_module("openvino._offline_transformations")
+        graph = build_graph(language_model)
+        transformations.paged_attention_transformation(graph, False, True)
+        _sum_scores(graph)
+        options = {
+            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            # The same arithmetic everywhere: bfloat16 and 8-bit caches would depend on the processor.
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": "f16",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[0],
+        }
+        compiled = ov.Core().compile_model(graph, "CPU", options)
+        self._request = compiled.create_infer_request()
+        self._heads = language_model.config.num_attention_heads
+        caches = [place for place in compiled.inputs if "_cache." in place.get_any_name()]
+        self._pool = _Pool(self._request, caches)
+        # A key's block may hold more than its tokens.
+        values = next(place for place in caches if place.get_any_name().startswith("value"))
+        self._block_tokens = int(values.partial_shape[2].get_length())
+        self._lock = threading.Lock()
+
+    def new_sequence(self) -> PagedSequence:
+        """An empty sequence."""
+        return self._sequence([], 0)
+
+    def fork(self, sequence: PagedSequence) -> PagedSequence:
+        """A sequence that shares its blocks with ``sequence``."""
+        with self._lock:
+            self._pool.share(sequence.blocks)
+            return self._sequence(list(sequence.blocks), sequence.length)
+
+    def _sequence(self, blocks: list[int], length: int) -> PagedSequence:
+        sequence = PagedSequence(blocks, length)
+        weakref.finalize(sequence, self._pool.release, blocks).atexit = False
+        return sequence
+
+    def step(self, feeds: Seq[Feed], attention: bool = False) -> list[Row]:
+        """See ``Engine.step``."""
+        rows = [feed.embeddings.float().numpy(force=True) for feed in feeds]
+        with self._lock:
+            for i, feed in enumerate(feeds):
+                while len(rows[i]) > CHUNK_TOKENS:
+                    self._read([feed.sequence], [rows[i][:CHUNK_TOKENS]])
+                    rows[i] = rows[i][CHUNK_TOKENS:]
+            return self._read([feed.sequence for feed in feeds], rows, attention)
+
+    def _read(self, sequences: Seq[PagedSequence], rows: Seq[np.ndarray], attention: bool = False) -> list[Row]:
+        past = [sequence.length for sequence in sequences]
+        for sequence, new in zip(sequences, rows, strict=True):
+            self._make_room(sequence, len(new))
+            sequence.length += len(new)
+        ends = np.cumsum([len(new) for new in rows])
+        inputs = {
+            "inputs_embeds": np.concatenate(rows),
+            "position_ids": np.concatenate(
+                [np.arange(start, sequence.length) for start, sequence in zip(past, sequences, strict=True)]
+            ),
+            "past_lens": np.array(past, np.int32),
+            "subsequence_begins": np.array([0, *ends], np.int32),
+            "block_indices": np.concatenate([sequence.blocks for sequence in sequences]).astype(np.int32),
+            "block_indices_begins": np.cumsum([0, *(len(sequence.blocks) for sequence in sequences)]).astype(np.int32),
+            "max_context_len": np.array(max(sequence.length for sequence in sequences), np.int32),
+            "rows": ends - 1,
+        }
+        self._request.infer(inputs, share_inputs=True)
+        logits = torch.from_numpy(self._request.get_tensor("logits").data.copy())
+        if not attention:
+            return [Row(row, None) for row in logits]
+        scores = torch.from_numpy(self._request.get_tensor("attention").data / self._heads)
+        paid = scores.split([sequence.length for sequence in sequences])
+        return [Row(*pair) for pair in zip(logits, paid, strict=True)]
+
+    def _make_room(self, sequence: PagedSequence, tokens: int) -> None:
+        """Blocks for ``tokens`` more, which no other sequence writes to."""
+        if sequence.length % self._block_tokens:
+            sequence.blocks[-1] = self._pool.own(sequence.blocks[-1])
+        while len(sequence.blocks) * self._block_tokens < sequence.length + tokens:
+            sequence.blocks.append(self._pool.take())
+
+
+def _sum_scores(graph: Any) -> None:
+    """Replace every layer's output of attention scores by one output of their sum, ``attention``."""
+    op: Any = importlib.import_module("openvino.opset13")
+    results = [result for result in graph.get_results() if "logits" not in result.output(0).get_names()]
+    total = results[0].input_value(0)
+    for result in results[1:]:
+        total = op.add(total, result.input_value(0))
+    for result in results:
+        graph.remove_result(result)
+    attention = op.result(total)
+    attention.output(0).get_tensor().set_names({"attention"})
+    graph.add_results([attention])
