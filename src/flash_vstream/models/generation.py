@@ -16,8 +16,8 @@ from transformers import Cache, DynamicCache
 
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.grounding import Grounder, Mention, annotate
-from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
-from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
+from flash_vstream.models.interface import StreamModel, StreamProcessor
+from flash_vstream.models.processing import pad_rows
 from flash_vstream.models.prompt_limit import PromptLimit
 
 MAX_NEW_TOKENS = 96
@@ -125,18 +125,17 @@ class AnswerGenerator:
     questions about the same memory in a batch.
     """
 
-    def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
+    def __init__(self, model: StreamModel, processor: StreamProcessor):
         self.model = model
         self.processor = processor
         self.prompt_limit = PromptLimit(model.config, processor)
         # Only eager attention returns its weights, and on a CPU it is also the fastest for decoding,
         # which processes one token at a time.
-        if model.device.type == "cpu":
+        if model.device.type == "cpu" and not model.attention_is_chosen:
             model.language_model.set_attn_implementation("eager")
         self._returns_attention = model.language_model.config._attn_implementation == "eager"
         self.grounder = Grounder.from_model(model, processor.tokenizer)
-        stop = processor.tokenizer.convert_tokens_to_ids(processor.template.stop)
-        self._stops = {stop, processor.tokenizer.eos_token_id} - {None, processor.tokenizer.unk_token_id}
+        self._stops = processor.stop_ids
 
     @torch.inference_mode()
     def read(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Prefix:
@@ -145,20 +144,17 @@ class AnswerGenerator:
         ``time_stamps=False`` is for measuring the benefit of the slots' times. It also turns off
         grounding, which would put times into the question.
         """
-        if snapshot is None:
-            opening = self.processor.template.first_question.partition("{}")[0]
-            ids, features = self.processor.tokenize(opening), []
-        else:
-            ids, features = self.processor.prefix_ids(snapshot, time_stamps), [snapshot.tokens()]
+        shown = self.processor.lay_out(snapshot, time_stamps)
         cache = DynamicCache(config=self.model.language_model.config)
         self.model(
-            input_ids=torch.tensor([ids], device=self.model.device),
-            memory_features=features,
+            input_ids=torch.tensor([shown.ids], device=self.model.device),
+            memory_features=[] if shown.features is None else [shown.features],
+            position_ids=None if shown.positions is None else shown.positions[:, None].to(self.model.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return Prefix(snapshot, cache, ids, self.processor.slot_of_token(ids, snapshot), time_stamps)
+        return Prefix(snapshot, cache, shown.ids, shown.slot_of_token, time_stamps)
 
     def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot | None) -> list[list[Mention]]:
         """The events named in each question, located in a memory; empty without grounding or a video."""
