@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedTokenizerBase
 
-from flash_vstream.memory import MemorySnapshot, StarConfig
+from flash_vstream.memory import MemorySnapshot, Slots, StarConfig
 from flash_vstream.models.image_processing import FrameProcessor
 
 VIDEO_TOKEN = -200
@@ -153,6 +153,10 @@ class StreamProcessor(Protocol):
 
     def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
         """A prompt up to its question: its opening, then the memory (None: no video)."""
+        ...
+
+    def lay_out_recalled(self, recalled: Slots, first_slot: int, time_stamps: bool = True) -> Layout:
+        """Frames of the long-term memory as a piece of a prompt, in time order; slots count from ``first_slot``."""
         ...
 
     def longest_layout(self, config: ModelConfig) -> int:
