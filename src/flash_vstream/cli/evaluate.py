@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from flash_vstream.cli.options import Data, Json, Model
+from flash_vstream.cli.options import Attn, Bits, Data, Device, Dtype, Json, Model, Pair
 from flash_vstream.cli.terminal import load_pipeline
 from flash_vstream.errors import UserError
+from flash_vstream.models.choice import ModelChoice
 
 app = typer.Typer(help="Run benchmarks and measure what a model knows about streams.")
 # Spelled out, since importing the benchmarks imports torch, which --help should not wait for.
@@ -36,10 +37,16 @@ def _add_benchmark(name: str) -> None:
         shard: Annotated[str | None, typer.Option("--shard", help="i/n: run only this part of the videos.")] = None,
         limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask at most this many questions.")] = None,
         output: Annotated[Path | None, typer.Option("--output", help="Where predictions go (JSONL).")] = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        attn: Attn = None,
+        bits: Bits = None,
+        pair: Pair = None,
         as_json: Json = False,
     ) -> None:
         methods = method or ["star"]
-        evaluate(name, data, model, methods, protocol, fps, judge, judge_model, shard, limit, output, as_json)
+        choice = ModelChoice(model, device, dtype, attn, bits, pair=pair)
+        evaluate(name, data, choice, methods, protocol, fps, judge, judge_model, shard, limit, output, as_json)
 
 
 for _name in BENCHMARK_NAMES:
@@ -144,7 +151,7 @@ def _eval(
 def evaluate(
     name: str,
     data: Path | None,
-    model: str,
+    model: str | ModelChoice,
     methods: Sequence[str],
     protocol: str | None,
     fps: float | None,
@@ -174,14 +181,16 @@ def evaluate(
     for method in methods:
         run = Run(
             name,
-            model,
+            str(model),
             method,
             protocol or benchmark.protocol,
             fps or DEFAULT_FPS.get(name, 1.0),
             pipeline.model.config.star,
             weights,
         )
-        path = output or Path("runs/eval") / f"{file_name(run.benchmark, model, method, run.protocol, shard)}.jsonl"
+        path = (
+            output or Path("runs/eval") / f"{file_name(run.benchmark, str(model), method, run.protocol, shard)}.jsonl"
+        )
         rows = run_benchmark(run, benchmark, items, folder, pipeline, path)
         report = {**summary(judged(rows, judge, path.with_suffix(".judged.jsonl")), judge, benchmark)}
         report["predictions"] = str(path)

@@ -35,6 +35,8 @@ from flash_vstream.live.stream_state import (
     stream_state,
 )
 from flash_vstream.memory import StarMemory
+from flash_vstream.memory.frames import FrameMemory
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import RESUME_AFTER, Capture, PushedFrames, SourceStatus, wait_for_any
@@ -352,7 +354,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def run_frame_worker(model: str, orders: Connection) -> None:
+def run_frame_worker(model: str | ModelChoice, orders: Connection) -> None:
     """The process's main function: send ``("ready", info)``, then watch until the pipe closes.
 
     ``info`` holds the frames' side in pixels (``size``), the layout of a stream's shared state (``layout``), and a
@@ -370,10 +372,10 @@ def run_frame_worker(model: str, orders: Connection) -> None:
         orders.send(str(error))
         return
     memory = pipeline.new_stream().memory
-    if not isinstance(memory, StarMemory):
-        orders.send("live streams need a memory of constant size; compat='release' has none")
+    if not isinstance(memory, StarMemory | FrameMemory) or (isinstance(memory, FrameMemory) and memory.grows):
+        orders.send("live streams need a memory of constant size; compat='release' and --memory all have none")
         return
-    pipeline.model.language_model = torch.nn.Identity()  # the question worker has it
+    pipeline.model.drop_language()  # the question worker has it
     size, layout = pipeline.processor.image_processor.size, state_layout(memory)
     orders.send(("ready", {"size": size, "layout": layout, "memory": memory_capacity(memory)}))
     FrameWorker(pipeline, orders).run()

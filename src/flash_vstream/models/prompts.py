@@ -90,6 +90,10 @@ ChatML has no system message here, since it would take up a tenth of a small mod
 """
 
 
+LONGEST_STAMP_SECONDS = 10**9
+"""The latest time that room is kept for in a prompt."""
+
+
 def stamp(seconds: float) -> str:
     """A time as the model reads and writes it: whole seconds of stream time, such as ``"35s"``."""
     return f"{int(seconds)}s"
