@@ -7,7 +7,6 @@ import contextlib
 import re
 import secrets
 import shutil
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.streams import LiveStreams
+from flash_vstream.serve.in_progress import InProgress
 from flash_vstream.serve.security import ApiError
 from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source
@@ -54,9 +54,14 @@ class Clips:
 
     def __init__(self, live: LiveStreams):
         self._live = live
-        self._places = threading.Semaphore(AT_ONCE)
+        self._places = InProgress(AT_ONCE)
         self._owned = OwnedFolder(FOLDER)
         self._folder = Path(self._owned.path)
+
+    @property
+    def in_progress(self) -> int:
+        """How many clips there are."""
+        return self._places.count
 
     def add(self, media: bytes | Sequence[Image.Image], fps: float) -> str:
         """Start watching the bytes of a video file, or pictures at one per second; returns the stream's name.
@@ -65,7 +70,7 @@ class Clips:
         """
         if isinstance(media, bytes) and not is_container(media):
             raise ApiError(422, "the clip cannot be watched: it is not an MP4, WebM, AVI, MPEG, FLV, Ogg or GIF file")
-        if not self._places.acquire(blocking=False):
+        if not self._places.begin():
             raise ApiError(429, f"{AT_ONCE} clips are being watched, the maximum; try again in a moment")
         name = PREFIX + secrets.token_hex(16)
         try:
@@ -80,7 +85,7 @@ class Clips:
             self._live.add(name, Source(str(path), fps, pace="fast"))
         except BaseException:
             self._delete(name)
-            self._places.release()
+            self._places.end()
             raise
         return name
 
@@ -103,7 +108,7 @@ class Clips:
         with contextlib.suppress(UserError):
             self._live.remove(name)
         self._delete(name)
-        self._places.release()
+        self._places.end()
 
     def _delete(self, name: str) -> None:
         path = self._folder / name
