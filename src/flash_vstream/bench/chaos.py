@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,26 +127,20 @@ class Chaos:
             self.server.call("POST", "/v1/streams", {"name": name, **source}).raise_for_status()
         self.witnesses.start()
         self._until(lambda: self.witnesses.all_since(0.0), "a frame of every witness")
-        media = MutatedMedia(self.folder, random.Random(f"{self.seed}/first"))
-        first = Caller("first", self.seed, self.tally, media, self.folder / "media", self.world.media, self.server.model)
-        for action, _ in first.actions:
+        for action, _ in self._caller("first").actions:
             action()
         time.sleep(CALM_SECONDS)
         self._remove_others()
         return self._calm()
 
+    def _caller(self, name: str) -> Caller:
+        media = MutatedMedia(self.folder, random.Random(f"{self.seed}/media/{name}"))
+        return Caller(name, self.seed, self.tally, media, self.folder / "media", self.world.media)
+
     def _disturb(self, seconds: float, tell: Callable[[str], None]) -> None:
         over = threading.Event()
-        media = self.folder / "media"
-        callers = [
-            Caller(
-                f"caller{i}", self.seed, self.tally, MutatedMedia(self.folder, random.Random(f"{self.seed}/media/{i}")),
-                media, self.world.media, self.server.model,
-            )
-            for i in range(CALLERS)
-        ]  # fmt: skip
-        work = [lambda caller=caller: caller.run(over) for caller in callers]  # type: ignore[misc]
-        work += [lambda: self.blows.run(over), lambda: fuzz(self.tally, self.seed, self.folder, over)]
+        work: list[Callable[[], None]] = [partial(self._caller(f"caller{i}").run, over) for i in range(CALLERS)]
+        work += [partial(self.blows.run, over), partial(fuzz, self.tally, self.seed, self.folder, over)]
         failures: list[BaseException] = []
 
         def guarded(function: Callable[[], None]) -> None:

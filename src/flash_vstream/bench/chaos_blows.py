@@ -43,12 +43,20 @@ class Blow:
 
 
 class Blows:
-    """Deals blows in rounds of every kind, in random order, until ``over``."""
+    """Deals blows in rounds of every kind, in random order.
+
+    ``camera`` and ``file`` are witnesses' names, with the port and the path that their readers have open.
+    """
 
     def __init__(
-        self, server: ServerUnderTest, witnesses: Witnesses, tally: Tally, camera: tuple[str, int], file: tuple[str, str],
+        self,
+        server: ServerUnderTest,
+        witnesses: Witnesses,
+        tally: Tally,
+        camera: tuple[str, int],
+        file: tuple[str, str],
         seed: int,
-    ):  # fmt: skip
+    ):
         self.server, self.witnesses, self.tally = server, witnesses, tally
         self._camera, self._file = camera, file
         self.rng = random.Random(f"{seed}/blows")

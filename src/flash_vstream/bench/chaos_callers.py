@@ -1,4 +1,4 @@
-"""Callers of ``bench chaos``: a seeded random mix of requests, well and badly behaved, and a count of what came back."""
+"""Callers of ``bench chaos``: a seeded mix of requests, well and badly behaved, and a count of what came back."""
 
 import contextlib
 import json
@@ -19,7 +19,14 @@ from websockets.sync.client import connect
 from flash_vstream.bench.chaos_media import MutatedMedia, picture
 from flash_vstream.bench.chaos_server import ServerUnderTest
 
-QUESTIONS = ("What is happening?", "What happened first?", "Is anybody there?", "漢字は読めますか", "🙂" * 50, "x" * 600)
+QUESTIONS = (
+    "What is happening?",
+    "What happened first?",
+    "Is anybody there?",
+    "漢字は読めますか",
+    "🙂" * 50,
+    "x" * 600,
+)
 HOSTILE_SOURCES = (
     "http://127.0.0.1:1/" + "é" * 900,
     "http://127.0.0.1:1/" + '"' * 1900,
@@ -82,8 +89,8 @@ class Tally:
 class Caller:
     """One caller: a random walk through everything that callers do, until ``over`` is set."""
 
-    def __init__(self, name: str, seed: int, tally: Tally, media: MutatedMedia, folder: Path, web: str, model: str):
-        self.name, self.tally, self.media, self.folder, self.web, self.model = name, tally, media, folder, web, model
+    def __init__(self, name: str, seed: int, tally: Tally, media: MutatedMedia, folder: Path, web: str):
+        self.name, self.tally, self.media, self.folder, self.web = name, tally, media, folder, web
         self.rng = random.Random(f"{seed}/{name}")
         self.server = tally.server
         self._made = 0
@@ -109,8 +116,7 @@ class Caller:
         while not over.is_set():
             (action,) = self.rng.choices(actions, weights)
             action()
-            if self.server.life.ended is not None or self.server.life.listening is None:
-                over.wait(0.2)  # nobody is there to talk to
+            self.server.wait_until_up(over)
 
     # --- streams
 
@@ -207,7 +213,7 @@ class Caller:
         path = self.rng.choice(["/v1/chat/completions", "/v1/chat/completions", "/v1/responses"])
         most = {"max_tokens": 6} if "chat" in path else {"max_output_tokens": 6}
         field = "messages" if "chat" in path else "input"
-        body = {"model": self.model, field: messages, "stream": self.rng.random() < 0.4, **most}
+        body = {"model": self.server.model, field: messages, "stream": self.rng.random() < 0.4, **most}
         if self.rng.random() < 0.2:
             self._raw(f"POST {path}", json.dumps(body).encode(), wait_for=self.rng.choice([0, 200]))
             return
@@ -249,9 +255,10 @@ class Caller:
 
     def _send_nonsense(self) -> None:
         rng = self.rng
-        headers = rng.choice(["Host: [\r\n", "Host: evil.test\r\n", "Origin: http://[\r\n", "Content-Length: -1\r\n", ""])
+        odd = rng.choice(["Host: [", "Host: evil.test", "Origin: http://[", "Content-Length: -1", "Accept: */*"])
+        path = rng.choice(["/v1/streams", "/v1/streams/x/questions", "/v1/responses"])
         body = rng.choice([b"[" * 60_000, b"\xff\xfe", b'{"question": "\\ud800"}', b'{"name": "a\\u0000"}', b"{}"])
-        self._raw(f"POST {rng.choice(['/v1/streams', '/v1/streams/x/questions', '/v1/responses'])}", body, 1, headers)
+        self._raw(f"POST {path}", body, 1, f"{odd}\r\n")
 
     def _raw(self, request: str, body: bytes, wait_for: int, headers: str = "", length: int | None = None) -> None:
         """Send a request, read at most ``wait_for`` bytes of the response, and reset the connection."""

@@ -47,6 +47,7 @@ def fuzz(tally: Tally, seed: int, folder: Path, over: threading.Event) -> None:
         if not over.is_set():
             _send(tally, case)
             over.wait(PAUSE_SECONDS)
+            tally.server.wait_until_up(over)
 
     while not over.is_set():
         for operation in operations:
@@ -63,8 +64,8 @@ def _send(tally: Tally, case: Any) -> None:
         # Generated names must not open anything on this machine.
         choices = ("push", *HOSTILE_SOURCES)
         case.body = {**body, "source": choices[len(body["source"]) % len(choices)]}
-    named = [str((case.path_parameters or {}).get("name", "")), str(body.get("name", ""))]
-    if any(name.startswith("witness") for name in named):
+    _name_a_stream(case)
+    if str(body.get("name", "")).startswith("witness"):
         return
     started = time.monotonic()
     what = f"{case.method} {case.path}"
@@ -73,4 +74,18 @@ def _send(tally: Tally, case: Any) -> None:
     except RequestException as error:
         tally.lost(f"{what} ({case.as_curl_command()[:200]})", started, error)
         return
-    tally.note(response.status_code, f"{what} ({case.as_curl_command()[:300]})", response.text)
+    body = response.content[:300].decode(errors="replace")
+    tally.note(response.status_code, f"{what} ({case.as_curl_command()[:300]})", body)
+
+
+def _name_a_stream(case: Any) -> None:
+    """Let half of the requests name a stream that there is; only callers' streams are edited and deleted."""
+    parameters = case.path_parameters or {}
+    if (name := parameters.get("name")) is None or "models" in case.path:
+        return
+    streams = ["caller0-pushed", "caller1-pushed"]
+    if case.method.upper() not in ("PATCH", "DELETE"):
+        streams += ["witness-file", "witness-push"]
+    choice = sum(str(name).encode(errors="replace")) % (2 * len(streams))
+    if choice < len(streams):
+        case.path_parameters = {**parameters, "name": streams[choice]}

@@ -11,7 +11,14 @@ import numpy as np
 from PIL import Image
 
 FRAMES = 12
-_FORMATS = (("mp4", "mpeg4"), ("mkv", "mpeg4"), ("ts", "mpeg2video"), ("avi", "mjpeg"), ("webm", "libvpx"), ("gif", "gif"))
+_FORMATS = (
+    ("mp4", "mpeg4"),
+    ("mkv", "mpeg4"),
+    ("ts", "mpeg2video"),
+    ("avi", "mjpeg"),
+    ("webm", "libvpx"),
+    ("gif", "gif"),
+)
 _SIZES = ((64, 48), (2, 2), (16, 720), (1280, 16), (50, 34))
 _PICTURE_SIZES = ((64, 48), (1, 1), (1, 3000), (3000, 1), (640, 360), (333, 17))
 _PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")

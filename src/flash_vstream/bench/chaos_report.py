@@ -22,7 +22,9 @@ MORE_DESCRIPTORS = 4
 MOST_SHOWN = 20
 
 
-def judge(chaos: "Chaos", before: "Holdings", after: "Holdings", left: dict[str, Any], seconds: float) -> dict[str, Any]:
+def judge(
+    chaos: "Chaos", before: "Holdings", after: "Holdings", left: dict[str, Any], seconds: float
+) -> dict[str, Any]:
     """The report as plain values; ``broken`` lists the promises that were not kept."""
     blows, tally = chaos.blows, chaos.tally
     witnesses = {name: _witness(witness, blows.dealt) for name, witness in chaos.witnesses.streams.items()}
@@ -34,7 +36,7 @@ def judge(chaos: "Chaos", before: "Holdings", after: "Holdings", left: dict[str,
             broken.append(f"{name} was without frames for {longest:.1f} s, and no blow explains it")
         if not witness.frames:
             broken.append(f"{name} had no frame")
-    broken += _leaks(before, after, left)
+    broken += leaks(before, after, left)
     seconds_by_kind: dict[str, list[float]] = defaultdict(list)
     for blow in blows.dealt:
         seconds_by_kind[blow.kind].append(blow.seconds)
@@ -78,7 +80,8 @@ def _witness(witness: Witness, dealt: list[Blow]) -> dict[str, Any]:
     }
 
 
-def _leaks(before: "Holdings", after: "Holdings", left: dict[str, Any]) -> list[str]:
+def leaks(before: "Holdings", after: "Holdings", left: dict[str, Any]) -> list[str]:
+    """What the server holds ``after`` everybody has left, beyond ``before``, and what it ``left`` when it stopped."""
     found = []
     for what in ("questions", "clips"):
         if getattr(after, what):

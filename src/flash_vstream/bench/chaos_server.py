@@ -24,8 +24,7 @@ START_SECONDS = 180.0
 END_SECONDS = 30.0
 """How long the processes of a killed server may live on, and how long a server may take to stop."""
 ANSWER_SECONDS = 160.0
-"""A request that takes longer hangs: questions end after 120 s, and a silent question worker is replaced after 150 s."""
-WORKERS = ("frame", "question")
+"""A request that takes longer hangs: questions end after 120 s, and a silent worker is replaced after 150 s."""
 
 
 @dataclass
@@ -132,6 +131,16 @@ class ServerUnderTest:
             if life.ended is not None and (back is None or back >= since):
                 return True
         return self.life.listening is None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the server listens, as far as is known."""
+        return self.life.listening is not None and self.life.ended is None
+
+    def wait_until_up(self, over: threading.Event) -> None:
+        """Wait while the server is down, and ``over`` is not set."""
+        while not self.is_up and not over.wait(0.1):
+            pass
 
     # --- what it is asked
 

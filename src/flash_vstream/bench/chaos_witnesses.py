@@ -58,9 +58,8 @@ class Witness:
                 self.broken.append(f"{self.name} had {kept} frames after a restart; {kept_at_least} had been saved")
             self.life, self.kept = life, min(self.kept, kept)
         elif kept < self.kept or status["time"] < self.time - 1e-6:
-            self.broken.append(
-                f"{self.name} went back: from frame {self.kept} at {self.time:.3f} s to {kept} at {status['time']:.3f} s"
-            )
+            before, after = f"{self.kept} at {self.time:.3f} s", f"{kept} at {status['time']:.3f} s"
+            self.broken.append(f"{self.name} went back, from frame {before} to {after}")
         if kept > self.kept:
             if self.arrived:
                 # Frames come at most at ``fps``, so those between the first and the last took at least this long.

@@ -58,7 +58,7 @@ class _Server(http.server.ThreadingHTTPServer):
 class _Camera(http.server.BaseHTTPRequestHandler):
     """Motion JPEG without an end."""
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("content-type", "multipart/x-mixed-replace; boundary=frame")
         self.end_headers()
@@ -79,7 +79,7 @@ class _Media(http.server.BaseHTTPRequestHandler):
 
     folder: Path
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         name, _, how = self.path.partition("?")
         path = self.folder / name.lstrip("/")
         if "/" in name.lstrip("/") or not path.is_file():

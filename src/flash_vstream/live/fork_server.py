@@ -1,11 +1,19 @@
 """The fork server: a process that has already imported what workers need and forks them, so each starts in a second."""
 
 import multiprocessing
+import multiprocessing.util
 import signal
+import tempfile
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
+from flash_vstream.video.shared_memory import OwnedFolder
+
 PRELOADED = ["flash_vstream.live.frame_worker", "flash_vstream.live.question_worker", "flash_vstream.models.hub"]
+FOLDER_KIND = ".fvs-fork"
+"""Short, since the path of a socket may have only about a hundred characters (``LONGEST_FOLDER`` and what follows)."""
+LONGEST_FOLDER = 68
+_folder: OwnedFolder | None = None
 
 
 def ensure_fork_server() -> ForkServerContext:
@@ -15,6 +23,7 @@ def ensure_fork_server() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    _own_socket_folder()
     resource_tracker.ensure_running()  # first, because starting it unblocks Ctrl-C
     # The fork server inherits the mask: Ctrl-C belongs to its parent and must not abort the imports with a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -23,3 +32,18 @@ def ensure_fork_server() -> ForkServerContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def _own_socket_folder() -> None:
+    """Let multiprocessing keep the fork server's socket in an owned folder: its own would outlive a ``kill -9``."""
+    global _folder
+    longest = LONGEST_FOLDER - len(f"/{FOLDER_KIND}-12345678")
+    if _folder is None and len(tempfile.gettempdir()) <= longest:
+        _folder = OwnedFolder(FOLDER_KIND)
+        before, tempfile.tempdir = tempfile.tempdir, _folder.path
+        try:
+            multiprocessing.util.get_temp_dir()  # made once for the process, where temporary files are just then
+        finally:
+            tempfile.tempdir = before
+        _folder.keep_at_exit()  # multiprocessing removes its own folder at a priority of -100; then this one goes
+        multiprocessing.util.Finalize(None, _folder.cleanup, exitpriority=-200)

@@ -171,7 +171,7 @@ class WatchedStream:
         snapshot = self.memory.read()
         self.slots = slot_table(snapshot, max_slots(self.memory))
         wanted = {time for _, slots in snapshot.parts() for time in slots.exemplar.tolist()}
-        self.pictures.see(frame.time, frame.image, wanted)
+        self.pictures.see(frame, wanted)
         self.notes |= {"came": self.reader.status.came, "skipped": self.reader.status.skipped}
         self.notes |= {"kept": self.notes["kept"] + 1, "position": self.reader.position}
         self.notes |= {"clock": time.time(), "monotonic": time.monotonic()}

@@ -78,7 +78,7 @@ class Service:
             self.store.close()
             raise
         self.metrics = Metrics(self.statuses, self.restarts)
-        self.started = time.time()
+        self.started, self._began = time.time(), time.monotonic()
         self.saving_error: str | None = None
         self._waiting: dict[str, SavedStream] = {}
         self._changing = threading.RLock()  # held while streams change or memories are saved
@@ -226,6 +226,11 @@ class Service:
     def restarts(self) -> dict[str, int]:
         """How often each worker was restarted."""
         return {"frame": self.live.worker.restarts, "question": self.question_client.worker.restarts}
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the server started, by a clock that cannot be set."""
+        return time.monotonic() - self._began
 
     def problems(self) -> list[str]:
         """Current problems in plain words; empty if there are none."""

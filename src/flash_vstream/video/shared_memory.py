@@ -98,6 +98,10 @@ class OwnedFolder:
                 os.close(descriptor)
         self._remove = weakref.finalize(self, _removed, self.path, descriptor)
 
+    def keep_at_exit(self) -> None:
+        """Leave the folder when the interpreter exits: whoever calls this calls ``cleanup`` later than that."""
+        self._remove.atexit = False
+
     def cleanup(self) -> None:
         """Remove the folder and its contents. Safe to call twice."""
         self._remove()
