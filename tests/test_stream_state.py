@@ -82,14 +82,15 @@ def test_what_was_saved_is_what_was_published(tmp_path):
     memory.write(torch.randn(1, 4, 8), [2.5])
     pictures.see(Frame(2.5, noise(0)), {2.5})
     slots = slot_table(memory.read(), max_slots(memory))
-    shared.publish(stream_state(memory, slots, pictures), {"kept": 1})
-    assert Image.open(io.BytesIO(read_picture(shared))).size == (256, 256)
+    shared.publish(stream_state(memory, slots, pictures), {"kept": 1, "time": 2.5})
+    picture = read_picture(shared)
+    assert (Image.open(io.BytesIO(picture.jpeg)).size, picture.time, picture.kept) == ((256, 256), 2.5, 1)
     assert list(read_thumbnails(shared)) == [2.5]
     assert save_state(shared, tmp_path / "saved.safetensors")
     saved, notes = load_state(tmp_path / "saved.safetensors")
     again = small_memory()
     again.load_state_dict(memory_state(saved))
-    assert notes == {"kept": 1}
+    assert notes == {"kept": 1, "time": 2.5}
     assert torch.equal(again.read().tokens(), memory.read().tokens())
     assert not list(tmp_path.glob("*.part"))
 

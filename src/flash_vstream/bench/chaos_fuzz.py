@@ -34,7 +34,10 @@ def fuzz(tally: Tally, seed: int, folder: Path, over: threading.Event) -> None:
     from hypothesis import seed as seeded
 
     hypothesis.configuration.set_hypothesis_home_dir(folder)
-    schema = schemathesis.openapi.from_dict(tally.server.get("/openapi.json"))
+    while (document := tally.server.get("/openapi.json")) is None:
+        if over.wait(0.5):
+            return
+    schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=tally.server.url)
     # A response without an end is left to the other callers, who hang up.
     operations = [found.ok() for found in schema.get_all_operations()]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flash_vstream.cli.options import Model
+from flash_vstream.cli.terminal import clean_end_on_signals
 
 
 def bench(
@@ -28,7 +29,9 @@ def bench(
     if what == "chaos":
         from flash_vstream.bench.chaos import run_chaos
 
-        if not run_chaos(model, minutes, seed):
+        with clean_end_on_signals():
+            kept = run_chaos(model, minutes, seed)
+        if not kept:
             raise typer.Exit(1)
         return
     if what == "efficiency":

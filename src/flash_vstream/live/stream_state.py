@@ -200,11 +200,22 @@ def read_thumbnails(shared: SharedTensors) -> dict[float, bytes]:
     return unpack_thumbnails(published[0]) if published else {}
 
 
-def read_picture(shared: SharedTensors) -> bytes | None:
-    """The whole newest frame as JPEG; None before the first."""
+@dataclass(frozen=True)
+class Picture:
+    """The whole newest frame as JPEG, its stream time, and how many frames had been kept with it."""
+
+    jpeg: bytes
+    time: float
+    kept: int
+
+
+def read_picture(shared: SharedTensors) -> Picture | None:
+    """The newest frame's picture, from a single read; None before the first."""
     published = shared.read(("picture.size", "picture.data"))
-    size = int(published[0]["picture.size"]) if published else 0
-    return bytes(published[0]["picture.data"][:size].numpy()) if published and size else None
+    if published is None or not (size := int(published[0]["picture.size"])):
+        return None
+    state, notes = published
+    return Picture(bytes(state["picture.data"][:size].numpy()), notes["time"], notes["kept"])
 
 
 def save_state(shared: SharedTensors, path: Path) -> bool:

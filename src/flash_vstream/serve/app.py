@@ -169,9 +169,10 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
     def picture(name: Name) -> Response:
         """The newest frame as JPEG, whole: the model sees its centre square."""
-        return Response(
-            read_picture(service.shared(name)), media_type="image/jpeg", headers={"cache-control": "no-store"}
-        )
+        shown = read_picture(service.shared(name))
+        if shown is None:
+            raise ApiError(409, f"stream {name!r} has no picture yet; ask again in a moment")
+        return Response(shown.jpeg, media_type="image/jpeg", headers={"cache-control": "no-store"})
 
 
 def _add_questions(app: FastAPI, service: Service, answers: Answers) -> None:

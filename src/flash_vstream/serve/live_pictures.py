@@ -49,14 +49,15 @@ async def _parts(service: Service, name: str, ending: Callable[[], bool]) -> Asy
     while not ending():
         try:
             status = service.status(name)
-            due = status.kept != shown or time.monotonic() - sent > REPEAT_SECONDS
+            due = status.kept > shown or time.monotonic() - sent > REPEAT_SECONDS
             picture = read_picture(service.shared(name)) if due and status.time is not None else None
         except (ApiError, UserError):  # deleted
             return
         if picture is not None:
-            shown, sent = status.kept, time.monotonic()
-            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\nX-Stream-Time: {status.time}\r\n\r\n"
-            yield head.encode() + picture + f"\r\n--{BOUNDARY}\r\n".encode()
+            shown, sent = picture.kept, time.monotonic()
+            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture.jpeg)}\r\n"
+            head += f"X-Stream-Time: {picture.time}\r\n\r\n"
+            yield head.encode() + picture.jpeg + f"\r\n--{BOUNDARY}\r\n".encode()
         if status.state in ("ended", "failed"):
             return
         await asyncio.sleep(POLL_SECONDS)
