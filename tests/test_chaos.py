@@ -11,7 +11,7 @@ from flash_vstream.bench.chaos import Holdings
 from flash_vstream.bench.chaos_blows import KINDS, Blow
 from flash_vstream.bench.chaos_clock import SteppedClock
 from flash_vstream.bench.chaos_fuzz import check_installed
-from flash_vstream.bench.chaos_report import leaks
+from flash_vstream.bench.chaos_report import leaks, left_behind
 from flash_vstream.bench.chaos_witnesses import Gap, Witness
 from flash_vstream.errors import UserError
 
@@ -103,10 +103,15 @@ def holdings(**changed) -> Holdings:
     ],
 )
 def test_what_is_left_behind_is_a_leak(changed):
+    assert leaks(holdings(), holdings()) == []
+    assert len(leaks(holdings(), holdings(**changed))) == 1
+
+
+@pytest.mark.parametrize("left", [{"exit_code": -9}, {"processes": ["reader"]}, {"temporary_files": ["pymp-1"]}])
+def test_what_a_stopped_server_leaves_is_noticed(left):
     clean = {"exit_code": 0, "processes": [], "shared_files": [], "temporary_files": []}
-    assert leaks(holdings(), holdings(), clean) == []
-    assert len(leaks(holdings(), holdings(**changed), clean)) == 1
-    assert len(leaks(holdings(), holdings(), clean | {"temporary_files": ["pymp-1"]})) == 1
+    assert left_behind(clean) == []
+    assert len(left_behind(clean | left)) == 1
 
 
 def test_the_stepped_clock_is_followed_by_children(tmp_path):

@@ -289,6 +289,13 @@ def test_too_little_shared_memory_is_told_and_nothing_is_left(live, looped, monk
     assert sorted(folder.iterdir()) == before
 
 
+def test_a_shared_folder_that_cannot_be_written_is_told(live, looped, tmp_path, monkeypatch):
+    monkeypatch.setattr(live._folder, "path", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="shared memory cannot be written"):
+        live.add("door", looped)
+    assert live.names() == []
+
+
 def test_closing_twice_gives_everything_back(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     live = LiveStreams(str(tiny_folder))

@@ -28,8 +28,8 @@ from flash_vstream.bench.chaos_blows import Blows
 from flash_vstream.bench.chaos_callers import Caller, Tally
 from flash_vstream.bench.chaos_fuzz import check_installed, fuzz
 from flash_vstream.bench.chaos_media import MutatedMedia, write_clip
-from flash_vstream.bench.chaos_report import judge, print_report
-from flash_vstream.bench.chaos_server import ServerUnderTest, shown_command
+from flash_vstream.bench.chaos_report import judge, leaks, print_report
+from flash_vstream.bench.chaos_server import ServerUnderTest, command_of
 from flash_vstream.bench.chaos_witnesses import Witnesses
 from flash_vstream.bench.chaos_world import PUSH_FPS, World
 from flash_vstream.errors import UserError
@@ -45,6 +45,8 @@ SETTLE_SECONDS = 60.0
 LAST_SECONDS = 10.0
 """How long the helpers of Python's multiprocessing may outlive the server."""
 LOWER_PRIORITY = 5
+PROCESSES = {"forkserver": "fork server and workers", "resource_tracker": "tracker", "spawn_main": "readers"}
+"""Kinds of the server's processes, by what their command lines hold."""
 
 
 def run_chaos(model: str, minutes: float, seed: int) -> bool:
@@ -172,11 +174,10 @@ class Chaos:
                 self.server.call("DELETE", f"/v1/streams/{status['name']}")
 
     def _holdings(self) -> Holdings:
-        kinds: Counter[str] = Counter()
-        for process in self.server.processes():
-            command = " ".join(process.cmdline())
-            signs = {"forkserver": "fork server and workers", "resource_tracker": "tracker", "spawn_main": "readers"}
-            kinds[next((kind for sign, kind in signs.items() if sign in command), "server")] += 1
+        kinds = Counter(
+            next((kind for sign, kind in PROCESSES.items() if sign in command_of(process)), "server")
+            for process in self.server.processes()
+        )
         workers = self.server.workers()
         gauges = self.server.gauges()
         return Holdings(
@@ -201,12 +202,12 @@ class Chaos:
         return last
 
     def _settled(self, before: Holdings) -> Holdings:
-        """What the server holds after everybody has left: as soon as it is no more than ``before``, or in the end."""
+        """What the server holds after everybody has left: as soon as nothing leaks, else when the time is over."""
         deadline = time.monotonic() + SETTLE_SECONDS
         while True:
             self._remove_others()
             held = self._holdings()
-            if held == before or time.monotonic() > deadline:
+            if not leaks(before, held) or time.monotonic() > deadline:
                 return held
             time.sleep(1)
 
@@ -217,7 +218,7 @@ class Chaos:
         _, alive = psutil.wait_procs(before, LAST_SECONDS)
         return {
             "exit_code": code,
-            "processes": [shown_command(process) for process in alive],
+            "processes": [command_of(process)[-120:] for process in alive],
             "shared_files": [str(path.relative_to(self.server.shared)) for path in self.server.shared.rglob("*")],
             "temporary_files": [path.name for path in self.server.temporary.rglob("*")],
         }

@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from flash_vstream.bench.chaos_callers import Tally
-from flash_vstream.bench.chaos_server import END_SECONDS, ServerUnderTest, shown_command
+from flash_vstream.bench.chaos_server import END_SECONDS, ServerUnderTest, command_of
 from flash_vstream.bench.chaos_witnesses import Gap, Witnesses
 
 PAUSE_SECONDS = (0.3, 3.0)
@@ -166,7 +166,7 @@ class Blows:
         self.server.start()
         _, alive = psutil.wait_procs(before, END_SECONDS)
         if alive:
-            names = ", ".join(map(shown_command, alive))
+            names = ", ".join(command_of(process)[-120:] for process in alive)
             self.broken.append(f"{END_SECONDS:.0f} s after kill -9 of the server there were still: {names}")
 
     def _count_restarts(self) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 BYSTANDER_SECONDS = 6.0
 """How long a witness may be without frames when nothing that concerns it was struck, on a busy machine."""
+KILLED_SECONDS = {"reader": 30.0, "frame worker": 30.0, "server": 120.0}
+"""How long a witness may be without frames after a kill; an idle machine needs a tenth of it."""
 MORE_DESCRIPTORS = 4
 """Descriptors that may come and go: an answer being closed, a database file being opened."""
 MOST_SHOWN = 20
@@ -34,9 +36,12 @@ def judge(
         longest = witnesses[name]["longest_gap_seconds"]
         if longest > BYSTANDER_SECONDS:
             broken.append(f"{name} was without frames for {longest:.1f} s, and no blow explains it")
+        for kind, gap in witnesses[name]["longest_gap_after_kill_seconds"].items():
+            if gap > KILLED_SECONDS[kind]:
+                broken.append(f"{name} was without frames for {gap:.1f} s after a kill ({kind})")
         if not witness.frames:
             broken.append(f"{name} had no frame")
-    broken += leaks(before, after, left)
+    broken += leaks(before, after) + left_behind(left)
     seconds_by_kind: dict[str, list[float]] = defaultdict(list)
     for blow in blows.dealt:
         seconds_by_kind[blow.kind].append(blow.seconds)
@@ -65,7 +70,7 @@ def judge(
 
 def _witness(witness: Witness, dealt: list[Blow]) -> dict[str, Any]:
     """A witness's frames, its longest gap that no blow explains, and the longest that each kind of blow explains."""
-    unexplained, explained = 0.0, dict.fromkeys(("reader", "frame worker", "server"), 0.0)
+    unexplained, explained = 0.0, dict.fromkeys(KILLED_SECONDS, 0.0)
     for gap in witness.gaps:
         causes = [blow.kind for blow in dealt if blow.explains(witness.name, gap)]
         if not causes:
@@ -80,8 +85,8 @@ def _witness(witness: Witness, dealt: list[Blow]) -> dict[str, Any]:
     }
 
 
-def leaks(before: "Holdings", after: "Holdings", left: dict[str, Any]) -> list[str]:
-    """What the server holds ``after`` everybody has left, beyond ``before``, and what it ``left`` when it stopped."""
+def leaks(before: "Holdings", after: "Holdings") -> list[str]:
+    """What the server holds ``after`` everybody has left that it did not hold ``before``."""
     found = []
     for what in ("questions", "clips"):
         if getattr(after, what):
@@ -92,6 +97,12 @@ def leaks(before: "Holdings", after: "Holdings", left: dict[str, Any]) -> list[s
     for kind, count in after.descriptors.items():
         if count > before.descriptors.get(kind, 0) + MORE_DESCRIPTORS:
             found.append(f"descriptors of the {kind} process: {before.descriptors.get(kind)} before, {count} after")
+    return found
+
+
+def left_behind(left: dict[str, Any]) -> list[str]:
+    """What a server that has stopped left behind."""
+    found = []
     if left["exit_code"] not in (0, 128 + signal.SIGINT):
         found.append(f"the server did not stop cleanly: exit code {left['exit_code']}")
     for what in ("processes", "shared_files", "temporary_files"):
@@ -129,8 +140,8 @@ def _blows(report: dict[str, Any]) -> Table:
 
 
 def _streams(report: dict[str, Any]) -> Table:
-    kinds = ("reader", "frame worker", "server")
-    table = Table("witness", "frames", "longest gap", *(f"after kill: {kind}" for kind in kinds), title="Witnesses")
+    kinds = tuple(KILLED_SECONDS)
+    table = Table("witness", "frames", "longest gap", *(f"{kind} killed" for kind in kinds), title="Witnesses")
     for name, row in report["witnesses"].items():
         after = row["longest_gap_after_kill_seconds"]
         gaps = [f"{row['longest_gap_seconds']:.1f} s", *(f"{after[kind]:.1f} s" for kind in kinds)]

@@ -201,10 +201,10 @@ class ServerUnderTest:
         psutil.Process(self.life.process.pid).rlimit(psutil.RLIMIT_FSIZE, (limit, psutil.RLIM_INFINITY))
 
 
-def shown_command(process: psutil.Process) -> str:
-    """The end of a process's command line, on one line."""
+def command_of(process: psutil.Process) -> str:
+    """A process's command line, on one line."""
     try:
-        return " ".join(process.cmdline()).replace("\n", " ")[-120:]
+        return " ".join(process.cmdline()).replace("\n", " ")
     except psutil.Error:
         return f"process {process.pid}"
 

@@ -95,9 +95,12 @@ class Witnesses:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Look no more. The time since the newest frame counts as a gap too."""
         self._over.set()
         self._thread.join()
+        now = time.monotonic()
+        for witness in self.streams.values():
+            witness.gaps.append(Gap(witness.arrived, now, now - witness.arrived))
 
     def all_since(self, moment: float) -> bool:
         """Whether every witness has a frame newer than ``moment`` (monotonic seconds)."""

@@ -66,7 +66,8 @@ class Clips:
     def add(self, media: bytes | Sequence[Image.Image], fps: float) -> str:
         """Start watching the bytes of a video file, or pictures at one per second; returns the stream's name.
 
-        Raises ``ApiError`` if the bytes are not a video (422) or ``AT_ONCE`` clips are already being watched (429).
+        Raises ``ApiError`` if the bytes are not a video (422), ``AT_ONCE`` clips are already being watched (429), or
+        the disk is full (409).
         """
         if isinstance(media, bytes) and not is_container(media):
             raise ApiError(422, "the clip cannot be watched: it is not an MP4, WebM, AVI, MPEG, FLV, Ogg or GIF file")
@@ -83,9 +84,11 @@ class Clips:
                     picture.save(path / f"{i:05}.png", compress_level=1)
             fps = fps if isinstance(media, bytes) else PICTURE_FPS
             self._live.add(name, Source(str(path), fps, pace="fast"))
-        except BaseException:
+        except BaseException as error:
             self._delete(name)
             self._places.end()
+            if isinstance(error, OSError):
+                raise ApiError(409, f"the clip cannot be kept on the server's disk ({error.strerror})") from None
             raise
         return name
 
