@@ -132,6 +132,8 @@ def test_times_are_written():
 def test_a_file_that_cannot_be_written_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("in the way, also of root")
     (tmp_path / "records").mkdir()
+    record = {"video": "a.mp4", "segments": [], "questions": [], "tokens": {}, "done": True}
+    (tmp_path / "records" / "a.json").write_text(json.dumps(record))
     done = run("vstream-qa", "export", tmp_path / "records", tmp_path / "file" / "out.json")
     assert done.returncode == 2
     assert str(tmp_path / "file") in done.stderr

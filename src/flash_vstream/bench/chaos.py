@@ -64,7 +64,7 @@ def run_chaos(model: str, minutes: float, seed: int) -> bool:
         tempfile.TemporaryDirectory(prefix="flash-vstream-chaos-") as folder,
         tempfile.TemporaryDirectory(prefix="flash-vstream-chaos-", dir=shared_folder()) as shared,
     ):
-        chaos = Chaos(model, seed, Path(folder), Path(shared), console)
+        chaos = Chaos(model, seed, Path(folder).resolve(), Path(shared).resolve(), console)
         report = chaos.run(60 * minutes)
     print_report(report, console)
     return not report["broken"]

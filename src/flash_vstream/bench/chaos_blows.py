@@ -118,8 +118,7 @@ class Blows:
 
     def _is_answered(self) -> bool:
         body = {"question": "What is happening?", "max_new_tokens": 2}
-        response = self.tally.call("POST", "/v1/streams/witness-file/questions", body)
-        return response is not None and response.status_code == 200
+        return self.tally.ask("/v1/streams/witness-file/questions", body)
 
     # --- the blows
 

@@ -85,6 +85,14 @@ class Tally:
         self.note(response.status_code, f"{method} {path}", response.text)
         return response
 
+    def ask(self, path: str, body: Any) -> bool:
+        """Send a question and count its response; whether it was answered."""
+        response = self.call("POST", path, body)
+        answered = response is not None and response.status_code == 200
+        with self._lock:
+            self.answered += answered
+        return answered
+
 
 class Caller:
     """One caller: a random walk through everything that callers do, until ``over`` is set."""
@@ -179,8 +187,7 @@ class Caller:
 
     def _ask(self) -> None:
         body = {"question": self.rng.choice(QUESTIONS), "max_new_tokens": self.rng.randint(1, 12)}
-        response = self.tally.call("POST", f"/v1/streams/{self._some_stream()}/questions", body)
-        self.tally.answered += response is not None and response.status_code == 200
+        self.tally.ask(f"/v1/streams/{self._some_stream()}/questions", body)
 
     def _ask_and_leave(self) -> None:
         """Ask for a streamed answer, and reset the connection at once or after a few bytes."""
@@ -217,8 +224,7 @@ class Caller:
         if self.rng.random() < 0.2:
             self._raw(f"POST {path}", json.dumps(body).encode(), wait_for=self.rng.choice([0, 200]))
             return
-        response = self.tally.call("POST", path, body)
-        self.tally.answered += response is not None and response.status_code == 200
+        self.tally.ask(path, body)
 
     # --- looking, pushing, and bad manners
 

@@ -49,10 +49,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in USERS_ERRORS:
             raise
-        named = f"{error.filename}: " if error.filename else ""
-        print(
-            f"flash-vstream: {named}{error.strerror}; make room or make it writable, or name another", file=sys.stderr
-        )
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        print(f"flash-vstream: {what}; make room or make it writable, or name another", file=sys.stderr)
         sys.exit(2)
 
 
