@@ -43,7 +43,7 @@ def test_everything_was_tried(report):
     """Otherwise nothing would be shown by it."""
     assert set(report["blows"]) == set(KINDS)
     assert all(report["statuses"].get(status, 0) > 0 for status in ("200", "201", "204", "400", "404", "422", "left"))
-    assert report["requests"] > 200
+    assert report["requests"] > 100
     assert report["answered"] > 0
     assert all(witness["frames"] > 60 for witness in report["witnesses"].values())
 
