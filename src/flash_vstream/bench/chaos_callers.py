@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from websockets.exceptions import WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.frames import CloseCode
 from websockets.sync.client import connect
 
 from flash_vstream.bench.chaos_media import MutatedMedia, picture
@@ -247,10 +248,16 @@ class Caller:
             with connect(url, proxy=None, open_timeout=30, close_timeout=1, ping_interval=None) as frames:
                 for i in range(self.rng.randint(1, 12)):
                     data = picture(i) if self.rng.random() < 0.4 else self.media.either()
-                    frames.send(self.rng.choice([data, data, b"", "text"]))
+                    message: str | bytes = self.rng.choice([data, data, b"", "text"])
+                    frames.send(message)
                     frames.recv(timeout=30)
             self.tally.count("pushed")
-        except (WebSocketException, EOFError):  # refused, or deleted meanwhile by another caller
+        except InvalidStatus as error:
+            self.tally.note(error.response.status_code, f"WS {name}")
+        except ConnectionClosed as error:  # deleted meanwhile by another caller, or the server is down
+            failed = error.rcvd is not None and error.rcvd.code == CloseCode.INTERNAL_ERROR
+            self.tally.note(500, f"WS {name}") if failed else self.tally.count("push ended")
+        except (WebSocketException, EOFError):  # the server went away in mid-handshake
             self.tally.count("push ended")
         except OSError as error:
             self.tally.lost(f"WS {name}", started, error)

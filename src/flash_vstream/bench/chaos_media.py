@@ -28,13 +28,13 @@ def write_clip(path: Path, codec: str, size: tuple[int, int], frames: int = FRAM
     """Write a clip in which a bright bar moves; the name's ending decides the format."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height = size  # type: ignore[attr-defined]
-        stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")  # type: ignore[attr-defined]
+        stream.width, stream.height = size
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
         for i in range(frames):
             image = np.full((size[1], size[0], 3), 40, np.uint8)
             image[:, (i * max(1, size[0] // frames)) % size[0] :][:, : max(1, size[0] // 8)] = 220
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))  # type: ignore[attr-defined]
-        container.mux(stream.encode())  # type: ignore[attr-defined]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode())
     return path
 
 
