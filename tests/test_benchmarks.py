@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from flash_vstream.bench.efficiency import plot as plot_efficiency
 from flash_vstream.cli.evaluate import BENCHMARK_NAMES
 from flash_vstream.errors import UserError
+from flash_vstream.evaluate import mini
 from flash_vstream.evaluate.baselines import MemoryMethod
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.choices import parse_choice
@@ -278,6 +279,15 @@ def test_comparisons_are_paired():
 
 
 # --- VStream-QA-mini
+
+
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_the_mini_benchmark_says_that_its_folder_cannot_be_written(tmp_path, monkeypatch, in_cache):
+    monkeypatch.setattr(mini, "fetch", lambda *_: [Path()] * len(mini.SCENES))
+    monkeypatch.setenv("FLASH_VSTREAM_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("in the way, also of root")
+    with pytest.raises(UserError, match="cannot be used" if in_cache else "cannot be written"):
+        build_mini(None if in_cache else tmp_path / "file" / "mini")
 
 
 def test_the_mini_benchmark_is_made_by_its_seed(tmp_path):
