@@ -1,4 +1,4 @@
-"""The paper's recipe at toy size: two models joined, then both stages of the 7B's configs, by two processes under FSDP."""
+"""The paper's recipe at toy size: two models joined, then the 7B's two stages, by two processes under FSDP."""
 
 import json
 import os

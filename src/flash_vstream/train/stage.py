@@ -85,7 +85,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
             max_skipped=config.max_skipped,
             small_checkpoints=config.tune.lora is None and not config.tune.language_model,
         )
-    except (ImportError, RuntimeError) as error:  # an optimizer's or a logger's package is missing
+    except (ImportError, RuntimeError) as error:  # a logger's package is missing
         raise UserError(f"cannot train with these settings: {str(error).splitlines()[0]}") from None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_fsdp_enabled:

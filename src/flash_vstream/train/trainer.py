@@ -35,6 +35,12 @@ class StageTrainer(Trainer):
         self.truncated = 0
         self.skipped = 0
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        try:
+            return super().create_optimizer(model)
+        except ImportError as error:  # bitsandbytes, for one
+            raise UserError(f"the optimizer {self.args.optim} cannot be used: {str(error).splitlines()[0]}") from None
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         problems, truncated = inputs.pop("problems"), inputs.pop("truncated")
         if model.training:
