@@ -55,9 +55,9 @@ def config(folder: Path, **changes) -> StageConfig:
     return StageConfig.load(path)
 
 
-def train(folder: Path, model: Path, output: Path, **changes) -> list[dict]:
-    """Runs a stage; returns its log."""
-    run_stage(config(folder, **changes), model, folder, output, media_encoder(model))
+def train(folder: Path, start: Path, output: Path, **changes) -> list[dict]:
+    """Runs a stage from the model in ``start``; returns its log."""
+    run_stage(config(folder, **changes), start, folder, output, media_encoder(start))
     return json.loads((output / "trainer_state.json").read_text())["log_history"]
 
 

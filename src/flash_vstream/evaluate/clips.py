@@ -23,7 +23,7 @@ from flash_vstream.synthetic.grading import caption_likeness
 from flash_vstream.synthetic.plans import Scene, Shot, StreamPlan
 from flash_vstream.synthetic.texts import yes_or_no
 from flash_vstream.video.writer import write_video
-from flash_vstream.wheels import cache_dir
+from flash_vstream.wheels import cache_dir, cache_errors
 
 STREAMS = 24
 SCENES = (5, 9)
@@ -73,7 +73,9 @@ def build_clips(data: Path, report: Callable[[str], object] = lambda text: None)
     report(f"reading {len(clips)} clips")
     frames = frames_of_clips(data, clips, FPS, SIZE)
     events = ClipEvents(clips)
-    with atomic_folder(folder) as scratch:
+    with cache_errors():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with cache_errors(), atomic_folder(folder) as scratch:
         (scratch / "videos").mkdir(parents=True)
         records = []
         for number in range(STREAMS):
@@ -98,7 +100,8 @@ def join_clips(clips: Mapping[str, Annotation], frames: Mapping[str, int], rng: 
     scenes, shots = [], []
     for key in (rng.choice(by_action[action]) for action in chosen):
         start = len(shots)
-        shots += [Shot((start + i) / FPS, key, i) for i in range(frames[key])]
+        whole = int(frames[key] - frames[key] % FPS) or frames[key]  # every clip begins at a whole second
+        shots += [Shot((start + i) / FPS, key, i) for i in range(whole)]
         scenes.append(Scene(key, start / FPS, (len(shots) - 1) / FPS))
     return StreamPlan(tuple(scenes), tuple(shots))
 
