@@ -335,14 +335,18 @@ class _Runner:
 
     def _replies(self, batch: Sequence[Item], prefix: Prefix) -> list["Reply"]:
         generator = self.pipeline.generator
-        if self.run.choice_by == "likelihood" and batch[0].choices:  # a benchmark has only one type of question
-            chosen = [generator.likelihoods(prefix, item.asked, item.choices) for item in batch]
-            best = [scores.index(max(scores)) for scores in chosen]
-            return [
-                Reply(item.choices[i], chosen=i, likelihoods=scores)
-                for item, i, scores in zip(batch, best, chosen, strict=True)
-            ]
-        return [Reply(text) for text in generator.ask_many(prefix, [item.prompt for item in batch], MAX_REPLY_TOKENS)]
+        by_likelihood = [bool(item.choices) and self.run.choice_by == "likelihood" for item in batch]
+        asked = [item.prompt for item, scored in zip(batch, by_likelihood, strict=True) if not scored]
+        texts = iter(generator.ask_many(prefix, asked, MAX_REPLY_TOKENS))
+        replies = []
+        for item, scored in zip(batch, by_likelihood, strict=True):
+            if scored:
+                scores = generator.likelihoods(prefix, item.asked, item.choices)
+                chosen = scores.index(max(scores))
+                replies.append(Reply(item.choices[chosen], chosen=chosen, likelihoods=scores))
+            else:
+                replies.append(Reply(next(texts)))
+        return replies
 
 
 def _poll_moments(item: Item) -> list[float]:
