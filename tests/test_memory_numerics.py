@@ -185,10 +185,16 @@ def test_a_copy_goes_its_own_way(kind, duplicate):
     assert (memory.frames, other.frames) == (3, 4)
 
 
-def test_a_state_of_version_0_1_is_restored():
+@pytest.mark.parametrize("written", [2, 9])
+def test_a_state_of_version_0_1_is_restored(written):
+    """It had squared distances instead of costs, and no remainders."""
     memory, restored = new_memory(), new_memory()
-    memory.write(frames(9), torch.arange(9))
+    memory.write(frames(written), torch.arange(written))
     state = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
-    assert state.pop("temporal.remainders").any()
+    costs, weights = state.pop("temporal.costs"), state["temporal.stats"][4]
+    shares = weights[:, None] * weights / (weights[:, None] + weights)
+    state["temporal.distances"] = torch.where(costs.isinf(), 123.0, costs / shares).float()
+    state.pop("temporal.remainders")
     restored.load_state_dict(state)
     assert torch.equal(restored.read().tokens(), memory.read().tokens())
+    assert torch.allclose(restored.state_dict()["temporal.costs"], costs)

@@ -15,9 +15,10 @@ from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import read_memory
 from flash_vstream.live.supervisor import Supervisor
 from flash_vstream.memory import MemorySnapshot
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video.ring import FrameRing, ring_bytes
-from flash_vstream.video.shared_memory import OwnedFolder, check_space, shared_folder
+from flash_vstream.video.shared_memory import FOLDER_VARIABLE, OwnedFolder, check_space, shared_folder
 from flash_vstream.video.sources import Source
 
 FOLDER_KIND = "flash-vstream-live"
@@ -69,14 +70,14 @@ class LiveStreams:
     killed processes are removed first. Raises ``UserError`` if the model cannot be loaded.
     """
 
-    def __init__(self, model_name: str):
+    def __init__(self, model: str | ModelChoice):
         self._folder = OwnedFolder(FOLDER_KIND, shared_folder())
         self._orders: dict[str, Add] = {}
         self._shared_states: dict[str, SharedTensors] = {}
         self._made = 0
         try:
             self.worker = Supervisor(
-                run_frame_worker, model_name, "frame worker", self._send_all, progress=self._progress
+                run_frame_worker, ModelChoice.of(model), "frame worker", self._send_all, progress=self._progress
             )
         except BaseException:
             self._folder.cleanup()
@@ -108,11 +109,15 @@ class LiveStreams:
             source = replace(source, size=self.worker.info["size"])
             self._made += 1
             folder = os.path.join(self._folder.path, str(self._made))
-            os.mkdir(folder)
             try:
+                os.mkdir(folder)
                 order, shared = self._reserved(name, source, folder, saved)
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(folder, ignore_errors=True)
+                if isinstance(error, OSError):
+                    raise UserError(
+                        f"shared memory cannot be written ({error}); name a folder in {FOLDER_VARIABLE}"
+                    ) from None
                 raise
             self._orders[name], self._shared_states[name] = order, shared
             with contextlib.suppress(OSError):  # the worker just died; its successor gets all orders

@@ -22,25 +22,23 @@ def squared_distances(points: Tensor, point: Tensor, scratch: Tensor | None = No
     return distances.square_()
 
 
-def merge_costs(distances: Tensor, weights: Tensor) -> Tensor:
-    """The increase of the k-means objective from merging each pair: ``w_i w_j / (w_i + w_j) · d²_ij``.
+def merge_costs(distances: Tensor, weights: Tensor, weight: float) -> Tensor:
+    """The increase of the k-means objective from merging a point with each of n others.
 
-    ``distances [n, n]`` are squared and ``weights [n]`` positive; the diagonal of the result is infinite.
+    That is ``w_i w / (w_i + w) · d²_i``, in float64, for squared ``distances [n]`` to points of ``weights [n]``, all
+    positive.
     """
-    total = weights[:, None] + weights[None, :]
-    costs = distances.double() * (weights[:, None] * weights[None, :] / total)
-    return costs.fill_diagonal_(float("inf"))
+    return distances.double() * (weights * weight / (weights + weight))
 
 
-def cheapest_pair(distances: Tensor, weights: Tensor) -> tuple[int, int]:
-    """The pair (i < j) that is cheapest to merge; the first such pair in a tie.
+def cheapest_pair(costs: Tensor) -> tuple[int, int]:
+    """The pair (i < j) that is cheapest to merge, by its cost in ``costs [n, n]``; the first such pair in a tie.
 
     This is the optimal k-means clustering of n weighted points into n - 1 clusters: any partition
     other than one pair plus singletons decomposes into merges that cost at least as much.
     """
-    costs = merge_costs(distances, weights)
-    flat = int(torch.argmin(costs))
-    first, second = divmod(flat, costs.shape[0])
+    # NumPy's argmin returns the first of equals, and takes a tenth of the time of PyTorch's.
+    first, second = divmod(int(costs.numpy().argmin()), costs.shape[0])
     return min(first, second), max(first, second)
 
 

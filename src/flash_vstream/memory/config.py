@@ -21,6 +21,8 @@ class StarConfig:
     - ``retrieval``: ``"exemplar"`` keeps the real frame nearest to each centroid;
       ``"buffer"`` searches the newest ``buffer_length`` frames, as the paper does.
     - ``compat="release"`` reproduces the authors' released code, quirks included.
+    - ``longterm_length`` real frames of ``longterm_size`` are kept beside the four parts, in half precision, for a
+      question to recall. The paper has no such memory, and 0 leaves it out.
 
     Raises ``ValueError`` for sizes that do not nest or are out of range.
     """
@@ -33,18 +35,20 @@ class StarConfig:
     abstract_length: int = 25
     retrieved_length: int = 3
     buffer_length: int = 300
+    longterm_length: int = 0
+    longterm_size: int = 1
     update_ratio: float = 0.2
     consolidation: Consolidation = "merge"
     retrieval: Retrieval = "exemplar"
     compat: Compat = "none"
 
     def __post_init__(self) -> None:
-        for name in ("spatial_length", "temporal_length", "abstract_length", "retrieved_length"):
+        for name in ("spatial_length", "temporal_length", "abstract_length", "retrieved_length", "longterm_length"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
-        if min(self.spatial_size, self.temporal_size, self.abstract_size, self.buffer_length) < 1:
+        if min(self.spatial_size, self.temporal_size, self.abstract_size, self.longterm_size, self.buffer_length) < 1:
             raise ValueError("grid sizes and buffer_length must be 1 or more")
-        for name in ("temporal_size", "abstract_size"):
+        for name in ("temporal_size", "abstract_size", "longterm_size"):
             if self.spatial_size % getattr(self, name):
                 raise ValueError(
                     f"{name} is {getattr(self, name)}; it must divide spatial_size ({self.spatial_size}),"
@@ -55,6 +59,8 @@ class StarConfig:
         for name, options in (("consolidation", Consolidation), ("retrieval", Retrieval), ("compat", Compat)):
             if getattr(self, name) not in get_args(options):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose from {', '.join(get_args(options))}")
+        if self.longterm_length and self.compat != "none":
+            raise ValueError("compat='release' has no long-term memory; set longterm_length=0")
         if self.retrieved_length and not self.temporal_length:
             raise ValueError("retrieved_length needs a temporal memory to retrieve by; set temporal_length above 0")
 

@@ -148,6 +148,7 @@ class ReleaseMemory(Locked):
             self._untimed(long, weights),
             Slots.of_frames(self._buffer[keys], self._times[keys]),
             Slots.of_frames(self._buffer[newest], self._times[newest]),
+            Slots.of_frames(self._buffer[:0], self._times[:0]),
             float(self._times[-1]),
             self.frames,
         )

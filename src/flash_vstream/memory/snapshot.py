@@ -42,14 +42,16 @@ class Slots:
 class MemorySnapshot:
     """An immutable copy of a STAR memory: its four parts, and the newest frame's ``time`` in seconds.
 
-    ``frames`` is the number of frames written so far. The tensors are copies that later writes do
-    not affect.
+    ``longterm`` is the long-term memory beside them: real frames, which are read only if a question
+    recalls them. It has no slots in a memory without one. ``frames`` is the number of frames written
+    so far. The tensors are copies that later writes do not affect.
     """
 
     abstract: Slots
     temporal: Slots
     retrieved: Slots
     spatial: Slots
+    longterm: Slots
     time: float
     frames: int
 

@@ -16,11 +16,12 @@ from flash_vstream.memory.locks import Locked
 from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.retrieval import FrameBuffer, heaviest, nearest_frames
 from flash_vstream.memory.snapshot import MemorySnapshot, Slots
-from flash_vstream.memory.temporal import TemporalMemory
+from flash_vstream.memory.temporal import ClusterMemory
+from flash_vstream.memory.upgrades import upgraded
 
 
 class StarMemory(Locked):
-    """The spatial, temporal, abstract and retrieved memory of one stream.
+    """The spatial, temporal, abstract and retrieved memory of one stream, and its long-term memory if it has one.
 
     >>> memory = StarMemory(StarConfig(), channels=1024, attention=SemanticAttention(1024, 32))
     >>> memory.write(features, times)        # [T, P², D] float, [T] seconds
@@ -56,7 +57,18 @@ class StarMemory(Locked):
         space: dict[str, Any] = {"dtype": dtype, "device": device}
         self._spatial = torch.zeros(config.spatial_length, config.spatial_size**2, channels, **space)
         self._spatial_times = torch.zeros(config.spatial_length, dtype=torch.float64)
-        self._temporal = TemporalMemory(config, channels, **space) if config.temporal_length else None
+        exemplar_side = config.spatial_size if config.retrieval == "exemplar" and config.retrieved_length else 0
+        self._temporal = (
+            ClusterMemory(config.temporal_length, config.temporal_size, exemplar_side, channels, **space)
+            if config.temporal_length
+            else None
+        )
+        # Whole frames are compared by their means, which keeps the work of several hundred slots small.
+        self._longterm = (
+            ClusterMemory(config.longterm_length, 1, config.longterm_size, channels, torch.float16, device)
+            if config.longterm_length
+            else None
+        )
         buffered = config.retrieval == "buffer" and config.retrieved_length
         self._buffer = (
             FrameBuffer(config.buffer_length, config.spatial_size**2, channels, **space) if buffered else None
@@ -95,7 +107,7 @@ class StarMemory(Locked):
                 times,
                 channels=self.channels,
                 side=self.config.spatial_size,
-                dtype=self._spatial.dtype,
+                dtype=torch.float16 if self._longterm is not None else self._spatial.dtype,
                 newest=float(self._time),
             )
             device, side = self._spatial.device, self.config.spatial_size
@@ -118,6 +130,8 @@ class StarMemory(Locked):
             self._absorb(frame, time)
         if self._temporal is not None and self.config.consolidation == "merge":
             self._temporal.merge_in(frame, time, int(self._frames))
+        if self._longterm is not None:
+            self._longterm.merge_in(frame, time, int(self._frames))
         self._frames += 1
         self._time.fill_(time)
 
@@ -170,7 +184,11 @@ class StarMemory(Locked):
             if config.retrieved_length:
                 chosen = heaviest(temporal.weight, config.retrieved_length)
                 retrieved = self._retrieved(temporal, exemplars, chosen)
-        return MemorySnapshot(self._read_abstract(), temporal, retrieved, spatial, float(self._time), frames)
+        nothing = self._spatial.new_zeros(0, config.longterm_size**2, self.channels)
+        longterm = Slots.of_frames(nothing, self._spatial_times[:0].clone())
+        if self._longterm is not None:
+            longterm = self._longterm.read_exemplars()
+        return MemorySnapshot(self._read_abstract(), temporal, retrieved, spatial, longterm, float(self._time), frames)
 
     def _retrieved(self, temporal: Slots, exemplars: Tensor, chosen: Tensor) -> Slots:
         if self._buffer is None:
@@ -197,6 +215,8 @@ class StarMemory(Locked):
         state = {name[1:]: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         if self._temporal is not None:
             state |= {f"temporal.{name}": value for name, value in self._temporal.state_dict().items()}
+        if self._longterm is not None:
+            state |= {f"longterm.{name}": value for name, value in self._longterm.state_dict().items()}
         if self._buffer is not None:
             state |= {f"buffer.{name}": value for name, value in self._buffer.state_dict().items()}
         return state
@@ -205,8 +225,7 @@ class StarMemory(Locked):
         """Restore a state bit for bit; raises ``ValueError`` if names, shapes or dtypes differ."""
         with self._lock:
             own = self.state_dict()
-            if "temporal.remainders" in own:  # states of version 0.1 have none
-                state = {"temporal.remainders": torch.zeros_like(own["temporal.remainders"]), **state}
+            state = upgraded(state, own)
             if own.keys() != state.keys():
                 raise ValueError(
                     f"not a state of this memory: it differs in {', '.join(sorted(own.keys() ^ state.keys()))}"

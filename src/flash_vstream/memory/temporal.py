@@ -1,53 +1,62 @@
-"""The temporal memory: the centroids of a weighted k-means over all frames so far."""
+"""Centroids of a weighted k-means over all frames so far: the temporal memory, and the long-term memory."""
 
 import torch
 from torch import Tensor
 
-from flash_vstream.memory.clustering import cheapest_pair, lloyd, squared_distances
-from flash_vstream.memory.config import StarConfig
+from flash_vstream.memory.clustering import cheapest_pair, lloyd, merge_costs, squared_distances
 from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.snapshot import Slots
 
-_STATE = ("centroids", "remainders", "exemplars", "stats", "first", "distances", "filled", "free")
+_STATE = ("centroids", "remainders", "exemplars", "stats", "first", "costs", "filled", "free")
 _START, _END, _MEAN, _EXEMPLAR, _WEIGHT = range(5)
 
 
-class TemporalMemory:
-    """N_tem weighted centroids ``[N_tem, P_tem², D]``, each with its times and the real frame nearest to it.
+class ClusterMemory:
+    """``length`` weighted centroids ``[side², D]``, each with its times and the real frame nearest to it.
 
     The paper's temporal memory (section 3.2): weighted k-means over all frames so far. The rows of
     the state are in no particular order, so that a merge changes only one row; ``read`` sorts them
-    by their first frames.
+    by their first frames. Real frames are kept at ``exemplar_side``, unless that is 0.
 
     A centroid is the sum of two float32 rows, about as precise as float64: a mean over n frames moves
     by 1/n of a difference, which plain float32 loses after 2^24 frames. Distances, which are most of
-    the work, are computed from the first rows only, the centroids rounded to float32.
+    the work, are computed from the first rows only, the centroids rounded to float32. What it would cost
+    to merge each pair is kept, and brought up to date for the two rows that a frame changes.
     """
 
-    def __init__(self, config: StarConfig, channels: int, dtype: torch.dtype, device: torch.device | str):
-        self._length = config.temporal_length
-        self._side = config.temporal_size
-        self._keep_exemplars = config.retrieval == "exemplar" and config.retrieved_length > 0
+    def __init__(
+        self,
+        length: int,
+        side: int,
+        exemplar_side: int,
+        channels: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        self._length = length
+        self._side = side
+        self._exemplar_side = exemplar_side
+        self._keep_exemplars = exemplar_side > 0
         rows = self._length + 1  # one extra, for the incoming frame
-        self._centroids = torch.zeros(rows, self._side**2 * channels, device=device)
+        self._centroids = torch.zeros(rows, side**2 * self._compared_channels(channels), device=device)
         self._remainders = torch.zeros_like(self._centroids)
         self._differences = torch.empty_like(self._centroids)  # scratch space, so that no frame allocates any
         kept = rows if self._keep_exemplars else 0
-        self._exemplars = torch.zeros(kept, config.spatial_size**2, channels, dtype=dtype, device=device)
+        self._exemplars = torch.zeros(kept, max(1, exemplar_side) ** 2, channels, dtype=dtype, device=device)
         self._stats = torch.zeros(5, rows, dtype=torch.float64)
         self._first = torch.zeros(rows, dtype=torch.int64)
-        self._distances = torch.zeros(rows, rows)
+        self._costs = torch.full((rows, rows), float("inf"), dtype=torch.float64)  # infinite for rows not in use
         self._filled = torch.zeros((), dtype=torch.int64)
         # The row for the next frame: the first unused row, or once full the row freed by the last merge.
         self._free = torch.zeros((), dtype=torch.int64)
 
     def merge_in(self, frame: Tensor, time: float, index: int) -> None:
-        """Add frame number ``index``, ``[P_spa², D]``; if that overfills the memory, merge the cheapest pair."""
+        """Add frame number ``index``, ``[P², D]``; if that overfills the memory, merge the cheapest pair."""
         row = int(self._free)
-        self._centroids[row] = pool_grid(frame[None].float(), self._side).flatten()
+        self._centroids[row] = self._compared(frame[None].float()).flatten()
         self._remainders[row] = 0
         if self._keep_exemplars:
-            self._exemplars[row] = frame.to(self._exemplars.dtype)
+            self._exemplars[row] = pool_grid(frame[None], self._exemplar_side)[0].to(self._exemplars.dtype)
         self._stats[:, row] = torch.tensor([time, time, time, time, 1.0], dtype=torch.float64)
         self._first[row] = index
         filled = int(self._filled) + 1
@@ -56,14 +65,23 @@ class TemporalMemory:
             self._filled += 1
             self._free.fill_(filled)
             return
-        first, second = cheapest_pair(self._distances, self._stats[_WEIGHT])
+        first, second = cheapest_pair(self._costs)
         self._merge(first, second)
         self._measure(first, filled)
+        self._drop(second)
         self._free.fill_(second)
 
+    def _compared_channels(self, channels: int) -> int:
+        """How many of a frame's ``channels`` are clustered."""
+        return channels
+
+    def _compared(self, frames: Tensor) -> Tensor:
+        """What is clustered of frames ``[T, P², D]``: ``[T, side², compared channels]``."""
+        return pool_grid(frames, self._side)
+
     def _points(self, frames: Tensor) -> Tensor:
-        """Frames ``[T, P_spa², D]`` as float64 points ``[T, P_tem² · D]`` in the centroids' space."""
-        return _double(pool_grid(frames.float(), self._side).flatten(1))
+        """Frames ``[T, P², D]`` as float64 points ``[T, P_tem² · D]`` in the centroids' space."""
+        return _double(self._compared(frames.float()).flatten(1))
 
     def _exact(self, rows: Tensor) -> Tensor:
         """The centroids of ``rows [n]`` as ``[n, P_tem² · D]`` float64."""
@@ -76,11 +94,19 @@ class TemporalMemory:
         self._remainders[rows] = (exact - rounded).float().to(self._remainders.device)
 
     def _measure(self, row: int, filled: int) -> None:
-        """Update the squared distances between ``row`` and every row in use."""
+        """Update what it would cost to merge ``row`` with each of the ``filled`` first rows."""
         used = slice(filled)
         distances = squared_distances(self._centroids[used], self._centroids[row], self._differences[used]).cpu()
-        self._distances[row, :filled] = distances
-        self._distances[:filled, row] = distances
+        weights = self._stats[_WEIGHT]
+        costs = merge_costs(distances, weights[used], float(weights[row]))
+        self._costs[row, used] = costs
+        self._costs[used, row] = costs
+        self._costs[row, row] = float("inf")
+
+    def _drop(self, row: int) -> None:
+        """Take ``row`` out of the running until it is filled again."""
+        self._costs[row] = float("inf")
+        self._costs[:, row] = float("inf")
 
     def _merge(self, into: int, other: int) -> None:
         """Merge row ``other`` into row ``into``: its centroid, exemplar, times and weight."""
@@ -125,7 +151,8 @@ class TemporalMemory:
         first = torch.cat([self._first[rows], torch.arange(index, index + len(times))])
         exemplars = frames[:0].to(self._exemplars.dtype)
         if self._keep_exemplars:
-            exemplars = torch.cat([self._exemplars[rows], frames.to(self._exemplars.dtype)])
+            pooled = pool_grid(frames, self._exemplar_side).to(self._exemplars.dtype)
+            exemplars = torch.cat([self._exemplars[rows], pooled])
         if len(points) > self._length:
             points, stats, first, exemplars = self._clustered(points, stats, first, exemplars)
         filled = len(points)
@@ -163,12 +190,17 @@ class TemporalMemory:
         return rows[self._first[rows].argsort()]
 
     def read(self) -> tuple[Slots, Tensor]:
-        """The slots in time order and their exemplars ``[n, P_spa², D]`` (empty when not kept)."""
+        """The slots in time order and their exemplars ``[n, exemplar_side², D]`` (empty when not kept)."""
         rows = self._order()
         centroids = self._centroids[rows].to(self._exemplars.dtype)
         start, end, mean, exemplar, weight = self._stats[:, rows]
         slots = Slots(centroids.reshape(len(rows), self._side**2, -1), start, end, mean, exemplar, weight)
         return slots, self._exemplars[rows] if self._keep_exemplars else self._exemplars[:0]
+
+    def read_exemplars(self) -> Slots:
+        """The slots in time order, each with its real frame ``[exemplar_side², D]`` for features."""
+        rows = self._order()
+        return Slots(self._exemplars[rows], *self._stats[:, rows])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The memory's tensors by name."""

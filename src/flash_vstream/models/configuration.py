@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PretrainedConfig
 
 from flash_vstream.memory import StarConfig
+from flash_vstream.models.interface import VIDEO_TOKEN
 
 
 class FlashVStreamConfig(PretrainedConfig):
@@ -41,7 +42,7 @@ class FlashVStreamConfig(PretrainedConfig):
         vision_feature_layer: int | None = -2,
         vision_has_class_token: bool = True,
         pooled_size: int = 8,
-        video_token_id: int = -200,
+        video_token_id: int = VIDEO_TOKEN,
         time_stamps: bool = False,
         grounding_config: dict[str, Any] | None = None,
         sight_config: dict[str, Any] | None = None,

@@ -7,18 +7,19 @@ generated as it is iterated over. This module is independent of streams, process
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from flash_vstream.memory import MemorySnapshot
+from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.grounding import Grounder, Mention, annotate
-from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
-from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
+from flash_vstream.models.interface import StreamModel, StreamProcessor
+from flash_vstream.models.processing import Typed, pad_rows
 from flash_vstream.models.prompt_limit import PromptLimit
+from flash_vstream.models.question_fit import fit_of, recalled
 
 MAX_NEW_TOKENS = 96
 CHUNK_TOKENS = 512
@@ -29,7 +30,7 @@ CHUNK_TOKENS = 512
 class Evidence:
     """A memory slot that was available to an answer.
 
-    ``part`` is abstract, temporal, retrieved or spatial; ``start``, ``end`` and ``exemplar`` are
+    ``part`` is abstract, temporal, retrieved, spatial or longterm; ``start``, ``end`` and ``exemplar`` are
     seconds of stream time; ``weight`` is the number of frames merged into the slot. ``share``, from 0
     to 1, is the slot's share of the attention that the answer's tokens paid to the memory (None if the
     attention implementation does not return it). It shows where the model looked, not why it gave the
@@ -54,7 +55,8 @@ class Prefix:
 
     ``ids`` are the prompt's L tokens up to the question and ``cache`` their keys and values.
     ``slot_of_token [L]`` is the index of the slot that each token belongs to, counted over all parts
-    in reading order, and -1 for text. ``time_stamps`` is False if the slots' times were left out.
+    in reading order, and -1 for text. ``time_stamps`` is False if the slots' times were left out. ``recalled`` are
+    frames of the long-term memory that were read after it, for one question; their slots are counted last.
     """
 
     snapshot: MemorySnapshot | None
@@ -62,6 +64,14 @@ class Prefix:
     ids: list[int]
     slot_of_token: Tensor
     time_stamps: bool = True
+    recalled: Slots | None = None
+
+    def parts(self) -> Iterator[tuple[str, Slots]]:
+        """Each part's name and slots, in the order in which slots are counted."""
+        if self.snapshot is not None:
+            yield from self.snapshot.parts()
+        if self.recalled is not None:
+            yield "longterm", self.recalled
 
 
 class Answer:
@@ -125,18 +135,18 @@ class AnswerGenerator:
     questions about the same memory in a batch.
     """
 
-    def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
+    def __init__(self, model: StreamModel, processor: StreamProcessor):
         self.model = model
         self.processor = processor
         self.prompt_limit = PromptLimit(model.config, processor)
         # Only eager attention returns its weights, and on a CPU it is also the fastest for decoding,
         # which processes one token at a time.
-        if model.device.type == "cpu":
+        if model.device.type == "cpu" and not model.attention_is_chosen:
             model.language_model.set_attn_implementation("eager")
         self._returns_attention = model.language_model.config._attn_implementation == "eager"
         self.grounder = Grounder.from_model(model, processor.tokenizer)
-        stop = processor.tokenizer.convert_tokens_to_ids(processor.template.stop)
-        self._stops = {stop, processor.tokenizer.eos_token_id} - {None, processor.tokenizer.unk_token_id}
+        self.fit = fit_of(model, processor.tokenizer)
+        self._stops = processor.stop_ids
 
     @torch.inference_mode()
     def read(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Prefix:
@@ -145,26 +155,53 @@ class AnswerGenerator:
         ``time_stamps=False`` is for measuring the benefit of the slots' times. It also turns off
         grounding, which would put times into the question.
         """
-        if snapshot is None:
-            opening = self.processor.template.first_question.partition("{}")[0]
-            ids, features = self.processor.tokenize(opening), []
-        else:
-            ids, features = self.processor.prefix_ids(snapshot, time_stamps), [snapshot.tokens()]
+        shown = self.processor.lay_out(snapshot, time_stamps)
         cache = DynamicCache(config=self.model.language_model.config)
         self.model(
-            input_ids=torch.tensor([ids], device=self.model.device),
-            memory_features=features,
+            input_ids=torch.tensor([shown.ids], device=self.model.device),
+            memory_features=[] if shown.features is None else [shown.features],
+            position_ids=None if shown.positions is None else shown.positions[:, None].to(self.model.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return Prefix(snapshot, cache, ids, self.processor.slot_of_token(ids, snapshot), time_stamps)
+        return Prefix(snapshot, cache, shown.ids, shown.slot_of_token, time_stamps)
 
     def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot | None) -> list[list[Mention]]:
         """The events named in each question, located in a memory; empty without grounding or a video."""
         if self.grounder is None or snapshot is None:
             return [[] for _ in questions]
         return self.grounder.mentions(questions, snapshot)
+
+    def recall(self, question: str, snapshot: MemorySnapshot | None) -> Slots | None:
+        """The frames of the long-term memory that fit a question best, in time order; None if there are none.
+
+        Frames that the newest ones show anyway are not recalled.
+        """
+        if self.fit is None or snapshot is None:
+            return None
+        past = snapshot.longterm
+        if len(snapshot.spatial):
+            past = past[past.exemplar < snapshot.spatial.start.min()]
+        return recalled(self.fit, question, past, self.model.config.recalled) if len(past) else None
+
+    @torch.inference_mode()
+    def _read_recalled(self, prefix: Prefix, cache: Cache, question: str) -> Prefix:
+        """Read what a question recalls into ``cache``; returns the prefix with it."""
+        frames = self.recall(question, prefix.snapshot)
+        if frames is None:
+            return replace(prefix, cache=cache)
+        slots = sum(len(part) for _, part in prefix.parts())
+        shown = self.processor.lay_out_recalled(frames, slots, prefix.time_stamps)
+        self.model(
+            input_ids=torch.tensor([shown.ids], device=self.model.device),
+            memory_features=[shown.features],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        slot_of_token = torch.cat([prefix.slot_of_token, shown.slot_of_token])
+        return replace(prefix, cache=cache, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=frames)
 
     def ask(
         self,
@@ -198,6 +235,9 @@ class AnswerGenerator:
         """
         if not questions:
             return []
+        if any(self.recall(question, prefix.snapshot) is not None for question in questions):
+            # Each question reads frames of its own.
+            return [self.ask(prefix, text, (), max_new_tokens).finish().text for text in questions]
         texts = list(questions)
         if prefix.time_stamps:
             texts = [annotate(*pair) for pair in zip(texts, self.mentions(texts, prefix.snapshot), strict=True)]
@@ -232,6 +272,28 @@ class AnswerGenerator:
             positions = positions[:, -1:] + 1
         return [self.processor.decode(row) for row in generated]
 
+    @torch.inference_mode()
+    def likelihoods(self, prefix: Prefix, question: str, answers: Sequence[str]) -> list[float]:
+        """The mean log-likelihood per token of each of ``answers`` to ``question``, none of them empty."""
+        text = annotate(question, self.mentions([question], prefix.snapshot)[0]) if prefix.time_stamps else question
+        asked = self.processor.question_ids(text)
+        start = self.processor.template.answer.partition("{}")[0]
+        rows = [self.processor.tokenize([start, Typed(answer.strip())], first=False) for answer in answers]
+        padded = pad_rows([asked + row for row in rows], 0, "right")
+        mask = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
+        cache: Any = copy.deepcopy(prefix.cache)
+        cache.batch_repeat_interleave(len(rows))
+        longest = max(len(row) for row in rows)
+        logits = self.model(
+            input_ids=padded["input_ids"].to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=longest + 1,
+        ).logits
+        logs = logits.float().log_softmax(-1).cpu()  # from the question's last token on
+        return [logs[i, : len(row)].gather(1, torch.tensor(row)[:, None]).mean().item() for i, row in enumerate(rows)]
+
     def _generate(
         self,
         answer: Answer,
@@ -244,6 +306,7 @@ class AnswerGenerator:
         prefix = context if isinstance(context, Prefix) else self.read(context)
         # The prefix must stay unchanged for the next question.
         cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
+        prefix = self._read_recalled(prefix, cache, answer.question)
         if prefix.time_stamps:
             answer.mentions = self.mentions([answer.question], prefix.snapshot)[0]
         ids = self.processor.question_ids(annotate(answer.question, answer.mentions), history)
@@ -304,7 +367,10 @@ class AnswerGenerator:
         if add:
             assert attention is not None
             for layer in output.attentions:
-                attention += layer[0, :, -1, : len(attention)].float().mean(0).cpu()
+                paid = layer[0, :, -1].float().mean(0).cpu()
+                first = cache.get_seq_length() - len(paid)  # above 0 where a layer's window is sliding
+                if first < len(attention):
+                    attention[first:] += paid[: len(attention) - first]
         return int(output.logits[0, -1].argmax())
 
     def _evidence(self, prefix: Prefix, attention: Tensor) -> list[Evidence]:
@@ -312,10 +378,10 @@ class AnswerGenerator:
             return []
         shown = prefix.slot_of_token >= 0
         total = float(attention[shown].sum())
-        count = sum(len(part) for _, part in prefix.snapshot.parts())
+        count = sum(len(part) for _, part in prefix.parts())
         shares = torch.zeros(count).index_add(0, prefix.slot_of_token[shown], attention[shown])
         evidence: list[Evidence] = []
-        for name, part in prefix.snapshot.parts():
+        for name, part in prefix.parts():
             rows = zip(*(getattr(part, f).tolist() for f in ("start", "end", "exemplar", "weight")), strict=True)
             for start, end, exemplar, weight in rows:
                 share = float(shares[len(evidence)]) / total if total > 0 else None

@@ -258,7 +258,7 @@ class Grounder:
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> "Grounder | None":
         """The grounder of a model; None if the model has no grounding."""
-        if model.grounding is None:
+        if getattr(model, "grounding", None) is None:
             return None
         return cls(model.grounding, Words(tokenizer, model.get_input_embeddings().weight), model.sight)
 

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from flash_vstream.memory import SemanticAttention, StarMemory, abstract_memory, pool_grid
+from flash_vstream.memory import (
+    MemorySnapshot,
+    SemanticAttention,
+    StarConfig,
+    StarMemory,
+    abstract_memory,
+    pool_grid,
+)
+from flash_vstream.memory.frames import every_frame
 from flash_vstream.memory.release import ReleaseMemory
 from flash_vstream.models.configuration import FlashVStreamConfig
 from flash_vstream.models.grounding import Grounding
@@ -51,6 +59,8 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
     # Grounding and sight compare scores that are close together, and float32 costs almost nothing there.
     _keep_in_fp32_modules_strict = ["grounding", "sight"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+
+    attention_is_chosen = False
 
     def __init__(self, config: FlashVStreamConfig):
         super().__init__(config)
@@ -97,16 +107,44 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             features = self.vision_tower(pixel_values=pixel_values, output_hidden_states=True).hidden_states[layer]
         return features[:, 1:] if self.config.vision_has_class_token else features
 
-    def new_memory(self, dtype: torch.dtype | None = None) -> StarMemory | ReleaseMemory:
-        """An empty memory of the configured sizes for one stream, on the model's device."""
-        kind = ReleaseMemory if self.config.star.compat == "release" else StarMemory
-        return kind(
-            self.config.star,
-            self.config.vision_config.hidden_size,
-            self.semantic_attention,
-            dtype or self.dtype,
-            self._projector_weight.device,
-        )
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """The shape ``(P², D)`` of an encoded frame."""
+        return self.config.pooled_size**2, self.config.vision_config.hidden_size
+
+    def new_memory(
+        self, dtype: torch.dtype | None = None, star: StarConfig | None = None, offline: bool = False
+    ) -> StarMemory | ReleaseMemory:
+        """An empty memory for one stream, of the configured sizes or those in ``star``, on the model's device.
+
+        ``offline`` gives the released form for whole videos, if the memory is the released one.
+        """
+        star, channels, device = star or self.config.star, self.feature_shape[1], self._projector_weight.device
+        if star.compat == "release":
+            return ReleaseMemory(star, channels, self.semantic_attention, dtype or self.dtype, device, offline)
+        return StarMemory(star, channels, self.semantic_attention, dtype or self.dtype, device)
+
+    def snapshot_of(
+        self, features: Tensor, times: list[float], every: bool, star: StarConfig | None = None
+    ) -> MemorySnapshot:
+        """A snapshot of a memory that saw only frames ``[n, P², D]``; with ``every``, of these frames themselves."""
+        if every:
+            return every_frame(pool_grid(features, (star or self.config.star).spatial_size), times)
+        memory = self.new_memory(features.dtype, star, offline=True)
+        memory.write(features, times)
+        return memory.read()
+
+    def star_of(self, count: int) -> StarConfig:
+        """The sizes of ``snapshot_of``: the model's own, since it was trained to read its memory."""
+        return self.config.star
+
+    def drop_vision(self) -> None:
+        """Free the vision tower, in a process that only answers."""
+        self.vision_tower = nn.Identity()
+
+    def drop_language(self) -> None:
+        """Free the language model, in a process that only watches."""
+        self.language_model = nn.Identity()
 
     @property
     def _projector_weight(self) -> Tensor:
@@ -178,7 +216,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         if past_key_values is not None:
             kwargs[self._cache_name] = past_key_values  # generate passes it in kwargs, by its new name
         if self.training and labels is not None:
-            return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs))
+            return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs) + self._untouched())
         output: CausalLMOutputWithPast = self.language_model(inputs_embeds=inputs_embeds, labels=labels, **kwargs)
         return output
 
@@ -192,7 +230,18 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         labelled = targets != -100
         logits = self.get_output_embeddings()(hidden[labelled]).float()
         total = nn.functional.cross_entropy(logits, targets[labelled], reduction="sum")
-        return total / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)
+        count = labelled.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        return total / count.clamp_min(1).to(total.device)  # a batch of unreadable media has no labels
+
+    def _untouched(self) -> Tensor | float:
+        """Zero, with gradients of zero for everything of ours that is trained.
+
+        A batch of text has no use for the projector, and one of short streams none for semantic attention. With
+        gradients all the same, a step works on any batch, and all processes reduce the same gradients.
+        """
+        own = [*self.projector.parameters(), *self.semantic_attention.parameters()]
+        parts = [parameter.sum() for parameter in own if parameter.requires_grad]
+        return 0.0 * torch.stack(parts).sum() if parts else 0.0
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         memory_features = kwargs.pop("memory_features", None)

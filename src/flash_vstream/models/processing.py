@@ -11,7 +11,8 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.image_processing import FrameProcessor
-from flash_vstream.models.prompts import TEMPLATES, VIDEO, PromptTemplate, layout
+from flash_vstream.models.interface import VIDEO_TOKEN, Layout
+from flash_vstream.models.prompts import LONGEST_STAMP_SECONDS, TEMPLATES, VIDEO, PromptTemplate, layout, stamp
 
 
 class Typed(str):
@@ -39,7 +40,7 @@ class FlashVStreamProcessor(ProcessorMixin):
         image_processor: FrameProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         prompt_template: str = "vicuna_v1",
-        video_token_id: int = -200,
+        video_token_id: int = VIDEO_TOKEN,
         time_stamps: bool = False,
         chat_template: str | None = None,
     ):
@@ -122,6 +123,29 @@ class FlashVStreamProcessor(ProcessorMixin):
         """
         opening = self.template.first_question.partition("{}")[0] + VIDEO + self.template.video
         return self.prompt_ids(opening, layout(snapshot, self.time_stamps and time_stamps))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer: the template's, and the tokenizer's."""
+        stop = self.tokenizer.convert_tokens_to_ids(self.template.stop)
+        return frozenset({stop, self.tokenizer.eos_token_id} - {None, self.tokenizer.unk_token_id})
+
+    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
+        """A prompt up to its question: its opening, then the memory (None: no video)."""
+        if snapshot is None:
+            ids, features = self.tokenize(self.template.first_question.partition("{}")[0]), None
+        else:
+            ids, features = self.prefix_ids(snapshot, time_stamps), snapshot.tokens()
+        return Layout(ids, features, self.slot_of_token(ids, snapshot))
+
+    def longest_layout(self, config: Any) -> int:
+        """The tokens of ``lay_out`` for a full memory with its time stamps."""
+        star, (opening, *_) = config.star, self.template.first_question.partition("{}")
+        tokens = len(self.tokenize(opening + self.template.video)) + int(star.max_tokens)
+        if config.time_stamps:
+            stamped = star.temporal_length + star.retrieved_length + star.spatial_length
+            tokens += stamped * len(self.tokenize(f"now {stamp(LONGEST_STAMP_SECONDS)}", first=False))
+        return tokens
 
     def slot_of_token(self, ids: Sequence[int], snapshot: MemorySnapshot | None) -> Tensor:
         """The slot ``[L]`` of each of a prefix's ``ids``, counted over all parts in reading order; -1 for text."""

@@ -1,7 +1,6 @@
 """The server without HTTP: streams, questions, clips, and what is saved of them."""
 
 import logging
-import tempfile
 import threading
 import time
 from base64 import b64encode
@@ -19,15 +18,18 @@ from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import read_thumbnails, save_state
 from flash_vstream.live.streams import LiveStreams, StreamStatus
 from flash_vstream.models import hub
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.models.prompt_limit import PromptLimit
 from flash_vstream.serve.answering import Answering
 from flash_vstream.serve.clips import Clips, is_clip
+from flash_vstream.serve.in_progress import InProgress
 from flash_vstream.serve.metrics import Metrics
 from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
 from flash_vstream.video.capture import FrameRing
+from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source, hide_secrets
 
 SAVE_SECONDS = 10.0
@@ -63,27 +65,30 @@ class Service:
 
     def __init__(
         self,
-        model_name: str,
+        model: str | ModelChoice,
         access: AccessRules,
         state: Path | None = None,
         limits: Limits | None = None,
         streams: Mapping[str, NamedSource] | None = None,
     ):
-        self.model_name, self.access, self.limits = model_name, access, limits or Limits()
+        self.model = ModelChoice.of(model)
+        self.model_name, self.access, self.limits = str(self.model), access, limits or Limits()
         self.store = StateFolder(state)
         try:
-            self.live, self.question_client = _both(model_name)
+            self.live, self.question_client = _both(self.model)
         except BaseException:
             self.store.close()
             raise
         self.metrics = Metrics(self.statuses, self.restarts)
-        self.started = time.time()
+        self.started, self._began = time.time(), time.monotonic()
         self.saving_error: str | None = None
         self._waiting: dict[str, SavedStream] = {}
         self._changing = threading.RLock()  # held while streams change or memories are saved
-        self._questions = threading.Semaphore(self.limits.questions_at_once)
-        self._scratch = tempfile.TemporaryDirectory(prefix="flash-vstream-edits-")
+        self._questions = InProgress(self.limits.questions_at_once)
+        self._scratch = OwnedFolder("flash-vstream-edits")
         self.clips = Clips(self.live)
+        self.metrics.gauge("questions_in_progress", "Questions being answered", lambda: self._questions.count)
+        self.metrics.gauge("clips_in_progress", "Clips being watched for a question", lambda: self.clips.in_progress)
         self._stopping = threading.Event()
         self._saver = threading.Thread(target=self._save_often, name="saver", daemon=True)
         try:
@@ -171,7 +176,7 @@ class Service:
                 return
             if new_name != name:
                 self._check_free(new_name)
-            memory = self.store.memory_path(new_name) or Path(self._scratch.name) / f"{new_name}.safetensors"
+            memory = self.store.memory_path(new_name) or Path(self._scratch.path) / f"{new_name}.safetensors"
             shared = self._shared_state(name)
             with _disk_errors():
                 if shared is None or not _save(shared, memory):
@@ -224,6 +229,11 @@ class Service:
         """How often each worker was restarted."""
         return {"frame": self.live.worker.restarts, "question": self.question_client.worker.restarts}
 
+    @property
+    def uptime(self) -> float:
+        """Seconds since the server started, by a clock that cannot be set."""
+        return time.monotonic() - self._began
+
     def problems(self) -> list[str]:
         """Current problems in plain words; empty if there are none."""
         problems = [
@@ -263,7 +273,7 @@ class Service:
     @cached_property
     def prompt_limit(self) -> PromptLimit:
         """The limit on a question's length."""
-        return PromptLimit(*hub.load_processor(self.model_name))
+        return PromptLimit(*hub.load_processor(self.model))
 
     def ask(
         self,
@@ -291,18 +301,18 @@ class Service:
         if not question.strip():
             raise ApiError(422, "the question is empty; write what you want to know")
         self.prompt_limit.check(question, history, max_new_tokens)
-        if not self._questions.acquire(blocking=False):
+        if not self._questions.begin():
             raise ApiError(
                 429, f"{self.limits.questions_at_once} questions are in progress, the maximum; try again in a moment"
             )
         try:
             number = self.store.ask(stream or "", question)
         except BaseException:
-            self._questions.release()
+            self._questions.end()
             raise
 
         def finish(answer: str | None, error: str | None, details: dict[str, Any]) -> None:
-            self._questions.release()
+            self._questions.end()
             self.store.answer(number, answer, error, details)
             self.metrics.answered(details, error)
 
@@ -400,10 +410,10 @@ def _disk_errors() -> Iterator[None]:
         raise ApiError(409, f"the state folder cannot be written ({error}); nothing was changed") from None
 
 
-def _both(model_name: str) -> tuple[LiveStreams, QuestionClient]:
+def _both(model: ModelChoice) -> tuple[LiveStreams, QuestionClient]:
     """Start both workers in parallel; if one fails, neither is left running."""
     with ThreadPoolExecutor(2) as pool:
-        live, question_client = pool.submit(LiveStreams, model_name), pool.submit(QuestionClient, model_name)
+        live, question_client = pool.submit(LiveStreams, model), pool.submit(QuestionClient, model)
     if (error := live.exception() or question_client.exception()) is not None:
         for started in (live, question_client):
             if started.exception() is None:
