@@ -10,7 +10,9 @@ from flash_vstream.cli.terminal import clean_end_on_signals
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="memory, nano, all (both), live, soak, efficiency or chaos.")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="memory, nano, all (both), live, soak, efficiency, compare or chaos.")
+    ] = "all",
     frames: Annotated[
         int, typer.Option("--frames", help="Frames written by memory and soak; the maximum for efficiency.")
     ] = 100_000,
@@ -24,6 +26,7 @@ def bench(
 ) -> None:
     """Measure speed and memory, or (chaos) what a server survives; the last line on stdout is JSON.
 
+    compare runs llama.cpp beside nano; it needs `npm install node-llama-cpp` in the current folder.
     chaos starts a server of its own and exits with code 1 if a promise of docs/reliability.md was broken.
     """
     if what == "chaos":
@@ -33,6 +36,11 @@ def bench(
             kept = run_chaos(model, minutes, seed)
         if not kept:
             raise typer.Exit(1)
+        return
+    if what == "compare":
+        from flash_vstream.bench.compare import run_compare
+
+        run_compare()
         return
     if what == "efficiency":
         from flash_vstream.bench.efficiency import run_efficiency

@@ -4,17 +4,16 @@ A snapshot is read once into a ``Prefix``, which serves any number of questions.
 generated as it is iterated over. This module is independent of streams, processes and HTTP.
 """
 
-import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Cache, DynamicCache
+from torch import Tensor, nn
 
 from flash_vstream.memory import MemorySnapshot, Slots
+from flash_vstream.models.engines import Engine, Feed, PyTorchEngine, Row
 from flash_vstream.models.grounding import Grounder, Mention, annotate
 from flash_vstream.models.interface import StreamModel, StreamProcessor
 from flash_vstream.models.processing import Typed, pad_rows
@@ -22,8 +21,8 @@ from flash_vstream.models.prompt_limit import PromptLimit
 from flash_vstream.models.question_fit import fit_of, recalled
 
 MAX_NEW_TOKENS = 96
-CHUNK_TOKENS = 512
-"""Long questions are read in chunks of this many tokens."""
+TOGETHER = 32
+"""How many questions about one memory are answered in one batch."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +52,14 @@ class Evidence:
 class Prefix:
     """A memory that the language model has already read, ready for any number of questions.
 
-    ``ids`` are the prompt's L tokens up to the question and ``cache`` their keys and values.
+    ``ids`` are the prompt's L tokens up to the question, and ``sequence`` is what the engine keeps of them.
     ``slot_of_token [L]`` is the index of the slot that each token belongs to, counted over all parts
     in reading order, and -1 for text. ``time_stamps`` is False if the slots' times were left out. ``recalled`` are
     frames of the long-term memory that were read after it, for one question; their slots are counted last.
     """
 
     snapshot: MemorySnapshot | None
-    cache: Cache
+    sequence: Any
     ids: list[int]
     slot_of_token: Tensor
     time_stamps: bool = True
@@ -87,7 +86,7 @@ class Answer:
     first token) and ``tokens_per_second`` after the first (None for a single token).
     """
 
-    def __init__(self, question: str, snapshot: MemorySnapshot | None, prefilled: bool, pieces: Iterator[str]):
+    def __init__(self, question: str, snapshot: MemorySnapshot | None, prefilled: bool):
         self.question = question
         self.stream_time = snapshot.time if snapshot is not None else None
         self.prefilled = prefilled
@@ -99,7 +98,9 @@ class Answer:
         self.tokens_per_second: float | None = None
         self.evidence: list[Evidence] = []
         self.mentions: list[Mention] = []
-        self._pieces = pieces
+        self._pieces: Iterator[str] = iter(())
+        self._work: Generator[Feed | str, Row | None, None] = _nothing()
+        self._feed: Feed | None = None
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -114,6 +115,10 @@ class Answer:
         """All public fields as plain values for JSON."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return public | {name: [item.to_dict() for item in public[name]] for name in ("evidence", "mentions")}
+
+
+def _nothing() -> Generator[Feed | str, Row | None, None]:
+    yield from ()
 
 
 def cut(text: str, stop: Sequence[str], whole: bool) -> tuple[str, bool]:
@@ -132,18 +137,16 @@ class AnswerGenerator:
     """Reads memories and answers questions about them; decoding is greedy and deterministic.
 
     ``read`` a snapshot, then ``ask`` one question to stream its answer, or ``ask_many`` to answer many
-    questions about the same memory in a batch.
+    questions about the same memory in a batch. Answers to any questions about any memories can be generated together:
+    ``begin`` each, then ``advance`` all of them, until ``advance`` says that none is left.
     """
 
-    def __init__(self, model: StreamModel, processor: StreamProcessor):
+    def __init__(self, model: StreamModel, processor: StreamProcessor, engine: Engine | None = None):
+        """``engine`` runs the language model; PyTorch by default."""
         self.model = model
         self.processor = processor
         self.prompt_limit = PromptLimit(model.config, processor)
-        # Only eager attention returns its weights, and on a CPU it is also the fastest for decoding,
-        # which processes one token at a time.
-        if model.device.type == "cpu" and not model.attention_is_chosen:
-            model.language_model.set_attn_implementation("eager")
-        self._returns_attention = model.language_model.config._attn_implementation == "eager"
+        self.engine = engine or PyTorchEngine(model)
         self.grounder = Grounder.from_model(model, processor.tokenizer)
         self.fit = fit_of(model, processor.tokenizer)
         self._stops = processor.stop_ids
@@ -156,16 +159,9 @@ class AnswerGenerator:
         grounding, which would put times into the question.
         """
         shown = self.processor.lay_out(snapshot, time_stamps)
-        cache = DynamicCache(config=self.model.language_model.config)
-        self.model(
-            input_ids=torch.tensor([shown.ids], device=self.model.device),
-            memory_features=[] if shown.features is None else [shown.features],
-            position_ids=None if shown.positions is None else shown.positions[:, None].to(self.model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return Prefix(snapshot, cache, shown.ids, shown.slot_of_token, time_stamps)
+        sequence = self.engine.new_sequence()
+        self.engine.step([Feed(sequence, shown.ids, shown.features, shown.positions)])
+        return Prefix(snapshot, sequence, shown.ids, shown.slot_of_token, time_stamps)
 
     def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot | None) -> list[list[Mention]]:
         """The events named in each question, located in a memory; empty without grounding or a video."""
@@ -186,22 +182,16 @@ class AnswerGenerator:
         return recalled(self.fit, question, past, self.model.config.recalled) if len(past) else None
 
     @torch.inference_mode()
-    def _read_recalled(self, prefix: Prefix, cache: Cache, question: str) -> Prefix:
-        """Read what a question recalls into ``cache``; returns the prefix with it."""
+    def _read_recalled(self, prefix: Prefix, question: str) -> Prefix:
+        """Read what a question recalls into a prefix's sequence; returns the prefix with it."""
         frames = self.recall(question, prefix.snapshot)
         if frames is None:
-            return replace(prefix, cache=cache)
+            return prefix
         slots = sum(len(part) for _, part in prefix.parts())
         shown = self.processor.lay_out_recalled(frames, slots, prefix.time_stamps)
-        self.model(
-            input_ids=torch.tensor([shown.ids], device=self.model.device),
-            memory_features=[shown.features],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+        self.engine.step([Feed(prefix.sequence, shown.ids, shown.features)])
         slot_of_token = torch.cat([prefix.slot_of_token, shown.slot_of_token])
-        return replace(prefix, cache=cache, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=frames)
+        return replace(prefix, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=frames)
 
     def ask(
         self,
@@ -222,9 +212,59 @@ class AnswerGenerator:
         self.prompt_limit.check(question, history, max_new_tokens)
         started = time.perf_counter()
         snapshot = context.snapshot if isinstance(context, Prefix) else context
-        answer = Answer(question, snapshot, isinstance(context, Prefix), iter(()))
-        answer._pieces = self._generate(answer, context, history, max_new_tokens, stop, started)
+        answer = Answer(question, snapshot, isinstance(context, Prefix))
+        answer._work = self._generate(answer, context, history, max_new_tokens, stop, started)
+        answer._pieces = self._alone(answer)
         return answer
+
+    def _alone(self, answer: Answer) -> Iterator[str]:
+        self.begin(answer)
+        while self.is_open(answer):
+            (outcome,) = self.advance([answer])
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield from outcome
+
+    @torch.inference_mode()
+    def begin(self, answer: Answer) -> None:
+        """Read what an answer's question is about, as far as it has not been read; the answer is open from now on."""
+        answer._feed = self._next_feed(answer, None, [])
+
+    def is_open(self, answer: Answer) -> bool:
+        """Whether there is more to generate of an answer that was begun."""
+        return answer._feed is not None
+
+    @torch.inference_mode()
+    def advance(self, answers: Sequence[Answer]) -> list[list[str] | BaseException]:
+        """Generate a token of every one of ``answers``, all of them open, in one step.
+
+        Returns the new pieces of each one's text, or the error that ended it.
+        """
+        feeds = [answer._feed for answer in answers if answer._feed is not None]
+        rows = self.engine.step(feeds, attention=True)
+        outcomes: list[list[str] | BaseException] = []
+        for answer, row in zip(answers, rows, strict=True):
+            pieces: list[str] = []
+            try:
+                answer._feed = self._next_feed(answer, row, pieces)
+                outcomes.append(pieces)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a panic in tokenizers is not an Exception
+                answer._feed = None
+                outcomes.append(error)
+        return outcomes
+
+    def _next_feed(self, answer: Answer, row: Row | None, pieces: list[str]) -> Feed | None:
+        """What an answer needs next, after ``row`` if it has asked before; adds to its ``pieces`` of text."""
+        try:
+            event = answer._work.send(row)
+            while isinstance(event, str):
+                pieces.append(event)
+                event = next(answer._work)
+            return event
+        except StopIteration:
+            return None
 
     @torch.inference_mode()
     def ask_many(self, prefix: Prefix, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
@@ -235,9 +275,10 @@ class AnswerGenerator:
         """
         if not questions:
             return []
-        if any(self.recall(question, prefix.snapshot) is not None for question in questions):
-            # Each question reads frames of its own.
-            return [self.ask(prefix, text, (), max_new_tokens).finish().text for text in questions]
+        recall = any(self.recall(question, prefix.snapshot) is not None for question in questions)
+        if recall or not isinstance(self.engine, PyTorchEngine):
+            answers = [self.ask(prefix, text, (), max_new_tokens) for text in questions]
+            return self._finish_together(answers)
         texts = list(questions)
         if prefix.time_stamps:
             texts = [annotate(*pair) for pair in zip(texts, self.mentions(texts, prefix.snapshot), strict=True)]
@@ -247,7 +288,7 @@ class AnswerGenerator:
         ids = padded["input_ids"]
         mask = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
         positions = (mask.cumsum(1) - 1)[:, len(prefix.ids) :]
-        cache: Any = copy.deepcopy(prefix.cache)
+        cache = self.engine.fork(prefix.sequence)
         cache.batch_repeat_interleave(len(rows))
         generated: list[list[int]] = [[] for _ in rows]
         open_rows = set(range(len(rows)))
@@ -272,6 +313,23 @@ class AnswerGenerator:
             positions = positions[:, -1:] + 1
         return [self.processor.decode(row) for row in generated]
 
+    def drop_unused(self) -> None:
+        """Free weights that the engine has a copy of, in a process that only answers."""
+        if not isinstance(self.engine, PyTorchEngine):
+            self.model.language_model.get_decoder().layers = nn.ModuleList()
+
+    def _finish_together(self, answers: Sequence[Answer]) -> list[str]:
+        """The texts of answers, generated as many at a time as ``TOGETHER``."""
+        for start in range(0, len(answers), TOGETHER):
+            batch = answers[start : start + TOGETHER]
+            for answer in batch:
+                self.begin(answer)
+            while still := [answer for answer in batch if self.is_open(answer)]:
+                for outcome in self.advance(still):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+        return [answer.text for answer in answers]
+
     @torch.inference_mode()
     def likelihoods(self, prefix: Prefix, question: str, answers: Sequence[str]) -> list[float]:
         """The mean log-likelihood per token of each of ``answers`` to ``question``, none of them empty."""
@@ -279,20 +337,11 @@ class AnswerGenerator:
         asked = self.processor.question_ids(text)
         start = self.processor.template.answer.partition("{}")[0]
         rows = [self.processor.tokenize([start, Typed(answer.strip())], first=False) for answer in answers]
-        padded = pad_rows([asked + row for row in rows], 0, "right")
-        mask = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
-        cache: Any = copy.deepcopy(prefix.cache)
-        cache.batch_repeat_interleave(len(rows))
-        longest = max(len(row) for row in rows)
-        logits = self.model(
-            input_ids=padded["input_ids"].to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=longest + 1,
-        ).logits
-        logs = logits.float().log_softmax(-1).cpu()  # from the question's last token on
-        return [logs[i, : len(row)].gather(1, torch.tensor(row)[:, None]).mean().item() for i, row in enumerate(rows)]
+        feeds = [Feed(self.engine.fork(prefix.sequence), [*asked, *row], keep=len(row) + 1) for row in rows]
+        logs = [
+            step.logits.log_softmax(-1)[:-1] for step in self.engine.step(feeds)
+        ]  # from the question's last token on
+        return [log.gather(1, torch.tensor(row)[:, None]).mean().item() for log, row in zip(logs, rows, strict=True)]
 
     def _generate(
         self,
@@ -302,11 +351,12 @@ class AnswerGenerator:
         max_new_tokens: int,
         stop: Sequence[str],
         started: float,
-    ) -> Iterator[str]:
+    ) -> Generator[Feed | str, Row | None, None]:
+        """An answer's work: yields what is to be read, which is answered by its row, and pieces of text."""
         prefix = context if isinstance(context, Prefix) else self.read(context)
-        # The prefix must stay unchanged for the next question.
-        cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
-        prefix = self._read_recalled(prefix, cache, answer.question)
+        if answer.prefilled:  # it must stay unchanged for the next question
+            prefix = replace(prefix, sequence=self.engine.fork(prefix.sequence))
+        prefix = self._read_recalled(prefix, answer.question)
         if prefix.time_stamps:
             answer.mentions = self.mentions([answer.question], prefix.snapshot)[0]
         ids = self.processor.question_ids(annotate(answer.question, answer.mentions), history)
@@ -315,7 +365,11 @@ class AnswerGenerator:
         generated: list[int] = []
         steps = 0  # after the first token
         while True:
-            token = self._step(ids, cache, attention if generated else None)
+            row = yield Feed(prefix.sequence, ids)
+            assert row is not None
+            token = int(row.logits[-1].argmax())
+            if generated and row.attention is not None:
+                attention += row.attention[: len(attention)]
             if not generated:
                 first = time.perf_counter()
                 answer.first_token_seconds = first - started
@@ -344,34 +398,6 @@ class AnswerGenerator:
             ids = [token]
         answer.tokens_per_second = steps / (time.perf_counter() - first) if steps else None
         answer.evidence = self._evidence(prefix, attention)
-
-    @torch.inference_mode()
-    def _step(self, ids: list[int], cache: Cache, attention: Tensor | None) -> int:
-        """The most likely token after ``ids``; adds the attention paid to the prefix to ``attention [L]``."""
-        while len(ids) > CHUNK_TOKENS:  # so that the attention matrices of all heads fit into memory
-            self.model(
-                input_ids=torch.tensor([ids[:CHUNK_TOKENS]], device=self.model.device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            ids = ids[CHUNK_TOKENS:]
-        add = self._returns_attention and attention is not None
-        output = self.model(
-            input_ids=torch.tensor([ids], device=self.model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            output_attentions=add,
-        )
-        if add:
-            assert attention is not None
-            for layer in output.attentions:
-                paid = layer[0, :, -1].float().mean(0).cpu()
-                first = cache.get_seq_length() - len(paid)  # above 0 where a layer's window is sliding
-                if first < len(attention):
-                    attention[first:] += paid[: len(attention) - first]
-        return int(output.logits[0, -1].argmax())
 
     def _evidence(self, prefix: Prefix, attention: Tensor) -> list[Evidence]:
         if prefix.snapshot is None:

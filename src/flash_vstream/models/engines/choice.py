@@ -1,30 +1,36 @@
-"""Which engine a model gets."""
+"""Which engine a model gets unless one is chosen."""
 
 import logging
-from typing import Any
+
+import torch
 
 from flash_vstream.models.engines.base import Engine
 from flash_vstream.models.engines.pytorch import PyTorchEngine
+from flash_vstream.models.half_linear import add_float16_copies
+from flash_vstream.models.interface import StreamModel
+from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 
 LARGEST = 2_000_000_000
-"""Parameters of the largest language model that is run in OpenVINO, which holds a second copy of the weights."""
+"""Parameters of the largest language model that runs in OpenVINO, whose copy of the weights stands beside PyTorch's."""
 log = logging.getLogger("flash_vstream.models")
 
 
-def fastest_engine(model: Any) -> Engine:
-    """OpenVINO for a small Llama on a CPU that it supports, else PyTorch.
+def fastest_engine(model: StreamModel) -> Engine:
+    """OpenVINO for a Llama of this project's models on a CPU, else PyTorch.
 
-    A runtime that fails on this machine costs speed, not the answer: the reason is logged.
+    Where OpenVINO is missing or does not run, answers are as good and take longer; the reason is logged.
     """
-    if model.device.type == "cpu" and sum(p.numel() for p in model.language_model.parameters()) <= LARGEST:
+    if not isinstance(model, FlashVStreamForConditionalGeneration) or model.device.type != "cpu":
+        return PyTorchEngine(model)
+    if sum(parameter.numel() for parameter in model.language_model.parameters()) <= LARGEST:
         try:
             from flash_vstream.models.engines.openvino import OpenVinoEngine
             from flash_vstream.models.engines.openvino_graph import is_supported
 
             if is_supported(model.language_model.config):
-                return OpenVinoEngine(model.language_model)
-        except ImportError as error:
-            log.info("answers come from PyTorch, which is slower: %s", error)
-        except RuntimeError as error:
-            log.warning("OpenVINO does not run here, so answers come from PyTorch, which is slower: %s", error)
+                return OpenVinoEngine(model)
+        except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+            log.warning("OpenVINO does not run here (%s), so answers come from PyTorch and take longer", error)
+    if model.dtype == torch.float32:
+        add_float16_copies(model.language_model)
     return PyTorchEngine(model)

@@ -7,7 +7,8 @@ only the last one, when it writes to it; so a memory that was read once serves a
 import importlib
 import threading
 import weakref
-from collections.abc import Sequence as Seq
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from flash_vstream.models.engines.base import CHUNK_TOKENS, Feed, Row
 from flash_vstream.models.engines.openvino_graph import GROUPS, build_graph
+from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 
 FIRST_BLOCKS = 64
 """Blocks in a new pool; a pool that is full doubles."""
@@ -31,7 +33,7 @@ class PagedSequence:
 class _Pool:
     """Blocks of keys and values of every layer, each used by any number of sequences."""
 
-    def __init__(self, request: Any, inputs: Seq[Any]):
+    def __init__(self, request: Any, inputs: Sequence[Any]):
         self.tensor: Any = importlib.import_module("openvino").Tensor
         self.request, self.inputs = request, inputs
         self.arrays: list[np.ndarray] = []
@@ -49,13 +51,13 @@ class _Pool:
             self.users[block] = 1
             return block
 
-    def share(self, blocks: Seq[int]) -> None:
+    def share(self, blocks: Sequence[int]) -> None:
         """Count one more user of each of ``blocks``."""
         with self.lock:
             for block in blocks:
                 self.users[block] += 1
 
-    def release(self, blocks: Seq[int]) -> None:
+    def release(self, blocks: Sequence[int]) -> None:
         """Count one user less."""
         with self.lock:
             for block in blocks:
@@ -90,33 +92,21 @@ class _Pool:
 
 
 class OpenVinoEngine:
-    """Runs a Llama in OpenVINO; may be used by several threads, which take turns.
+    """Runs a model's Llama in OpenVINO; threads may share it, and take turns.
 
-    ``threads`` defaults to as many as PyTorch uses. Raises ``RuntimeError`` if OpenVINO cannot run the model here.
+    It uses as many threads as PyTorch does. Raises ``RuntimeError`` if OpenVINO cannot run the model on this machine.
     """
 
     name = "openvino"
 
-    def __init__(self, language_model: Any, threads: int | None = None):
-        ov: Any = importlib.import_module("openvino")
-        transformations: Any = importlib.import_module("openvino._offline_transformations")
-        graph = build_graph(language_model)
-        transformations.paged_attention_transformation(graph, False, True)
-        _sum_scores(graph)
-        options = {
-            "INFERENCE_NUM_THREADS": threads or torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-            # The same arithmetic everywhere: bfloat16 and 8-bit caches would depend on the processor.
-            "INFERENCE_PRECISION_HINT": "f32",
-            "KV_CACHE_PRECISION": "f16",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[0],
-        }
-        compiled = ov.Core().compile_model(graph, "CPU", options)
+    def __init__(self, model: FlashVStreamForConditionalGeneration):
+        self.model = model
+        compiled = _compile(model.language_model)
         self._request = compiled.create_infer_request()
-        self._heads = language_model.config.num_attention_heads
+        self._heads = int(model.language_model.config.num_attention_heads)
         caches = [place for place in compiled.inputs if "_cache." in place.get_any_name()]
         self._pool = _Pool(self._request, caches)
-        # A key's block may hold more than its tokens.
+        # A block of values holds its tokens and nothing else; one of keys may hold more.
         values = next(place for place in caches if place.get_any_name().startswith("value"))
         self._block_tokens = int(values.partial_shape[2].get_length())
         self._lock = threading.Lock()
@@ -136,41 +126,48 @@ class OpenVinoEngine:
         weakref.finalize(sequence, self._pool.release, blocks).atexit = False
         return sequence
 
-    def step(self, feeds: Seq[Feed], attention: bool = False) -> list[Row]:
+    @torch.inference_mode()
+    def step(self, feeds: Sequence[Feed], attention: bool = False) -> list[Row]:
         """See ``Engine.step``."""
-        rows = [feed.embeddings.float().numpy(force=True) for feed in feeds]
+        inputs = [self._embedded(feed) for feed in feeds]
         with self._lock:
             for i, feed in enumerate(feeds):
-                while len(rows[i]) > CHUNK_TOKENS:
-                    self._read([feed.sequence], [rows[i][:CHUNK_TOKENS]])
-                    rows[i] = rows[i][CHUNK_TOKENS:]
-            return self._read([feed.sequence for feed in feeds], rows, attention)
+                while len(inputs[i]) - CHUNK_TOKENS >= feed.keep:
+                    self._read([replace(feed, keep=1)], [inputs[i][:CHUNK_TOKENS]])
+                    inputs[i] = inputs[i][CHUNK_TOKENS:]
+            return self._read(feeds, inputs, attention)
 
-    def _read(self, sequences: Seq[PagedSequence], rows: Seq[np.ndarray], attention: bool = False) -> list[Row]:
+    def _embedded(self, feed: Feed) -> np.ndarray:
+        assert feed.positions is None, "a Llama's tokens follow one another"
+        features = [] if feed.features is None else [feed.features]
+        embedded: np.ndarray = self.model.embed(torch.tensor([feed.ids]), features)[0].float().numpy()
+        return embedded
+
+    def _read(self, feeds: Sequence[Feed], inputs: Sequence[np.ndarray], attention: bool = False) -> list[Row]:
+        sequences: list[PagedSequence] = [feed.sequence for feed in feeds]
         past = [sequence.length for sequence in sequences]
-        for sequence, new in zip(sequences, rows, strict=True):
+        for sequence, new in zip(sequences, inputs, strict=True):
             self._make_room(sequence, len(new))
             sequence.length += len(new)
-        ends = np.cumsum([len(new) for new in rows])
-        inputs = {
-            "inputs_embeds": np.concatenate(rows),
-            "position_ids": np.concatenate(
-                [np.arange(start, sequence.length) for start, sequence in zip(past, sequences, strict=True)]
-            ),
+        ends = np.cumsum([len(new) for new in inputs])
+        blocks = [sequence.blocks for sequence in sequences]
+        values = {
+            "inputs_embeds": np.concatenate(inputs),
+            "position_ids": np.concatenate([np.arange(*span) for span in zip(past, _lengths(sequences), strict=True)]),
             "past_lens": np.array(past, np.int32),
             "subsequence_begins": np.array([0, *ends], np.int32),
-            "block_indices": np.concatenate([sequence.blocks for sequence in sequences]).astype(np.int32),
-            "block_indices_begins": np.cumsum([0, *(len(sequence.blocks) for sequence in sequences)]).astype(np.int32),
-            "max_context_len": np.array(max(sequence.length for sequence in sequences), np.int32),
-            "rows": ends - 1,
+            "block_indices": np.concatenate(blocks).astype(np.int32),
+            "block_indices_begins": np.cumsum([0, *map(len, blocks)]).astype(np.int32),
+            "max_context_len": np.array(max(_lengths(sequences)), np.int32),
+            "rows": np.concatenate([np.arange(end - feed.keep, end) for feed, end in zip(feeds, ends, strict=True)]),
         }
-        self._request.infer(inputs, share_inputs=True)
+        self._request.infer(values, share_inputs=True)
         logits = torch.from_numpy(self._request.get_tensor("logits").data.copy())
+        rows = logits.split([feed.keep for feed in feeds])
         if not attention:
-            return [Row(row, None) for row in logits]
+            return [Row(row) for row in rows]
         scores = torch.from_numpy(self._request.get_tensor("attention").data / self._heads)
-        paid = scores.split([sequence.length for sequence in sequences])
-        return [Row(*pair) for pair in zip(logits, paid, strict=True)]
+        return [Row(*pair) for pair in zip(rows, scores.split(_lengths(sequences)), strict=True)]
 
     def _make_room(self, sequence: PagedSequence, tokens: int) -> None:
         """Blocks for ``tokens`` more, which no other sequence writes to."""
@@ -178,6 +175,28 @@ class OpenVinoEngine:
             sequence.blocks[-1] = self._pool.own(sequence.blocks[-1])
         while len(sequence.blocks) * self._block_tokens < sequence.length + tokens:
             sequence.blocks.append(self._pool.take())
+
+
+def _lengths(sequences: Sequence[PagedSequence]) -> list[int]:
+    return [sequence.length for sequence in sequences]
+
+
+def _compile(language_model: Any) -> Any:
+    """The language model, ready to run, with PagedAttention and an output of the attention paid."""
+    ov: Any = importlib.import_module("openvino")
+    transformations: Any = importlib.import_module("openvino._offline_transformations")
+    graph = build_graph(language_model)
+    transformations.paged_attention_transformation(graph, False, True)
+    _sum_scores(graph)
+    options = {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        # The same on every processor: OpenVINO would choose bfloat16 and an 8-bit cache where it has the instructions.
+        "INFERENCE_PRECISION_HINT": "f32",
+        "KV_CACHE_PRECISION": "f16",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[0],
+    }
+    return ov.Core().compile_model(graph, "CPU", options)
 
 
 def _sum_scores(graph: Any) -> None:

@@ -125,7 +125,10 @@ class _Builder:
     def _repeated(self, x: Any) -> Any:
         """Every key or value head once for each of its query heads."""
         op, shape = self.op, self.op.shape_of(x)
-        start, end = op.gather(shape, self._ints([0, 1]), self._ints(0)), op.gather(shape, self._ints([2, 3]), self._ints(0))
+        start, end = (
+            op.gather(shape, self._ints([0, 1]), self._ints(0)),
+            op.gather(shape, self._ints([2, 3]), self._ints(0)),
+        )
         target = op.concat([start, self._ints([self.heads // self.groups]), end], 0)
         wide = op.broadcast(op.unsqueeze(x, self._ints(2)), target, "BIDIRECTIONAL")
         return op.reshape(wide, self._ints([0, self.heads, -1, self.size]), True)
