@@ -21,7 +21,7 @@ from flash_vstream.memory import MemorySnapshot, pool_grid
 from flash_vstream.memory.frames import FrameMemory
 from flash_vstream.models import FlashVStreamProcessor, hub
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.models.engines import PyTorchEngine, fastest_engine
+from flash_vstream.models.engines import PyTorchEngine, fastest_engine, speed_up_vision
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
 from flash_vstream.models.grounding import annotate
 from flash_vstream.models.interface import Memory
@@ -112,7 +112,14 @@ class FlashVStream:
         """Feature maps ``[T, P², D]`` of T RGB frames of any size (``[H, W, 3]`` uint8 or PIL pictures)."""
         square = np.stack([self.processor.image_processor.square(frame) for frame in frames])
         with torch.inference_mode():
-            return self.model.encode(self.processor.image_processor.pixels(square))
+            return self._seeing.encode(self.processor.image_processor.pixels(square))
+
+    @cached_property
+    def _seeing(self) -> Any:
+        """The model with its vision tower in its fastest form, made on first use: a question worker sees nothing."""
+        if not self._as_is:
+            speed_up_vision(self.model)
+        return self.model
 
     def encode_file(
         self, path: Path, fps: float = 1.0, until: float | None = None

@@ -29,28 +29,8 @@ TOKENS = 48
 TOGETHER = 20
 """Questions that are asked at once."""
 QUESTION = "Tell me everything that you have seen so far, from the first scene to the last."
-_LLAMA_CPP = """
-import {getLlama} from "node-llama-cpp";
-const [modelPath, threads, prompt, generated] = [process.argv[1], ...process.argv.slice(2).map(Number)];
-const llama = await getLlama({gpu: false, build: "never", maxThreads: threads, logLevel: "error"});
-const model = await llama.loadModel({modelPath});
-const context = await model.createContext({contextSize: 1024, batchSize: 512, threads});
-const tokens = Array.from({length: prompt}, (_, i) => 1000 + 7919 * i % 40000);
-const turns = [];
-for (let turn = 0; turn < 2; turn++) {  // the first warms up
-    const sequence = context.getSequence();
-    const started = performance.now();
-    let first = 0, count = 0;
-    for await (const _ of sequence.evaluate(tokens, {temperature: 0, yieldEogToken: true})) {
-        if (count === 0) first = performance.now();
-        if (++count > generated) break;
-    }
-    turns.push({first: (first - started) / 1000, rate: 1000 * generated / (performance.now() - first)});
-    sequence.dispose();
-}
-console.log(JSON.stringify(turns[1]));
-process.exit(0);
-"""
+PEER = Path("node_modules") / "node-llama-cpp"
+_LLAMA_CPP = Path(__file__).with_name("llama_cpp.mjs")
 
 
 @dataclass(frozen=True)
@@ -110,7 +90,7 @@ def run_compare(rounds: int = ROUNDS) -> None:
 def find_peer(folder: Path) -> str:
     """The ``node`` program, if node-llama-cpp is installed in ``folder``; raises ``UserError`` otherwise."""
     node = shutil.which("node")
-    if node is None or not (folder / "node_modules" / "node-llama-cpp").is_dir():
+    if node is None or not (folder / PEER).is_dir():
         raise UserError(
             "bench compare runs llama.cpp beside nano, and needs Node.js and node-llama-cpp; "
             "run `npm install node-llama-cpp` in this folder first"
@@ -120,8 +100,9 @@ def find_peer(folder: Path) -> str:
 
 def run_peer(node: str, gguf: Path, threads: int, prompt: int, generated: int) -> dict[str, float]:
     """llama.cpp's seconds to the ``first`` token after ``prompt`` tokens, and its ``rate`` after it in tokens/s."""
-    command = [node, "--input-type=module", "--eval", _LLAMA_CPP, "--", str(gguf)]
-    done = subprocess.run([*command, str(threads), str(prompt), str(generated)], capture_output=True, text=True)
+    library = Path.cwd() / PEER / "dist" / "index.js"
+    command = [node, _LLAMA_CPP, library, gguf, *map(str, (threads, prompt, generated))]
+    done = subprocess.run(command, capture_output=True, text=True)
     try:
         values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):

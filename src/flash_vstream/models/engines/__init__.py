@@ -6,7 +6,7 @@ decodes several times as fast on CPUs, and decodes many sequences together for l
 """
 
 from flash_vstream.models.engines.base import Engine, Feed, Row
-from flash_vstream.models.engines.choice import fastest_engine
+from flash_vstream.models.engines.choice import fastest_engine, speed_up_vision
 from flash_vstream.models.engines.pytorch import PyTorchEngine
 
-__all__ = ["Engine", "Feed", "PyTorchEngine", "Row", "fastest_engine"]
+__all__ = ["Engine", "Feed", "PyTorchEngine", "Row", "fastest_engine", "speed_up_vision"]

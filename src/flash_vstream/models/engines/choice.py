@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from flash_vstream.models.efficientnet import EfficientNetLiteModel
 from flash_vstream.models.engines.base import Engine
 from flash_vstream.models.engines.pytorch import PyTorchEngine
 from flash_vstream.models.half_linear import add_float16_copies
@@ -34,3 +35,15 @@ def fastest_engine(model: StreamModel) -> Engine:
     if model.dtype == torch.float32:
         add_float16_copies(model.language_model)
     return PyTorchEngine(model)
+
+
+def speed_up_vision(model: StreamModel) -> None:
+    """Put OpenVINO's form of nano's vision tower in place of PyTorch's on a CPU, if it runs here."""
+    tower = getattr(model, "vision_tower", None)
+    if isinstance(tower, EfficientNetLiteModel) and model.device.type == "cpu":
+        try:
+            from flash_vstream.models.engines.openvino_tower import OpenVinoTower
+
+            model.vision_tower = OpenVinoTower(tower)  # type: ignore[attr-defined]
+        except (ImportError, AttributeError, TypeError, RuntimeError) as error:
+            log.warning("OpenVINO does not run here (%s), so frames are encoded by PyTorch and take longer", error)

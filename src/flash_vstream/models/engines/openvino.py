@@ -5,6 +5,8 @@ only the last one, when it writes to it; so a memory that was read once serves a
 """
 
 import importlib
+import logging
+import shutil
 import threading
 import weakref
 from collections.abc import Sequence
@@ -13,13 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
+from filelock import FileLock
 
+from flash_vstream.files import atomic_folder
 from flash_vstream.models.engines.base import CHUNK_TOKENS, Feed, Row
 from flash_vstream.models.engines.openvino_graph import GROUPS, build_graph
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
+from flash_vstream.wheels import cache_dir
 
+GRAPH_FORMAT = 1
+"""To be raised with every change of what ``build_graph`` builds."""
+KEPT_GRAPHS = 8
+"""How many models' graphs are kept; nano's takes 145 MB."""
 FIRST_BLOCKS = 64
 """Blocks in a new pool; a pool that is full doubles."""
+log = logging.getLogger("flash_vstream.models")
 
 
 class PagedSequence:
@@ -185,7 +196,8 @@ def _compile(language_model: Any) -> Any:
     """The language model, ready to run, with PagedAttention and an output of the attention paid."""
     ov: Any = importlib.import_module("openvino")
     transformations: Any = importlib.import_module("openvino._offline_transformations")
-    graph = build_graph(language_model)
+    core = ov.Core()
+    graph = _stored_graph(ov, core, language_model)
     transformations.paged_attention_transformation(graph, False, True)
     _sum_scores(graph)
     options = {
@@ -196,7 +208,31 @@ def _compile(language_model: Any) -> Any:
         "KV_CACHE_PRECISION": "f16",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[0],
     }
-    return ov.Core().compile_model(graph, "CPU", options)
+    return core.compile_model(graph, "CPU", options)
+
+
+def _stored_graph(ov: Any, core: Any, language_model: Any) -> Any:
+    """The language model's graph from the cache, where it is put when it is first built: building takes seconds."""
+    digest = xxhash.xxh3_128(f"{GRAPH_FORMAT} {ov.__version__} {language_model.config.to_json_string()}")
+    for tensor in language_model.state_dict().values():
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy())
+    folder = cache_dir() / "graphs" / digest.hexdigest()
+    try:
+        return core.read_model(folder / "graph.xml")
+    except RuntimeError:  # it is not there, or damaged
+        graph = build_graph(language_model)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            shutil.rmtree(folder, ignore_errors=True)
+            with atomic_folder(folder) as scratch:
+                ov.save_model(graph, scratch / "graph.xml", compress_to_fp16=False)
+        stored = sorted(folder.parent.glob("*/graph.xml"), key=lambda path: path.stat().st_mtime)
+        for old in stored[:-KEPT_GRAPHS]:
+            shutil.rmtree(old.parent, ignore_errors=True)
+    except (OSError, RuntimeError) as error:
+        log.warning("the language model is built anew at every start, since its graph could not be stored: %s", error)
+    return graph
 
 
 def _sum_scores(graph: Any) -> None:
