@@ -213,7 +213,7 @@ def _compile(language_model: Any) -> Any:
 
 def _stored_graph(ov: Any, core: Any, language_model: Any) -> Any:
     """The language model's graph from the cache, where it is put when it is first built: building takes seconds."""
-    digest = xxhash.xxh3_128(f"{GRAPH_FORMAT} {ov.__version__} {language_model.config.to_json_string()}")
+    digest = xxhash.xxh3_128(f"{GRAPH_FORMAT} {ov.__version__} {language_model.config.to_json_string()}".encode())
     for tensor in language_model.state_dict().values():
         digest.update(tensor.detach().contiguous().view(torch.uint8).numpy())
     folder = cache_dir() / "graphs" / digest.hexdigest()
