@@ -25,6 +25,7 @@ from flash_vstream.memory.frames import every_frame
 from flash_vstream.memory.release import ReleaseMemory
 from flash_vstream.models.configuration import FlashVStreamConfig
 from flash_vstream.models.grounding import Grounding
+from flash_vstream.models.short_answers import ShortAnswers
 from flash_vstream.models.sight import Sight
 
 
@@ -57,7 +58,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
 
     _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
     # Grounding and sight compare scores that are close together, and float32 costs almost nothing there.
-    _keep_in_fp32_modules_strict = ["grounding", "sight"]
+    _keep_in_fp32_modules_strict = ["grounding", "sight", "short_answers"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
     attention_is_chosen = False
@@ -78,6 +79,11 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             else None
         )
         self.sight = Sight(channels, **config.sight_config) if config.sight_config is not None else None
+        self.short_answers = (
+            ShortAnswers(channels, config.text_config.hidden_size, **config.short_answers_config)
+            if config.short_answers_config is not None
+            else None
+        )
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
