@@ -121,7 +121,8 @@ def test_frames_of_the_longterm_memory_are_looked_at_once(hinter, snapshot):
     hinter.grounder._sights = Remembered(lambda features: seen.append(len(features)) or sights(features))
     hinter.grounder.look(snapshot)
     looked = sum(seen)
-    assert looked == len(snapshot.longterm) + len(snapshot.retrieved) + len(snapshot.spatial)
+    whole = {*snapshot.retrieved.exemplar.tolist(), *snapshot.spatial.exemplar.tolist()}  # at full resolution
+    assert looked == len(snapshot.longterm) + len(whole)
     first = hinter.grounder._sights(snapshot.longterm.features)
     assert sum(seen) == looked
     for own, remembered in zip(sights(snapshot.longterm.features), first, strict=True):
