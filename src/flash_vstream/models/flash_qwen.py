@@ -54,7 +54,7 @@ def flash_star(values: dict[str, Any], side: int = SIDE) -> StarConfig:
 class FlashQwenFamily(AnySize):
     """How frames are encoded: the tower's tokens before the merger, at two resolutions."""
 
-    title, example = "Flash-VStream-Qwen", "zhang9302002/Flash-VStream-Qwen-7b"
+    title = "Flash-VStream-Qwen"
 
     @property
     def channels(self) -> int:

@@ -201,9 +201,7 @@ class AnswerGenerator:
             logits_to_keep=1,
         )
         slot_of_token = torch.cat([prefix.slot_of_token, shown.slot_of_token])
-        return replace(
-            prefix, cache=cache, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=frames
-        )
+        return replace(prefix, cache=cache, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=frames)
 
     def ask(
         self,

@@ -129,7 +129,7 @@ class TransformersVlm(nn.Module):
         tokens = self.family.encode(self.network, pixels)
         if self.pair is None:
             return tokens
-        seen = self.pair.spread(pixel_values, self.family.native_side, self.config.star.longterm_size)
+        seen = self.pair.spread(pixel_values.to(self.device), self.family.native_side, self.config.star.longterm_size)
         return torch.cat([tokens, seen.to(tokens)], dim=2)
 
     def new_memory(

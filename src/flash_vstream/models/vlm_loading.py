@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,10 @@ def _family(folder: Path, values: Mapping[str, Any], choice: ModelChoice) -> tup
         config: Any = flash_qwen_config(dict(values))
         side = star.spatial_size if star is not None else SIDE
         settings = dict(values.get("vision_config") or {}).get("flash_memory_config") or {}
-        flash = FlashQwenFamily(config, side)
-        return flash, star or flash_star(settings, side)
+        star = star or flash_star(settings, side)
+        return FlashQwenFamily(config, side), replace(star, compat="release") if choice.compat == "release" else star
+    if choice.compat == "release":
+        raise UserError(f"{choice.name} has no memory that was released with it; leave out --compat")
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     family = FAMILIES[values["model_type"]](config, star.spatial_size if star is not None else None)
     return family, star or default_star(family.side)

@@ -93,11 +93,21 @@ class VlmProcessor(FlashVStreamProcessor):
         if snapshot is None:
             return Layout(ids, None, torch.full((len(ids),), -1))
         slots = [part for _, part in snapshot.parts()]
+        self._check_size(slots)
         shown = self._laid_out(slots, time_stamps, first_slot=0)
         after = self.tokenize(self.template.video, first=False)
         all_ids = [*ids, *shown.ids, *after]
         outside = [torch.full((len(some),), -1) for some in (ids, after)]
         return Layout(all_ids, shown.features, torch.cat([outside[0], shown.slot_of_token, outside[1]]))
+
+    def _check_size(self, parts: Sequence[Slots]) -> None:
+        """Raise ``UserError`` for more visual tokens than the model has positions."""
+        tokens = sum(len(part) * part.features.shape[1] for part in parts)
+        most = int(self.family.config.get_text_config().max_position_embeddings)
+        if tokens >= most:
+            raise UserError(
+                f"the memory has {tokens:,} visual tokens; the model reads {most:,} at most, so keep fewer"
+            )
 
     def lay_out_recalled(self, recalled: Slots, first_slot: int, time_stamps: bool = True) -> Layout:
         """Frames of the long-term memory as a piece of a prompt, in time order; slots count from ``first_slot``."""
