@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from flash_vstream.bench import gpu
 from flash_vstream.evaluate.baselines import MemoryMethod
 from flash_vstream.memory import StarConfig, star
 from flash_vstream.memory.release import ReleaseMemory
@@ -95,11 +96,44 @@ def test_the_released_memory_is_evaluated_in_its_form_for_whole_videos(tiny_fold
     assert torch.equal(ours.tokens(), whole.read().tokens())
 
 
-def test_eval_takes_the_released_memory(tiny_folder, tmp_path):
-    output = tmp_path / "predictions.jsonl"
-    done = run("eval", "vstream-qa-mini", "--model", tiny_folder, "--compat", "release", "--limit", "1",
-               "--device", "cpu", "--output", output, "--json")  # fmt: skip
+def test_the_gpu_bench_runs_on_a_cpu_at_tiny_sizes():
+    done = run("bench", "gpu", "--model", "tiny", "--device", "cpu", "--frames", "10")
     assert done.returncode == 0, done.stderr
-    (row,) = [json.loads(line) for line in output.read_text().splitlines()]
-    assert row["error"] is None
-    assert row["run"]["star"]["compat"] == "release"
+    rows = json.loads(done.stdout.splitlines()[-1])["gpu"]
+    assert [(row["memory"], row["frames"]) for row in rows] == [
+        (memory, count) for memory in ("star", "release") for count in (1, 10)
+    ]
+    assert all(row["measured"] for row in rows)
+    ours, released = rows[:2], rows[2:]
+    assert len({row["memory_bytes"] for row in ours}) == 1
+    assert released[1]["memory_bytes"] > 5 * released[0]["memory_bytes"]
+
+
+@pytest.mark.parametrize("arguments", [["--model", "tiny"], ["--model", "giant", "--device", "cpu"]])
+def test_the_gpu_bench_says_what_is_missing(arguments, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = run("bench", "gpu", *arguments)
+    assert done.returncode == 2
+    assert "tiny" in done.stderr
+
+
+BILLIONS = {
+    "flash-vstream-7b": (6.9, 7.2),
+    "flash-vstream-qwen-7b": (8.2, 8.4),
+    "qwen3-vl-4b": (4.3, 5),
+    "tiny": (0, 1),
+}
+
+
+def test_the_sizes_of_the_real_models_can_be_built():
+    for name, sizes in gpu.SIZES.items():
+        with torch.device("meta"):
+            model, processor = sizes.build()
+        billions = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+        low, high = {
+            "flash-vstream-7b": (6.9, 7.2),
+            "flash-vstream-qwen-7b": (8.2, 8.4),
+            "qwen3-vl-4b": (4.3, 5.0),
+        }.get(name, (0, 0.1))
+        assert low < billions < high, name
+        assert processor.longest_layout(model.config) > model.config.star.max_tokens

@@ -105,9 +105,7 @@ class VlmProcessor(FlashVStreamProcessor):
         tokens = sum(len(part) * part.features.shape[1] for part in parts)
         most = int(self.family.config.get_text_config().max_position_embeddings)
         if tokens >= most:
-            raise UserError(
-                f"the memory has {tokens:,} visual tokens; the model reads {most:,} at most, so keep fewer"
-            )
+            raise UserError(f"the memory has {tokens:,} visual tokens; the model reads {most:,} at most, so keep fewer")
 
     def lay_out_recalled(self, recalled: Slots, first_slot: int, time_stamps: bool = True) -> Layout:
         """Frames of the long-term memory as a piece of a prompt, in time order; slots count from ``first_slot``."""
