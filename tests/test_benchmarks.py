@@ -14,15 +14,17 @@ from safetensors.torch import save_file
 from flash_vstream.bench.efficiency import plot as plot_efficiency
 from flash_vstream.cli.evaluate import BENCHMARK_NAMES
 from flash_vstream.errors import UserError
+from flash_vstream.evaluate import mini
 from flash_vstream.evaluate.baselines import MemoryMethod
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.choices import parse_choice
 from flash_vstream.evaluate.constant_baselines import constant_baselines
 from flash_vstream.evaluate.items import Item, split_options
 from flash_vstream.evaluate.judges import OfflineJudge
+from flash_vstream.evaluate.loading import load_items, sharded
 from flash_vstream.evaluate.mini import CAPTIONS, KINDS, MiniJudge, build_mini
 from flash_vstream.evaluate.report import compare, judged, summary
-from flash_vstream.evaluate.runner import OPEN_TOKENS, Run, load_items, run_benchmark, sharded
+from flash_vstream.evaluate.runner import MAX_REPLY_TOKENS, Run, run_benchmark
 from flash_vstream.evaluate.statistics import bootstrap_interval, format_interval, paired_difference
 from flash_vstream.pipeline import FlashVStream
 from helpers.cli import run
@@ -183,7 +185,7 @@ def test_the_blind_memory_needs_no_media(tiny, data, tmp_path):
     assert all(row["error"] is None and row["prediction"] is not None for row in rows)
     model = FlashVStream(*tiny)
     for row in rows:
-        alone = model.ask(None, row["prompt"], max_new_tokens=OPEN_TOKENS).finish().text
+        alone = model.ask(None, row["prompt"], max_new_tokens=MAX_REPLY_TOKENS).finish().text
         assert row["prediction"] == alone
 
 
@@ -278,6 +280,15 @@ def test_comparisons_are_paired():
 
 
 # --- VStream-QA-mini
+
+
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_the_mini_benchmark_says_that_its_folder_cannot_be_written(tmp_path, monkeypatch, in_cache):
+    monkeypatch.setattr(mini, "fetch", lambda *_: [Path()] * len(mini.SCENES))
+    monkeypatch.setenv("FLASH_VSTREAM_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("in the way, also of root")
+    with pytest.raises(UserError, match="cannot be used" if in_cache else "cannot be written"):
+        build_mini(None if in_cache else tmp_path / "file" / "mini")
 
 
 def test_the_mini_benchmark_is_made_by_its_seed(tmp_path):

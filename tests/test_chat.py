@@ -1,6 +1,8 @@
 """The OpenAI-compatible API, tested with OpenAI's own client against a real server."""
 
 import base64
+import contextlib
+import http.client
 import http.server
 import io
 import json
@@ -109,12 +111,12 @@ def test_a_stream_is_asked_whole_and_in_chunks(client, create, tiny_folder):
 def test_event_streams_are_not_cached_and_kept_alive(server, tiny_folder):
     body = {"model": str(tiny_folder), "messages": [said("user", "hi")], "max_tokens": 2, "stream": True}
     address = urlsplit(server.url)
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
-    response = connection.getresponse()
-    assert response.getheader("content-type").startswith("text/event-stream")
-    assert response.getheader("cache-control") == "no-cache"
-    assert response.read().decode().strip().endswith("data: [DONE]")
+    with contextlib.closing(http.client.HTTPConnection(address.hostname, address.port, timeout=60)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
+        with connection.getresponse() as response:
+            assert response.getheader("content-type").startswith("text/event-stream")
+            assert response.getheader("cache-control") == "no-cache"
+            assert response.read().decode().strip().endswith("data: [DONE]")
 
 
 def test_a_silent_stream_sends_comments(monkeypatch):

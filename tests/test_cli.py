@@ -129,3 +129,14 @@ def test_what_is_no_time_is_refused(text):
 
 def test_times_are_written():
     assert [format_time(s) for s in (0, 35.4, 65, 3723)] == ["0 s", "35 s", "1:05", "1:02:03"]
+
+
+def test_a_file_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("in the way, also of root")
+    (tmp_path / "records").mkdir()
+    record = {"video": "a.mp4", "segments": [], "questions": [], "tokens": {}, "done": True}
+    (tmp_path / "records" / "a.json").write_text(json.dumps(record))
+    done = run("vstream-qa", "export", tmp_path / "records", tmp_path / "file" / "out.json")
+    assert done.returncode == 2
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr

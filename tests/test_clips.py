@@ -1,5 +1,6 @@
 """Clips: only real containers are accepted, and killed servers leave nothing behind."""
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import av
 import pytest
+from PIL import Image
 
 from flash_vstream.errors import UserError
 from flash_vstream.serve.clips import FOLDER, Clips, is_container
+from flash_vstream.serve.security import ApiError
 from flash_vstream.video import read_frames
 from helpers.videos import write_video
 
@@ -68,6 +71,16 @@ def test_clips_of_killed_servers_are_deleted_and_those_of_running_ones_kept(tmp_
         for server in servers:
             server.kill()
             server.communicate()
+
+
+@pytest.mark.parametrize("media", [b"RIFF....AVI ", [Image.new("RGB", (8, 8))]])
+def test_a_disk_that_cannot_be_written_is_told_and_the_place_is_free_again(media):
+    clips = Clips(None)
+    shutil.rmtree(clips._folder)
+    with pytest.raises(ApiError, match="cannot be kept") as refused:
+        clips.add(media, 1.0)
+    assert (refused.value.status, clips.in_progress) == (409, 0)
+    clips.close()
 
 
 def test_the_bundled_ffmpeg_knows_the_formats_that_are_allowed():

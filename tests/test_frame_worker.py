@@ -11,7 +11,7 @@ import pytest
 from flash_vstream.live import frame_worker
 from flash_vstream.live.frame_worker import Add, FrameWorker, Remove, state_layout
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import load_state, save_state
+from flash_vstream.live.stream_state import load_state, read_memory_table, read_picture, save_state
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import FrameRing
@@ -195,6 +195,22 @@ def test_an_ended_file_stays_ended_when_its_file_is_gone_and_the_worker_was_kill
     later.push("good")
     later.until(lambda: later.kept("good") == 1)
     assert (shared.read_status()["state"], later.kept("once")) == ("ended", kept)
+    later.end()
+
+
+def test_what_was_saved_of_an_ended_file_is_there_after_a_restart(worker, pipeline):
+    """No frame will ever come again, so the memory has to be published without one."""
+    video = write_video(worker.folder / "clip.mp4", frames=4)
+    shared = worker.add("once", str(video), fps=10, pace="fast")
+    worker.until(lambda: (shared.read_status() or {}).get("state") == "ended")
+    save_state(shared, worker.folder / "saved.safetensors")
+    (worker.folder / "later").mkdir()
+    later = Worker(pipeline, worker.folder / "later")
+    again = later.add("once", str(video), saved=worker.folder / "saved.safetensors", fps=10, pace="fast")
+    later.until(lambda: (again.read_status() or {}).get("state") == "ended")
+    table, picture = read_memory_table(again), read_picture(again)
+    assert (table.frames, table.time) == (worker.kept("once"), shared.read_status()["time"])
+    assert picture == read_picture(shared)
     later.end()
 
 

@@ -211,7 +211,7 @@ def test_frames_are_watched_while_questions_are_asked(live, looped, tiny):
     assert later.temporal.weight.sum() == later.frames
     status = live.status("door")
     assert status.state == "live"
-    assert status.kept >= later.frames
+    until(lambda: live.status("door").kept >= later.frames)  # a memory is published just before its status
     until(lambda: live.status("door").lag < 2)
     live.remove("door")
     assert live.names() == []
@@ -287,6 +287,13 @@ def test_too_little_shared_memory_is_told_and_nothing_is_left(live, looped, monk
         live.add("door", looped)
     assert live.names() == []
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_shared_folder_that_cannot_be_written_is_told(live, looped, tmp_path, monkeypatch):
+    monkeypatch.setattr(live._folder, "path", str(tmp_path / "gone"))
+    with pytest.raises(UserError, match="shared memory cannot be written"):
+        live.add("door", looped)
+    assert live.names() == []
 
 
 def test_closing_twice_gives_everything_back(tiny_folder, tmp_path, monkeypatch):

@@ -48,14 +48,16 @@ def next_picture(response) -> tuple[float, Image.Image] | None:
 
 @contextmanager
 def sending(server: Server, name: str):
-    """Create a pushed stream and yield a function that sends it a picture of one grey level."""
+    """Create a pushed stream and yield a function that sends it a picture, or one of a grey level."""
     assert server.call("POST", "/v1/streams", {"name": name, "source": "push", "fps": 30})[0] == 201
     with connect(f"{server.url.replace('http', 'ws')}/v1/streams/{name}/frames") as socket:
 
-        def send(grey: int) -> None:
-            file = io.BytesIO()
-            Image.new("RGB", (64, 64), (grey, grey, grey)).save(file, "PNG")
-            socket.send(file.getvalue())
+        def send(frame: int | bytes) -> None:
+            if isinstance(frame, int):
+                file = io.BytesIO()
+                Image.new("RGB", (64, 64), (frame, frame, frame)).save(file, "PNG")
+                frame = file.getvalue()
+            socket.send(frame)
             assert "frame" in json.loads(socket.recv())
 
         yield send
@@ -66,8 +68,26 @@ def test_a_stream_that_ended_gives_its_last_picture_and_ends(server):
     with watching(server, "door") as response:
         moment, picture = next_picture(response)
         assert moment == body["time"]
-        assert picture.width == picture.height
+        assert picture.width / picture.height == pytest.approx(4 / 3, rel=0.01)  # the whole frame
         assert next_picture(response) is None
+
+
+@pytest.mark.parametrize("size", [(640, 360), (90, 160), (3000, 40)])
+def test_the_picture_of_a_pushed_frame_is_the_whole(server, size):
+    """Not only the square that the model sees: its left edge is there, and its proportions are kept."""
+    picture = Image.new("RGB", size, (0, 0, 0))
+    picture.paste((255, 255, 255), (0, 0, size[0] // 8, size[1]))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    name = f"whole-{size[0]}"
+    with sending(server, name) as send, watching(server, name) as response:
+        send(file.getvalue())
+        _, seen = next_picture(response)
+    assert max(seen.size) <= 640
+    assert seen.width / seen.height == pytest.approx(size[0] / size[1], rel=0.1)
+    grey = np.asarray(seen.convert("L"))
+    assert grey[:, : seen.width // 16].mean() > 200
+    assert grey[:, seen.width // 2 :].mean() < 20
 
 
 def test_each_frame_is_pushed_as_it_comes(server):

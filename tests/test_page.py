@@ -58,7 +58,7 @@ def test_the_memory_is_shown_with_its_parts(page: Page, server):
 
 
 def test_the_picture_says_what_it_is(page: Page):
-    expect(page.locator(".caption").first).to_contain_text("As the model sees it: the centre square")
+    expect(page.locator(".caption").first).to_contain_text("The model sees the centre square")
     expect(page.locator("#state")).to_have_text("ended")
 
 

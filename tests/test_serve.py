@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from flash_vstream.errors import UserError
-from flash_vstream.serve.app import picture_of
+from flash_vstream.serve.app import pictures_of
 from flash_vstream.serve.security import AccessRules, ApiError
 from helpers.cli import run
 from helpers.server import serving
@@ -67,7 +67,7 @@ def test_the_memory_is_told_with_pictures(server):
         picture = Image.open(io.BytesIO(base64.b64decode(slot["thumbnail"].partition(",")[2])))
         assert max(picture.size) == 128
     jpeg = server.call("GET", "/v1/streams/door/picture")[1]
-    assert Image.open(io.BytesIO(jpeg)).size == (224, 224)
+    assert Image.open(io.BytesIO(jpeg)).size == (299, 224)  # whole
 
 
 def test_questions_are_answered_and_kept(server):
@@ -196,8 +196,10 @@ def test_only_pushed_streams_take_frames(server):
 
 def test_pictures_are_bounded():
     with pytest.raises(ApiError, match="the limit is"):
-        picture_of(b"x" * 101, 16, 100)
-    assert picture_of(encoded((9, 9, 9)), 16, 10_000).shape == (16, 16, 3)
+        pictures_of(b"x" * 101, 16, 100)
+    image, whole = pictures_of(encoded((9, 9, 9)), 16, 10_000)
+    assert image.shape == (16, 16, 3)
+    assert Image.open(io.BytesIO(whole)).size == (60, 40)
 
 
 # --- what an operator sees

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import time
 from pathlib import Path
 
 import anyio
@@ -13,6 +14,7 @@ from flash_vstream.errors import UserError
 from flash_vstream.serve import answers
 from flash_vstream.serve import service as service_module
 from flash_vstream.serve.app import make_app
+from flash_vstream.serve.in_progress import InProgress
 from flash_vstream.serve.security import AccessRules
 from flash_vstream.serve.service import Limits, NamedSource, Service
 from flash_vstream.serve.store import StateFolder
@@ -64,11 +66,29 @@ def ask(client: TestClient, **more):
 
 def slots_are_free(service: Service, client: TestClient) -> bool:
     """Whether all question slots are free and every question has an outcome."""
-    acquired = [service._questions.acquire(blocking=False) for _ in range(SLOTS)]
+    acquired = [service._questions.begin() for _ in range(SLOTS)]
     for _ in filter(None, acquired):
-        service._questions.release()
+        service._questions.end()
     rows = service.store.history("door", 1000)
     return all(acquired) and all(row["answer"] is not None or row["error"] for row in rows) and ask(client).is_success
+
+
+def test_a_clock_that_is_set_does_not_change_how_long_the_server_has_run(client, monkeypatch):
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 86400)
+    assert 0 < client.get("/healthz").json()["uptime_seconds"] < 3600
+
+
+def test_what_is_in_progress_is_counted(service, client):
+    service._questions.begin()
+    try:
+        text = client.get("/metrics").text
+    finally:
+        service._questions.end()
+    assert "flash_vstream_questions_in_progress 1.0" in text
+    assert "flash_vstream_clips_in_progress 0.0" in text
+    with pytest.raises(ValueError, match="more was ended"):
+        InProgress(1).end()
 
 
 # --- questions

@@ -33,6 +33,7 @@ from flash_vstream.live.stream_state import (
 from flash_vstream.memory import PARTS
 from flash_vstream.serve.store import StateFolder
 from flash_vstream.video.capture import FrameRing, PushedFrames
+from flash_vstream.video.pictures import WHOLE_BYTES
 from flash_vstream.video.reader import Frame
 from flash_vstream.video.sources import Source
 from helpers.memory import small_memory
@@ -52,7 +53,7 @@ def test_thumbnails_are_those_of_the_slots_in_constant_space():
         memory.write(torch.randn(1, 4, 8, generator=generator), [i / 10])
         snapshot = memory.read()
         wanted = {moment for _, slots in snapshot.parts() for moment in slots.exemplar.tolist()}
-        pictures.see(i / 10, noise(i), wanted)  # noise, the hardest pictures to compress
+        pictures.see(Frame(i / 10, noise(i)), wanted)  # noise, the hardest pictures to compress
         assert set(unpack_thumbnails(pictures.state_dict())) == wanted
     assert sum(value.nbytes for value in pictures.state_dict().values()) == size
     for jpeg in unpack_thumbnails(pictures.state_dict()).values():
@@ -79,16 +80,17 @@ def test_what_was_saved_is_what_was_published(tmp_path):
     assert save_state(shared, tmp_path / "saved.safetensors") is False
     assert (read_memory_table(shared).slots, read_thumbnails(shared), read_picture(shared)) == ([], {}, None)
     memory.write(torch.randn(1, 4, 8), [2.5])
-    pictures.see(2.5, noise(0), {2.5})
+    pictures.see(Frame(2.5, noise(0)), {2.5})
     slots = slot_table(memory.read(), max_slots(memory))
-    shared.publish(stream_state(memory, slots, pictures), {"kept": 1})
-    assert Image.open(io.BytesIO(read_picture(shared))).size == (256, 256)
+    shared.publish(stream_state(memory, slots, pictures), {"kept": 1, "time": 2.5})
+    picture = read_picture(shared)
+    assert (Image.open(io.BytesIO(picture.jpeg)).size, picture.time, picture.kept) == ((256, 256), 2.5, 1)
     assert list(read_thumbnails(shared)) == [2.5]
     assert save_state(shared, tmp_path / "saved.safetensors")
     saved, notes = load_state(tmp_path / "saved.safetensors")
     again = small_memory()
     again.load_state_dict(memory_state(saved))
-    assert notes == {"kept": 1}
+    assert notes == {"kept": 1, "time": 2.5}
     assert torch.equal(again.read().tokens(), memory.read().tokens())
     assert not list(tmp_path.glob("*.part"))
 
@@ -106,7 +108,8 @@ def test_a_memory_table_is_of_one_moment(tmp_path):
             time = float(memory.frames)
             memory.write(torch.randn(1, 4, 8), [time])
             snapshot = memory.read()
-            pictures.see(time, noise(0), {at for _, slots in snapshot.parts() for at in slots.exemplar.tolist()})
+            wanted = {at for _, slots in snapshot.parts() for at in slots.exemplar.tolist()}
+            pictures.see(Frame(time, noise(0)), wanted)
             self.publish(stream_state(memory, slot_table(snapshot, max_slots(memory)), pictures), {})
             return found
 
@@ -133,6 +136,24 @@ def test_pushed_frames_are_timed_from_the_first(tmp_path):
     later = PushedFrames(str(tmp_path / "ring"), 4, fps=2, start=100.0)
     ring.write(4, Frame(started + 3.0, np.zeros((4, 4, 3), np.uint8)))
     assert later.newest().time == pytest.approx(103.0, abs=time.monotonic() - started)
+
+
+def test_a_ring_keeps_whole_pictures_and_knows_a_frames_number(tmp_path):
+    ring = FrameRing(str(tmp_path / "ring"), 4, create=True)
+    image = np.full((4, 4, 3), 7, np.uint8)
+    ring.write(1, Frame(0.5, image, b"whole picture"))
+    number, frame = ring.newest(0)
+    assert (number, frame.time, frame.whole) == (1, 0.5, b"whole picture")
+    ring.write(2, Frame(1.0, image))  # shorter than what its place held before
+    assert ring.newest(1)[1].whole == b""
+    ring.write(3, Frame(1.5, image, bytes(WHOLE_BYTES + 1)))  # too large: the frame comes without it
+    assert ring.newest(2)[1].whole == b""
+    # The number of another frame in its place, as when stores become visible out of order.
+    ring._slots[3]["sequence"] = 7
+    assert ring.newest(2) is None
+    ring._slots[3]["sequence"] = 3
+    ring._slots[3]["whole_bytes"] = 5
+    assert ring.newest(2) is None
 
 
 # --- the state folder

@@ -26,8 +26,9 @@ from flash_vstream.synthetic.questions import Turn, caption_questions
 from flash_vstream.synthetic.views import VIEWS, picture_views
 from flash_vstream.train.averaging import average_adapters
 from flash_vstream.train.config import StageConfig
-from flash_vstream.train.datasets import Collator, LlavaSamples, Mixture, Sample, StreamSamples, turns_of
+from flash_vstream.train.datasets import Collator, Mixture, Sample, StreamSamples
 from flash_vstream.train.export import WEIGHTS, export_adapter
+from flash_vstream.train.llava import LlavaSamples, turns_of
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.packing import collate, pack
 from flash_vstream.train.prepare import prepare
@@ -387,6 +388,7 @@ RUN = """
 import sys
 from pathlib import Path
 from flash_vstream.train.config import StageConfig
+from flash_vstream.train.llava import LlavaSamples, turns_of
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.stage import run_stage
 config, model, data, output = map(Path, sys.argv[1:])

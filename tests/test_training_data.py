@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flash_vstream.errors import UserError
-from flash_vstream.train.datasets import checked_entries
+from flash_vstream.train.llava import checked_entries
 
 GOOD = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a dog"}]
 

@@ -3,6 +3,7 @@
 ``FlashVStream`` holds a model's weights; a ``Stream`` holds the memory of one stream.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -13,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import MemorySnapshot
+from flash_vstream.memory import MemorySnapshot, pool_grid
 from flash_vstream.memory.frames import FrameMemory
 from flash_vstream.models import FlashVStreamProcessor, hub
 from flash_vstream.models.choice import ModelChoice
@@ -108,9 +110,13 @@ class FlashVStream:
     ) -> Iterator[tuple[list[float], torch.Tensor]]:
         """Yield times (seconds) and float32 feature maps ``[T, P², D]`` of a file, up to eight frames at a time.
 
-        ``path`` is a video, a folder of pictures, or a single picture, which becomes a frame at 0 s.
-        Raises ``UserError`` naming the path if it cannot be read.
+        ``path`` is a video, a folder of pictures, or a single picture, which becomes a frame at 0 s. A
+        ``.safetensors`` file holds ``feature [T, P², D]`` at one frame per second, as the papers' authors
+        store them. Raises ``UserError`` naming the path if it cannot be read.
         """
+        if path.suffix == ".safetensors":
+            yield from self._stored_features(path, until)
+            return
         if path.suffix.lower() in PICTURE_ENDINGS:
             try:
                 picture = decode_picture(path, formats=LOCAL_FORMATS)
@@ -147,6 +153,21 @@ class FlashVStream:
         _, channels = self.model.feature_shape
         chosen = FrameMemory(method, count, star, channels, present, dtype, self.model.device)
         return chosen
+
+    def _stored_features(self, path: Path, until: float | None) -> Iterator[tuple[list[float], torch.Tensor]]:
+        """Stored features, which may have been computed before pooling, as ``encode_file`` yields them."""
+        _, channels = self.model.feature_shape
+        try:
+            with safe_open(path, "pt") as file:
+                features = file.get_tensor("feature").float()
+            if features.ndim != 3 or features.shape[-1] != channels:
+                raise ValueError(f"feature is {list(features.shape)}, and this model's are [T, P², {channels}]")
+            features = pool_grid(features, math.isqrt(self.model.feature_shape[0]))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path} does not hold stored features of this model ({error})") from None
+        shown = [second for second in range(len(features)) if until is None or second <= until]
+        for batch in (shown[begin : begin + 8] for begin in range(0, len(shown), 8)):
+            yield [float(second) for second in batch], features[batch]
 
     def new_stream(self) -> Stream:
         """A new, empty stream."""

@@ -1,5 +1,6 @@
 """The command line; each command has its own module in this package."""
 
+import errno
 import io
 import os
 import sys
@@ -9,6 +10,10 @@ import typer
 
 from flash_vstream.cli import ablate, ask, bench, demo, evaluate, models, serve, train, vstream_qa, watch
 from flash_vstream.errors import UserError
+
+USERS_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+USERS_ERRORS |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
+"""What the disk may say to a file or folder that a user named."""
 
 app = typer.Typer(
     name="flash-vstream",
@@ -25,7 +30,7 @@ app.add_typer(vstream_qa.app, name="vstream-qa")
 
 
 def main() -> None:
-    """Run the command line; a ``UserError`` prints one message on stderr and exits with code 2."""
+    """Run the command line; a ``UserError``, or a disk that refuses, prints one message on stderr and exits with 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # characters the terminal cannot show must not abort an answer
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -41,6 +46,12 @@ def main() -> None:
     except BrokenPipeError:  # such as: flash-vstream ask … | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in USERS_ERRORS:
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        print(f"flash-vstream: {what}; make room or make it writable, or name another", file=sys.stderr)
+        sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)

@@ -24,6 +24,20 @@ def train_prepare(
     prepare(pictures, output, model)
 
 
+@app.command("join")
+def train_join(
+    language_model: Annotated[str, typer.Argument(help="A causal language model: a folder or a hub id.")],
+    vision_tower: Annotated[str, typer.Argument(help="A vision tower, such as CLIP: a folder or a hub id.")],
+    output: Annotated[Path, typer.Argument(help="The new model's folder.")],
+    template: Annotated[str, typer.Option(help="Its prompt template: vicuna_v1, llama_2, chatml, v0.")] = "vicuna_v1",
+    seed: Annotated[int, typer.Option(help="Seed of the untrained parts.")] = 0,
+) -> None:
+    """Join a language model and a vision tower into a fresh model, the starting point of stage 1."""
+    from flash_vstream.models.joining import join
+
+    print(join(language_model, vision_tower, output, template, seed))
+
+
 @app.command("stage1")
 def train_stage1(
     config: Annotated[Path, typer.Argument()],

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from flash_vstream.errors import UserError
 from flash_vstream.evaluate.judges import Judgement, OfflineJudge
 from flash_vstream.files import write_text_atomically
 from flash_vstream.sample_clips import CLIPS
@@ -26,11 +27,12 @@ from flash_vstream.synthetic.texts import yes_or_no
 from flash_vstream.synthetic.views import picture_views
 from flash_vstream.video import read_frames
 from flash_vstream.video.writer import write_video
-from flash_vstream.wheels import WheelFile, cache_dir, fetch
+from flash_vstream.wheels import WheelFile, cache_dir, cache_errors, fetch
 
 STREAMS, MOMENTS, AT_A_MOMENT = 16, 5, 3
 FPS = 2.0
 SEED = 2406
+QUESTIONS_FILE = "vstream_qa_mini.json"
 _SKIMAGE = ("scikit-image", "0.25.2", "skimage/data/", "BSD-3-Clause package; public-domain or CC0 picture")
 _SKLEARN = ("scikit-learn", "1.7.2", "sklearn/datasets/images/", "BSD-3-Clause package; CC-BY picture")
 
@@ -162,18 +164,35 @@ KINDS = {
     "order": "ordered event narrative",
     "validation": "sequence validation",
 }
+CATEGORIES = dict.fromkeys(KINDS.values(), "backward") | {"scene summary": "real time"}
+"""What a kind's answer needs: the newest frames, or the past."""
 _MIX = {"now": 1.0, "at": 1.0, "occurrence": 1.5, "first": 0.4, "beside": 0.6, "order": 0.8, "validation": 1.2}
 _STYLE = StreamStyle(scenes=(5, 10), frames=(4, 12), interval=1 / FPS)
 
 
 def build_mini(folder: Path | None = None, report: Callable[[str], object] = lambda text: None) -> Path:
-    """Return the benchmark's folder (default: in the cache), building it first if it is incomplete."""
-    folder = folder or cache_dir() / "vstream-qa-mini-1"
-    target = folder / "vstream_qa_mini.json"
-    if target.exists():
-        return folder
-    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    """Return the benchmark's folder (default: in the cache), building it first if it is incomplete.
+
+    Raises ``UserError`` if the pictures cannot be fetched or the folder cannot be written.
+    """
+    built = folder or cache_dir() / "vstream-qa-mini-1"
+    if (built / QUESTIONS_FILE).exists():
+        return built
     paths = fetch([file for file, _ in SCENES.values()], report)
+    if folder is None:
+        with cache_errors():
+            _build(built, paths, report)
+        return built
+    try:
+        _build(built, paths, report)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be written ({error.strerror or error}); name another") from None
+    return built
+
+
+def _build(folder: Path, paths: list[Path], report: Callable[[str], object]) -> None:
+    """Write the videos, and last the questions, whose presence tells that the benchmark is complete."""
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
     frames = {key: _frames(key, path) for key, path in zip(SCENES, paths, strict=True)}
     events = Events(CAPTIONS)
     records = []
@@ -182,13 +201,12 @@ def build_mini(folder: Path | None = None, report: Callable[[str], object] = lam
         rng = random.Random(f"{SEED}/{number}")
         plan = plan_stream(events.keys, _STYLE, rng)
         write_stream(folder / "videos" / f"mini-{number:02}.mp4", plan, frames)
-        records.append(_record(f"mini-{number:02}", plan, events, rng))
-    write_text_atomically(target, json.dumps(records, indent=1))
-    return folder
+        records.append(stream_record(f"mini-{number:02}", plan, events, rng))
+    write_text_atomically(folder / QUESTIONS_FILE, json.dumps(records, indent=1))
 
 
-def _record(name: str, plan: StreamPlan, events: Events, rng: random.Random) -> dict[str, Any]:
-    """A stream's questions in ReKV's format, ordered by moment."""
+def stream_record(name: str, plan: StreamPlan, events: Events, rng: random.Random) -> dict[str, Any]:
+    """A stream's questions in ReKV's format, ordered by moment: three at each of five moments."""
     moments = sorted(rng.sample([shot.time for shot in plan.shots[len(plan.shots) // 4 :]], MOMENTS - 1))
     turns = []
     for moment in [*moments, plan.duration]:

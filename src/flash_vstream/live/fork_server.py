@@ -1,11 +1,21 @@
 """The fork server: a process that has already imported what workers need and forks them, so each starts in a second."""
 
 import multiprocessing
+import multiprocessing.util
 import signal
+import tempfile
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from flash_vstream.video.shared_memory import OwnedFolder
 
 PRELOADED = ["flash_vstream.live.frame_worker", "flash_vstream.live.question_worker", "flash_vstream.models.hub"]
+FOLDER_KIND = ".fvs-fork"
+"""Short, since the path of a socket may have only about a hundred characters (``LONGEST_FOLDER`` and what follows)."""
+LONGEST_FOLDER = 68
+_sockets: Path | None = None
+"""Where this process's fork servers have their sockets."""
 
 
 def ensure_fork_server() -> ForkServerContext:
@@ -15,11 +25,35 @@ def ensure_fork_server() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    _own_socket_folder()
     resource_tracker.ensure_running()  # first, because starting it unblocks Ctrl-C
+    stale = _listening()
     # The fork server inherits the mask: Ctrl-C belongs to its parent and must not abort the imports with a traceback.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if _listening() > stale:
+        for socket in stale:  # those of fork servers that died
+            socket.unlink(missing_ok=True)
     return context
+
+
+def _own_socket_folder() -> None:
+    """Let multiprocessing keep fork servers' sockets in an owned folder: its own would outlive a ``kill -9``."""
+    global _sockets
+    longest = LONGEST_FOLDER - len(f"/{FOLDER_KIND}-12345678")
+    if _sockets is None and len(tempfile.gettempdir()) <= longest:
+        folder = OwnedFolder(FOLDER_KIND)
+        before, tempfile.tempdir = tempfile.tempdir, folder.path
+        try:
+            _sockets = Path(multiprocessing.util.get_temp_dir())  # made once, where temporary files are just then
+        finally:
+            tempfile.tempdir = before
+        # multiprocessing removes its own folder at a priority of -100; after that this one goes.
+        multiprocessing.util.Finalize(None, folder.detach(), exitpriority=-200)
+
+
+def _listening() -> set[Path]:
+    return set(_sockets.glob("listener-*")) if _sockets is not None else set()

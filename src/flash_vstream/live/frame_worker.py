@@ -98,11 +98,14 @@ class WatchedStream:
         self.shared = SharedTensors(order.shared_path)
         self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": [], "position": None}
         # When the newest frame was written, by the wall clock and by the monotonic clock, which cannot be set.
-        self.notes |= {"clock": None, "monotonic": None, "encode_seconds": None, "write_seconds": None}
+        self.notes |= {"time": None, "clock": None, "monotonic": None, "encode_seconds": None, "write_seconds": None}
         self.status_due = 0.0
         self.reader = self._reader()
         self.reader.status.came, self.reader.status.skipped = self.notes["came"], self.notes["skipped"]
         self.reader.status.restarts = failure.count if failure is not None else 0
+        if self.memory.frames and not self.shared.version:
+            self.publish_status()
+            self._publish()  # what was saved can be asked about even if no frame comes any more
 
     def _reader(self) -> "Capture | PushedFrames | EndedReader":
         """The source's reader, resuming from the published state or from one saved by an earlier run."""
@@ -113,11 +116,12 @@ class WatchedStream:
             state, notes, seconds_ago = restored
             self.notes |= {name: notes[name] for name in self.notes if name in notes}
             self.slots = state["slots"]
+            self.notes["time"] = self.memory.read().time if self.memory.frames else None
+            self.notes["monotonic"] = time.monotonic() - seconds_ago if self.memory.frames else None
             if notes.get("state") == "ended":
                 return EndedReader(notes.get("error"))  # its file may have been deleted
         if restored is not None and self.memory.frames:
             newest = self.memory.read().time
-            self.notes["monotonic"] = time.monotonic() - seconds_ago
             if source.can_resume and self.notes["position"] is not None:
                 source = replace(source, begin=self.notes["position"] + RESUME_AFTER)
                 start = newest + RESUME_AFTER
@@ -173,14 +177,18 @@ class WatchedStream:
         snapshot = self.memory.read()
         self.slots = slot_table(snapshot, max_slots(self.memory))
         wanted = {time for _, slots in snapshot.parts() for time in slots.exemplar.tolist()}
-        self.pictures.see(frame.time, frame.image, wanted)
+        self.pictures.see(frame, wanted)
         self.notes |= {"came": self.reader.status.came, "skipped": self.reader.status.skipped}
         self.notes |= {"kept": self.notes["kept"] + 1, "position": self.reader.position}
-        self.notes |= {"clock": time.time(), "monotonic": time.monotonic()}
+        self.notes |= {"time": frame.time, "clock": time.time(), "monotonic": time.monotonic()}
         self.notes |= {"encode_seconds": encode_seconds, "write_seconds": time.perf_counter() - started}
-        self.shared.publish(stream_state(self.memory, self.slots, self.pictures), self.notes)
+        self._publish()
         self.failure = None
         self.publish_status()
+
+    def _publish(self) -> None:
+        """Publish memory, slots and pictures."""
+        self.shared.publish(stream_state(self.memory, self.slots, self.pictures), self.notes)
 
     def publish_status(self) -> None:
         """Publish the stream's status."""

@@ -4,7 +4,6 @@ All of it has constant size. Readers take what they need: the web page never rea
 reads the memory without the pictures.
 """
 
-import io
 import json
 import math
 import time
@@ -12,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import xxhash
 from PIL import Image
@@ -23,11 +21,11 @@ from torch import Tensor
 from flash_vstream.files import atomic_write
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.memory import PARTS, MemorySnapshot, StarMemory
+from flash_vstream.video import Frame
+from flash_vstream.video.pictures import WHOLE_BYTES, encode_jpeg, encode_whole
 
 THUMBNAIL_PIXELS = 128
 _THUMBNAIL_BYTES = 8192
-_PICTURE_BYTES = 65536
-_QUALITIES = (80, 60, 40, 20, 5)
 MEMORY = "memory."
 _THUMBNAILS = ("thumbnails.time", "thumbnails.size", "thumbnails.data")
 
@@ -49,7 +47,7 @@ class SlotInfo:
 
 
 class Pictures:
-    """JPEGs of the exemplar frames of a memory's slots, and of the newest frame.
+    """JPEGs of the exemplar frames of a memory's slots, as the model saw them, and of the whole newest frame.
 
     Space for ``slots`` thumbnails of 8 kB and one picture of 64 kB is allocated once.
     """
@@ -59,12 +57,12 @@ class Pictures:
         self._sizes = torch.zeros(slots, dtype=torch.int64)
         self._data = torch.zeros(slots, _THUMBNAIL_BYTES, dtype=torch.uint8)
         self._newest_size = torch.zeros((), dtype=torch.int64)
-        self._newest = torch.zeros(_PICTURE_BYTES, dtype=torch.uint8)
+        self._newest = torch.zeros(WHOLE_BYTES, dtype=torch.uint8)
 
-    def see(self, time: float, image: np.ndarray, wanted: set[float]) -> None:
-        """Store the newest frame ``[H, W, 3]``, and drop the thumbnails whose times are not in ``wanted``."""
-        picture = Image.fromarray(image)
-        self._newest_size.fill_(_put(self._newest, _jpeg(picture, _PICTURE_BYTES)))
+    def see(self, frame: Frame, wanted: set[float]) -> None:
+        """Store the newest frame, and drop the thumbnails whose times are not in ``wanted``."""
+        time, picture = frame.time, Image.fromarray(frame.image)
+        self._newest_size.fill_(_put(self._newest, frame.whole or encode_whole(picture)))
         for row, kept in enumerate(self._times.tolist()):
             if kept not in wanted:
                 self._times[row] = math.nan
@@ -72,7 +70,7 @@ class Pictures:
         if time in wanted and time not in self._times.tolist() and len(free):
             row = int(free[0])
             picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-            self._sizes[row] = _put(self._data[row], _jpeg(picture, _THUMBNAIL_BYTES))
+            self._sizes[row] = _put(self._data[row], encode_jpeg(picture, _THUMBNAIL_BYTES))
             self._times[row] = time
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -89,16 +87,6 @@ class Pictures:
         """Restore what ``state_dict`` returned; raises ``KeyError`` or ``RuntimeError`` for anything else."""
         for name, own in self.state_dict().items():
             own.copy_(state[name])
-
-
-def _jpeg(picture: Image.Image, most: int) -> bytes:
-    """The picture as a JPEG of at most ``most`` bytes, at the best quality that fits; empty if none does."""
-    for quality in _QUALITIES:
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=quality)
-        if file.tell() <= most:
-            break
-    return file.getvalue() if file.tell() <= most else b""
 
 
 def _put(place: Tensor, data: bytes) -> int:
@@ -212,11 +200,22 @@ def read_thumbnails(shared: SharedTensors) -> dict[float, bytes]:
     return unpack_thumbnails(published[0]) if published else {}
 
 
-def read_picture(shared: SharedTensors) -> bytes | None:
-    """The newest frame as JPEG; None before the first."""
+@dataclass(frozen=True)
+class Picture:
+    """The whole newest frame as JPEG, its stream time, and how many frames had been kept with it."""
+
+    jpeg: bytes
+    time: float
+    kept: int
+
+
+def read_picture(shared: SharedTensors) -> Picture | None:
+    """The newest frame's picture, from a single read; None before the first."""
     published = shared.read(("picture.size", "picture.data"))
-    size = int(published[0]["picture.size"]) if published else 0
-    return bytes(published[0]["picture.data"][:size].numpy()) if published and size else None
+    if published is None or not (size := int(published[0]["picture.size"])):
+        return None
+    state, notes = published
+    return Picture(bytes(state["picture.data"][:size].numpy()), notes["time"], notes["kept"])
 
 
 def save_state(shared: SharedTensors, path: Path) -> bool:

@@ -18,7 +18,7 @@ from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video.ring import FrameRing, ring_bytes
-from flash_vstream.video.shared_memory import OwnedFolder, check_space, shared_folder
+from flash_vstream.video.shared_memory import FOLDER_VARIABLE, OwnedFolder, check_space, shared_folder
 from flash_vstream.video.sources import Source
 
 FOLDER_KIND = "flash-vstream-live"
@@ -109,11 +109,15 @@ class LiveStreams:
             source = replace(source, size=self.worker.info["size"])
             self._made += 1
             folder = os.path.join(self._folder.path, str(self._made))
-            os.mkdir(folder)
             try:
+                os.mkdir(folder)
                 order, shared = self._reserved(name, source, folder, saved)
-            except BaseException:
+            except BaseException as error:
                 shutil.rmtree(folder, ignore_errors=True)
+                if isinstance(error, OSError):
+                    raise UserError(
+                        f"shared memory cannot be written ({error}); name a folder in {FOLDER_VARIABLE}"
+                    ) from None
                 raise
             self._orders[name], self._shared_states[name] = order, shared
             with contextlib.suppress(OSError):  # the worker just died; its successor gets all orders

@@ -17,7 +17,7 @@ from transformers import Cache, DynamicCache
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.grounding import Grounder, Mention, annotate
 from flash_vstream.models.interface import StreamModel, StreamProcessor
-from flash_vstream.models.processing import pad_rows
+from flash_vstream.models.processing import Typed, pad_rows
 from flash_vstream.models.prompt_limit import PromptLimit
 from flash_vstream.models.question_fit import fit_of, recalled
 
@@ -271,6 +271,28 @@ class AnswerGenerator:
             mask = torch.cat([mask, torch.ones_like(ids)], 1)
             positions = positions[:, -1:] + 1
         return [self.processor.decode(row) for row in generated]
+
+    @torch.inference_mode()
+    def likelihoods(self, prefix: Prefix, question: str, answers: Sequence[str]) -> list[float]:
+        """The mean log-likelihood per token of each of ``answers`` to ``question``, none of them empty."""
+        text = annotate(question, self.mentions([question], prefix.snapshot)[0]) if prefix.time_stamps else question
+        asked = self.processor.question_ids(text)
+        start = self.processor.template.answer.partition("{}")[0]
+        rows = [self.processor.tokenize([start, Typed(answer.strip())], first=False) for answer in answers]
+        padded = pad_rows([asked + row for row in rows], 0, "right")
+        mask = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
+        cache: Any = copy.deepcopy(prefix.cache)
+        cache.batch_repeat_interleave(len(rows))
+        longest = max(len(row) for row in rows)
+        logits = self.model(
+            input_ids=padded["input_ids"].to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=longest + 1,
+        ).logits
+        logs = logits.float().log_softmax(-1).cpu()  # from the question's last token on
+        return [logs[i, : len(row)].gather(1, torch.tensor(row)[:, None]).mean().item() for i, row in enumerate(rows)]
 
     def _generate(
         self,

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from flash_vstream.errors import UserError
 from flash_vstream.files import atomic_folder
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
+from flash_vstream.models.adapters import BASE, is_adapter, merge_adapter, read_adapter_settings
 from flash_vstream.models.catalog import HUB_7B, HUB_QWEN_7B, MODELS, NANO_ADAPTER, NANO_BASE, model_folder
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.flash_qwen import MODEL_TYPE
@@ -57,11 +58,14 @@ def fetch_model(name: str, report: Report = _quiet) -> Path:
 
     ``name`` is one of ``MODELS``, a model folder, or a hub id (``ORG/MODEL`` or
     ``ORG/MODEL@REVISION``). A folder or hub id in the layout of the published checkpoint is converted
-    once, and again whenever its files change. Raises ``UserError`` if there is no such model.
+    once, and again whenever its files change; an adapter's folder is likewise merged into its base. Raises
+    ``UserError`` if there is no such model.
     """
     if name in MODELS or name == NANO_BASE:
         return pull(name, report)
     path = Path(name).expanduser()
+    if path.is_dir() and is_adapter(path):
+        return _with_adapter(path, report)
     if path.is_dir():
         return _converted(path, report) if _is_published_layout(path) else path
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -247,8 +251,7 @@ def _converted(source: str | Path, report: Report) -> Path:
     """
     state = [str(source)]
     if isinstance(source, Path):
-        files = sorted(path for path in source.iterdir() if path.is_file())
-        state = [str(source.resolve()), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+        state = _state_of(source)
     else:
         from flash_vstream.models.download import CONFIG_FILES, commit_of, fetch_snapshot
 
@@ -257,6 +260,28 @@ def _converted(source: str | Path, report: Report) -> Path:
     base = Path(str(source).partition("@")[0]).name
     folder = cache_dir() / "models" / f"converted-{base}-{digest[:12]}"
     return _build_once(folder, partial(_convert, source, report=report))
+
+
+def _with_adapter(adapter: Path, report: Report) -> Path:
+    """The folder of an adapter's base model with the adapter merged in; merges on first use."""
+    name = read_adapter_settings(adapter)[BASE]
+    if not name:
+        raise UserError(f"{adapter} does not name the model that it was trained from ({BASE})")
+    base = fetch_model(name, report)
+    digest = hashlib.sha256("\n".join([*_state_of(adapter), *_state_of(base)]).encode()).hexdigest()
+
+    def build(target: Path) -> None:
+        report(f"merging {adapter} into {name}")
+        merge_adapter(base, adapter, target)
+        _read_processor(base).save_pretrained(target)
+
+    return _build_once(cache_dir() / "models" / f"adapted-{adapter.resolve().name}-{digest[:12]}", build)
+
+
+def _state_of(folder: Path) -> list[str]:
+    """What changes when files of a folder do: its path, and its files' sizes and modification times."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [str(folder.resolve()), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
 
 
 def _build_once(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -216,7 +216,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         if past_key_values is not None:
             kwargs[self._cache_name] = past_key_values  # generate passes it in kwargs, by its new name
         if self.training and labels is not None:
-            return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs))
+            return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs) + self._untouched())
         output: CausalLMOutputWithPast = self.language_model(inputs_embeds=inputs_embeds, labels=labels, **kwargs)
         return output
 
@@ -230,7 +230,18 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         labelled = targets != -100
         logits = self.get_output_embeddings()(hidden[labelled]).float()
         total = nn.functional.cross_entropy(logits, targets[labelled], reduction="sum")
-        return total / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)
+        count = labelled.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        return total / count.clamp_min(1).to(total.device)  # a batch of unreadable media has no labels
+
+    def _untouched(self) -> Tensor | float:
+        """Zero, with gradients of zero for everything of ours that is trained.
+
+        A batch of text has no use for the projector, and one of short streams none for semantic attention. With
+        gradients all the same, a step works on any batch, and all processes reduce the same gradients.
+        """
+        own = [*self.projector.parameters(), *self.semantic_attention.parameters()]
+        parts = [parameter.sum() for parameter in own if parameter.requires_grad]
+        return 0.0 * torch.stack(parts).sum() if parts else 0.0
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         memory_features = kwargs.pop("memory_features", None)

@@ -18,7 +18,8 @@ class PromptTemplate:
     """The text format of the conversations that a model was trained on.
 
     ``question`` and ``answer`` are format strings; ``first_question`` replaces ``question`` in the
-    first turn. ``video`` separates the memory from the first question. ``stop`` ends an answer.
+    first turn. ``video`` separates the memory from the first question. ``stop`` ends an answer. With
+    ``is_caption``, training drops the questions: an answer follows the memory at once.
     """
 
     name: str
@@ -27,6 +28,7 @@ class PromptTemplate:
     answer: str
     video: str
     stop: str
+    is_caption: bool = False
 
     def render(self, turns: Sequence[tuple[str, str | None]], with_video: bool = True) -> str:
         """The text of ``turns`` of question and answer; a None answer leaves the prompt open for one.
@@ -82,9 +84,11 @@ TEMPLATES = {
             "\n",
             "<|im_end|>",
         ),
+        PromptTemplate("plain", "{}", "{}", "{}\n", "", "\n", is_caption=True),
     )
 }
-"""The released code's templates (its models were trained with ``vicuna_v1``) and ChatML.
+"""The released code's templates (its models were trained with ``vicuna_v1``, after a first stage of captions with
+``plain``) and ChatML.
 
 ChatML has no system message here, since it would take up a tenth of a small model's prompt.
 """

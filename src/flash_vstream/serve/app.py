@@ -26,7 +26,7 @@ from flash_vstream.serve.middleware import add_middleware, encoded_error
 from flash_vstream.serve.security import ApiError
 from flash_vstream.serve.service import Service, data_url
 from flash_vstream.video import Frame
-from flash_vstream.video.pictures import decode_picture
+from flash_vstream.video.pictures import centre_and_whole
 from flash_vstream.video.sources import Source
 
 THREADS = 128
@@ -110,8 +110,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
         status = "degraded" if problems else "ok"
         if not all(worker["alive"] for worker in workers.values()):
             status = "restarting"
-        uptime = time.time() - service.started
-        return {"status": status, "problems": problems, "workers": workers, "uptime_seconds": uptime}
+        return {"status": status, "problems": problems, "workers": workers, "uptime_seconds": service.uptime}
 
     @app.get("/metrics", tags=["server"], response_class=Response)
     def metrics() -> Response:
@@ -169,10 +168,11 @@ def _add_streams(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
     def picture(name: Name) -> Response:
-        """The newest frame as JPEG, centre-cropped as the model sees it."""
-        return Response(
-            read_picture(service.shared(name)), media_type="image/jpeg", headers={"cache-control": "no-store"}
-        )
+        """The newest frame as JPEG, whole: the model sees its centre square."""
+        shown = read_picture(service.shared(name))
+        if shown is None:
+            raise ApiError(409, f"stream {name!r} has no picture yet; ask again in a moment")
+        return Response(shown.jpeg, media_type="image/jpeg", headers={"cache-control": "no-store"})
 
 
 def _add_questions(app: FastAPI, service: Service, answers: Answers) -> None:
@@ -221,14 +221,14 @@ def _add_push(app: FastAPI, service: Service) -> None:
                     return
                 data = message.get("bytes") or b""
                 try:
-                    image = await anyio.to_thread.run_sync(
-                        picture_of, data, order.source.size, service.limits.frame_bytes
+                    image, whole = await anyio.to_thread.run_sync(
+                        pictures_of, data, order.source.size, service.limits.frame_bytes
                     )
                 except ApiError as error:
                     await socket.send_json({"error": str(error)})
                     continue
                 number = max(number, ring.taken) + 1
-                ring.write(number, Frame(time.monotonic(), image))
+                ring.write(number, Frame(time.monotonic(), image, whole))
                 await socket.send_json({"frame": number})
             await socket.close(1001, "the stream was changed or deleted")
 
@@ -240,11 +240,11 @@ def _is_watched(service: Service, name: str, order: Any) -> bool:
     return False
 
 
-def picture_of(data: bytes, side: int, most: int) -> np.ndarray:
-    """The centre square of an encoded picture, ``[side, side, 3]`` uint8; raises ``ApiError``."""
+def pictures_of(data: bytes, side: int, most: int) -> tuple[np.ndarray, bytes]:
+    """An encoded picture's centre ``[side, side, 3]`` uint8, and a JPEG of the whole; raises ``ApiError``."""
     if len(data) > most:
         raise ApiError(413, f"the frame is {len(data):,} bytes; the limit is {most:,}")
     try:
-        return np.asarray(decode_picture(data, side))
+        return centre_and_whole(data, side)
     except UserError as error:
         raise ApiError(422, f"the frame cannot be taken: {error}") from None

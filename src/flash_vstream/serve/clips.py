@@ -7,7 +7,6 @@ import contextlib
 import re
 import secrets
 import shutil
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from PIL import Image
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.streams import LiveStreams
+from flash_vstream.serve.in_progress import InProgress
 from flash_vstream.serve.security import ApiError
 from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source
@@ -54,18 +54,24 @@ class Clips:
 
     def __init__(self, live: LiveStreams):
         self._live = live
-        self._places = threading.Semaphore(AT_ONCE)
+        self._places = InProgress(AT_ONCE)
         self._owned = OwnedFolder(FOLDER)
         self._folder = Path(self._owned.path)
+
+    @property
+    def in_progress(self) -> int:
+        """How many clips there are."""
+        return self._places.count
 
     def add(self, media: bytes | Sequence[Image.Image], fps: float) -> str:
         """Start watching the bytes of a video file, or pictures at one per second; returns the stream's name.
 
-        Raises ``ApiError`` if the bytes are not a video (422) or ``AT_ONCE`` clips are already being watched (429).
+        Raises ``ApiError`` if the bytes are not a video (422), ``AT_ONCE`` clips are already being watched (429), or
+        the disk is full (409).
         """
         if isinstance(media, bytes) and not is_container(media):
             raise ApiError(422, "the clip cannot be watched: it is not an MP4, WebM, AVI, MPEG, FLV, Ogg or GIF file")
-        if not self._places.acquire(blocking=False):
+        if not self._places.begin():
             raise ApiError(429, f"{AT_ONCE} clips are being watched, the maximum; try again in a moment")
         name = PREFIX + secrets.token_hex(16)
         try:
@@ -78,9 +84,11 @@ class Clips:
                     picture.save(path / f"{i:05}.png", compress_level=1)
             fps = fps if isinstance(media, bytes) else PICTURE_FPS
             self._live.add(name, Source(str(path), fps, pace="fast"))
-        except BaseException:
+        except BaseException as error:
             self._delete(name)
-            self._places.release()
+            self._places.end()
+            if isinstance(error, OSError):
+                raise ApiError(409, f"the clip cannot be kept on the server's disk ({error.strerror})") from None
             raise
         return name
 
@@ -103,7 +111,7 @@ class Clips:
         with contextlib.suppress(UserError):
             self._live.remove(name)
         self._delete(name)
-        self._places.release()
+        self._places.end()
 
     def _delete(self, name: str) -> None:
         path = self._folder / name

@@ -1,7 +1,7 @@
 """A stream's pictures as motion JPEG: every new frame is sent as it arrives.
 
 Browsers, VLC, FFmpeg and home automation software play ``multipart/x-mixed-replace`` directly. The
-pictures are what the model sees: the centre square of each frame, at the model's size.
+pictures are whole frames, at most 640 pixels a side; the model sees their centre squares.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ def add_live_pictures(app: FastAPI, service: Service) -> None:
     async def live_pictures(
         name: Annotated[str, Path(max_length=64, description="The stream's name.")], request: Request
     ) -> StreamingResponse:
-        """New frames, as the model sees them, as motion JPEG until the stream ends, fails or is deleted.
+        """New frames, whole, as motion JPEG until the stream ends, fails or is deleted.
 
         Each part has the frame's ``X-Stream-Time`` in seconds.
         """
@@ -49,14 +49,15 @@ async def _parts(service: Service, name: str, ending: Callable[[], bool]) -> Asy
     while not ending():
         try:
             status = service.status(name)
-            due = status.kept != shown or time.monotonic() - sent > REPEAT_SECONDS
+            due = status.kept > shown or time.monotonic() - sent > REPEAT_SECONDS
             picture = read_picture(service.shared(name)) if due and status.time is not None else None
         except (ApiError, UserError):  # deleted
             return
         if picture is not None:
-            shown, sent = status.kept, time.monotonic()
-            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\nX-Stream-Time: {status.time}\r\n\r\n"
-            yield head.encode() + picture + f"\r\n--{BOUNDARY}\r\n".encode()
+            shown, sent = picture.kept, time.monotonic()
+            head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture.jpeg)}\r\n"
+            head += f"X-Stream-Time: {picture.time}\r\n\r\n"
+            yield head.encode() + picture.jpeg + f"\r\n--{BOUNDARY}\r\n".encode()
         if status.state in ("ended", "failed"):
             return
         await asyncio.sleep(POLL_SECONDS)

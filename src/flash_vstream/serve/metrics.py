@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -48,6 +48,10 @@ class Metrics:
             "flash_vstream_tokens_per_second", "After the first token", buckets=_RATES, registry=self._registry
         )
         self._registry.register(_Streams(statuses, restarts))
+
+    def gauge(self, name: str, what: str, value: Callable[[], float]) -> None:
+        """Add a gauge whose ``value`` is read whenever ``/metrics`` is called."""
+        Gauge(f"flash_vstream_{name}", what, registry=self._registry).set_function(value)
 
     def answered(self, details: Mapping[str, Any], error: str | None) -> None:
         """Count a finished question: an answer with its ``details``, or an ``error``."""

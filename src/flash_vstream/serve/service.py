@@ -1,7 +1,6 @@
 """The server without HTTP: streams, questions, clips, and what is saved of them."""
 
 import logging
-import tempfile
 import threading
 import time
 from base64 import b64encode
@@ -24,11 +23,13 @@ from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.models.prompt_limit import PromptLimit
 from flash_vstream.serve.answering import Answering
 from flash_vstream.serve.clips import Clips, is_clip
+from flash_vstream.serve.in_progress import InProgress
 from flash_vstream.serve.metrics import Metrics
 from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
 from flash_vstream.video.capture import FrameRing
+from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source, hide_secrets
 
 SAVE_SECONDS = 10.0
@@ -79,13 +80,15 @@ class Service:
             self.store.close()
             raise
         self.metrics = Metrics(self.statuses, self.restarts)
-        self.started = time.time()
+        self.started, self._began = time.time(), time.monotonic()
         self.saving_error: str | None = None
         self._waiting: dict[str, SavedStream] = {}
         self._changing = threading.RLock()  # held while streams change or memories are saved
-        self._questions = threading.Semaphore(self.limits.questions_at_once)
-        self._scratch = tempfile.TemporaryDirectory(prefix="flash-vstream-edits-")
+        self._questions = InProgress(self.limits.questions_at_once)
+        self._scratch = OwnedFolder("flash-vstream-edits")
         self.clips = Clips(self.live)
+        self.metrics.gauge("questions_in_progress", "Questions being answered", lambda: self._questions.count)
+        self.metrics.gauge("clips_in_progress", "Clips being watched for a question", lambda: self.clips.in_progress)
         self._stopping = threading.Event()
         self._saver = threading.Thread(target=self._save_often, name="saver", daemon=True)
         try:
@@ -173,7 +176,7 @@ class Service:
                 return
             if new_name != name:
                 self._check_free(new_name)
-            memory = self.store.memory_path(new_name) or Path(self._scratch.name) / f"{new_name}.safetensors"
+            memory = self.store.memory_path(new_name) or Path(self._scratch.path) / f"{new_name}.safetensors"
             shared = self._shared_state(name)
             with _disk_errors():
                 if shared is None or not _save(shared, memory):
@@ -225,6 +228,11 @@ class Service:
     def restarts(self) -> dict[str, int]:
         """How often each worker was restarted."""
         return {"frame": self.live.worker.restarts, "question": self.question_client.worker.restarts}
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the server started, by a clock that cannot be set."""
+        return time.monotonic() - self._began
 
     def problems(self) -> list[str]:
         """Current problems in plain words; empty if there are none."""
@@ -293,18 +301,18 @@ class Service:
         if not question.strip():
             raise ApiError(422, "the question is empty; write what you want to know")
         self.prompt_limit.check(question, history, max_new_tokens)
-        if not self._questions.acquire(blocking=False):
+        if not self._questions.begin():
             raise ApiError(
                 429, f"{self.limits.questions_at_once} questions are in progress, the maximum; try again in a moment"
             )
         try:
             number = self.store.ask(stream or "", question)
         except BaseException:
-            self._questions.release()
+            self._questions.end()
             raise
 
         def finish(answer: str | None, error: str | None, details: dict[str, Any]) -> None:
-            self._questions.release()
+            self._questions.end()
             self.store.answer(number, answer, error, details)
             self.metrics.answered(details, error)
 

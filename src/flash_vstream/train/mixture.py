@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from flash_vstream.errors import UserError
 from flash_vstream.synthetic.captions import PictureSet
@@ -14,7 +14,8 @@ from flash_vstream.synthetic.events import Events
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle
 from flash_vstream.synthetic.questions import ASKERS, Turn, caption_questions, stream_questions
 from flash_vstream.train.chat import ChatSamples
-from flash_vstream.train.datasets import LlavaSamples, Mixture, Sample, StreamSamples
+from flash_vstream.train.datasets import Mixture, Sample, StreamSamples
+from flash_vstream.train.llava import LlavaSamples
 
 Encode = Callable[[Path], tuple[Tensor, Tensor]]
 Ask = Callable[[StreamPlan, Events, random.Random], list[Turn]]
@@ -35,27 +36,50 @@ def build_dataset(
 
     ``share`` (default 1) is the source's relative share of the batches.
     """
-    shares: list[float] = []
-    parts: list[Dataset[Sample]] = []
+    shares = [float(entry.get("share", 1.0)) for entry in entries]
+    parts = [_part(i, entry, folder, encode, samples, batch, seed) for i, entry in enumerate(entries)]
+    return Mixture(parts, shares, samples, batch, seed)
+
+
+def finite_dataset(
+    entries: tuple[dict[str, Any], ...], folder: Path, encode: Encode, seed: int
+) -> ConcatDataset[Sample]:
+    """All samples of the given sources, one after the other: for epochs and for validation.
+
+    ``llava`` sources end by themselves; the others need ``samples``, how many to draw. Raises ``UserError``
+    for a ``share``, which would contradict using everything.
+    """
+    parts = []
     for i, entry in enumerate(entries):
         settings = dict(entry)
-        kind = settings.pop("kind", None)
-        shares.append(float(settings.pop("share", 1.0)))
-        try:
-            if kind in COMPOSED:
-                split, styles = settings.pop("split"), settings.pop("styles")
-                ask = COMPOSED[kind](**settings)
-                parts.append(_composed(ask, folder, samples, batch, f"{seed}/{i}", split, styles))
-            elif kind == "chat":
-                parts.append(ChatSamples(settings.pop("questions"), samples, f"{seed}/{i}", **settings))
-            elif kind == "llava":
-                file = folder / settings.pop("file")
-                parts.append(LlavaSamples(file, folder, encode, **settings))
-            else:
-                raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, chat or llava")
-        except (TypeError, KeyError) as error:
-            raise UserError(f"data source {i + 1} ({kind}): {error}") from None
-    return Mixture(parts, shares, samples, batch, seed)
+        drawn = settings.pop("samples", None)
+        if "share" in settings:
+            raise UserError(f"data source {i + 1}: share has no meaning where every sample is used; leave it out")
+        if settings.get("kind") != "llava" and drawn is None:
+            raise UserError(f"data source {i + 1} ({settings.get('kind')}) has no end; say how many: samples: 1000")
+        parts.append(_part(i, settings, folder, encode, drawn or 0, 1, seed))
+    return ConcatDataset(parts)
+
+
+def _part(
+    i: int, entry: dict[str, Any], folder: Path, encode: Encode, samples: int, batch: int, seed: int
+) -> Dataset[Sample]:
+    """The source described by entry ``i`` of a config's data."""
+    settings = dict(entry)
+    kind = settings.pop("kind", None)
+    settings.pop("share", None)
+    try:
+        if kind in COMPOSED:
+            split, styles = settings.pop("split"), settings.pop("styles")
+            ask = COMPOSED[kind](**settings)
+            return _composed(ask, folder, samples, batch, f"{seed}/{i}", split, styles)
+        if kind == "chat":
+            return ChatSamples(settings.pop("questions"), samples, f"{seed}/{i}", **settings)
+        if kind == "llava":
+            return LlavaSamples(folder / settings.pop("file"), folder, encode, **settings)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"data source {i + 1} ({kind}): {error}") from None
+    raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, chat or llava")
 
 
 def styles_of(entries: list[dict[str, Any]]) -> list[tuple[float, StreamStyle]]:

@@ -186,7 +186,7 @@ class Capture:
             self.position = None if self.source.loop else frame.time
         moment = max(moment, self._last_time or 0.0)
         self._last_time, self._last_clock = moment, now
-        return Frame(moment, frame.image)
+        return replace(frame, time=moment)
 
     def _over(self, now: float, word: Ended | Broken) -> None:
         """End the reader; mark the source as ended or failed, or schedule a new reader."""
@@ -261,13 +261,13 @@ class PushedFrames:
         self._zero = frame.time if self._zero is None else self._zero
         moment = max(frame.time - self._zero, self._last_time or 0.0)
         if not self._rate.picks(moment):
-            self._early = Frame(moment, frame.image), time.monotonic()
+            self._early = replace(frame, time=moment), time.monotonic()
             return None
         # Of the frames passed over, count only as many as the rate would have kept.
         due = int((moment - self._last_time) * self._fps) - 1 if self._last_time is not None else 0
         self.status.skipped += max(0, min(passed_over, due))
         self.status.came += max(0, min(passed_over, due))
-        return self._taken(Frame(moment, frame.image))
+        return self._taken(replace(frame, time=moment))
 
     def _waited(self) -> Frame | None:
         """The frame that came too early, once it is due."""

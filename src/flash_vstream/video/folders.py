@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from flash_vstream.errors import UserError
-from flash_vstream.video.pictures import LOCAL_FORMATS, decode_picture
+from flash_vstream.video.pictures import LOCAL_FORMATS, centre_and_whole
 from flash_vstream.video.reader import MAX_PIXELS, Frame, MissingSourceError
 
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
@@ -36,15 +36,15 @@ def read_folder(
         path = os.path.join(folder, name)
         check_path(path)
         try:
-            image = _read_picture(path, size, decode=shown / fps >= begin - 1e-6)
+            pictures = _read_picture(path, size, decode=shown / fps >= begin - 1e-6)
         except (UserError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             if not os.path.isdir(folder):
                 raise MissingSourceError(f"the folder {folder} is not there") from None
             passed_over.append(name)
             continue
         beat()
-        if image is not None:
-            yield Frame(shown / fps, image)
+        if pictures is not None:
+            yield Frame(shown / fps, *pictures)
         shown += 1
     if not shown:
         raise UserError(f"{folder} holds no pictures ({', '.join(sorted(PICTURES))})")
@@ -71,9 +71,9 @@ def _list(folder: str) -> tuple[list[str], list[str]]:
     return sorted(pictures, key=natural_order), sorted(set(files) - set(pictures))
 
 
-def _read_picture(path: str, size: int, decode: bool) -> np.ndarray | None:
-    """The centre of a picture ``[size, size, 3]``, upright; without ``decode``, only open the file and return None."""
+def _read_picture(path: str, size: int, decode: bool) -> tuple[np.ndarray, bytes] | None:
+    """A picture's centre ``[size, size, 3]`` and a JPEG of the whole; without ``decode``, only open the file."""
     if decode:
-        return np.asarray(decode_picture(Path(path), size, MAX_PIXELS, LOCAL_FORMATS))
+        return centre_and_whole(Path(path), size, MAX_PIXELS, LOCAL_FORMATS)
     with Image.open(path, formats=LOCAL_FORMATS):
         return None

@@ -16,6 +16,7 @@ from PIL import Image
 
 from flash_vstream.errors import UserError
 from flash_vstream.video.demux import BrokenOffError, Playback
+from flash_vstream.video.pictures import encode_whole
 
 FILE_OPTIONS = {
     "protocol_whitelist": "file",
@@ -40,10 +41,14 @@ class MissingSourceError(UserError):
 
 @dataclass(frozen=True)
 class Frame:
-    """An RGB picture ``[H, W, 3]`` uint8 and its stream time in seconds since the first frame."""
+    """An RGB picture ``[H, W, 3]`` uint8 and its stream time in seconds since the first frame.
+
+    Where the image is the centre of a frame, ``whole`` is a JPEG of all of it, for people; else it is empty.
+    """
 
     time: float
     image: np.ndarray
+    whole: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,15 @@ def read_frames(
 
 
 def play(
-    playback: Playback, name: str, fps: float | None, size: int | None, until: float | None = None, begin: float = 0.0
+    playback: Playback,
+    name: str,
+    fps: float | None,
+    size: int | None,
+    until: float | None = None,
+    begin: float = 0.0,
+    whole: bool = False,
 ) -> Iterator[Frame]:
-    """Yield the frames of an opened recording, as ``read_frames`` does.
+    """Yield the frames of an opened recording, as ``read_frames`` does; with ``whole``, their whole pictures too.
 
     Raises ``UserError`` if no frame decodes, and after the last frame ``BrokenOffError`` if the recording ended before
     its declared length.
@@ -134,7 +145,10 @@ def play(
             return
         decoded_one = True
         if rate.picks(time) and time >= begin - 1e-6:
-            yield Frame(time, rgb(frame, size))
+            if whole and size is not None:
+                yield Frame(time, *centre_and_whole(frame, size))
+            else:
+                yield Frame(time, rgb(frame, size))
     if not decoded_one and playback.error is None:
         raise UserError(f"no frame of {name} could be decoded; it may be damaged or in an unknown format")
     playback.check_end()
@@ -195,12 +209,21 @@ def reason_of(error: Exception) -> str:
 
 def rgb(frame: av.VideoFrame, size: int | None = None) -> np.ndarray:
     """The frame upright as ``[H, W, 3]`` uint8, or its centre scaled to ``[size, size, 3]``."""
-    quarter_turns = round(frame.rotation / 90) % 4
+    image = _scaled(frame, size)
+    return image if size is None else _centre(image, size)
+
+
+def centre_and_whole(frame: av.VideoFrame, size: int) -> tuple[np.ndarray, bytes]:
+    """The frame's centre, upright and scaled to ``[size, size, 3]`` uint8, and the whole of it as a small JPEG."""
+    image = _scaled(frame, size)
+    return _centre(image, size), encode_whole(Image.fromarray(image))
+
+
+def _scaled(frame: av.VideoFrame, size: int | None) -> np.ndarray:
+    """The frame upright as ``[H, W, 3]`` uint8, its shorter side scaled to ``size`` unless it is very oblong."""
     width, height = frame.width, frame.height
-    if size is None:
+    if size is None or max(width, height) > MAX_ASPECT * min(width, height):
         image = frame.to_ndarray(format="rgb24")
-    elif max(width, height) > MAX_ASPECT * min(width, height):
-        image = _scaled_centre(frame.to_ndarray(format="rgb24"), size)
     else:
         short = min(width, height)
         width, height = max(size, round(size * width / short)), max(size, round(size * height / short))
@@ -211,9 +234,16 @@ def rgb(frame: av.VideoFrame, size: int | None = None) -> np.ndarray:
             height=height,
             interpolation=Interpolation.AREA if shrink else Interpolation.BICUBIC,
         )
-        top, left = (height - size) // 2, (width - size) // 2
-        image = image[top : top + size, left : left + size]
-    return np.ascontiguousarray(np.rot90(image, quarter_turns))
+    return np.ascontiguousarray(np.rot90(image, round(frame.rotation / 90) % 4))
+
+
+def _centre(image: np.ndarray, size: int) -> np.ndarray:
+    """The centre ``[size, size, 3]`` of an RGB picture ``[H, W, 3]``, whose shorter side is ``size``; else scaled."""
+    height, width, _ = image.shape
+    if min(height, width) != size:
+        return _scaled_centre(image, size)
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.ascontiguousarray(image[top : top + size, left : left + size])
 
 
 def _scaled_centre(image: np.ndarray, size: int) -> np.ndarray:

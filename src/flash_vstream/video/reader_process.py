@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 import av
@@ -19,7 +19,7 @@ from av.error import FFmpegError
 from flash_vstream.errors import UserError
 from flash_vstream.video.addresses import hide_secrets_in_text
 from flash_vstream.video.demux import BrokenOffError
-from flash_vstream.video.reader import Frame, MissingSourceError, reason_of
+from flash_vstream.video.reader import MissingSourceError, reason_of
 from flash_vstream.video.ring import FrameRing
 from flash_vstream.video.sources import BEAT_SECONDS, OpenedSource, Source, open_source
 
@@ -145,6 +145,6 @@ def _write_all(source: Source, opened: OpenedSource, ring: FrameRing, teller: Te
             teller.beat()
         if opened.live:
             zero = time.monotonic() - frame.time if zero is None else zero
-            frame = Frame(zero + frame.time, frame.image)
+            frame = replace(frame, time=zero + frame.time)
         ring.write(number, frame)
         teller.wake()

@@ -1,6 +1,7 @@
 """A ring of frames in shared memory: one process writes, another reads, and neither waits."""
 
 import os
+import struct
 import tempfile
 import zlib
 from multiprocessing import reduction
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flash_vstream.video.pictures import WHOLE_BYTES
 from flash_vstream.video.reader import Frame
 from flash_vstream.video.shared_memory import take_space
 
@@ -15,23 +17,24 @@ SLOTS = 4
 
 
 def _layout(size: int) -> np.dtype:
-    slot = np.dtype([("sequence", "<i8"), ("checksum", "<u4"), ("time", "<f8"), ("image", "u1", (size, size, 3))])
+    head = [("sequence", "<i8"), ("checksum", "<u4"), ("time", "<f8"), ("whole_bytes", "<i4")]
+    slot = np.dtype([*head, ("whole", "u1", (WHOLE_BYTES,)), ("image", "u1", (size, size, 3))])
     return np.dtype([("taken", "<i8"), ("slots", slot, (SLOTS,))])
 
 
 def ring_bytes(size: int) -> int:
-    """The size in bytes of a ring for frames ``[size, size, 3]``."""
+    """The size in bytes of a ring for frames ``[size, size, 3]`` with their whole pictures."""
     return _layout(size).itemsize
 
 
 class FrameRing:
-    """The newest frames ``[size, size, 3]`` of one source, in a file mapped by one writer and one reader.
+    """The newest frames ``[size, size, 3]`` of one source, with whole pictures, in a file that two processes map.
 
-    There is no lock that a killed process could leave held, and nothing depends on the order in which stores become
-    visible to other processors: a frame that does not match its checksum is incomplete. The file is at ``path``. With
-    ``FrameRing.unnamed`` it has no name and disappears when the last process that maps it ends; such a ring can be
-    passed to a child process as it starts. Space is reserved on creation, which raises ``UserError`` if there is too
-    little.
+    One of them writes, the other reads. There is no lock that a killed process could leave held, and nothing depends on
+    the order in which stores become visible to other processors: a frame that does not match its checksum is incomplete
+    or another one. The file is at ``path``. With ``FrameRing.unnamed`` it has no name and disappears when the last
+    process that maps it ends; such a ring can be passed to a child process as it starts. Space is reserved on creation,
+    which raises ``UserError`` if there is too little.
     """
 
     def __init__(self, path: str, size: int, create: bool = False):
@@ -77,12 +80,15 @@ class FrameRing:
         del self._taken, self._slots
 
     def write(self, number: int, frame: Frame) -> None:
-        """Write frame number ``number`` (counted from 1) over the oldest."""
+        """Write frame number ``number`` (counted from 1) over the oldest; a whole picture too large is left out."""
+        whole = np.frombuffer(frame.whole if len(frame.whole) <= WHOLE_BYTES else b"", np.uint8)
         slot = self._slots[number % SLOTS]
         slot["sequence"] = -number  # being written
-        slot["checksum"] = _checksum(frame)
+        slot["checksum"] = _checksum(number, frame.time, frame.image, whole)
         slot["time"] = frame.time
         slot["image"] = frame.image
+        slot["whole_bytes"] = len(whole)
+        slot["whole"][: len(whole)] = whole
         slot["sequence"] = number
 
     @property
@@ -102,9 +108,13 @@ class FrameRing:
         if number <= after:
             return None
         slot = self._slots[at]
-        frame = Frame(float(slot["time"]), np.array(slot["image"]))
-        return (number, frame) if int(slot["checksum"]) == _checksum(frame) else None
+        time, image = float(slot["time"]), np.array(slot["image"])
+        whole = np.array(slot["whole"][: max(0, int(slot["whole_bytes"]))])
+        if int(slot["checksum"]) != _checksum(number, time, image, whole):
+            return None
+        return number, Frame(time, image, whole.tobytes())
 
 
-def _checksum(frame: Frame) -> int:
-    return zlib.crc32(np.ascontiguousarray(frame.image).data, zlib.crc32(np.float64(frame.time).tobytes()))
+def _checksum(number: int, time: float, image: np.ndarray, whole: np.ndarray) -> int:
+    head = struct.pack("<qdi", number, time, len(whole))
+    return zlib.crc32(np.ascontiguousarray(image).data, zlib.crc32(whole.data, zlib.crc32(head)))

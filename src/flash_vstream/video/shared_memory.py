@@ -9,6 +9,8 @@ import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -97,6 +99,13 @@ class OwnedFolder:
             if descriptor is not None:
                 os.close(descriptor)
         self._remove = weakref.finalize(self, _removed, self.path, descriptor)
+
+    def detach(self) -> Callable[[], None]:
+        """Leave the folder to the caller, who removes it by calling the result, however late the interpreter exits."""
+        detached = self._remove.detach()
+        assert detached is not None
+        _, remove, arguments, _ = detached
+        return partial(remove, *arguments)
 
     def cleanup(self) -> None:
         """Remove the folder and its contents. Safe to call twice."""

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import av
 from av.container import InputContainer
@@ -22,7 +22,7 @@ from flash_vstream.video.demux import BrokenOffError, Playback, clock_may_jump
 from flash_vstream.video.folders import read_folder
 from flash_vstream.video.gateway import reach
 from flash_vstream.video.network import SourceRules, check_name, is_url, parse_url
-from flash_vstream.video.reader import Frame, FrameRate, opened, play, rgb, video_stream
+from flash_vstream.video.reader import Frame, FrameRate, centre_and_whole, opened, play, video_stream
 
 __all__ = ["PUSH", "OpenedSource", "Source", "hide_secrets", "open_source", "watch_source"]
 
@@ -231,7 +231,7 @@ def _recorded(source: Source, read: Callable[[float], Iterator[Frame]], beat: Ca
             if source.pace == "real":
                 started = time.monotonic() - last if started is None else started
                 _sleep_until(started + last, beat)
-            yield Frame(last, frame.image)
+            yield replace(frame, time=last)
         if not source.loop:
             return
         offset, begin = last + 1 / source.fps, 0.0
@@ -253,7 +253,8 @@ def _passes_of_path(
             return
         with opened(source.name) as (container, stream):
             try:
-                yield from play(Playback(container, stream, beat), source.name, source.fps, source.size, begin=begin)
+                playback = Playback(container, stream, beat)
+                yield from play(playback, source.name, source.fps, source.size, begin=begin, whole=True)
             except BrokenOffError as error:
                 if not source.loop:
                     raise
@@ -270,7 +271,7 @@ def _passes_of_url(
     def read(begin: float) -> Iterator[Frame]:
         with unused.pop() if unused else _open_container(address, beat) as recording:
             playback = Playback(recording, video_stream(recording, source.shown), beat)
-            yield from play(playback, source.shown, source.fps, source.size, begin=begin)
+            yield from play(playback, source.shown, source.fps, source.size, begin=begin, whole=True)
 
     return read
 
@@ -285,7 +286,7 @@ def _arriving(address: _Address, container: InputContainer, beat: Callable[[], N
             now = time.monotonic()
             first = now if first is None else first
             if rate.picks(now - first):
-                yield Frame(now - first, rgb(frame, source.size))
+                yield Frame(now - first, *centre_and_whole(frame, source.size))
     if first is None and playback.error is not None and container.format.name == "mpjpeg":
         yield from _arriving(address, _open_as_jpegs(address), beat)
     elif playback.error is not None and not source.is_finite:

@@ -81,5 +81,13 @@ export function leaveMoment() {
   cameFrom = null;
 }
 
+// The stage takes the shape of the frames, and marks the square that the model sees of wide ones.
+$("picture").onload = ({ target }) => {
+  const ratio = target.naturalWidth / target.naturalHeight;
+  const picture = target.parentElement;
+  picture.style.aspectRatio = Math.min(Math.max(ratio, 0.8), 2.4);
+  picture.classList.toggle("wide", ratio > 1 && ratio <= 2.4);
+};
+
 $("back-to-live").onclick = leaveMoment;
 document.addEventListener("visibilitychange", () => document.hidden && stopLive());
