@@ -75,7 +75,7 @@ def test_features_for_training_are_on_the_cpu(monkeypatch, tmp_path):
         def encode_file(self, path):
             yield [0.0, 1.0], torch.ones(2, 4, 8).as_subclass(Elsewhere)
 
-    monkeypatch.setattr(media.FlashVStream, "from_pretrained", lambda name: Pipeline())
+    monkeypatch.setattr(media, "_vision", lambda folder: Pipeline())
     features, times = media.media_encoder(tmp_path)(tmp_path / "clip.mp4")
     assert type(features) is torch.Tensor
     assert times.tolist() == [0.0, 1.0]

@@ -203,7 +203,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def _llava(vision: dict[str, int], text: dict[str, int]) -> tuple[Any, FlashVStreamProcessor]:
+def _llava(vision: dict[str, Any], text: dict[str, Any]) -> tuple[Any, FlashVStreamProcessor]:
     config = FlashVStreamConfig(CLIPVisionConfig(patch_size=14, **vision), LlamaConfig(**text))
     model = FlashVStreamForConditionalGeneration(config)
     return model, FlashVStreamProcessor(FrameProcessor(config.vision_config.image_size), byte_tokenizer())

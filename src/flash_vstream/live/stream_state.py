@@ -20,7 +20,8 @@ from torch import Tensor
 
 from flash_vstream.files import atomic_write
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.memory import PARTS, MemorySnapshot, StarMemory
+from flash_vstream.memory import PARTS, MemorySnapshot
+from flash_vstream.models.interface import Memory
 from flash_vstream.video import Frame
 from flash_vstream.video.pictures import WHOLE_BYTES, encode_jpeg, encode_whole
 
@@ -111,13 +112,13 @@ def slots_of(table: Tensor) -> list[SlotInfo]:
     return [SlotInfo(PARTS[int(part)], *rest) for part, *rest in table.tolist() if part >= 0]
 
 
-def max_slots(memory: StarMemory) -> int:
+def max_slots(memory: Memory) -> int:
     """The number of slots in a full memory."""
     config = memory.config
     return config.abstract_length + config.temporal_length + config.retrieved_length + config.spatial_length
 
 
-def memory_capacity(memory: StarMemory) -> dict[str, Any]:
+def memory_capacity(memory: Memory) -> dict[str, Any]:
     """A memory's size in bytes, and for each part its slots when full and the tokens per slot."""
     config = memory.config
     parts = {
@@ -132,12 +133,12 @@ def memory_capacity(memory: StarMemory) -> dict[str, Any]:
     }
 
 
-def empty_slots(memory: StarMemory) -> Tensor:
+def empty_slots(memory: Memory) -> Tensor:
     """The slot table of an empty memory."""
     return torch.full((max_slots(memory), 6), -1.0, dtype=torch.float64)
 
 
-def stream_state(memory: StarMemory, slots: Tensor, pictures: Pictures) -> dict[str, Tensor]:
+def stream_state(memory: Memory, slots: Tensor, pictures: Pictures) -> dict[str, Tensor]:
     """Everything that a stream shares, by name."""
     state = {MEMORY + name: value for name, value in memory.state_dict().items()}
     return {**state, "slots": slots, **pictures.state_dict()}

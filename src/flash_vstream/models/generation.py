@@ -195,7 +195,7 @@ class AnswerGenerator:
         shown = self.processor.lay_out_recalled(frames, slots, prefix.time_stamps)
         self.model(
             input_ids=torch.tensor([shown.ids], device=self.model.device),
-            memory_features=[shown.features],
+            memory_features=[frames.features.flatten(0, 1)],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,

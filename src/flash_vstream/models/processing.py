@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import MemorySnapshot
+from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.interface import VIDEO_TOKEN, Layout
 from flash_vstream.models.prompts import LONGEST_STAMP_SECONDS, TEMPLATES, VIDEO, PromptTemplate, layout, stamp
@@ -137,6 +137,17 @@ class FlashVStreamProcessor(ProcessorMixin):
         else:
             ids, features = self.prefix_ids(snapshot, time_stamps), snapshot.tokens()
         return Layout(ids, features, self.slot_of_token(ids, snapshot))
+
+    def lay_out_recalled(self, recalled: Slots, first_slot: int, time_stamps: bool = True) -> Layout:
+        """Frames of the long-term memory as a piece of a prompt, in time order; slots count from ``first_slot``."""
+        ids: list[int] = []
+        slots: list[int] = []
+        for number, seconds in enumerate(recalled.exemplar.tolist(), start=first_slot):
+            own = self.tokenize(stamp(seconds), first=False) if self.time_stamps and time_stamps else []
+            tokens = recalled.features.shape[1]
+            ids += [*own, *[self.video_token_id] * tokens]
+            slots += [-1] * len(own) + [number] * tokens
+        return Layout(ids, recalled.features.flatten(0, 1), torch.tensor(slots))
 
     def longest_layout(self, config: Any) -> int:
         """The tokens of ``lay_out`` for a full memory with its time stamps."""

@@ -94,7 +94,8 @@ class TransformersVlm(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        parameter: Tensor = next(self.network.parameters())
+        return parameter.device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -211,7 +211,7 @@ class LlavaOneVision(Family):
 
     def _native_side(self) -> int:
         vision = self.config.vision_config
-        return math.ceil(vision.image_size // vision.patch_size / 2)
+        return math.ceil(int(vision.image_size) // int(vision.patch_size) / 2)
 
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
         tokens = tokens_in(network.model.get_video_features(pixel_values_videos=pixels[None]))

@@ -40,7 +40,7 @@ class VlmProcessor(FlashVStreamProcessor):
         self._stop_ids = stop_ids
 
     @cached_property
-    def template(self) -> PromptTemplate:  # type: ignore[override]
+    def template(self) -> PromptTemplate:
         """The model's chat template, taken apart into a ``PromptTemplate``."""
         template = self.chat_template or self.tokenizer.chat_template
         if not template:
@@ -150,4 +150,5 @@ class VlmProcessor(FlashVStreamProcessor):
             for piece in self._frame(0, float(LONGEST_STAMP_SECONDS), 1000)
             if isinstance(piece, str) or piece < 0
         )
-        return opening + sum(length * (side**2 + marks) for length, side in kinds) + len(RECALLED)
+        slots: int = sum(length * (side**2 + marks) for length, side in kinds)
+        return opening + slots + len(RECALLED)
