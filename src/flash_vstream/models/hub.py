@@ -14,7 +14,6 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig
 from transformers.utils import logging
 
 from flash_vstream.errors import UserError
@@ -169,12 +168,13 @@ def _integer_weights(folder: Path) -> list[str]:
 
 
 def _read_model_config(folder: Path) -> FlashVStreamConfig:
-    _read_config(folder)
+    model_type = _read_config(folder)["model_type"]
+    if model_type != FlashVStreamConfig.model_type:
+        known = ", ".join(sorted((FlashVStreamConfig.model_type, MODEL_TYPE, *FAMILIES)))
+        raise UserError(f"{folder} is a {model_type} model; those that can be used are {known}")
     with _damage_as_user_error(folder):
-        config = AutoConfig.from_pretrained(folder)
-    if not isinstance(config, FlashVStreamConfig):
-        known = ", ".join(sorted(("flash_vstream", MODEL_TYPE, *FAMILIES)))
-        raise UserError(f"{folder} is a {config.model_type} model; those that can be used are {known}")
+        config = FlashVStreamConfig.from_pretrained(folder)
+    assert isinstance(config, FlashVStreamConfig)
     return config
 
 
@@ -182,6 +182,8 @@ def _read_processor(folder: Path) -> FlashVStreamProcessor:
     with _damage_as_user_error(folder):
         processor = FlashVStreamProcessor.from_pretrained(folder, local_files_only=True)
     assert isinstance(processor, FlashVStreamProcessor)
+    if processor.memory_config is None:  # saved by an earlier version
+        processor.memory_config = _read_model_config(folder).memory_config
     return processor
 
 

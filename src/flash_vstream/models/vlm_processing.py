@@ -39,6 +39,10 @@ class VlmProcessor(FlashVStreamProcessor):
         self.family = family
         self._stop_ids = stop_ids
 
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Refused: this processor lays out memories, and the model's own in Transformers makes batches."""
+        raise UserError("batches of this model are made by its own processor in Transformers (AutoProcessor)")
+
     @cached_property
     def template(self) -> PromptTemplate:
         """The model's chat template, taken apart into a ``PromptTemplate``."""
