@@ -103,7 +103,8 @@ class FlashVStream:
         """Feature maps ``[T, P², D]`` of T RGB frames of any size (``[H, W, 3]`` uint8 or PIL pictures)."""
         square = np.stack([self.processor.image_processor.square(frame) for frame in frames])
         with torch.inference_mode():
-            return self.model.encode(self.processor.image_processor.pixels(square))
+            features: torch.Tensor = self.model.encode(self.processor.image_processor.pixels(square))
+        return features
 
     def encode_file(
         self, path: Path, fps: float = 1.0, until: float | None = None

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from flash_vstream.files import atomic_write
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.memory import PARTS, MemorySnapshot, StarMemory
+from flash_vstream.memory import PARTS, MemorySnapshot
+from flash_vstream.models.interface import Memory
 from flash_vstream.video import Frame
 from flash_vstream.video.pictures import WHOLE_BYTES, encode_jpeg, encode_whole
 
@@ -91,7 +92,7 @@ class Pictures:
         self._newest = torch.zeros(WHOLE_BYTES, dtype=torch.uint8)
 
     @classmethod
-    def of(cls, memory: StarMemory) -> "Pictures":
+    def of(cls, memory: Memory) -> "Pictures":
         """Space for the pictures of a full memory."""
         return cls(max_slots(memory), memory.config.longterm_length)
 
@@ -139,13 +140,13 @@ def slots_of(table: Tensor) -> list[SlotInfo]:
     return [SlotInfo(PARTS[int(part)], *rest) for part, *rest in table.tolist() if part >= 0]
 
 
-def max_slots(memory: StarMemory) -> int:
+def max_slots(memory: Memory) -> int:
     """The number of slots in a full memory."""
     config = memory.config
     return config.abstract_length + config.temporal_length + config.retrieved_length + config.spatial_length
 
 
-def memory_capacity(memory: StarMemory) -> dict[str, Any]:
+def memory_capacity(memory: Memory) -> dict[str, Any]:
     """A memory's size in bytes; for each part, and for the long-term memory, its slots when full and their tokens."""
     config = memory.config
     parts = {
@@ -161,12 +162,12 @@ def memory_capacity(memory: StarMemory) -> dict[str, Any]:
     }
 
 
-def empty_slots(memory: StarMemory) -> Tensor:
+def empty_slots(memory: Memory) -> Tensor:
     """The slot table of an empty memory."""
     return torch.full((max_slots(memory), 6), -1.0, dtype=torch.float64)
 
 
-def stream_state(memory: StarMemory, slots: Tensor, pictures: Pictures) -> dict[str, Tensor]:
+def stream_state(memory: Memory, slots: Tensor, pictures: Pictures) -> dict[str, Tensor]:
     """Everything that a stream shares, by name."""
     state = {MEMORY + name: value for name, value in memory.state_dict().items()}
     return {**state, "slots": slots, **pictures.state_dict()}

@@ -54,7 +54,7 @@ def flash_star(values: dict[str, Any], side: int = SIDE) -> StarConfig:
 class FlashQwenFamily(AnySize):
     """How frames are encoded: the tower's tokens before the merger, at two resolutions."""
 
-    title, example = "Flash-VStream-Qwen", "zhang9302002/Flash-VStream-Qwen-7b"
+    title = "Flash-VStream-Qwen"
 
     @property
     def channels(self) -> int:
@@ -78,7 +78,7 @@ class FlashQwenFamily(AnySize):
         rows, columns = clips.shape[3] // vision.patch_size, clips.shape[4] // vision.patch_size
         grid = torch.tensor([[1, rows, columns]] * len(clips), device=clips.device)
         patches = clip_patches(clips, vision.patch_size, self._merge)
-        hidden = network.model.visual(patches, grid_thw=grid).last_hidden_state
+        hidden: Tensor = network.model.visual(patches, grid_thw=grid).last_hidden_state
         return hidden.reshape(len(clips), rows * columns // 4, -1)
 
 

@@ -57,7 +57,9 @@ def join(language_model: str, vision_tower: str, output: Path, template: str = "
     joined: Any = model.to(text.dtype)
     with atomic_folder(output) as scratch:
         joined.save_pretrained(scratch)
-        FlashVStreamProcessor(FrameProcessor(size, mean, std), tokenizer, template).save_pretrained(scratch)
+        frames = FrameProcessor(size, mean, std)
+        processor = FlashVStreamProcessor(frames, tokenizer, template, memory_config=config.memory_config)
+        processor.save_pretrained(scratch)
         parts = {"language_model": (language_model, language_folder), "vision_tower": (vision_tower, tower_folder)}
         origin = {part: {"name": name, "commit": commit_of(folder)} for part, (name, folder) in parts.items()}
         write_text_atomically(scratch / "source.json", json.dumps(origin, indent=1) + "\n")

@@ -113,4 +113,5 @@ def processor(language: Path) -> FlashVStreamProcessor:
     """Nano's tokenizer, frame processor and prompt layout."""
     tokenizer = AutoTokenizer.from_pretrained(language.parent, gguf_file=language.name)
     frames = FrameProcessor(256, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
-    return FlashVStreamProcessor(frames, tokenizer, prompt_template="chatml", time_stamps=True)
+    sizes = MEMORY.to_dict()
+    return FlashVStreamProcessor(frames, tokenizer, "chatml", time_stamps=True, memory_config=sizes)

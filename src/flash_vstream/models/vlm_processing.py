@@ -39,8 +39,12 @@ class VlmProcessor(FlashVStreamProcessor):
         self.family = family
         self._stop_ids = stop_ids
 
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Refused: this processor lays out memories, and the model's own in Transformers makes batches."""
+        raise UserError("batches of this model are made by its own processor in Transformers (AutoProcessor)")
+
     @cached_property
-    def template(self) -> PromptTemplate:  # type: ignore[override]
+    def template(self) -> PromptTemplate:
         """The model's chat template, taken apart into a ``PromptTemplate``."""
         template = self.chat_template or self.tokenizer.chat_template
         if not template:
@@ -93,11 +97,19 @@ class VlmProcessor(FlashVStreamProcessor):
         if snapshot is None:
             return Layout(ids, None, torch.full((len(ids),), -1))
         slots = [part for _, part in snapshot.parts()]
+        self._check_size(slots)
         shown = self._laid_out(slots, time_stamps, first_slot=0)
         after = self.tokenize(self.template.video, first=False)
         all_ids = [*ids, *shown.ids, *after]
         outside = [torch.full((len(some),), -1) for some in (ids, after)]
         return Layout(all_ids, shown.features, torch.cat([outside[0], shown.slot_of_token, outside[1]]))
+
+    def _check_size(self, parts: Sequence[Slots]) -> None:
+        """Raise ``UserError`` for more visual tokens than the model has positions."""
+        tokens = sum(len(part) * part.features.shape[1] for part in parts)
+        most = int(self.family.config.get_text_config().max_position_embeddings)
+        if tokens >= most:
+            raise UserError(f"the memory has {tokens:,} visual tokens; the model reads {most:,} at most, so keep fewer")
 
     def lay_out_recalled(
         self, recalled: Slots, first_slot: int, time_stamps: bool = True, cues: Sequence[str] = ()
@@ -144,4 +156,5 @@ class VlmProcessor(FlashVStreamProcessor):
             for piece in self._frame(0, float(LONGEST_STAMP_SECONDS), 1000)
             if isinstance(piece, str) or piece < 0
         )
-        return opening + sum(length * (side**2 + marks) for length, side in kinds) + len(RECALLED)
+        slots: int = sum(length * (side**2 + marks) for length, side in kinds)
+        return opening + slots + len(RECALLED)

@@ -28,6 +28,7 @@ def media_encoder(model_folder: Path) -> Callable[[Path], tuple[Tensor, Tensor]]
 
     def encode(path: Path) -> tuple[Tensor, Tensor]:
         times, features = zip(*pipeline().encode_file(path), strict=True)
+        # On the CPU, wherever the model is: a data loader pins what it is given.
         return torch.cat(features).cpu(), torch.tensor([time for part in times for time in part], dtype=torch.float64)
 
     return encode
