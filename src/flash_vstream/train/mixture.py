@@ -32,7 +32,7 @@ def build_dataset(
     - ``questions``: stage 2 on a prepared picture set (``split``, ``styles``, ``mix`` of question kinds
       with weights, ``questions`` per stream)
     - ``chat``: plain chat (``questions`` per sample)
-    - ``llava``: LLaVA-format JSON (``file``, ``independent``)
+    - ``llava``: LLaVA-format JSON (``file``, ``independent``; ``images`` and ``videos``, the folders of its media)
 
     ``share`` (default 1) is the source's relative share of the batches.
     """
