@@ -54,7 +54,8 @@ def join(language_model: str, vision_tower: str, output: Path, template: str = "
     model.vision_tower.load_state_dict(tower.state_dict())
     model.language_model.load_state_dict(text.state_dict())
     model.generation_config = text.generation_config
-    joined: Any = model.to(text.dtype)
+    joined: Any = model
+    joined.to(text.dtype)
     with atomic_folder(output) as scratch:
         joined.save_pretrained(scratch)
         FlashVStreamProcessor(FrameProcessor(size, mean, std), tokenizer, template).save_pretrained(scratch)

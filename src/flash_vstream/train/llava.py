@@ -64,7 +64,8 @@ class LlavaSamples(Dataset[Sample]):
 
 def _file(entry: dict[str, Any], kind: str, folders: Mapping[str, Path]) -> Path:
     """The file of an entry's medium or, if only that is there, of the features stored for it."""
-    path = folders[kind] / (entry[kind].partition(":")[0] if kind == "features" else entry[kind])
+    name = str(entry[kind])
+    path = folders[kind] / (name.partition(":")[0] if kind == "features" else name)
     stored = path.with_suffix(".safetensors")
     return stored if stored.exists() and not path.exists() else path
 
