@@ -16,7 +16,7 @@ from flash_vstream.errors import UserError
 from flash_vstream.memory import StarConfig
 from flash_vstream.memory.flash import FlashMemory, join_resolutions, split_resolutions
 from flash_vstream.memory.flash_release import ReleaseFlashMemory, ordered_kmeans
-from flash_vstream.models import hub
+from flash_vstream.models import download, hub
 from flash_vstream.models.am_rope import real_time_positions, release_am_rope
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.flash_qwen import FlashQwenProcessor, visual_positions
@@ -316,3 +316,12 @@ def test_refuses_unpublished_methods(folder, tmp_path):
     (copy / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError, match="kmeans_ordered"):
         FlashVStream.from_pretrained(str(copy), "cpu", torch.float32)
+
+
+def test_is_loaded_by_its_name(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASH_VSTREAM_CACHE", str(tmp_path))
+    monkeypatch.setattr(download, "fetch_snapshot", lambda name, patterns: folder)
+    config, processor = hub.load_processor("flash-vstream-qwen-7b")
+    assert config.star.temporal_length == 8
+    assert isinstance(processor, FlashQwenProcessor)
+    assert hub.pull("flash-vstream-qwen-7b").parent == tmp_path / "models"

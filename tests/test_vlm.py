@@ -18,9 +18,10 @@ from flash_vstream.live.stream_state import save_state
 from flash_vstream.live.streams import read_snapshot
 from flash_vstream.memory import StarConfig
 from flash_vstream.models import vlm_loading
+from flash_vstream.models.catalog import VLM_FAMILIES
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.interface import VIDEO_TOKEN
-from flash_vstream.models.vlm_families import NEWLINE_TOKEN
+from flash_vstream.models.vlm_families import FAMILIES, NEWLINE_TOKEN
 from flash_vstream.pipeline import FlashVStream, Stream
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import FrameRing
@@ -320,3 +321,10 @@ def test_a_damaged_folder_is_one_clear_error(folders, tmp_path, damage):
         (folder / {"pixels": "preprocessor_config.json", "weights": "model.safetensors"}[damage]).unlink()
     with pytest.raises(UserError):
         load(folder).generator  # noqa: B018 - builds the prompt limit, which needs the template
+
+
+def test_the_listed_families_are_those_that_are_tested():
+    listed = {family.model_type: family.name for family in VLM_FAMILIES}
+    assert listed.keys() == CONFIGS.keys() == FAMILIES.keys()
+    titles = {name: family.title for name, family in FAMILIES.items() if name != "qwen2_vl"}
+    assert {name: listed[name] for name in titles} == titles

@@ -46,6 +46,10 @@ MROPE = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000
 SIGLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 QWEN_MARKS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2_vl": {
+        "text_config": {**TEXT, "rope_parameters": MROPE},
+        "vision_config": {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 4},
+    },
     "qwen2_5_vl": {
         "text_config": {**TEXT, "rope_parameters": MROPE},
         "vision_config": {

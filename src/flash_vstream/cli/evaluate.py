@@ -49,10 +49,13 @@ def _add_benchmark(name: str) -> None:
         attn: Attn = None,
         bits: Bits = None,
         pair: Pair = None,
+        compat: Annotated[
+            str, typer.Option("--compat", help="release: the memory of the authors' released code.")
+        ] = "none",
         as_json: Json = False,
     ) -> None:
         methods = method or default_memories(name, output)
-        choice = ModelChoice(model, device, dtype, attn, bits, pair=pair)
+        choice = ModelChoice(model, device, dtype, attn, bits, pair=pair, compat=compat)
         evaluate(
             name, data, choice, methods, protocol, fps, choice_by, judge, judge_model, shard, limit, output, as_json
         )

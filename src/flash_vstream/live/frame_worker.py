@@ -37,6 +37,7 @@ from flash_vstream.live.stream_state import (
 from flash_vstream.memory import StarMemory
 from flash_vstream.memory.frames import FrameMemory
 from flash_vstream.models.choice import ModelChoice
+from flash_vstream.models.interface import Memory
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import RESUME_AFTER, Capture, PushedFrames, SourceStatus, wait_for_any
@@ -85,7 +86,7 @@ class Failure:
 class WatchedStream:
     """One stream in the frame worker: its reader, memory, pictures and shared state."""
 
-    def __init__(self, order: Add, memory: StarMemory, failure: Failure | None = None):
+    def __init__(self, order: Add, memory: Memory, failure: Failure | None = None):
         """Start or resume the stream in ``order``; raises whatever its source or its saved memory raises.
 
         ``failure`` is what stopped the stream last time. The status shows it until the next frame is written.
@@ -93,7 +94,7 @@ class WatchedStream:
         self.order = order
         self.memory = memory
         self.failure = failure
-        self.pictures = Pictures(max_slots(memory))
+        self.pictures = Pictures.of(memory)
         self.slots = empty_slots(memory)
         self.shared = SharedTensors(order.shared_path)
         self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": [], "position": None}
@@ -177,7 +178,7 @@ class WatchedStream:
         snapshot = self.memory.read()
         self.slots = slot_table(snapshot, max_slots(self.memory))
         wanted = {time for _, slots in snapshot.parts() for time in slots.exemplar.tolist()}
-        self.pictures.see(frame, wanted)
+        self.pictures.see(frame, wanted, snapshot.longterm.exemplar.tolist())
         self.notes |= {"came": self.reader.status.came, "skipped": self.reader.status.skipped}
         self.notes |= {"kept": self.notes["kept"] + 1, "position": self.reader.position}
         self.notes |= {"time": frame.time, "clock": time.time(), "monotonic": time.monotonic()}
@@ -264,7 +265,7 @@ class FrameWorker:
 
     def _begin(self, name: str) -> None:
         with self._alone(name):
-            memory: Any = self.pipeline.new_stream().memory
+            memory = self.pipeline.new_memory()
             self.watched[name] = WatchedStream(self.added[name], memory, self.failures.get(name))
             self.watched[name].publish_status()
 
@@ -389,6 +390,6 @@ def run_frame_worker(model: str | ModelChoice, orders: Connection) -> None:
     FrameWorker(pipeline, orders).run()
 
 
-def state_layout(memory: StarMemory) -> Layout:
+def state_layout(memory: Memory) -> Layout:
     """The layout of a stream's shared state, for a memory like ``memory``."""
-    return layout_of(stream_state(memory, empty_slots(memory), Pictures(max_slots(memory))))
+    return layout_of(stream_state(memory, empty_slots(memory), Pictures.of(memory)))

@@ -21,7 +21,7 @@ def whole_frames(side: int, count: int) -> StarConfig:
     """A memory of the ``count`` newest frames on a grid of ``side`` x ``side``, and of nothing else."""
     nothing = {f"{part}_length": 0 for part in ("temporal", "abstract", "retrieved", "longterm")}
     sizes = {f"{part}_size": side for part in ("spatial", "temporal", "abstract", "longterm")}
-    return StarConfig(**sizes, **nothing, spatial_length=count)
+    return StarConfig.from_dict({**sizes, **nothing, "spatial_length": count})
 
 
 def every_frame(features: Tensor, times: list[float]) -> MemorySnapshot:

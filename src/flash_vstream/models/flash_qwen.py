@@ -54,7 +54,7 @@ def flash_star(values: dict[str, Any], side: int = SIDE) -> StarConfig:
 class FlashQwenFamily(AnySize):
     """How frames are encoded: the tower's tokens before the merger, at two resolutions."""
 
-    title, example = "Flash-VStream-Qwen", "zhang9302002/Flash-VStream-Qwen-7b"
+    title = "Flash-VStream-Qwen"
 
     @property
     def channels(self) -> int:
@@ -78,7 +78,7 @@ class FlashQwenFamily(AnySize):
         rows, columns = clips.shape[3] // vision.patch_size, clips.shape[4] // vision.patch_size
         grid = torch.tensor([[1, rows, columns]] * len(clips), device=clips.device)
         patches = clip_patches(clips, vision.patch_size, self._merge)
-        hidden = network.model.visual(patches, grid_thw=grid).last_hidden_state
+        hidden: Tensor = network.model.visual(patches, grid_thw=grid).last_hidden_state
         return hidden.reshape(len(clips), rows * columns // 4, -1)
 
 
@@ -124,7 +124,7 @@ class FlashVStreamQwen(TransformersVlm):
 class FlashQwenProcessor(VlmProcessor):
     """Prompts of Flash-VStream-Qwen: all visual tokens in one run, without times in text, details first."""
 
-    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
+    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True, cue: str = "") -> Layout:
         """The prompt up to its question, with AM-RoPE's positions. ``time_stamps`` changes nothing."""
         opening = self.tokenize(self.template.first_question.partition("{}")[0])
         if snapshot is None:

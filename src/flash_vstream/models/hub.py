@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,13 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig
 from transformers.utils import logging
 
 from flash_vstream.errors import UserError
 from flash_vstream.files import atomic_folder
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
 from flash_vstream.models.adapters import BASE, is_adapter, merge_adapter, read_adapter_settings
-from flash_vstream.models.catalog import HUB_7B, MODELS, NANO_ADAPTER, NANO_BASE, model_folder
+from flash_vstream.models.catalog import HUB_7B, HUB_QWEN_7B, MODELS, NANO_ADAPTER, NANO_BASE, model_folder
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.flash_qwen import MODEL_TYPE
 from flash_vstream.models.precision import best_dtype
@@ -44,6 +44,8 @@ def pull(name: str, report: Report = _quiet) -> Path:
     """
     if name not in (*MODELS, NANO_BASE):
         raise UserError(f"no model is called {name!r}; the known ones are {', '.join(MODELS)}")
+    if name == "flash-vstream-qwen-7b":
+        return _build_once(model_folder(name), partial(_link_snapshot, HUB_QWEN_7B, report=report))
     if name == "flash-vstream-7b":
         return _build_once(model_folder(name), partial(_convert, HUB_7B, report=report))
     return _build_once(model_folder(name), partial(_assemble_nano, name, report=report))
@@ -127,8 +129,10 @@ def _device(name: str) -> str:
 
 def _read_model(folder: Path, dtype: torch.dtype, choice: ModelChoice) -> FlashVStreamForConditionalGeneration:
     config = _read_model_config(folder)
-    if choice.star is not None:
-        config.memory_config = choice.star.to_dict()
+    star = choice.star or config.star
+    if choice.compat == "release":
+        star = replace(star, compat="release", longterm_length=0)
+    config.memory_config = star.to_dict()
     if choice.pair is not None:
         raise UserError(f"{choice.name} finds what a question asks for itself; --pair is for Transformers' own models")
     options: dict[str, Any] = {} if choice.attn is None else {"attn_implementation": choice.attn}
@@ -161,12 +165,13 @@ def _integer_weights(folder: Path) -> list[str]:
 
 
 def _read_model_config(folder: Path) -> FlashVStreamConfig:
-    _read_config(folder)
+    model_type = _read_config(folder)["model_type"]
+    if model_type != FlashVStreamConfig.model_type:
+        known = ", ".join(sorted((FlashVStreamConfig.model_type, MODEL_TYPE, *FAMILIES)))
+        raise UserError(f"{folder} is a {model_type} model; those that can be used are {known}")
     with _damage_as_user_error(folder):
-        config = AutoConfig.from_pretrained(folder)
-    if not isinstance(config, FlashVStreamConfig):
-        known = ", ".join(sorted(("flash_vstream", MODEL_TYPE, *FAMILIES)))
-        raise UserError(f"{folder} is a {config.model_type} model; those that can be used are {known}")
+        config = FlashVStreamConfig.from_pretrained(folder)
+    assert isinstance(config, FlashVStreamConfig)
     return config
 
 
@@ -174,6 +179,8 @@ def _read_processor(folder: Path) -> FlashVStreamProcessor:
     with _damage_as_user_error(folder):
         processor = FlashVStreamProcessor.from_pretrained(folder, local_files_only=True)
     assert isinstance(processor, FlashVStreamProcessor)
+    if processor.memory_config is None:  # saved by an earlier version
+        processor.memory_config = _read_model_config(folder).memory_config
     return processor
 
 
@@ -223,6 +230,16 @@ def _convert(source: str | Path, target: Path, report: Report) -> None:
 
     report(f"converting {source}" if isinstance(source, Path) else f"fetching and converting {source}")
     convert_checkpoint(str(source), target)
+
+
+def _link_snapshot(source: str, target: Path, report: Report) -> None:
+    """Fetch a checkpoint that is loaded as it is; ``target`` becomes a folder of links to its files."""
+    from flash_vstream.models.download import MODEL_FILES, fetch_snapshot
+
+    report(f"fetching {source}")
+    target.mkdir(parents=True, exist_ok=True)
+    for path in fetch_snapshot(source, MODEL_FILES).iterdir():
+        (target / path.name).symlink_to(path.resolve())
 
 
 def _converted(source: str | Path, report: Report) -> Path:

@@ -6,13 +6,15 @@ processor handles text and its layout; other packages handle files, threads and 
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from flash_vstream.errors import UserError
 from flash_vstream.memory import (
     MemorySnapshot,
     SemanticAttention,
@@ -25,6 +27,8 @@ from flash_vstream.memory.frames import every_frame
 from flash_vstream.memory.release import ReleaseMemory
 from flash_vstream.models.configuration import FlashVStreamConfig
 from flash_vstream.models.grounding import Grounding
+from flash_vstream.models.remote_code import AUTO_MAP, write_module
+from flash_vstream.models.short_answers import ShortAnswers
 from flash_vstream.models.sight import Sight
 
 
@@ -57,7 +61,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
 
     _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
     # Grounding and sight compare scores that are close together, and float32 costs almost nothing there.
-    _keep_in_fp32_modules_strict = ["grounding", "sight"]
+    _keep_in_fp32_modules_strict = ["grounding", "sight", "short_answers"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
     attention_is_chosen = False
@@ -78,7 +82,18 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             else None
         )
         self.sight = Sight(channels, **config.sight_config) if config.sight_config is not None else None
+        self.short_answers = (
+            ShortAnswers(channels, config.text_config.hidden_size, **config.short_answers_config)
+            if config.short_answers_config is not None
+            else None
+        )
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as Transformers does, in a form that its Auto classes can load (``remote_code``)."""
+        self.config.auto_map = AUTO_MAP
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_module(Path(save_directory))
 
     def get_input_embeddings(self) -> nn.Module:
         embeddings: nn.Module = self.language_model.get_input_embeddings()
@@ -86,6 +101,9 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         embeddings: nn.Module = self.language_model.get_output_embeddings()
@@ -200,18 +218,24 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        picture_counts: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits ``[B, L, V]`` and, with ``labels [B, L]`` (-100 for no label), the mean loss.
 
-        Other keywords (such as ``logits_to_keep``) are passed to the language model. In training mode
-        with labels, logits are computed only at labelled positions and are not returned: over the
-        whole vocabulary they would take up most of a small model's memory.
+        Visual tokens are given in ``memory_features``, or made from pictures (``remember``). Other keywords (such as
+        ``logits_to_keep``) are passed to the language model. In training mode with labels, logits are computed only at
+        labelled positions and are not returned: over the whole vocabulary they would take up most of a small model's
+        memory.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.embed(input_ids, memory_features, abstract_frames)
+            if pixel_values is not None:
+                inputs_embeds = self._embed_pictures(input_ids, pixel_values, picture_counts)
+            else:
+                inputs_embeds = self.embed(input_ids, memory_features, abstract_frames)
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if past_key_values is not None:
             kwargs[self._cache_name] = past_key_values  # generate passes it in kwargs, by its new name
@@ -243,20 +267,75 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         parts = [parameter.sum() for parameter in own if parameter.requires_grad]
         return 0.0 * torch.stack(parts).sum() if parts else 0.0
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        memory_features = kwargs.pop("memory_features", None)
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
-        # After the first step, the visual tokens are in the cache.
-        if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
-            inputs["memory_features"] = memory_features
-        return inputs
+    def remember(self, pixel_values: Tensor, picture_counts: Tensor) -> list[Tensor]:
+        """Visual tokens ``[n, D]`` of each sample's pictures, remembered as a stream of one picture a second.
 
-    def _expand_inputs_for_generation(  # type: ignore[override]
-        self, expand_size: int = 1, **kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """Repeat every row and its visual tokens for each beam; Transformers repeats only tensors."""
-        above: Any = super()
-        input_ids, inputs = above._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-        if inputs.get("memory_features") is not None:
-            inputs["memory_features"] = [own for own in inputs["memory_features"] for _ in range(expand_size)]
-        return input_ids, inputs
+        ``pixel_values [N, 3, H, W]`` are the pictures of all samples, ``picture_counts [B]`` how many belong to each.
+        """
+        tokens = []
+        for features in self.encode(pixel_values).split(picture_counts.tolist()):
+            if not len(features):
+                tokens.append(features.flatten(0, 1))
+                continue
+            memory = self.new_memory(features.dtype)
+            memory.write(features, [float(second) for second in range(len(features))])
+            tokens.append(memory.read().tokens())
+        return tokens
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """Transformers' ``generate``, for prompts with visual tokens.
+
+        The first step reads embeddings, so whatever looks at the ids of a prompt (such as a repetition penalty) sees
+        padding in place of visual tokens. With ``prefill_chunk_size`` the prompt is read before. Raises ``UserError``
+        for prompt look-up decoding, which reads ids alone.
+        """
+        ids: Tensor | None = kwargs.pop("input_ids", inputs)
+        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "picture_counts", "memory_features")}
+        places = None if ids is None else ids == self.config.video_token_id
+        if ids is None or places is None or not places.any():
+            return super().generate(ids, **kwargs)
+        embeds = self._embed_pictures(ids, **pictures)
+        settings = kwargs.get("generation_config") or self.generation_config
+        chunk = kwargs.pop("prefill_chunk_size", None) or getattr(settings, "prefill_chunk_size", None)
+        if kwargs.get("prompt_lookup_num_tokens") or getattr(settings, "prompt_lookup_num_tokens", None):
+            raise UserError("prompt look-up decoding cannot read visual tokens; leave out prompt_lookup_num_tokens")
+        if chunk:
+            kwargs[self._cache_name] = self._read_prompt(embeds, kwargs.get("attention_mask"), chunk)
+        else:
+            kwargs["inputs_embeds"] = embeds
+        output: Any = super().generate(ids.masked_fill(places, self.config.pad_token_id or 0), **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        repeated = places.repeat_interleave(len(sequences) // len(places), 0)
+        sequences[:, : places.shape[1]].masked_fill_(repeated, self.config.video_token_id)
+        return output
+
+    def _read_prompt(self, embeds: Tensor, mask: Tensor | None, chunk: int) -> Cache:
+        """A cache of all but the last of ``embeds [B, L, width]``, read ``chunk`` at a time."""
+        cache: Cache = DynamicCache(config=self.language_model.config)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device) if mask is None else mask
+        positions, end = (mask.cumsum(1) - 1).clamp_min(0), 0
+        for part in embeds[:, :-1].split(chunk, 1):
+            begin, end = end, end + part.shape[1]
+            self(
+                inputs_embeds=part,
+                attention_mask=mask[:, :end],
+                position_ids=positions[:, begin:end],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return cache
+
+    def _embed_pictures(
+        self,
+        ids: Tensor,
+        pixel_values: Tensor | None = None,
+        picture_counts: Tensor | None = None,
+        memory_features: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """``embed``, with the visual tokens or the pictures that they come from."""
+        if pixel_values is not None:
+            counts = torch.tensor([len(pixel_values)]) if picture_counts is None else picture_counts
+            memory_features = self.remember(pixel_values, counts)
+        return self.embed(ids, memory_features)

@@ -52,7 +52,8 @@ class PairFit:
     def __call__(self, question: str, slots: Slots) -> Tensor | None:
         """Scores ``[n]`` of slots that hold what the pair saw."""
         seen = self.pair.gather(slots.features)
-        return seen @ self.pair.read(question).to(seen)
+        scores: Tensor = seen @ self.pair.read(question).to(seen)
+        return scores
 
 
 class WordFit:
@@ -77,8 +78,9 @@ class WordFit:
         texts = torch.stack([self._table[ids].float().mean(0) - common for ids in rows if ids])
         tokens = slots.features[..., : self._width].to(self._table.device).float()
         tokens = tokens - tokens.mean((0, 1))
-        scores = normalize(texts, dim=1) @ normalize(tokens, dim=2).flatten(0, 1).T  # [words, n · tokens]
-        return scores.unflatten(1, tokens.shape[:2]).amax(2).mean(0)
+        scores: Tensor = normalize(texts, dim=1) @ normalize(tokens, dim=2).flatten(0, 1).T  # [words, n · tokens]
+        best: Tensor = scores.unflatten(1, tokens.shape[:2]).amax(2)
+        return best.mean(0)
 
 
 def fit_of(model: Any, tokenizer: Any) -> QuestionFit | None:

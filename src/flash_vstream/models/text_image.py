@@ -33,7 +33,8 @@ class TextImagePair(nn.Module):
         self._source, self._own = source, own
         self.size = int(network.config.vision_config.image_size)
         text = network.config.text_config
-        self.width = int(getattr(network.config, "projection_dim", None) or getattr(text, "projection_size", 0))
+        width: Any = getattr(network.config, "projection_dim", None) or text.projection_size
+        self.width = int(width)
 
     def channels(self, kept: int) -> int:
         """The further channels of each token, for frames that are kept on a grid of ``kept`` x ``kept``."""

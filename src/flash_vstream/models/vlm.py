@@ -94,7 +94,8 @@ class TransformersVlm(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        parameter: Tensor = next(self.network.parameters())
+        return parameter.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -129,7 +130,7 @@ class TransformersVlm(nn.Module):
         tokens = self.family.encode(self.network, pixels)
         if self.pair is None:
             return tokens
-        seen = self.pair.spread(pixel_values, self.family.native_side, self.config.star.longterm_size)
+        seen = self.pair.spread(pixel_values.to(self.device), self.family.native_side, self.config.star.longterm_size)
         return torch.cat([tokens, seen.to(tokens)], dim=2)
 
     def new_memory(

@@ -50,7 +50,6 @@ class Family:
     """A family of models whose pictures have one size and whose positions are plain numbers."""
 
     title = ""
-    example = ""
     rows = 1
     """Coordinates of a position: 3 for M-RoPE."""
     two_way = False
@@ -152,7 +151,7 @@ class AnySize(Family):
 class Qwen25Vl(AnySize):
     """Qwen2.5-VL; Qwen2-VL is read in the same way."""
 
-    title, example = "Qwen2.5-VL", "Qwen/Qwen2.5-VL-7B-Instruct"
+    title = "Qwen2.5-VL"
 
 
 class Qwen3Vl(AnySize):
@@ -161,7 +160,7 @@ class Qwen3Vl(AnySize):
     They travel beside the tokens as further channels, so that selecting and merging treats both alike.
     """
 
-    title, example = "Qwen3-VL", "Qwen/Qwen3-VL-4B-Instruct"
+    title = "Qwen3-VL"
 
     @property
     def channels(self) -> int:
@@ -181,7 +180,7 @@ class Qwen3Vl(AnySize):
 class SmolVlm(Family):
     """SmolVLM2, and SmolVLM."""
 
-    title, example = "SmolVLM2", "HuggingFaceTB/SmolVLM2-2.2B-Instruct"
+    title = "SmolVLM2"
 
     def _native_side(self) -> int:
         vision = self.config.vision_config
@@ -208,11 +207,11 @@ class SmolVlm(Family):
 class LlavaOneVision(Family):
     """LLaVA-OneVision, which pools the tokens of videos and ends each with a learned newline."""
 
-    title, example = "LLaVA-OneVision", "llava-hf/llava-onevision-qwen2-7b-ov-hf"
+    title = "LLaVA-OneVision"
 
     def _native_side(self) -> int:
         vision = self.config.vision_config
-        return math.ceil(vision.image_size // vision.patch_size / 2)
+        return math.ceil(int(vision.image_size) // int(vision.patch_size) / 2)
 
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
         tokens = tokens_in(network.model.get_video_features(pixel_values_videos=pixels[None]))
@@ -226,7 +225,7 @@ class LlavaOneVision(Family):
 class InternVl(Family):
     """InternVL3, in the layout of Transformers (``-hf``)."""
 
-    title, example = "InternVL3", "OpenGVLab/InternVL3-8B-hf"
+    title = "InternVL3"
 
     @property
     def pixels(self) -> int:
@@ -243,7 +242,7 @@ class InternVl(Family):
 class Gemma3(Family):
     """Gemma 3, whose attention runs in both directions among the tokens of a picture."""
 
-    title, example = "Gemma 3", "google/gemma-3-4b-it"
+    title = "Gemma 3"
     two_way = True
 
     def _native_side(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from flash_vstream.models.vlm import TransformersVlm, VlmConfig, default_star
 from flash_vstream.models.vlm_families import FAMILIES, Family
 from flash_vstream.models.vlm_processing import VlmProcessor
 
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""No code of a checkpoint is run, and Transformers never asks whether it may."""
 _IMAGE_SETTINGS = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
 
 
@@ -46,7 +49,7 @@ def load_vlm(folder: Path, values: Mapping[str, Any], choice: ModelChoice, dtype
     Raises ``UserError`` for a model that cannot be loaded in this way; errors of Transformers are passed on.
     """
     family, star = _family(folder, values, choice)
-    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "output_loading_info": True}
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True, **LOCAL}
     if choice.attn is not None:
         options["attn_implementation"] = choice.attn
     if choice.bits is not None:
@@ -70,7 +73,7 @@ def load_vlm_processor(folder: Path, values: Mapping[str, Any], choice: ModelCho
     family, star = _family(folder, values, choice)
     mean, std = _normalisation(folder)
     frames = FrameProcessor(family.pixels, mean, std)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
     stops, template = _stop_ids(folder), _chat_template(folder)
     config = VlmConfig(family.config.get_text_config(), star)
     if isinstance(family, FlashQwenFamily):
@@ -101,9 +104,11 @@ def _family(folder: Path, values: Mapping[str, Any], choice: ModelChoice) -> tup
         config: Any = flash_qwen_config(dict(values))
         side = star.spatial_size if star is not None else SIDE
         settings = dict(values.get("vision_config") or {}).get("flash_memory_config") or {}
-        flash = FlashQwenFamily(config, side)
-        return flash, star or flash_star(settings, side)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        star = star or flash_star(settings, side)
+        return FlashQwenFamily(config, side), replace(star, compat="release") if choice.compat == "release" else star
+    if choice.compat == "release":
+        raise UserError(f"{choice.name} has no memory that was released with it; leave out --compat")
+    config = AutoConfig.from_pretrained(folder, **LOCAL)
     family = FAMILIES[values["model_type"]](config, star.spatial_size if star is not None else None)
     return family, star or default_star(family.side)
 
@@ -151,8 +156,8 @@ def _pair(name: str, folder: Path, dtype: torch.dtype) -> TextImagePair:
     from flash_vstream.models.hub import fetch_model
 
     own = fetch_model(name)
-    network = AutoModel.from_pretrained(own, dtype=dtype, local_files_only=True)
+    network = AutoModel.from_pretrained(own, dtype=dtype, **LOCAL)
     if not hasattr(network, "get_text_features"):
         raise UserError(f"{name} is a {network.config.model_type} model; --pair takes SigLIP, CLIP or the like")
-    tokenizer = AutoTokenizer.from_pretrained(own, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(own, **LOCAL)
     return TextImagePair(network, tokenizer, _normalisation(folder), _normalisation(own))

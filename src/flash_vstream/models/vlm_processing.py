@@ -39,8 +39,12 @@ class VlmProcessor(FlashVStreamProcessor):
         self.family = family
         self._stop_ids = stop_ids
 
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Refused: this processor lays out memories, and the model's own in Transformers makes batches."""
+        raise UserError("batches of this model are made by its own processor in Transformers (AutoProcessor)")
+
     @cached_property
-    def template(self) -> PromptTemplate:  # type: ignore[override]
+    def template(self) -> PromptTemplate:
         """The model's chat template, taken apart into a ``PromptTemplate``."""
         template = self.chat_template or self.tokenizer.chat_template
         if not template:
@@ -86,20 +90,30 @@ class VlmProcessor(FlashVStreamProcessor):
         """The ids that end an answer: those of the model's generation settings, and the tokenizer's."""
         return frozenset({*self._stop_ids, self.tokenizer.eos_token_id} - {None})
 
-    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
+    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True, cue: str = "") -> Layout:
         """The prompt up to its question. Slots of one part follow one another in time, the newest frames last."""
         opening, *_ = self.template.first_question.partition("{}")
         ids = self.tokenize(opening)
         if snapshot is None:
             return Layout(ids, None, torch.full((len(ids),), -1))
         slots = [part for _, part in snapshot.parts()]
+        self._check_size(slots)
         shown = self._laid_out(slots, time_stamps, first_slot=0)
         after = self.tokenize(self.template.video, first=False)
         all_ids = [*ids, *shown.ids, *after]
         outside = [torch.full((len(some),), -1) for some in (ids, after)]
         return Layout(all_ids, shown.features, torch.cat([outside[0], shown.slot_of_token, outside[1]]))
 
-    def lay_out_recalled(self, recalled: Slots, first_slot: int, time_stamps: bool = True) -> Layout:
+    def _check_size(self, parts: Sequence[Slots]) -> None:
+        """Raise ``UserError`` for more visual tokens than the model has positions."""
+        tokens = sum(len(part) * part.features.shape[1] for part in parts)
+        most = int(self.family.config.get_text_config().max_position_embeddings)
+        if tokens >= most:
+            raise UserError(f"the memory has {tokens:,} visual tokens; the model reads {most:,} at most, so keep fewer")
+
+    def lay_out_recalled(
+        self, recalled: Slots, first_slot: int, time_stamps: bool = True, cues: Sequence[str] = ()
+    ) -> Layout:
         """Frames of the long-term memory as a piece of a prompt, in time order; slots count from ``first_slot``."""
         shown = self._laid_out([recalled], time_stamps, first_slot)
         opening = self.tokenize(RECALLED, first=False)
@@ -142,4 +156,5 @@ class VlmProcessor(FlashVStreamProcessor):
             for piece in self._frame(0, float(LONGEST_STAMP_SECONDS), 1000)
             if isinstance(piece, str) or piece < 0
         )
-        return opening + sum(length * (side**2 + marks) for length, side in kinds) + len(RECALLED)
+        slots: int = sum(length * (side**2 + marks) for length, side in kinds)
+        return opening + slots + len(RECALLED)
