@@ -15,6 +15,18 @@ GROUPS = (64, 32, 16, 8)
 """Sizes of a group of weights that share a scale, best first; the first that divides a layer's inputs is used."""
 
 
+def cpu_options() -> dict[str, Any]:
+    """OpenVINO's options for running on a CPU that other processes use as well."""
+    return {
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": 1,
+        # Two workers that are pinned to the same cores would wait for each other.
+        "ENABLE_CPU_PINNING": False,
+        # The same on every processor: OpenVINO would choose bfloat16 where it has the instructions.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+
+
 def is_supported(config: Any) -> bool:
     """Whether a Transformers configuration is of a Llama with nothing that the graph lacks."""
     rope = getattr(config, "rope_parameters", None) or {}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from flash_vstream.models.efficientnet import ConvNorm, EfficientNetLiteModel
+from flash_vstream.models.engines.openvino_graph import cpu_options
 
 
 class OpenVinoTower(nn.Module):
@@ -27,12 +28,7 @@ class OpenVinoTower(nn.Module):
         super().__init__()
         self.config = tower.config
         ov: Any = importlib.import_module("openvino")
-        options = {
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",
-        }
-        compiled = ov.Core().compile_model(_build(ov, tower), "CPU", options)
+        compiled = ov.Core().compile_model(_build(ov, tower), "CPU", cpu_options())
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
 
