@@ -101,7 +101,7 @@ def find_peer(folder: Path) -> str:
 def run_peer(node: str, gguf: Path, threads: int, prompt: int, generated: int) -> dict[str, float]:
     """llama.cpp's seconds to the ``first`` token after ``prompt`` tokens, and its ``rate`` after it in tokens/s."""
     library = Path.cwd() / PEER / "dist" / "index.js"
-    command = [node, _LLAMA_CPP, library, gguf, *map(str, (threads, prompt, generated))]
+    command = [str(word) for word in (node, _LLAMA_CPP, library, gguf, threads, prompt, generated)]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

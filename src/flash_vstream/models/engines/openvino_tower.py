@@ -59,7 +59,8 @@ def _build(ov: Any, tower: EfficientNetLiteModel) -> Any:
     size = tower.config.image_size
     pixels = op.parameter([-1, 3, size, size], np.float32, name="pixel_values")
     x = convolved(pixels, tower.stem)
-    for block in tower.blocks:
+    blocks: Any = tower.blocks
+    for block in blocks:
         y = convolved(x, block.expand) if isinstance(block.expand, ConvNorm) else x
         y = convolved(convolved(y, block.depthwise), block.project)
         x = op.add(x, y) if block.skip else y
