@@ -28,8 +28,8 @@ from flash_vstream.models.sight import Presence, Sight
 
 LONGEST = 96
 """Questions and events are truncated to this many tokens."""
-FEW_SLOTS = 16
-"""The number of slots up to which one threshold serves."""
+FEW_SLOTS = 64
+"""The number of slots up to which one threshold serves: some sixteen scenes, of a few frames each."""
 PRESENCE = "Is it true that you saw {thing}{note}?"
 
 
@@ -181,7 +181,7 @@ class Member(nn.Module):
 class Grounding(nn.Module):
     """An ensemble of independently trained members, whose outputs are averaged.
 
-    An event counts as seen above the similarity ``threshold + slope · ln(n / 16)`` to the best of n > 16 slots; both
+    An event counts as seen above the similarity ``threshold + slope · ln(n / 64)`` to the best of n > 64 slots; both
     are measured after training. Among more slots, one is more alike by chance.
     """
 
