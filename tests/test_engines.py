@@ -65,7 +65,8 @@ def test_both_engines_read_and_attend_alike(engines):
     reference, fast = engines
     ours, theirs = fast.new_sequence(), reference.new_sequence()
     for ids in (tokens(70), tokens(1, 1), tokens(3, 2)):
-        (row,), (expected,) = fast.step([Feed(ours, ids)], True), reference.step([Feed(theirs, ids)], True)
+        (row,) = fast.step([Feed(ours, ids, attention=True)])
+        (expected,) = reference.step([Feed(theirs, ids, attention=True)])
         assert alike(row.logits, expected.logits)
         torch.testing.assert_close(row.attention, expected.attention, atol=0.02, rtol=0.1)
     assert len(row.attention) == 74

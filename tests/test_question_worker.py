@@ -128,12 +128,11 @@ def test_questions_that_wait_have_no_more_time(worker, monkeypatch):
 
 
 def sizes_of_steps(worker, monkeypatch) -> list[int]:
-    """A list that grows by the number of sequences in every step of the worker's engine."""
+    """A list that grows by the number of sequences in every step of the worker's engine, which takes many at once."""
     engine, sizes = worker.worker.generator.engine, []
     step = engine.step
-    monkeypatch.setattr(
-        engine, "step", lambda feeds, attention=False: sizes.append(len(feeds)) or step(feeds, attention)
-    )
+    monkeypatch.setattr(engine, "together", True)
+    monkeypatch.setattr(engine, "step", lambda feeds: sizes.append(len(feeds)) or step(feeds))
     return sizes
 
 

@@ -139,7 +139,7 @@ class AnswerGenerator:
 
     ``read`` a snapshot, then ``ask`` one question to stream its answer, or ``ask_many`` to answer many
     questions about the same memory in a batch. Answers to any questions about any memories can be generated together:
-    ``begin`` each, then ``advance`` all of them, until ``advance`` says that none is left.
+    ``begin`` each, then ``advance`` all that are open, until none ``is_open``.
     """
 
     def __init__(self, model: StreamModel, processor: StreamProcessor, engine: Engine | None = None):
@@ -254,12 +254,13 @@ class AnswerGenerator:
         Returns the new pieces of each one's text, or the error that ended it.
         """
         feeds = [answer._feed for answer in answers if answer._feed is not None]
-        rows = self.engine.step(feeds, attention=True)
+        # Where nothing is gained by one step for all, an error in one's own shall not end the others.
+        rows = self.engine.step(feeds) if self.engine.together else [None] * len(feeds)
         outcomes: list[list[str] | BaseException] = []
-        for answer, row in zip(answers, rows, strict=True):
+        for answer, feed, row in zip(answers, feeds, rows, strict=True):
             pieces: list[str] = []
             try:
-                answer._feed = self._next_feed(answer, row, pieces)
+                answer._feed = self._next_feed(answer, row or self.engine.step([feed])[0], pieces)
                 outcomes.append(pieces)
             except (KeyboardInterrupt, SystemExit):
                 raise
@@ -385,11 +386,11 @@ class AnswerGenerator:
         generated: list[int] = []
         steps = 0  # after the first token
         while True:
-            row = yield Feed(prefix.sequence, ids, features)
+            row = yield Feed(prefix.sequence, ids, features, attention=bool(generated))
             assert row is not None
             features = None
             token = int(row.logits[-1].argmax())
-            if generated and row.attention is not None:
+            if row.attention is not None:
                 attention += row.attention[: len(attention)]
             if not generated:
                 first = time.perf_counter()

@@ -15,7 +15,7 @@ class Feed:
     """At least one token to be read after what ``sequence`` holds, which is of the engine that made it.
 
     ``ids``, ``features`` and ``positions`` as in ``interface.Layout``. The logits after the last ``keep`` tokens are
-    wanted.
+    wanted, and the ``attention`` that the last one pays only if it says so.
     """
 
     sequence: Any
@@ -23,6 +23,7 @@ class Feed:
     features: Tensor | None = None
     positions: Tensor | None = None
     keep: int = 1
+    attention: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Row:
     """What comes of a ``Feed``: float32 ``logits [keep, V]``.
 
     ``attention [T]`` is what the last token read paid to each of the sequence's T tokens, averaged over heads and
-    summed over layers; None where the engine cannot tell.
+    summed over layers; None if it was not wanted, or the engine cannot tell.
     """
 
     logits: Tensor
@@ -41,6 +42,8 @@ class Engine(Protocol):
     """Reads tokens into sequences, and tells the logits after them."""
 
     name: str
+    together: bool
+    """Whether a step for many sequences costs less than a step for each."""
 
     def new_sequence(self) -> Any:
         """An empty sequence."""
@@ -50,9 +53,9 @@ class Engine(Protocol):
         """A sequence that continues from what ``sequence`` holds; reading into either leaves the other as it is."""
         ...
 
-    def step(self, feeds: Sequence[Feed], attention: bool = False) -> list[Row]:
+    def step(self, feeds: Sequence[Feed]) -> list[Row]:
         """Read every feed, each of a sequence of its own, and return their rows.
 
-        Each row is that of its feed alone, up to rounding. Attention is computed only if it is asked for.
+        Each row is that of its feed alone, up to rounding.
         """
         ...

@@ -108,7 +108,7 @@ class OpenVinoEngine:
     It uses as many threads as PyTorch does. Raises ``RuntimeError`` if OpenVINO cannot run the model on this machine.
     """
 
-    name = "openvino"
+    name, together = "openvino", True
 
     def __init__(self, model: FlashVStreamForConditionalGeneration):
         self.model = model
@@ -138,7 +138,7 @@ class OpenVinoEngine:
         return sequence
 
     @torch.inference_mode()
-    def step(self, feeds: Sequence[Feed], attention: bool = False) -> list[Row]:
+    def step(self, feeds: Sequence[Feed]) -> list[Row]:
         """See ``Engine.step``."""
         inputs = [self._embedded(feed) for feed in feeds]
         with self._lock:
@@ -146,7 +146,7 @@ class OpenVinoEngine:
                 while len(inputs[i]) - CHUNK_TOKENS >= feed.keep:
                     self._read([replace(feed, keep=1)], [inputs[i][:CHUNK_TOKENS]])
                     inputs[i] = inputs[i][CHUNK_TOKENS:]
-            return self._read(feeds, inputs, attention)
+            return self._read(feeds, inputs)
 
     def _embedded(self, feed: Feed) -> np.ndarray:
         assert feed.positions is None, "a Llama's tokens follow one another"
@@ -154,7 +154,7 @@ class OpenVinoEngine:
         embedded: np.ndarray = self.model.embed(torch.tensor([feed.ids]), features)[0].float().numpy()
         return embedded
 
-    def _read(self, feeds: Sequence[Feed], inputs: Sequence[np.ndarray], attention: bool = False) -> list[Row]:
+    def _read(self, feeds: Sequence[Feed], inputs: Sequence[np.ndarray]) -> list[Row]:
         sequences: list[PagedSequence] = [feed.sequence for feed in feeds]
         past = [sequence.length for sequence in sequences]
         for sequence, new in zip(sequences, inputs, strict=True):
@@ -175,10 +175,9 @@ class OpenVinoEngine:
         self._request.infer(values, share_inputs=True)
         logits = torch.from_numpy(self._request.get_tensor("logits").data.copy())
         rows = logits.split([feed.keep for feed in feeds])
-        if not attention:
-            return [Row(row) for row in rows]
         scores = torch.from_numpy(self._request.get_tensor("attention").data / self._heads)
-        return [Row(*pair) for pair in zip(rows, scores.split(_lengths(sequences)), strict=True)]
+        paid = scores.split(_lengths(sequences))
+        return [Row(row, own if feed.attention else None) for feed, row, own in zip(feeds, rows, paid, strict=True)]
 
     def _make_room(self, sequence: PagedSequence, tokens: int) -> None:
         """Blocks for ``tokens`` more, which no other sequence writes to."""

@@ -15,7 +15,7 @@ from flash_vstream.models.interface import StreamModel
 class PyTorchEngine:
     """Runs a model through Transformers, one sequence after another. A sequence is a Transformers cache."""
 
-    name = "pytorch"
+    name, together = "pytorch", False
 
     def __init__(self, model: StreamModel):
         self.model = model
@@ -34,11 +34,12 @@ class PyTorchEngine:
         return copy.deepcopy(sequence)
 
     @torch.inference_mode()
-    def step(self, feeds: Sequence[Feed], attention: bool = False) -> list[Row]:
+    def step(self, feeds: Sequence[Feed]) -> list[Row]:
         """See ``Engine.step``."""
-        return [self._read(feed, attention and self._returns_attention) for feed in feeds]
+        return [self._read(feed) for feed in feeds]
 
-    def _read(self, feed: Feed, attention: bool) -> Row:
+    def _read(self, feed: Feed) -> Row:
+        attention = feed.attention and self._returns_attention
         ids = list(feed.ids)
         while feed.features is None and len(ids) - CHUNK_TOKENS >= feed.keep:
             self._forward(feed, ids[:CHUNK_TOKENS], keep=1)
