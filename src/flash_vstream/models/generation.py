@@ -255,7 +255,7 @@ class AnswerGenerator:
         """
         feeds = [answer._feed for answer in answers if answer._feed is not None]
         # Where nothing is gained by one step for all, an error in one's own shall not end the others.
-        rows = self.engine.step(feeds) if self.engine.together else [None] * len(feeds)
+        rows: Sequence[Row | None] = self.engine.step(feeds) if self.engine.together else [None] * len(feeds)
         outcomes: list[list[str] | BaseException] = []
         for answer, feed, row in zip(answers, feeds, rows, strict=True):
             pieces: list[str] = []
