@@ -22,8 +22,8 @@ from flash_vstream.memory.frames import FrameMemory
 from flash_vstream.models import FlashVStreamProcessor, hub
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
-from flash_vstream.models.grounding import annotate
 from flash_vstream.models.interface import Memory
+from flash_vstream.models.processing import pad_rows
 from flash_vstream.video import Frame, read_frames
 from flash_vstream.video.pictures import LOCAL_FORMATS, decode_picture
 from flash_vstream.video.sources import Source, watch_source
@@ -236,10 +236,14 @@ class FlashVStream:
                 raise UserError("beam search is for this project's own models; this one decodes greedily")
             pairs = zip(snapshots, questions, strict=True)
             return [self.ask(*pair, max_new_tokens=max_new_tokens).finish().text for pair in pairs]
-        annotated = []
-        for question, snapshot in zip(questions, snapshots, strict=True):
-            annotated.append(annotate(question, self.generator.mentions([question], snapshot)[0]))
-        batch = self.processor(annotated, memory=list(snapshots))
+        prompts = [self.generator.prompt(snapshot, text) for text, snapshot in zip(questions, snapshots, strict=True)]
+        batch = pad_rows([ids for ids, _ in prompts], self.processor.tokenizer.pad_token_id or 0, "left")
         model: Any = self.model
-        rows = model.generate(**batch.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, num_beams=beams)
+        rows = model.generate(
+            **{name: value.to(model.device) for name, value in batch.items()},
+            memory_features=[features for _, features in prompts if features is not None],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=beams,
+        )
         return [self.processor.decode(row) for row in rows[:, batch["input_ids"].shape[1] :]]

@@ -88,6 +88,23 @@ def train_sight(
     print(json.dumps(train(SightConfig.load(config), data, output)))
 
 
+@app.command("short-answers")
+def train_short_answers(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[
+        list[Path], typer.Option("--data", help="A prepared folder of annotated pictures (several allowed).")
+    ],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Teach a model's short answers what a few words can answer about a frame."""
+    from flash_vstream.models.hub import fetch_model
+    from flash_vstream.train.short_answers import ShortAnswersConfig
+    from flash_vstream.train.short_answers import train_short_answers as train
+
+    settings = ShortAnswersConfig.load(config)
+    print(json.dumps(train(settings, fetch_model(settings.model), data, output)))
+
+
 @app.command("average")
 def train_average(
     before: Annotated[Path, typer.Argument(help="The result folder of a stage.")],

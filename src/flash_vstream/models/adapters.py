@@ -9,9 +9,8 @@ from safetensors import SafetensorError
 
 from flash_vstream.errors import UserError
 from flash_vstream.models.configuration import FlashVStreamConfig
-from flash_vstream.models.grounding import GROUNDING, load_grounding
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
-from flash_vstream.models.sight import SIGHT, SIGHT_CONFIG, load_sight, read_sight_config
+from flash_vstream.models.small_networks import add_configs, load_networks
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE = "base_model_name_or_path"
@@ -41,19 +40,16 @@ def name_base(folder: Path, base: str) -> None:
 
 
 def merge_adapter(base: Path, adapter: Path, output: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the model in ``base`` with ``adapter``, its grounding and its sight merged in, but no processor.
+    """Write the model in ``base`` with ``adapter``, and its small networks merged in, but no processor.
 
     The sum is taken in float32. Raises ``UserError`` when the adapter does not fit the model.
     """
     from peft import PeftModel  # slow to import
 
     config = FlashVStreamConfig.from_pretrained(base)
-    if (adapter / SIGHT_CONFIG).exists():
-        config.sight_config = read_sight_config(adapter)
+    add_configs(config, adapter)
     model = FlashVStreamForConditionalGeneration.from_pretrained(base, config=config, dtype=torch.float32)
-    for file, load in ((GROUNDING, load_grounding), (SIGHT, load_sight)):
-        if (adapter / file).exists():
-            load(model, adapter / file)
+    load_networks(model, adapter)
     try:
         merged: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:

@@ -124,7 +124,7 @@ class FlashVStreamQwen(TransformersVlm):
 class FlashQwenProcessor(VlmProcessor):
     """Prompts of Flash-VStream-Qwen: all visual tokens in one run, without times in text, details first."""
 
-    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
+    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True, cue: str = "") -> Layout:
         """The prompt up to its question, with AM-RoPE's positions. ``time_stamps`` changes nothing."""
         opening = self.tokenize(self.template.first_question.partition("{}")[0])
         if snapshot is None:

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from flash_vstream.memory import MemorySnapshot, Slots
-from flash_vstream.models.grounding import Grounder, Mention, annotate
-from flash_vstream.models.interface import StreamModel, StreamProcessor
+from flash_vstream.models.grounding import Mention
+from flash_vstream.models.hints import Hinter, Hints
+from flash_vstream.models.interface import Layout, StreamModel, StreamProcessor
 from flash_vstream.models.processing import Typed, pad_rows
 from flash_vstream.models.prompt_limit import PromptLimit
 from flash_vstream.models.question_fit import fit_of, recalled
@@ -144,7 +145,7 @@ class AnswerGenerator:
         if model.device.type == "cpu" and not model.attention_is_chosen:
             model.language_model.set_attn_implementation("eager")
         self._returns_attention = model.language_model.config._attn_implementation == "eager"
-        self.grounder = Grounder.from_model(model, processor.tokenizer)
+        self.hinter = Hinter.from_model(model, processor.tokenizer)
         self.fit = fit_of(model, processor.tokenizer)
         self._stops = processor.stop_ids
 
@@ -152,10 +153,10 @@ class AnswerGenerator:
     def read(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Prefix:
         """Read a memory with the language model (None: no video); this is most of a question's cost.
 
-        ``time_stamps=False`` is for measuring the benefit of the slots' times. It also turns off
-        grounding, which would put times into the question.
+        ``time_stamps=False`` is for measuring the benefit of the slots' times. It also turns off hints,
+        which would put times into the prompt.
         """
-        shown = self.processor.lay_out(snapshot, time_stamps)
+        shown = self._lay_out(snapshot, time_stamps)
         cache = DynamicCache(config=self.model.language_model.config)
         self.model(
             input_ids=torch.tensor([shown.ids], device=self.model.device),
@@ -167,41 +168,44 @@ class AnswerGenerator:
         )
         return Prefix(snapshot, cache, shown.ids, shown.slot_of_token, time_stamps)
 
-    def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot | None) -> list[list[Mention]]:
-        """The events named in each question, located in a memory; empty without grounding or a video."""
-        if self.grounder is None or snapshot is None:
-            return [[] for _ in questions]
-        return self.grounder.mentions(questions, snapshot)
+    def _lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
+        """A prompt up to its question."""
+        cue = self.hinter.cue(snapshot) if self.hinter is not None and snapshot is not None and time_stamps else ""
+        return self.processor.lay_out(snapshot, time_stamps, cue)
 
-    def recall(self, question: str, snapshot: MemorySnapshot | None) -> Slots | None:
-        """The frames of the long-term memory that fit a question best, in time order; None if there are none.
+    def prompt(self, snapshot: MemorySnapshot | None, question: str) -> tuple[list[int], Tensor | None]:
+        """A whole prompt: its ids, and the visual tokens ``[n, D]`` among them (None: there are none)."""
+        shown = self._lay_out(snapshot)
+        (hints,) = self.hints([question], snapshot)
+        recalled = self._lay_out_recalled(snapshot, hints)
+        features = [own.features for own in (shown, recalled) if own.features is not None]
+        ids = [*shown.ids, *recalled.ids, *self.processor.question_ids(hints.annotate(question))]
+        return ids, torch.cat([own.to(features[0]) for own in features]) if features else None
 
-        Frames that the newest ones show anyway are not recalled.
+    def hints(self, questions: Sequence[str], snapshot: MemorySnapshot | None, time_stamps: bool = True) -> list[Hints]:
+        """What is found for each question before the language model reads it: notes, and frames that it recalls.
+
+        A model without hints recalls the frames of the long-term memory that fit a question best, except
+        those that the newest frames show anyway.
         """
-        if self.fit is None or snapshot is None:
-            return None
+        if snapshot is None:
+            return [Hints() for _ in questions]
+        if self.hinter is not None:
+            return self.hinter.hints(questions, snapshot) if time_stamps else [Hints() for _ in questions]
         past = snapshot.longterm
         if len(snapshot.spatial):
             past = past[past.exemplar < snapshot.spatial.start.min()]
-        return recalled(self.fit, question, past, self.model.config.recalled) if len(past) else None
+        if self.fit is None or not len(past):
+            return [Hints() for _ in questions]
+        count = self.model.config.recalled
+        return [Hints(recalled=recalled(self.fit, question, past, count)) for question in questions]
 
-    @torch.inference_mode()
-    def _read_recalled(self, prefix: Prefix, cache: Cache, question: str) -> Prefix:
-        """Read what a question recalls into ``cache``; returns the prefix with it."""
-        frames = self.recall(question, prefix.snapshot)
-        if frames is None:
-            return replace(prefix, cache=cache)
-        slots = sum(len(part) for _, part in prefix.parts())
-        shown = self.processor.lay_out_recalled(frames, slots, prefix.time_stamps)
-        self.model(
-            input_ids=torch.tensor([shown.ids], device=self.model.device),
-            memory_features=[frames.features.flatten(0, 1)],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        slot_of_token = torch.cat([prefix.slot_of_token, shown.slot_of_token])
-        return replace(prefix, cache=cache, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=frames)
+    def _lay_out_recalled(self, snapshot: MemorySnapshot | None, hints: Hints, time_stamps: bool = True) -> Layout:
+        """The frames that a question recalls, as the beginning of its part of the prompt; empty if there are none."""
+        if hints.recalled is None or snapshot is None:
+            return Layout([], None, torch.zeros(0, dtype=torch.long))
+        slots = sum(len(part) for _, part in snapshot.parts())
+        return self.processor.lay_out_recalled(hints.recalled, slots, time_stamps, hints.cues)
 
     def ask(
         self,
@@ -235,13 +239,13 @@ class AnswerGenerator:
         """
         if not questions:
             return []
-        if any(self.recall(question, prefix.snapshot) is not None for question in questions):
-            # Each question reads frames of its own.
-            return [self.ask(prefix, text, (), max_new_tokens).finish().text for text in questions]
-        texts = list(questions)
-        if prefix.time_stamps:
-            texts = [annotate(*pair) for pair in zip(texts, self.mentions(texts, prefix.snapshot), strict=True)]
-        rows = [self.processor.question_ids(text) for text in texts]
+        hints = self.hints(questions, prefix.snapshot, prefix.time_stamps)
+        shown = [self._lay_out_recalled(prefix.snapshot, own, prefix.time_stamps) for own in hints]
+        rows = [
+            [*recalled.ids, *self.processor.question_ids(own.annotate(text))]
+            for text, own, recalled in zip(questions, hints, shown, strict=True)
+        ]
+        features = [recalled.features for recalled in shown if recalled.features is not None]
         # All questions end in the same column; shorter ones are padded between memory and question.
         padded = pad_rows(rows, 0, "left")
         ids = padded["input_ids"]
@@ -254,6 +258,7 @@ class AnswerGenerator:
         for _ in range(max_new_tokens):
             logits = self.model(
                 input_ids=ids.to(self.model.device),
+                memory_features=features,
                 attention_mask=mask.to(self.model.device),
                 position_ids=positions.to(self.model.device),
                 past_key_values=cache,
@@ -269,14 +274,15 @@ class AnswerGenerator:
             if not open_rows:
                 break
             mask = torch.cat([mask, torch.ones_like(ids)], 1)
-            positions = positions[:, -1:] + 1
+            positions, features = positions[:, -1:] + 1, []
         return [self.processor.decode(row) for row in generated]
 
     @torch.inference_mode()
     def likelihoods(self, prefix: Prefix, question: str, answers: Sequence[str]) -> list[float]:
         """The mean log-likelihood per token of each of ``answers`` to ``question``, none of them empty."""
-        text = annotate(question, self.mentions([question], prefix.snapshot)[0]) if prefix.time_stamps else question
-        asked = self.processor.question_ids(text)
+        (hints,) = self.hints([question], prefix.snapshot, prefix.time_stamps)
+        shown = self._lay_out_recalled(prefix.snapshot, hints, prefix.time_stamps)
+        asked = [*shown.ids, *self.processor.question_ids(hints.annotate(question))]
         start = self.processor.template.answer.partition("{}")[0]
         rows = [self.processor.tokenize([start, Typed(answer.strip())], first=False) for answer in answers]
         padded = pad_rows([asked + row for row in rows], 0, "right")
@@ -286,6 +292,7 @@ class AnswerGenerator:
         longest = max(len(row) for row in rows)
         logits = self.model(
             input_ids=padded["input_ids"].to(self.model.device),
+            memory_features=[] if shown.features is None else [shown.features] * len(rows),
             attention_mask=mask.to(self.model.device),
             past_key_values=cache,
             use_cache=True,
@@ -306,16 +313,20 @@ class AnswerGenerator:
         prefix = context if isinstance(context, Prefix) else self.read(context)
         # The prefix must stay unchanged for the next question.
         cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
-        prefix = self._read_recalled(prefix, cache, answer.question)
-        if prefix.time_stamps:
-            answer.mentions = self.mentions([answer.question], prefix.snapshot)[0]
-        ids = self.processor.question_ids(annotate(answer.question, answer.mentions), history)
+        (hints,) = self.hints([answer.question], prefix.snapshot, prefix.time_stamps)
+        answer.mentions = hints.mentions
+        shown = self._lay_out_recalled(prefix.snapshot, hints, prefix.time_stamps)
+        features = shown.features
+        ids = [*shown.ids, *self.processor.question_ids(hints.annotate(answer.question), history)]
         answer.prompt_tokens = len(prefix.ids) + len(ids)
+        slot_of_token = torch.cat([prefix.slot_of_token, shown.slot_of_token])
+        prefix = replace(prefix, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=hints.recalled)
         attention = torch.zeros(len(prefix.ids))
         generated: list[int] = []
         steps = 0  # after the first token
         while True:
-            token = self._step(ids, cache, attention if generated else None)
+            token = self._step(ids, cache, attention if generated else None, features)
+            features = None
             if not generated:
                 first = time.perf_counter()
                 answer.first_token_seconds = first - started
@@ -346,9 +357,13 @@ class AnswerGenerator:
         answer.evidence = self._evidence(prefix, attention)
 
     @torch.inference_mode()
-    def _step(self, ids: list[int], cache: Cache, attention: Tensor | None) -> int:
-        """The most likely token after ``ids``; adds the attention paid to the prefix to ``attention [L]``."""
-        while len(ids) > CHUNK_TOKENS:  # so that the attention matrices of all heads fit into memory
+    def _step(self, ids: list[int], cache: Cache, attention: Tensor | None, features: Tensor | None = None) -> int:
+        """The most likely token after ``ids``; adds the attention paid to the prefix to ``attention [L]``.
+
+        ``features [n, D]`` are the visual tokens among ``ids``, which come first.
+        """
+        shown = [] if features is None else [features]
+        while len(ids) > CHUNK_TOKENS and not shown:  # so that the attention matrices of all heads fit into memory
             self.model(
                 input_ids=torch.tensor([ids[:CHUNK_TOKENS]], device=self.model.device),
                 past_key_values=cache,
@@ -359,6 +374,7 @@ class AnswerGenerator:
         add = self._returns_attention and attention is not None
         output = self.model(
             input_ids=torch.tensor([ids], device=self.model.device),
+            memory_features=shown,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,

@@ -151,11 +151,13 @@ class StreamProcessor(Protocol):
         """The ids that end an answer."""
         ...
 
-    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
-        """A prompt up to its question: its opening, then the memory (None: no video)."""
+    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True, cue: str = "") -> Layout:
+        """A prompt up to its question: its opening, then the memory (None: no video) and a cue for its newest frame."""
         ...
 
-    def lay_out_recalled(self, recalled: Slots, first_slot: int, time_stamps: bool = True) -> Layout:
+    def lay_out_recalled(
+        self, recalled: Slots, first_slot: int, time_stamps: bool = True, cues: Sequence[str] = ()
+    ) -> Layout:
         """Frames of the long-term memory as a piece of a prompt, in time order; slots count from ``first_slot``."""
         ...
 

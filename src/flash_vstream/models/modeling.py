@@ -28,6 +28,7 @@ from flash_vstream.memory.release import ReleaseMemory
 from flash_vstream.models.configuration import FlashVStreamConfig
 from flash_vstream.models.grounding import Grounding
 from flash_vstream.models.remote_code import AUTO_MAP, write_module
+from flash_vstream.models.short_answers import ShortAnswers
 from flash_vstream.models.sight import Sight
 
 
@@ -60,7 +61,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
 
     _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
     # Grounding and sight compare scores that are close together, and float32 costs almost nothing there.
-    _keep_in_fp32_modules_strict = ["grounding", "sight"]
+    _keep_in_fp32_modules_strict = ["grounding", "sight", "short_answers"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
     attention_is_chosen = False
@@ -81,6 +82,11 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             else None
         )
         self.sight = Sight(channels, **config.sight_config) if config.sight_config is not None else None
+        self.short_answers = (
+            ShortAnswers(channels, config.text_config.hidden_size, **config.short_answers_config)
+            if config.short_answers_config is not None
+            else None
+        )
         self.post_init()  # type: ignore[no-untyped-call]
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

@@ -121,13 +121,14 @@ class FlashVStreamProcessor(ProcessorMixin):
             ids += [self.video_token_id] * piece if isinstance(piece, int) else self.tokenize(piece, first=False)
         return ids
 
-    def prefix_ids(self, snapshot: MemorySnapshot, time_stamps: bool = True) -> list[int]:
+    def prefix_ids(self, snapshot: MemorySnapshot, time_stamps: bool = True, cue: str = "") -> list[int]:
         """Ids of a prompt up to its question: the part that can be read before a question is asked.
 
-        ``time_stamps=False`` leaves out the times, for a model that was trained with them.
+        ``time_stamps=False`` leaves out the times, for a model that was trained with them. ``cue`` says in words what
+        the newest frame shows.
         """
         opening = self.template.first_question.partition("{}")[0] + VIDEO + self.template.video
-        return self.prompt_ids(opening, layout(snapshot, self.time_stamps and time_stamps))
+        return self.prompt_ids(opening, layout(snapshot, self.time_stamps and time_stamps, cue))
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -135,23 +136,26 @@ class FlashVStreamProcessor(ProcessorMixin):
         stop = self.tokenizer.convert_tokens_to_ids(self.template.stop)
         return frozenset({stop, self.tokenizer.eos_token_id} - {None, self.tokenizer.unk_token_id})
 
-    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
-        """A prompt up to its question: its opening, then the memory (None: no video)."""
+    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True, cue: str = "") -> Layout:
+        """A prompt up to its question: its opening, then the memory (None: no video) and a cue for its newest frame."""
         if snapshot is None:
             ids, features = self.tokenize(self.template.first_question.partition("{}")[0]), None
         else:
-            ids, features = self.prefix_ids(snapshot, time_stamps), snapshot.tokens()
+            ids, features = self.prefix_ids(snapshot, time_stamps, cue), snapshot.tokens()
         return Layout(ids, features, self.slot_of_token(ids, snapshot))
 
-    def lay_out_recalled(self, recalled: Slots, first_slot: int, time_stamps: bool = True) -> Layout:
-        """Frames of the long-term memory as a piece of a prompt, in time order; slots count from ``first_slot``."""
+    def lay_out_recalled(
+        self, recalled: Slots, first_slot: int, time_stamps: bool = True, cues: Sequence[str] = ()
+    ) -> Layout:
+        """Frames of the long-term memory as lines of a prompt: time, visual tokens and cue of each."""
         ids: list[int] = []
         slots: list[int] = []
-        for number, seconds in enumerate(recalled.exemplar.tolist(), start=first_slot):
-            own = self.tokenize(stamp(seconds), first=False) if self.time_stamps and time_stamps else []
-            tokens = recalled.features.shape[1]
-            ids += [*own, *[self.video_token_id] * tokens]
-            slots += [-1] * len(own) + [number] * tokens
+        size = recalled.features.shape[1]
+        for number, seconds in enumerate(recalled.exemplar.tolist()):
+            begin = self.tokenize(stamp(seconds), first=False) if self.time_stamps and time_stamps else []
+            end = self.tokenize((cues[number] if cues else "") + "\n", first=False)
+            ids += [*begin, *[self.video_token_id] * size, *end]
+            slots += [*[-1] * len(begin), *[first_slot + number] * size, *[-1] * len(end)]
         return Layout(ids, recalled.features.flatten(0, 1), torch.tensor(slots))
 
     def longest_layout(self, config: Any) -> int:

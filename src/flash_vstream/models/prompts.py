@@ -103,12 +103,12 @@ def stamp(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def layout(snapshot: MemorySnapshot, time_stamps: bool) -> list[str | int]:
+def layout(snapshot: MemorySnapshot, time_stamps: bool, cue: str = "") -> list[str | int]:
     """The memory as pieces of a prompt, in reading order: texts, and counts of visual tokens.
 
     With ``time_stamps``, each temporal and retrieved slot is preceded by the time of its first frame,
     and each of the newest frames by ``now`` and its time. Abstract slots mix the whole stream and have
-    no time.
+    no time. The ``cue`` for the newest frame ends the memory.
     """
     pieces: list[str | int] = []
     for name, slots in snapshot.parts():
@@ -118,4 +118,4 @@ def layout(snapshot: MemorySnapshot, time_stamps: bool) -> list[str | int]:
             continue
         for start in slots.start.tolist():
             pieces += [("now " if name == "spatial" else "") + stamp(start), size]
-    return pieces
+    return [*pieces, cue] if cue else pieces

@@ -7,21 +7,14 @@ answering), does better. The language model reads its likeliest answer as a note
 better. The paper has nothing like it; models without ``short_answers_config`` go without.
 """
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flash_vstream.errors import UserError
 from flash_vstream.memory import pool_grid
-from flash_vstream.models.sight import load_weights, save_weights
 
-SHORT_ANSWERS = "short_answers.safetensors"
-SHORT_ANSWERS_CONFIG = "short_answers.json"
 NONE = ""
 """What the network answers to a question that asks for more than a few words."""
 LONGEST = 32
@@ -66,21 +59,3 @@ class ShortAnswers(nn.Module):
         looked = torch.einsum("blk,blc->bkc", shares, found).flatten(1)
         logits: Tensor = self.answer(torch.cat([asked, looked, seen.mean(1), seen.amax(1)], -1))
         return logits
-
-
-def read_short_answers_config(folder: Path) -> dict[str, Any]:
-    """What ``train short-answers`` wrote beside its weights: the arguments of ``ShortAnswers`` without the widths."""
-    config: dict[str, Any] = json.loads((folder / SHORT_ANSWERS_CONFIG).read_text())
-    return config
-
-
-def load_short_answers(model: Any, file: Path) -> None:
-    """Give a model the trained short answers; raises ``UserError`` when they cannot be read or do not fit."""
-    if model.short_answers is None:
-        raise UserError("this model has no short answers; its config lacks short_answers_config")
-    load_weights(model.short_answers, file, "does not fit this model's short answers")
-
-
-def save_short_answers(network: ShortAnswers, folder: Path) -> Path:
-    """Write what was trained to ``folder`` in float16."""
-    return save_weights(network, folder / SHORT_ANSWERS)

@@ -90,7 +90,7 @@ class VlmProcessor(FlashVStreamProcessor):
         """The ids that end an answer: those of the model's generation settings, and the tokenizer's."""
         return frozenset({*self._stop_ids, self.tokenizer.eos_token_id} - {None})
 
-    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
+    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True, cue: str = "") -> Layout:
         """The prompt up to its question. Slots of one part follow one another in time, the newest frames last."""
         opening, *_ = self.template.first_question.partition("{}")
         ids = self.tokenize(opening)
@@ -111,7 +111,9 @@ class VlmProcessor(FlashVStreamProcessor):
         if tokens >= most:
             raise UserError(f"the memory has {tokens:,} visual tokens; the model reads {most:,} at most, so keep fewer")
 
-    def lay_out_recalled(self, recalled: Slots, first_slot: int, time_stamps: bool = True) -> Layout:
+    def lay_out_recalled(
+        self, recalled: Slots, first_slot: int, time_stamps: bool = True, cues: Sequence[str] = ()
+    ) -> Layout:
         """Frames of the long-term memory as a piece of a prompt, in time order; slots count from ``first_slot``."""
         shown = self._laid_out([recalled], time_stamps, first_slot)
         opening = self.tokenize(RECALLED, first=False)

@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 
 from flash_vstream.synthetic.annotations import MANY_PEOPLE, Annotation, head_noun, is_person
+from flash_vstream.synthetic.captions import sentence
+from flash_vstream.synthetic.questions import NOW, Turn
 
 COLORS = frozenset(
     "white black red blue green yellow orange pink brown gray grey purple tan beige gold silver blond".split()  # noqa: SIM905
@@ -86,3 +88,12 @@ def _of_object(phrase: str) -> Sequence[tuple[str, str]]:
 def short_answer(text: str) -> str:
     """An answer in its shortest form: lower case, no full stop, no article."""
     return re.sub(r"^(?:a|an|the|some|in a|in the|on a|on the|at a) ", "", text.lower().strip(" ."))
+
+
+def picture_turns(annotation: Annotation, captions: Sequence[str], rng: random.Random, count: int) -> list[Turn]:
+    """What to train on about the picture that is seen: two descriptions, and up to ``count`` short questions."""
+    described = rng.sample(sorted({*captions, sentence(annotation.caption)}), 2 if captions else 1)
+    short = short_questions(annotation, rng)
+    asked = rng.sample(short, min(count, len(short)))
+    answered = [Turn(question, (sentence(answer),)) for question, answer in asked]
+    return [Turn(rng.choice(NOW), tuple(described)), *answered]

@@ -35,7 +35,8 @@ class StageConfig:
     What is trained, and on what:
 
     - ``model`` is ``nano-base``, a model name or a model folder. ``adapter`` is an adapter folder to
-      start from. ``grounding`` is a file written by ``train grounding`` (default: the model's own).
+      start from. ``networks`` are folders written by ``train grounding``, ``train sight`` and ``train short-answers``
+      (default: the model's own).
     - ``data`` lists the data sources (``train/mixture.py`` documents the kinds), ``validation`` those whose
       mean loss is measured on the way and never trained on.
     - ``template`` is the prompt template of this stage (default: the model's own).
@@ -66,7 +67,7 @@ class StageConfig:
     total_batch_size: int | None = None
     tune: Tune = field(default_factory=Tune)
     adapter: str | None = None
-    grounding: str | None = None
+    networks: tuple[str, ...] = ()
     template: str | None = None
     validation: tuple[dict[str, Any], ...] = ()
     max_length: int | None = None
@@ -89,8 +90,9 @@ class StageConfig:
             tune = dict(values.pop("tune", {}))
             lora = tune.pop("lora", None)
             data, validation = tuple(values.pop("data")), tuple(values.pop("validation", ()))
+            networks = tuple(values.pop("networks", ()))
             tuned = Tune(**tune, lora=Lora(**lora) if lora else None)
-            config = cls(**values, data=data, validation=validation, tune=tuned)
+            config = cls(**values, data=data, validation=validation, networks=networks, tune=tuned)
         except KeyError as error:
             raise UserError(f"{path} lacks the setting {error}") from None
         except TypeError as error:

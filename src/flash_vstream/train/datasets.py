@@ -11,7 +11,9 @@ from torch.utils.data import Dataset
 
 from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, Slots, StarConfig, StarMemory, pool_grid
-from flash_vstream.models.grounding import Grounder, Mention, annotate
+from flash_vstream.models.grounding import Mention
+from flash_vstream.models.hints import Hinter
+from flash_vstream.models.interface import Layout
 from flash_vstream.models.processing import FlashVStreamProcessor
 from flash_vstream.synthetic.captions import PictureSet, play
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
@@ -123,8 +125,8 @@ class Mixture(Dataset[Sample]):
 class Collator:
     """Turn samples into a model batch: write the memories, pack the questions and pad.
 
-    The abstract memory is left to the model, which needs gradients through it. With a ``grounder``,
-    each event in a question is annotated with what the grounder finds, as at inference. Sequences are cut
+    The abstract memory is left to the model, which needs gradients through it. With a ``hinter``,
+    prompts have cues, notes and recalled frames, as at inference. Sequences are cut
     to ``max_length`` tokens. With ``chains``, batches suit flash kernels, which know no masks: ``UserError``
     unless each sample is one dialogue.
 
@@ -136,13 +138,13 @@ class Collator:
         self,
         processor: FlashVStreamProcessor,
         star: StarConfig,
-        grounder: Grounder | None = None,
+        hinter: Hinter | None = None,
         max_length: int | None = None,
         chains: bool = False,
     ):
         self.processor = processor
         self.star = star
-        self.grounder = grounder
+        self.hinter = hinter
         self.max_length = max_length
         self.chains = chains
 
@@ -180,17 +182,36 @@ class Collator:
         pooled = pool_grid(pool_grid(sample.features, self.star.spatial_size), self.star.abstract_size)
         kept = min(len(pooled), self.star.abstract_length)
         shown = replace(snapshot, abstract=Slots.of_frames(pooled[:kept], sample.times[:kept]))
-        turns = self._noted(sample.turns, snapshot)
-        return pack(self.processor, shown, turns, sample.independent, self.max_length), snapshot.tokens(), pooled
+        if self.hinter is None:
+            sequence = pack(self.processor, shown, sample.turns, sample.independent, self.max_length)
+            return sequence, snapshot.tokens(), pooled
+        turns, lines = self._hinted(sample.turns, snapshot, self.hinter)
+        sequence = pack(
+            self.processor,
+            shown,
+            turns,
+            sample.independent,
+            self.max_length,
+            self.hinter.cue(snapshot),
+            [line.ids for line in lines],
+        )
+        seen = [line.features.to(snapshot.spatial.features) for line in lines if line.features is not None]
+        return sequence, torch.cat([snapshot.tokens(), *seen]), pooled
 
-    def _noted(self, turns: Sequence[Turn], snapshot: MemorySnapshot) -> Sequence[Turn]:
-        if self.grounder is None:
-            return turns
-        found = self.grounder.mentions([turn.question for turn in turns], snapshot)
-        return [
-            replace(turn, question=annotate(turn.question, _less_sure(own)))
-            for turn, own in zip(turns, found, strict=True)
-        ]
+    def _hinted(
+        self, turns: Sequence[Turn], snapshot: MemorySnapshot, hinter: Hinter
+    ) -> tuple[list[Turn], list[Layout]]:
+        """The turns with their notes, and the lines of the frames that each recalls."""
+        noted, lines = [], []
+        found = hinter.hints([turn.question for turn in turns], snapshot)
+        for turn, own in zip(turns, found, strict=True):
+            own = replace(own, mentions=_less_sure(own.mentions))
+            noted.append(replace(turn, question=own.annotate(turn.question)))
+            line = Layout([], None, torch.zeros(0, dtype=torch.long))
+            if own.recalled is not None:
+                line = self.processor.lay_out_recalled(own.recalled, 0, cues=own.cues)
+            lines.append(line)
+        return noted, lines
 
 
 def _less_sure(mentions: list[Mention]) -> list[Mention]:

@@ -33,9 +33,9 @@ from flash_vstream.models.grounding import (
     Grounding,
     Member,
     Words,
-    save_grounding,
     soft_best,
 )
+from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic import questions
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.events import Events, as_event, content_words
@@ -336,7 +336,7 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
             _fit(member, words, shown, replace(config, seed=config.seed + number), kept, progress)
     result = check(grounding, words, unseen)
     grounding.threshold.data.fill_(result.threshold)
-    save_grounding(grounding, output)
+    save_network(grounding, "grounding", output, model.config.grounding_config)
     (output / "check.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return asdict(result)
 

@@ -1,7 +1,7 @@
 """Build datasets from the ``data`` entries of a stage's config."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from flash_vstream.errors import UserError
+from flash_vstream.synthetic.annotations import Annotation, read_annotations
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.events import Events
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle
 from flash_vstream.synthetic.questions import ASKERS, Turn, caption_questions, stream_questions
+from flash_vstream.synthetic.short_questions import picture_turns
 from flash_vstream.train.chat import ChatSamples
 from flash_vstream.train.datasets import Mixture, Sample, StreamSamples
 from flash_vstream.train.llava import LlavaSamples
@@ -31,6 +33,8 @@ def build_dataset(
     - ``captions``: stage 1 on a prepared picture set (``split``, ``styles``, ``past_answers``)
     - ``questions``: stage 2 on a prepared picture set (``split``, ``styles``, ``mix`` of question kinds
       with weights, ``questions`` per stream)
+    - ``pictures``: descriptions and short ``questions`` about the scene that an annotated picture set shows last
+      (``split``, ``styles``)
     - ``chat``: plain chat (``questions`` per sample)
     - ``llava``: LLaVA-format JSON (``file``, ``independent``)
 
@@ -71,6 +75,8 @@ def _part(
     try:
         if kind in COMPOSED:
             split, styles = settings.pop("split"), settings.pop("styles")
+            if kind == "pictures":
+                settings["annotations"] = read_annotations(folder / "annotations.jsonl")
             ask = COMPOSED[kind](**settings)
             return _composed(ask, folder, samples, batch, f"{seed}/{i}", split, styles)
         if kind == "chat":
@@ -79,7 +85,7 @@ def _part(
             return LlavaSamples(folder / settings.pop("file"), folder, encode, **settings)
     except (TypeError, KeyError) as error:
         raise UserError(f"data source {i + 1} ({kind}): {error}") from None
-    raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, chat or llava")
+    raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, pictures, chat or llava")
 
 
 def styles_of(entries: list[dict[str, Any]]) -> list[tuple[float, StreamStyle]]:
@@ -111,7 +117,17 @@ def _questions(mix: dict[str, float], questions: int) -> Ask:
     return ask
 
 
-COMPOSED: dict[str, Callable[..., Ask]] = {"captions": _captions, "questions": _questions}
+def _pictures(annotations: Mapping[str, Annotation], questions: int) -> Ask:
+    def ask(plan: StreamPlan, events: Events, rng: random.Random) -> list[Turn]:
+        key = plan.scenes[-1].key
+        if key not in annotations:
+            return [question.turn for question in caption_questions(plan, events, rng)]
+        return picture_turns(annotations[key], events.captions[key], rng, questions)
+
+    return ask
+
+
+COMPOSED: dict[str, Callable[..., Ask]] = {"captions": _captions, "questions": _questions, "pictures": _pictures}
 """Data kinds that compose streams from a prepared picture set."""
 
 

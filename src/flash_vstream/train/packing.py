@@ -68,8 +68,13 @@ def pack(
     turns: Sequence[Turn],
     independent: bool = True,
     max_length: int | None = None,
+    cue: str = "",
+    recalled: Sequence[Sequence[int]] = (),
 ) -> Packed:
     """The training sequence for ``turns`` about ``snapshot`` (None for plain chat).
+
+    ``cue`` says in words what the newest frame shows, and ``recalled`` are the ids that stand before each turn's
+    question for the frames that it recalls.
 
     With ``independent``, each turn sees only the stream. Otherwise the turns form one dialogue, in
     which each follows the first answer of the previous one.
@@ -82,12 +87,13 @@ def pack(
     opening, _, _ = template.first_question.partition("{}")
     answer_form = template.answer[: template.answer.index(template.stop) + len(template.stop)]
     packed = Packed()
-    root = packed.add(processor.tokenize(opening) if snapshot is None else processor.prefix_ids(snapshot), -1)
+    before = processor.tokenize(opening) if snapshot is None else processor.prefix_ids(snapshot, cue=cue)
+    root = packed.add(before, -1)
     parent = root
     for i, turn in enumerate(turns):
         form = template.first_question[len(opening) :] if independent or i == 0 else template.question
         text = "" if template.is_caption else form.format(turn.question)
-        question = processor.tokenize(text, first=False)
+        question = [*(recalled[i] if recalled else ()), *processor.tokenize(text, first=False)]
         answers = [processor.tokenize(answer_form.format(answer), first=False) for answer in turn.answers]
         room = None if max_length is None else max_length - len(packed.ids) - len(question)
         fitting = _fitting(answers, room, whole=i > 0)

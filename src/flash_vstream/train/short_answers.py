@@ -21,7 +21,8 @@ from flash_vstream.errors import UserError
 from flash_vstream.memory import pool_grid
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.grounding import Words
-from flash_vstream.models.short_answers import NONE, SHORT_ANSWERS_CONFIG, ShortAnswers, save_short_answers
+from flash_vstream.models.short_answers import NONE, ShortAnswers
+from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic import questions as stream_forms
 from flash_vstream.synthetic.annotations import Annotation
 from flash_vstream.synthetic.captions import sentence
@@ -154,8 +155,7 @@ def train_short_answers(
 
     fit(network, "short answers", config, output / "short-answers-checkpoint.pt", loss)
     result = check(network, unseen, words, config.seed)
-    save_short_answers(network, output)
-    (output / SHORT_ANSWERS_CONFIG).write_text(json.dumps({"answers": answers, "width": config.width}))
+    save_network(network, "short_answers", output, {"answers": answers, "width": config.width})
     (output / "short-answers-check.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from flash_vstream.errors import UserError
 from flash_vstream.memory import pool_grid
-from flash_vstream.models.sight import SIGHT_CONFIG, Sight, save_sight
+from flash_vstream.models.sight import Sight
+from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic.annotations import (
     PERSON,
     frequent_things,
@@ -96,8 +97,7 @@ def train_sight(config: SightConfig, folders: Sequence[Path], output: Path) -> d
 
     fit(sight, "sight", config, output / "sight-checkpoint.pt", loss)
     result = calibrate(sight, unseen)
-    save_sight(sight, output)
-    (output / SIGHT_CONFIG).write_text(json.dumps({"things": things, "aliases": aliases, "hidden": config.hidden}))
+    save_network(sight, "sight", output, {"things": things, "aliases": aliases, "hidden": config.hidden})
     (output / "sight-check.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return asdict(result)
 

@@ -13,8 +13,10 @@ from transformers import AutoProcessor, set_seed
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor
 from flash_vstream.models.adapters import merge_adapter, name_base
-from flash_vstream.models.grounding import Grounder, load_grounding, save_grounding
+from flash_vstream.models.configuration import FlashVStreamConfig
+from flash_vstream.models.hints import Hinter
 from flash_vstream.models.prompts import TEMPLATES
+from flash_vstream.models.small_networks import SMALL_NETWORKS, add_configs, files_in, load_networks, save_networks
 from flash_vstream.train.arguments import accumulation, check_resumed, training_arguments, world_size
 from flash_vstream.train.config import StageConfig
 from flash_vstream.train.datasets import Collator, Mixture
@@ -54,7 +56,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     dataset, validation, steps = _datasets(config, data, encode or _no_media)
     arguments = training_arguments(config, steps, output)  # also joins the other processes, if any
     processor = _processor(model_folder, config.template)
-    model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
+    model = _model(config, model_folder)
     # Measured on AVX2 and AMX: eager attention with a tree mask trains at least as fast as sdpa.
     attention = config.attention or ("sdpa" if torch.cuda.is_available() else "eager")
     try:
@@ -63,8 +65,6 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
         raise UserError(f"attention {attention} cannot be used here: {str(error).splitlines()[0]}") from None
     if config.adapter and not Path(config.adapter).is_dir():
         raise UserError(f"there is no adapter at {config.adapter}; run the stage before, or mend the config")
-    if config.grounding is not None:
-        load_grounding(model, Path(config.grounding))
     network = tuned(model, config.tune, Path(config.adapter) if config.adapter else None)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the config's tune section trains nothing; set projector, language_model or lora")
@@ -73,7 +73,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     if config.compile:
         for layer in model.language_model.get_decoder().layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
-    grounder = Grounder.from_model(model, processor.tokenizer)
+    hinter = Hinter.from_model(model, processor.tokenizer)
     chains = attention == "flash_attention_2"
     try:
         trainer = StageTrainer(
@@ -81,7 +81,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
             args=arguments,
             train_dataset=dataset,
             eval_dataset=validation,
-            data_collator=Collator(processor, model.config.star, grounder, config.max_length, chains),
+            data_collator=Collator(processor, model.config.star, hinter, config.max_length, chains),
             max_skipped=config.max_skipped,
             small_checkpoints=config.tune.lora is None and not config.tune.language_model,
         )
@@ -97,6 +97,19 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
         _save_result(config, model, _processor(model_folder), model_folder, output)
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _model(config: StageConfig, folder: Path) -> FlashVStreamForConditionalGeneration:
+    """The model to train, with the small networks that the config names."""
+    settings = FlashVStreamConfig.from_pretrained(folder)
+    for networks in config.networks:
+        if not files_in(Path(networks)):
+            raise UserError(f"{networks} holds no small network; run its training before, or mend the config")
+        add_configs(settings, Path(networks))
+    model = FlashVStreamForConditionalGeneration.from_pretrained(folder, config=settings, dtype=torch.float32)
+    for networks in config.networks:
+        load_networks(model, Path(networks))
+    return model
 
 
 def _datasets(config: StageConfig, data: Path, encode: Encode) -> tuple[Any, Any, int]:
@@ -137,8 +150,7 @@ def _save_result(
     if config.tune.lora is not None:
         base = Path(config.model)
         name_base(result, str(base.resolve()) if base.is_dir() else config.model)
-        if model.grounding is not None:
-            save_grounding(model.grounding, result)
+        save_networks(model, result)
         merge_adapter(model_folder, result, output / "model")
         processor.save_pretrained(output / "model")
 
@@ -146,10 +158,10 @@ def _save_result(
 def _halve_frozen(network: torch.nn.Module) -> None:
     """Keep frozen weights in bfloat16, so that autocast does not convert them at every step.
 
-    Grounding is excluded: it takes no part in a step and is saved unchanged with the result.
+    The small networks are excluded: they take no part in a step, and compare scores that are close together.
     """
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad and ".grounding." not in name:
+        if not parameter.requires_grad and not any(f".{kept}." in name for kept in SMALL_NETWORKS):
             parameter.data = parameter.data.bfloat16()
 
 
