@@ -11,8 +11,9 @@ from flash_vstream.bench.chaos import Holdings
 from flash_vstream.bench.chaos_blows import KINDS, Blow
 from flash_vstream.bench.chaos_clock import SteppedClock
 from flash_vstream.bench.chaos_fuzz import check_installed
-from flash_vstream.bench.chaos_report import leaks, left_behind
+from flash_vstream.bench.chaos_report import judge_gaps, leaks, left_behind
 from flash_vstream.bench.chaos_witnesses import Gap, Witness
+from flash_vstream.bench.chaos_world import Slowness
 from flash_vstream.errors import UserError
 
 MINUTES = 0.8
@@ -84,6 +85,21 @@ def test_only_what_was_struck_may_pause(kind, stream, explained):
     assert blow.explains("w", Gap(99.8, 103.0, 3.2)) == explained
     assert not blow.explains("w", Gap(90.0, 99.0, 9.0))
     assert not blow.explains("w", Gap(103.0, 110.0, 7.0))
+
+
+@pytest.mark.parametrize(("kind", "seconds", "factor", "late"), [
+    ("fork server", 4.0, 1.0, True),
+    ("fork server", 4.0, 2.0, False),  # the machine was busy with other programs
+    ("frame worker", 4.0, 1.0, False),
+    ("frame worker", 14.0, 1.0, True),
+])  # fmt: skip
+def test_a_witness_may_pause_no_longer_than_the_machine_needs(kind, seconds, factor, late):
+    witness = Witness("w", fps=2.0)
+    witness.gaps = [Gap(100.0, 100.0 + seconds, seconds)]
+    slowness = [Slowness(90.0, 50.0), Slowness(101.0, factor)]
+    longest, broken = judge_gaps(witness, [Blow(kind, 100.5, None, 1.0)], slowness)
+    assert bool(broken) == late
+    assert longest["frame worker" if kind == "frame worker" else "nothing"] == seconds
 
 
 def holdings(**changed) -> Holdings:

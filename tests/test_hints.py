@@ -6,6 +6,7 @@ import torch
 from flash_vstream.memory import Slots, StarConfig, StarMemory
 from flash_vstream.models.grounding import Grounder, Grounding, Mention, Words
 from flash_vstream.models.hints import Hinter, Hints, recall
+from flash_vstream.models.remembered import Remembered
 from flash_vstream.models.short_answers import NONE, ShortAnswers
 from flash_vstream.models.sight import Sight
 
@@ -112,3 +113,29 @@ def test_short_answers_are_told_where_one_is_likely(hinter, snapshot):
     assert hinter.hints([question], snapshot)[0].short_answer is None
     (presence,) = hinter.hints(["Is there a dog?"], snapshot)
     assert (presence.short_answer, [mention.thing for mention in presence.mentions]) == (None, ["a dog"])
+
+
+def test_frames_of_the_longterm_memory_are_looked_at_once(hinter, snapshot):
+    seen = []
+    sights = hinter.grounder.grounding.sights
+    hinter.grounder._sights = Remembered(lambda features: seen.append(len(features)) or sights(features))
+    hinter.grounder.look(snapshot)
+    looked = sum(seen)
+    whole = {*snapshot.retrieved.exemplar.tolist(), *snapshot.spatial.exemplar.tolist()}  # at full resolution
+    assert looked == len(snapshot.longterm) + len(whole)
+    first = hinter.grounder._sights(snapshot.longterm.features)
+    assert sum(seen) == looked
+    for own, remembered in zip(sights(snapshot.longterm.features), first, strict=True):
+        torch.testing.assert_close(own, remembered)
+
+
+def test_what_was_used_longest_ago_is_forgotten(monkeypatch):
+    monkeypatch.setattr("flash_vstream.models.remembered.MOST", 3)
+    seen = []
+    remembered = Remembered(lambda features: seen.extend(features[:, 0, 0].tolist()) or [features * 2])
+    frames = torch.arange(4.0)[:, None, None].expand(4, 2, 2)
+    assert torch.equal(remembered(frames)[0], frames * 2)
+    remembered(frames[[1, 2, 3]])
+    assert seen == [0, 1, 2, 3]
+    remembered(frames[[0]])
+    assert seen == [0, 1, 2, 3, 0]

@@ -44,11 +44,12 @@ def joined(parts, tmp_path_factory) -> Path:
 def data(tmp_path_factory) -> Path:
     """Fourteen videos as stored features, as the authors store them, with answers of different lengths; and text."""
     folder = tmp_path_factory.mktemp("data")
+    (folder / "video_features").mkdir()
     entries = []
     for i in range(14):
-        save_file({"feature": torch.randn(3 + 2 * i, 64, 32)}, folder / f"{i}.safetensors")
+        save_file({"feature": torch.randn(3 + 2 * i, 64, 32)}, folder / "video_features" / f"{i}.safetensors")
         turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "a thing " * (1 + i % 5)}]
-        entries.append({"id": str(i), "video": f"{i}.safetensors", "conversations": turns})
+        entries.append({"id": str(i), "video": f"{i}.mp4", "conversations": turns})
     entries += [{"id": f"t{i}", "conversations": turns} for i in range(2)]
     for name in ("llava_558k_with_webvid.json", "llava_v1_5_mix665k_with_video_chatgpt.json"):
         (folder / name).write_text(json.dumps(entries))

@@ -8,6 +8,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, SiglipConfig, SiglipModel
 
 from flash_vstream.errors import UserError
 from flash_vstream.models import hub
@@ -24,6 +25,7 @@ from flash_vstream.train.export import export_adapter
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.packing import IGNORE, collate, pack
 from flash_vstream.train.stage import run_stage
+from helpers.models import char_tokenizer
 
 LORA = {"rank": 4, "alpha": 8}
 
@@ -218,6 +220,24 @@ def test_adapters_load_as_models_and_other_settings_are_refused(tiny_folder, dat
     with pytest.raises(UserError, match="fully trained"):
         train(data, tiny_folder, tmp_path / "next", adapter=str(result), tune={**tune, "projector": False})
     train(data, tiny_folder, tmp_path / "next", adapter=str(result), tune=tune)
+
+
+def test_other_towers_and_language_models_join_and_train(data, tmp_path):
+    """SigLIP has no class token and no second-last layer to take; GPT-NeoX's layers have other names than Llama's."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 24, "patch_size": 4}
+    SiglipModel(SiglipConfig(vision_config=vision, text_config=sizes)).save_pretrained(tmp_path / "siglip")
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=520, **sizes)).save_pretrained(tmp_path / "neox")
+    char_tokenizer().save_pretrained(tmp_path / "neox")
+    model = join(str(tmp_path / "neox"), str(tmp_path / "siglip"), tmp_path / "model", "chatml")
+    star = hub.load_processor(str(model))[0].star
+    assert (star.spatial_size, star.temporal_size) == (6, 3)  # of a grid of 6, which 8 does not divide
+    rows = json.loads((data / "data.json").read_text())
+    (data / "data.json").write_text(json.dumps([row for row in rows if "features" not in row]))
+    train(data, model, tmp_path / "run", model=str(model), tune={"lora": LORA})
+    adapter = load_file(tmp_path / "run" / "result" / "adapter_model.safetensors")
+    assert any("query_key_value.lora_B" in name and value.any() for name, value in adapter.items())
 
 
 def test_parts_that_cannot_be_joined_are_named(tiny_folder, tmp_path):

@@ -119,9 +119,10 @@ class Chaos:
             after = self._settled(before)
             self.blows.count_last_restarts()
             self.witnesses.stop()
+            slowness = self.world.slowness()
             tell("stopping the server")
             left = self._stop()
-        return judge(self, before, after, left, time.monotonic() - started)
+        return judge(self, before, after, left, slowness, time.monotonic() - started)
 
     def _begin(self) -> Holdings:
         """Create the witnesses, use every kind of request once, and take stock when all is calm."""

@@ -248,8 +248,8 @@ class Caller:
             with connect(url, proxy=None, open_timeout=30, close_timeout=1, ping_interval=None) as frames:
                 for i in range(self.rng.randint(1, 12)):
                     data = picture(i) if self.rng.random() < 0.4 else self.media.either()
-                    message: str | bytes = self.rng.choice([data, data, b"", "text"])
-                    frames.send(message)
+                    odd: list[str | bytes] = [data, data, b"", "text"]
+                    frames.send(self.rng.choice(odd))
                     frames.recv(timeout=30)
             self.tally.count("pushed")
         except InvalidStatus as error:

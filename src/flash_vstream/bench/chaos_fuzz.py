@@ -40,7 +40,8 @@ def fuzz(tally: Tally, seed: int, folder: Path, over: threading.Event) -> None:
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=tally.server.url)
     # A response without an end is left to the other callers, who hang up.
-    operations = [found.ok() for found in schema.get_all_operations()]
+    found: Any = schema.get_all_operations()
+    operations = [result.ok() for result in found]
     operations = [operation for operation in operations if not operation.path.endswith("/live")]
     rules = settings(max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate])
     rules = settings(rules, suppress_health_check=list(HealthCheck))

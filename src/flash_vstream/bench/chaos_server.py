@@ -22,7 +22,9 @@ from flash_vstream.video.shared_memory import FOLDER_VARIABLE
 
 START_SECONDS = 180.0
 END_SECONDS = 30.0
-"""How long the processes of a killed server may live on, and how long a server may take to stop."""
+"""How long the processes of a killed server may live on."""
+STOP_SECONDS = 120.0
+"""How long a server may take to stop: it saves its memories first."""
 ANSWER_SECONDS = 160.0
 """A request that takes longer hangs: questions end after 120 s, and a silent worker is replaced after 150 s."""
 
@@ -111,7 +113,7 @@ class ServerUnderTest:
         self.life.ended = time.monotonic()
         self.life.process.send_signal(signal.SIGINT)
         try:
-            return self.life.process.wait(END_SECONDS)
+            return self.life.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             return -signal.SIGKILL
 

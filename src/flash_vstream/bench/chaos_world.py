@@ -1,6 +1,7 @@
 """The world outside the server, for ``bench chaos``: a camera, a web server with media, and a sender of frames.
 
-It runs in a process of its own, so that what the benchmark's callers do to the processor does not make it late.
+It runs in a process of its own, so that what the benchmark's callers do to the processor does not make it late. It also
+measures how slow the machine is, since frames come late where other programs have the processor.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from websockets.exceptions import WebSocketException
 from websockets.sync.client import connect
@@ -23,6 +24,15 @@ PUSH_FPS = 2.0
 RETRY_SECONDS = 0.2
 START_SECONDS = 60.0
 _DRIP_SECONDS = 0.1
+_PROBE_SECONDS = 0.02
+_PROBE_PAUSE_SECONDS = 1.0
+
+
+class Slowness(NamedTuple):
+    """At a moment (monotonic seconds), how many times longer work took than the processor time that it needed."""
+
+    at: float
+    factor: float
 
 
 class World:
@@ -40,6 +50,12 @@ class World:
         self._pipe = pipe
         self.camera = f"http://127.0.0.1:{self.camera_port}/camera"
         self.media = f"http://127.0.0.1:{media_port}"
+
+    def slowness(self) -> list[Slowness]:
+        """What was measured so far, oldest first."""
+        self._pipe.send(None)
+        measured: list[Slowness] = self._pipe.recv() if self._pipe.poll(START_SECONDS) else []
+        return measured
 
     def close(self) -> None:
         """End the world."""
@@ -113,8 +129,22 @@ def _run(folder: str, server_port: int, pushed: str, pipe: Connection) -> None:
             threading.Thread(target=server.serve_forever, daemon=True).start()
         pipe.send((camera.server_port, web.server_port))
         threading.Thread(target=_push, args=(server_port, pushed), daemon=True).start()
+        measured: list[Slowness] = []
+        threading.Thread(target=_measure, args=(measured,), daemon=True).start()
         with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
-            pipe.recv()  # until the parent ends
+            while True:  # until the parent ends
+                pipe.recv()
+                pipe.send(list(measured))
+
+
+def _measure(measured: list[Slowness]) -> None:
+    """Do a little work every second, and note how long it took."""
+    while True:
+        started, used = time.monotonic(), time.thread_time()
+        while time.thread_time() - used < _PROBE_SECONDS:
+            pass
+        measured.append(Slowness(started, (time.monotonic() - started) / _PROBE_SECONDS))
+        time.sleep(_PROBE_PAUSE_SECONDS)
 
 
 def _push(port: int, name: str) -> None:

@@ -13,9 +13,10 @@ from flash_vstream.memory import PARTS, MemorySnapshot, StarConfig
 from flash_vstream.models.interface import Memory, StreamModel
 
 TIMES = "times"
+REMOVABLE = (*PARTS, "longterm")
 MEMORY_METHODS = (
-    "star, star-PART (without abstract, temporal, retrieved, spatial or the times in the prompt), recent:N, uniform:N,"
-    " all, blind"
+    "star, star-PART (without abstract, temporal, retrieved, spatial, longterm or the times in the prompt), recent:N,"
+    " uniform:N, all, blind"
 )
 
 
@@ -39,7 +40,7 @@ class MemoryMethod:
         self._without = name.removeprefix("star-") if name.startswith("star-") else None
         self._count = int(argument) if argument.isdigit() else 0
         counted = self._kind in ("recent", "uniform") and self._count > 0
-        if not (name in ("star", "blind", "all") or counted or self._without in (*PARTS, TIMES)):
+        if not (name in ("star", "blind", "all") or counted or self._without in (*REMOVABLE, TIMES)):
             raise UserError(f"no memory is called {name!r}; choose from {MEMORY_METHODS}")
         self.frames = 0
         self._kept: list[tuple[float, Tensor]] = []
@@ -76,7 +77,7 @@ class MemoryMethod:
             return None
         if self._kind == "star" or self._without:
             whole = self._memory.read()
-            return without(whole, self._without) if self._without in PARTS else whole
+            return without(whole, self._without) if self._without in REMOVABLE else whole
         if not self._kept:
             raise ValueError("no frame has been seen")
         kept = self._kept

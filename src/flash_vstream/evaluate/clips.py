@@ -97,7 +97,8 @@ def join_clips(clips: Mapping[str, Annotation], frames: Mapping[str, int], rng: 
     for key in sorted(clips):
         by_action.setdefault(str(clips[key].action), []).append(key)
     chosen = rng.sample(sorted(by_action), rng.randint(*SCENES))
-    scenes, shots = [], []
+    scenes: list[Scene] = []
+    shots: list[Shot] = []
     for key in (rng.choice(by_action[action]) for action in chosen):
         start = len(shots)
         whole = int(frames[key] - frames[key] % FPS) or frames[key]  # every clip begins at a whole second

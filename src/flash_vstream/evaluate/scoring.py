@@ -32,12 +32,12 @@ def is_right(row: Mapping[str, Any]) -> bool:
     - ``yes/no``: the reply contains "Yes" or "No" as the answer has it, or is its first letter (SSR, CRR)
     - ``proactive``: the answer is contained in the reply, which came within ``IN_TIME`` (StreamingBench)
     """
-    reply, answer = row["prediction"] or "", row["answer"]
+    reply, answer = str(row["prediction"] or ""), str(row["answer"])
     if row["scoring"] == "count":
         return "".join(re.findall(r"\d+", reply)) == answer
     if row["scoring"] == "yes/no":
         return answer in reply or reply == answer[0]
     if row["scoring"] == "proactive":
         answered = row["answered_at"]
-        return answered is not None and abs(answered - row["end"]) <= IN_TIME and answer in reply
+        return answered is not None and abs(float(answered) - row["end"]) <= IN_TIME and answer in reply
     raise ValueError(f"no rule is called {row['scoring']!r}")

@@ -94,7 +94,7 @@ class WatchedStream:
         self.order = order
         self.memory = memory
         self.failure = failure
-        self.pictures = Pictures(max_slots(memory))
+        self.pictures = Pictures.of(memory)
         self.slots = empty_slots(memory)
         self.shared = SharedTensors(order.shared_path)
         self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": [], "position": None}
@@ -178,7 +178,7 @@ class WatchedStream:
         snapshot = self.memory.read()
         self.slots = slot_table(snapshot, max_slots(self.memory))
         wanted = {time for _, slots in snapshot.parts() for time in slots.exemplar.tolist()}
-        self.pictures.see(frame, wanted)
+        self.pictures.see(frame, wanted, snapshot.longterm.exemplar.tolist())
         self.notes |= {"came": self.reader.status.came, "skipped": self.reader.status.skipped}
         self.notes |= {"kept": self.notes["kept"] + 1, "position": self.reader.position}
         self.notes |= {"time": frame.time, "clock": time.time(), "monotonic": time.monotonic()}
@@ -392,4 +392,4 @@ def run_frame_worker(model: str | ModelChoice, orders: Connection) -> None:
 
 def state_layout(memory: Memory) -> Layout:
     """The layout of a stream's shared state, for a memory like ``memory``."""
-    return layout_of(stream_state(memory, empty_slots(memory), Pictures(max_slots(memory))))
+    return layout_of(stream_state(memory, empty_slots(memory), Pictures.of(memory)))

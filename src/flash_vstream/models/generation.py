@@ -170,7 +170,10 @@ class AnswerGenerator:
 
     def _lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
         """A prompt up to its question."""
-        cue = self.hinter.cue(snapshot) if self.hinter is not None and snapshot is not None and time_stamps else ""
+        cue = ""
+        if self.hinter is not None and snapshot is not None and time_stamps:
+            cue = self.hinter.cue(snapshot)
+            self.hinter.grounder.look(snapshot)
         return self.processor.lay_out(snapshot, time_stamps, cue)
 
     def prompt(self, snapshot: MemorySnapshot | None, question: str) -> tuple[list[int], Tensor | None]:

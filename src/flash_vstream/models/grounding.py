@@ -23,12 +23,13 @@ from torch.nn import functional
 
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.prompts import stamp
+from flash_vstream.models.remembered import Remembered
 from flash_vstream.models.sight import Presence, Sight
 
 LONGEST = 96
 """Questions and events are truncated to this many tokens."""
-FEW_SLOTS = 16
-"""The number of slots up to which one threshold serves."""
+FEW_SLOTS = 64
+"""The number of slots up to which one threshold serves: some sixteen scenes, of a few frames each."""
 PRESENCE = "Is it true that you saw {thing}{note}?"
 
 
@@ -180,7 +181,7 @@ class Member(nn.Module):
 class Grounding(nn.Module):
     """An ensemble of independently trained members, whose outputs are averaged.
 
-    An event counts as seen above the similarity ``threshold + slope · ln(n / 16)`` to the best of n > 16 slots; both
+    An event counts as seen above the similarity ``threshold + slope · ln(n / 64)`` to the best of n > 64 slots; both
     are measured after training. Among more slots, one is more alike by chance.
     """
 
@@ -206,10 +207,18 @@ class Grounding(nn.Module):
 
         ``parts`` are the slots' features ``[n', P², channels]``, one tensor for each grid size.
         """
+        return self.compare_sights(embeddings, there, [self.sights(part) for part in parts])
+
+    def sights(self, features: Tensor) -> list[Tensor]:
+        """What each member sees in slots ``[n, P², channels]``, as unit vectors ``[n, P², width]``."""
+        return [member.sights(features) for member in self.each()]
+
+    def compare_sights(self, embeddings: Tensor, there: Tensor, parts: Sequence[Sequence[Tensor]]) -> Tensor:
+        """``compare`` for slots given by their ``sights``."""
         scores = []
-        for member in self.each():
+        for number, member in enumerate(self.each()):
             events = member.events(embeddings, there)
-            scores.append(torch.cat([member.compare(events, member.sights(part)) for part in parts], dim=1))
+            scores.append(torch.cat([member.compare(events, part[number]) for part in parts], dim=1))
         return torch.stack(scores).mean(0)
 
     def each(self) -> list[Member]:
@@ -268,6 +277,9 @@ class Grounder:
         self.grounding = grounding
         self.words = words
         self.sight = sight
+        # A stream's long-term memory is looked through at every question, and changes by a frame at a time.
+        self._sights = Remembered(grounding.sights)
+        self._things = Remembered(lambda features: [self._shown(features)])
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> "Grounder | None":
@@ -311,12 +323,24 @@ class Grounder:
         marked = (self.grounding.marks(embeddings, there) > 0).tolist()
         return [_runs(text, *row) for text, *row in zip(questions, marked, offsets, strict=True)]
 
-    def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float], int]:
-        """What each slot shows ``[n, V]``, the slots' times, and how many of the slots, the last ones, are of now."""
+    @torch.inference_mode()
+    def look(self, snapshot: MemorySnapshot) -> None:
+        """Look at the frames of a memory, so that the first question need not wait for it."""
+        self.grounding.eval()
+        for slots in looked_at(snapshot):
+            self._sights(slots.features)
+            if self.sight is not None:
+                self._things(slots.features)
+
+    def _shown(self, features: Tensor) -> Tensor:
         assert self.sight is not None
         self.sight.eval()
+        return self.sight(features).things  # type: ignore[no-any-return]
+
+    def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float], int]:
+        """What each slot shows ``[n, V]``, the slots' times, and how many of the slots, the last ones, are of now."""
         known = looked_at(snapshot)
-        things = torch.cat([self.sight(slots.features).things for slots in known])
+        things = torch.cat([self._things(slots.features)[0] for slots in known])
         times = [time for slots in known for time in slots.start.tolist()]
         return things, times, len(snapshot.spatial)
 
@@ -334,7 +358,7 @@ class Grounder:
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""
         embeddings, there, _ = self.words.embed([" " + text for text in named])
-        scores = self.grounding.compare(embeddings, there, [slots.features for slots in parts])
+        scores = self.grounding.compare_sights(embeddings, there, [self._sights(slots.features) for slots in parts])
         times = [time for slots in parts for time in slots.start.tolist()]
         return scores - self.grounding.needed(len(set(times))), times
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from flash_vstream.errors import UserError
 from flash_vstream.files import atomic_folder, write_text_atomically
@@ -54,7 +54,8 @@ def join(language_model: str, vision_tower: str, output: Path, template: str = "
     model.vision_tower.load_state_dict(tower.state_dict())
     model.language_model.load_state_dict(text.state_dict())
     model.generation_config = text.generation_config
-    joined: Any = model.to(text.dtype)
+    joined: Any = model
+    joined.to(text.dtype)
     with atomic_folder(output) as scratch:
         joined.save_pretrained(scratch)
         frames = FrameProcessor(size, mean, std)
@@ -92,16 +93,22 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _load_tower(folder: Path) -> PreTrainedModel:
+    """The vision tower in a folder, which may hold a whole image-text model, such as CLIP."""
     try:
-        whole_clip = AutoConfig.from_pretrained(folder, local_files_only=True).model_type == "clip"
-        kind: Any = CLIPVisionModel if whole_clip else AutoModel
-        tower: Any = kind.from_pretrained(folder, dtype="auto", local_files_only=True)
+        config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        vision = getattr(config, "vision_config", config)
+        loaded: Any = AutoModel.from_pretrained(
+            folder, config=vision, dtype="auto", local_files_only=True, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{folder} holds no vision tower: {str(error).splitlines()[0]}") from None
-    tower = getattr(tower, "vision_model", tower) if "vision" not in tower.config.model_type else tower
+    tower, report = loaded
     assert isinstance(tower, PreTrainedModel)
-    if not hasattr(tower.config, "hidden_size"):
-        raise UserError(f"{folder} holds no vision tower: its config has no hidden_size")
+    if report["missing_keys"] or not hasattr(tower.config, "hidden_size"):
+        reason = (
+            f"it lacks {min(report['missing_keys'])}" if report["missing_keys"] else "its config has no hidden_size"
+        )
+        raise UserError(f"{folder} holds no vision tower: {reason}")
     return tower
 
 

@@ -1,7 +1,7 @@
 """Training samples in LLaVA's JSON format: checked before the first step, and read one at a time."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,22 @@ class LlavaSamples(Dataset[Sample]):
     A sample's stream comes from ``"features": "file.safetensors:key"`` (``[T, P², D]``, with times
     from ``file.safetensors:key.times`` if present, otherwise one frame per second), from ``"image"``
     or from ``"video"``. Images and videos go through ``encode``, which maps a path to features and
-    times; a video may also be a ``.safetensors`` file of stored features. An entry with none of these is
-    plain chat. Paths are relative to ``folder``. A sample whose medium cannot be read has a ``problem``.
+    times; where there is no such file, its features may be stored beside it under the same name with
+    ``.safetensors``. An entry with none of these is plain chat. Paths are relative to ``folder``, or to its
+    subfolders ``images`` and ``videos``. A sample whose medium cannot be read has a ``problem``.
     """
 
     def __init__(
-        self, path: Path, folder: Path, encode: Callable[[Path], tuple[Tensor, Tensor]], independent: bool = False
+        self,
+        path: Path,
+        folder: Path,
+        encode: Callable[[Path], tuple[Tensor, Tensor]],
+        independent: bool = False,
+        images: str = ".",
+        videos: str = ".",
     ):
-        self.entries = checked_entries(path, folder)
-        self.folder = folder
+        self.folders = {"features": folder, "image": folder / images, "video": folder / videos}
+        self.entries = checked_entries(path, self.folders)
         self.encode = encode
         self.independent = independent
 
@@ -48,12 +55,19 @@ class LlavaSamples(Dataset[Sample]):
 
     def _stream(self, entry: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
         if "features" in entry:
-            name, _, key = entry["features"].partition(":")
-            return _stored(self.folder / name, key)
+            return _stored(_file(entry, "features", self.folders), entry["features"].partition(":")[2])
         for kind in ("image", "video"):
             if kind in entry:
-                return self.encode(self.folder / entry[kind])
+                return self.encode(_file(entry, kind, self.folders))
         return None, torch.zeros(0, dtype=torch.float64)
+
+
+def _file(entry: dict[str, Any], kind: str, folders: Mapping[str, Path]) -> Path:
+    """The file of an entry's medium or, if only that is there, of the features stored for it."""
+    name = str(entry[kind])
+    path = folders[kind] / (name.partition(":")[0] if kind == "features" else name)
+    stored = path.with_suffix(".safetensors")
+    return stored if stored.exists() and not path.exists() else path
 
 
 def _stored(path: Path, key: str) -> tuple[Tensor, Tensor]:
@@ -73,7 +87,7 @@ def _stored(path: Path, key: str) -> tuple[Tensor, Tensor]:
 SHOWN_PROBLEMS = 10
 
 
-def checked_entries(path: Path, folder: Path) -> list[dict[str, Any]]:
+def checked_entries(path: Path, folders: Mapping[str, Path]) -> list[dict[str, Any]]:
     """Load and validate the entries of a LLaVA-format file.
 
     Raises a single ``UserError`` that counts and lists all problems: malformed entries, turns without
@@ -87,7 +101,7 @@ def checked_entries(path: Path, folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path} is not a JSON file of training data ({error})") from None
     if not isinstance(entries, list) or not entries:
         raise UserError(f"{path} must be a list of entries with conversations, not empty")
-    problems = [problem for i, entry in enumerate(entries) if (problem := _problem(entry, i, folder))]
+    problems = [problem for i, entry in enumerate(entries) if (problem := _problem(entry, i, folders))]
     if problems:
         shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
         more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
@@ -95,7 +109,7 @@ def checked_entries(path: Path, folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def _problem(entry: Any, index: int, folder: Path) -> str | None:
+def _problem(entry: Any, index: int, folders: Mapping[str, Path]) -> str | None:
     """The reason why an entry cannot be used for training, or None."""
     if not isinstance(entry, dict):
         return f"entry {index} is no object"
@@ -115,7 +129,7 @@ def _problem(entry: Any, index: int, folder: Path) -> str | None:
         if kind in entry and not isinstance(medium, str):
             return f"{name}: {kind} must be one path"
         if isinstance(medium, str):
-            file = folder / (medium.partition(":")[0] if kind == "features" else medium)
+            file = _file(entry, kind, folders)
             if not file.exists():
                 return f"{name}: no file {file}"
             if file.is_file() and file.stat().st_size == 0:

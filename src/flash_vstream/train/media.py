@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -15,7 +16,7 @@ from flash_vstream.models.hub import load_processor
 from flash_vstream.models.precision import best_dtype
 from flash_vstream.pipeline import FlashVStream
 
-_NO_LANGUAGE = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+_NO_LANGUAGE: dict[str, Any] = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
 
 
 def media_encoder(model_folder: Path) -> Callable[[Path], tuple[Tensor, Tensor]]:

@@ -36,7 +36,7 @@ def build_dataset(
     - ``pictures``: descriptions and short ``questions`` about the scene that an annotated picture set shows last
       (``split``, ``styles``)
     - ``chat``: plain chat (``questions`` per sample)
-    - ``llava``: LLaVA-format JSON (``file``, ``independent``)
+    - ``llava``: LLaVA-format JSON (``file``, ``independent``; ``images`` and ``videos``, the folders of its media)
 
     ``share`` (default 1) is the source's relative share of the batches.
     """

@@ -128,7 +128,7 @@ def _add_turn(packed: Packed, question: list[int], answers: Sequence[list[int]],
     # Every answer segment starts with the question's last token, which predicts the first answer token. Behind a
     # memory without a question (a caption), the memory's last token predicts it, for the one answer that follows it.
     segment = packed.add(question[:-1], parent) if question else parent
-    ends = []
+    ends: list[int] = []
     for ids in answers:
         follows = not question and not ends and len(packed.parents) == segment + 1
         ends.append(packed.add([*question[-1:], *ids], segment, train_from=0 if follows else 1))

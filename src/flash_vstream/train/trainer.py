@@ -85,7 +85,8 @@ class StageTrainer(Trainer):
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
             options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-            return {name: value.contiguous() for name, value in get_model_state_dict(model, options=options).items()}
+            whole: dict[str, Any] = get_model_state_dict(model, options=options)
+            return {name: value.contiguous() for name, value in whole.items()}
         trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         return {name: value.contiguous() for name, value in model.state_dict().items() if name in trained}
 
@@ -98,6 +99,7 @@ class StageTrainer(Trainer):
         plugin = self.accelerator.state.fsdp_plugin
         save_fsdp_optimizer(plugin, self.accelerator, self.optimizer, self.model, output_dir)
         if self.args.should_save:
+            assert self.lr_scheduler is not None
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -105,7 +107,7 @@ class StageTrainer(Trainer):
         if not path.exists():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        state = load_file(path)
+        state: dict[str, Any] = load_file(path)
         unwrapped = self.accelerator.unwrap_model(model or self.model)
         if self._is_sharded:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict

@@ -31,7 +31,10 @@ def tuned(model: FlashVStreamForConditionalGeneration, tune: Tune, adapter: Path
 
     if adapter is not None:
         _check_adapter(adapter, tune.lora, whole)
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        network = PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
+        # Saving looks there for the base's vocabulary; a model's name would be asked of the hub.
+        network.peft_config[network.active_adapter].base_model_name_or_path = model.name_or_path
+        return network
     lora = LoraConfig(
         r=tune.lora.rank,
         lora_alpha=tune.lora.alpha,

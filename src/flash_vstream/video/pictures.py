@@ -63,7 +63,7 @@ def centre_and_whole(
 
     Raises ``UserError`` as ``decode_picture`` does.
     """
-    picture = decode_picture(data, None, most_pixels, formats, draft=side)
+    picture = decode_picture(data, None, most_pixels, formats, draft=max(side, WHOLE_SIDE * 9 // 16))
     return np.asarray(ImageOps.fit(picture, (side, side))), encode_whole(picture)
 
 
