@@ -40,8 +40,8 @@ CALLERS = 2
 WITNESS_FPS = 2.0
 CALM_SECONDS = 5.0
 """How long the witnesses are watched before anything is disturbed."""
-SETTLE_SECONDS = 60.0
-"""How long the server may take, when all is over, to let go of what callers had."""
+SETTLE_SECONDS = 150.0
+"""How long the server may take, when all is over, to let go of what callers had: a question may take 120 s."""
 LAST_SECONDS = 10.0
 """How long the helpers of Python's multiprocessing may outlive the server."""
 LOWER_PRIORITY = 5
