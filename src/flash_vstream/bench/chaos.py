@@ -42,7 +42,7 @@ CALM_SECONDS = 5.0
 """How long the witnesses are watched before anything is disturbed."""
 SETTLE_SECONDS = 150.0
 """How long the server may take, when all is over, to let go of what callers had: a question may take 120 s."""
-LAST_SECONDS = 10.0
+LAST_SECONDS = 60.0
 """How long the helpers of Python's multiprocessing may outlive the server."""
 LOWER_PRIORITY = 5
 PROCESSES = {"forkserver": "fork server and workers", "resource_tracker": "tracker", "spawn_main": "readers"}
