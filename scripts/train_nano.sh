@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Reproduce nano's training from start to finish: scripts/train_nano.sh PICTURES [OUTPUT] [--tiny MODEL]
 #
-# PICTURES holds captions.json, splits.json and the pictures, loose or in tar files (Flickr8k for nano).
+# PICTURES holds captions.json, splits.json, annotations.jsonl (docs/nano.md) and the pictures, loose or in tar files.
 # Everything is written to OUTPUT (default: nano-training). Rerun the same command to resume: finished
 # steps are skipped, and an interrupted step resumes from its checkpoint.
 # The result is OUTPUT/adapter, which ships as src/flash_vstream/models/nano_adapter.
@@ -20,7 +20,9 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ -n "$pictures" ] || usage
-[ -f "$pictures/captions.json" ] || { echo "train_nano: $pictures holds no captions.json" >&2; exit 2; }
+for file in captions.json annotations.jsonl; do
+    [ -f "$pictures/$file" ] || { echo "train_nano: $pictures holds no $file" >&2; exit 2; }
+done
 pictures=$(realpath "$pictures")
 configs=$(realpath "$(dirname "$0")/../configs")
 output=${output:-nano-training}
@@ -64,5 +66,9 @@ stage 2 practice nano-stage2-practice
 stage 2 order nano-stage2-order
 stage 2 validation nano-stage2-validation
 step average runs/averaged/result train average runs/order/result runs/validation/result runs/averaged/result --share 0.4
-step export adapter/card.json train export runs/averaged/result adapter
+step sight runs/sight/sight.safetensors train sight configs/nano-sight.yaml --data prepared --output runs/sight
+step short-answers runs/short-answers/short_answers.safetensors \
+    train short-answers configs/nano-short-answers.yaml --data prepared --output runs/short-answers
+stage 2 pictures nano-stage2-pictures
+step export adapter/card.json train export runs/pictures/result adapter
 echo "train_nano: the adapter is in $PWD/adapter" >&2

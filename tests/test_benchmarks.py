@@ -21,9 +21,10 @@ from flash_vstream.evaluate.choices import parse_choice
 from flash_vstream.evaluate.constant_baselines import constant_baselines
 from flash_vstream.evaluate.items import Item, split_options
 from flash_vstream.evaluate.judges import OfflineJudge
+from flash_vstream.evaluate.loading import load_items, sharded
 from flash_vstream.evaluate.mini import CAPTIONS, KINDS, MiniJudge, build_mini
 from flash_vstream.evaluate.report import compare, judged, summary
-from flash_vstream.evaluate.runner import OPEN_TOKENS, Run, load_items, run_benchmark, sharded
+from flash_vstream.evaluate.runner import MAX_REPLY_TOKENS, Run, run_benchmark
 from flash_vstream.evaluate.statistics import bootstrap_interval, format_interval, paired_difference
 from flash_vstream.pipeline import FlashVStream
 from helpers.cli import run
@@ -184,7 +185,7 @@ def test_the_blind_memory_needs_no_media(tiny, data, tmp_path):
     assert all(row["error"] is None and row["prediction"] is not None for row in rows)
     model = FlashVStream(*tiny)
     for row in rows:
-        alone = model.ask(None, row["prompt"], max_new_tokens=OPEN_TOKENS).finish().text
+        alone = model.ask(None, row["prompt"], max_new_tokens=MAX_REPLY_TOKENS).finish().text
         assert row["prediction"] == alone
 
 

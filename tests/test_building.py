@@ -19,7 +19,7 @@ from playwright.sync_api import expect
 
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.generation import KINDS, filter_by_rules, read_questions, segments
-from flash_vstream.evaluate.runner import load_items
+from flash_vstream.evaluate.loading import load_items
 from flash_vstream.video import Frame
 from helpers.cli import run
 from helpers.server import serving

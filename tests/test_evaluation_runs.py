@@ -9,8 +9,9 @@ import torch
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.judges import OfflineJudge
+from flash_vstream.evaluate.loading import load_items
 from flash_vstream.evaluate.report import headline, judged, summary
-from flash_vstream.evaluate.runner import TOO_SHORT, Run, load_items, run_benchmark, weights_hash
+from flash_vstream.evaluate.runner import TOO_SHORT, Run, run_benchmark, weights_hash
 from flash_vstream.pipeline import FlashVStream
 from helpers.cli import run
 from helpers.videos import write_video

@@ -13,7 +13,9 @@ from flash_vstream.cli.main import app
 from flash_vstream.errors import UserError
 from flash_vstream.memory import StarMemory
 from flash_vstream.models import FlashVStreamForConditionalGeneration
-from flash_vstream.models.grounding import GROUNDING, Grounder, Mention, annotate, load_grounding
+from flash_vstream.models.grounding import Mention, annotate
+from flash_vstream.models.hints import Hinter
+from flash_vstream.models.small_networks import load_networks, weights_file
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.questions import Turn
@@ -24,6 +26,8 @@ from flash_vstream.train.grounding import GroundingConfig, train_grounding
 from flash_vstream.train.stage import run_stage
 
 COLOURS = ("red", "blue", "green", "white")
+
+GROUNDING = weights_file("grounding")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,7 @@ def trained(grounded_folder, pictures, tmp_path_factory):
 def pipeline(grounded_folder, trained):
     """A pipeline that uses the trained grounding."""
     pipeline = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.float32)
-    load_grounding(pipeline.model, trained[0] / GROUNDING)
+    load_networks(pipeline.model, trained[0])
     return pipeline
 
 
@@ -91,7 +95,7 @@ def test_what_was_trained_is_found(trained, pipeline, pictures):
     assert trained[1]["occurrence"] > 0.9
     snapshot = colour_memory(pipeline, pictures, [(3, "red"), (8, "blue"), (15, "green")])
     question = "Did you see it is blue before you saw all red?"
-    mentions, absent = pipeline.generator.grounder.mentions([question, "Did you see all white?"], snapshot)
+    mentions, absent = pipeline.generator.hinter.grounder.mentions([question, "Did you see all white?"], snapshot)
     assert [(mention.text, mention.time) for mention in mentions] == [("it is blue", 8.0), ("all red", 3.0)]
     assert [question[mention.begin : mention.end] for mention in mentions] == ["it is blue", "all red"]
     assert [(mention.text, mention.seen) for mention in absent] == [("all white", False)]
@@ -102,7 +106,7 @@ def test_members_differ_and_their_mean_counts(pipeline):
     grounding = pipeline.model.grounding
     first, second = grounding.each()
     assert not torch.equal(first.sight[2].weight, second.sight[2].weight)
-    embeddings, there, _ = pipeline.generator.grounder.words.embed(["all red", "it is blue"])
+    embeddings, there, _ = pipeline.generator.hinter.grounder.words.embed(["all red", "it is blue"])
     features = torch.randn(3, 4, 32)
     each = [member.compare(member.events(embeddings, there), member.sights(features)) for member in (first, second)]
     torch.testing.assert_close(grounding.compare(embeddings, there, [features]), (each[0] + each[1]) / 2)
@@ -114,7 +118,7 @@ def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
     pipeline = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in pipeline.model.grounding.parameters()} == {torch.float32}
     assert {parameter.dtype for parameter in pipeline.model.language_model.parameters()} == {torch.bfloat16}
-    load_grounding(pipeline.model, trained[0] / GROUNDING)
+    load_networks(pipeline.model, trained[0])
     memory = pipeline.model.new_memory(torch.float32)
     loaded = PictureSet.load(pictures, "train")
     for time, name in ((3, "red"), (8, "blue"), (15, "green")):
@@ -128,7 +132,7 @@ def test_a_stage_in_bfloat16_leaves_grounding_as_it_was(grounded_folder, trained
     config = StageConfig(
         stage=2,
         model="given",
-        grounding=str(trained[0] / GROUNDING),
+        networks=(str(trained[0]),),
         data=({"kind": "captions", "share": 1.0, "split": "train", "past_answers": 1, "styles": [style]},),
         tune=Tune(lora=Lora(rank=4, alpha=8)),
         steps=1,
@@ -145,7 +149,7 @@ def test_a_stage_in_bfloat16_leaves_grounding_as_it_was(grounded_folder, trained
 def test_questions_without_events_stay_as_they_are(pipeline, pictures):
     snapshot = colour_memory(pipeline, pictures, [(3, "red")])
     questions = ["What is happening now?", "What happened at 12s?"]
-    assert pipeline.generator.grounder.mentions(questions, snapshot) == [[], []]
+    assert pipeline.generator.hinter.grounder.mentions(questions, snapshot) == [[], []]
 
 
 def test_an_answer_is_asked_with_notes_and_tells_them(pipeline, pictures):
@@ -179,10 +183,10 @@ def test_an_answer_in_a_batch_ends_where_it_ends_alone(pipeline, pictures):
     word = longest[0].split()[3]
     vocabulary = range(pipeline.model.config.text_config.vocab_size)
     stop = next(i for i in vocabulary if pipeline.processor.decode([i]) == word)
-    pipeline.generator._stops.add(stop)
+    pipeline.generator._stops |= {stop}
     alone = [pipeline.ask(snapshot, question, max_new_tokens=12).finish().text for question in questions]
     together = pipeline.generator.ask_many(pipeline.generator.read(snapshot), questions, max_new_tokens=12)
-    pipeline.generator._stops.remove(stop)
+    pipeline.generator._stops -= {stop}
     assert together == alone != longest
 
 
@@ -190,8 +194,8 @@ def test_training_reads_questions_as_answering_does(pipeline, pictures):
     loaded = PictureSet.load(pictures, "train")
     features = torch.cat([loaded.features(f"{name}.png")[:1] for name in ("red", "blue")]).float()
     sample = Sample(features, torch.tensor([3.0, 8.0]).double(), (Turn("Did you see all blue?", ("Yes.",)),))
-    grounder = Grounder.from_model(pipeline.model, pipeline.processor.tokenizer)
-    batch = Collator(pipeline.processor, pipeline.model.config.star, grounder)([sample])
+    hinter = Hinter.from_model(pipeline.model, pipeline.processor.tokenizer)
+    batch = Collator(pipeline.processor, pipeline.model.config.star, hinter)([sample])
     tokens = [token for token in batch["input_ids"][0].tolist() if token > 0]
     shown = "".join(pipeline.processor.tokenizer.decode([token]) for token in tokens)
     assert "Did you see all blue (8s)?" in shown
@@ -227,9 +231,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(
 def test_a_grounding_that_does_not_fit_is_named(pipeline, tiny, tmp_path):
     (tmp_path / GROUNDING).write_bytes(b"nothing")
     with pytest.raises(UserError, match=re.escape(str(tmp_path / GROUNDING))):
-        load_grounding(pipeline.model, tmp_path / GROUNDING)
+        load_networks(pipeline.model, tmp_path)
     with pytest.raises(UserError, match="has no grounding"):
-        load_grounding(tiny[0], tmp_path / GROUNDING)
+        load_networks(tiny[0], tmp_path)
 
 
 @pytest.mark.parametrize(("text", "message"), [("steps: 3", "model"), ("a: [", "YAML"), (None, "No such file")])
@@ -243,7 +247,7 @@ def test_bad_configs_are_one_clear_error(tmp_path, text, message):
 
 
 def test_parts_of_captions_are_true_of_other_pictures_too(pictures, pipeline):
-    data = training.LoadedPictures(PictureSet.load(pictures, "train"), pipeline.generator.grounder.words)
+    data = training.LoadedPictures(PictureSet.load(pictures, "train"), pipeline.generator.hinter.grounder.words)
     assert set(data.batch(4, training.random.Random(0))) == {0, 1, 2, 3}
     part = training.part_of("a man in a red shirt rides a bicycle down a hill", training.random.Random(1))
     assert 2 <= len(part.split()) <= 7

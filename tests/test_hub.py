@@ -53,7 +53,7 @@ BROKEN = {
     "a config that is a list": (lambda folder: (folder / "config.json").write_text("[]"), "model_type"),
     "a config without a type": (lambda folder: (folder / "config.json").write_text("{}"), "model_type"),
     "no config": (lambda folder: (folder / "config.json").unlink(), "not a model folder"),
-    "another model's config": (change_config(model_type="bert"), "not a Flash-VStream"),
+    "another model's config": (change_config(model_type="bert"), "those that can be used"),
     "a type that nobody knows": (change_config(model_type="no-such-type"), "no-such-type"),
     "a memory field that nobody knows": (change_config(memory_config={"width": 3}), "width"),
     "a part that is no config": (change_config(text_config=3), "broken"),

@@ -24,7 +24,7 @@ from flash_vstream.live import supervisor
 from flash_vstream.live.frame_worker import state_layout
 from flash_vstream.live.question_worker import Ask, QuestionWorker
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import Pictures, empty_slots, max_slots, stream_state
+from flash_vstream.live.stream_state import Pictures, empty_slots, stream_state
 from flash_vstream.live.streams import LiveStreams
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
@@ -427,7 +427,7 @@ def test_watch_can_be_ended_while_it_imports(tiny_folder, tmp_path):
 def test_one_frame_that_came_just_before_a_question_may_be_missing(tmp_path, tiny):
     model = FlashVStream(*tiny)
     memory = model.new_stream().memory
-    pictures, path = Pictures(max_slots(memory)), str(tmp_path / "state")
+    pictures, path = Pictures.of(memory), str(tmp_path / "state")
     shared = SharedTensors.create(path, state_layout(memory))
     channels = model.model.config.vision_config.hidden_size
 

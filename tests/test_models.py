@@ -236,7 +236,7 @@ def test_unknown_models_are_one_clear_error(tmp_path):
     with pytest.raises(UserError, match=r"config\.json"):
         hub.load(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="not a Flash-VStream"):
+    with pytest.raises(UserError, match="those that can be used"):
         hub.load(str(tmp_path))
 
 

@@ -12,8 +12,7 @@ import pytest
 from flash_vstream import FlashVStream
 from flash_vstream.files import file_sha256
 from flash_vstream.models import catalog, nano
-from flash_vstream.models.grounding import GROUNDING
-from flash_vstream.models.sight import SIGHT
+from flash_vstream.models.small_networks import files_in
 from flash_vstream.sample_clips import CLIPS
 from flash_vstream.train.export import WEIGHTS
 from flash_vstream.wheels import cached_path
@@ -38,7 +37,8 @@ def clip(tmp_path, monkeypatch) -> Path:
 
 def test_the_adapter_is_the_one_on_its_card():
     card = catalog.adapter_card()
-    files = [catalog.NANO_ADAPTER / name for name in (WEIGHTS, GROUNDING, SIGHT)]
+    networks = [name for name in files_in(catalog.NANO_ADAPTER) if name.endswith(".safetensors")]
+    files = [catalog.NANO_ADAPTER / name for name in (WEIGHTS, *networks)]
     assert {file.name: file_sha256(file) for file in files} == card["sha256"]
     assert sum(file.stat().st_size for file in files) == card["bytes"] <= 48_000_000
 

@@ -14,7 +14,7 @@ from flash_vstream.live.frame_worker import state_layout
 from flash_vstream.live.question_client import HUNG, QuestionClient
 from flash_vstream.live.question_worker import Ask, Cancel, QuestionWorker
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import Pictures, empty_slots, max_slots, stream_state
+from flash_vstream.live.stream_state import Pictures, empty_slots, stream_state
 from flash_vstream.pipeline import FlashVStream
 from helpers.waiting import until
 
@@ -33,7 +33,7 @@ class Worker:
         shared = SharedTensors.create(str(path), state_layout(memory))
         config = self.pipeline.model.config
         memory.write(torch.randn(1, config.pooled_size**2, config.vision_config.hidden_size), [0.0])
-        state = stream_state(memory, empty_slots(memory), Pictures(max_slots(memory)))
+        state = stream_state(memory, empty_slots(memory), Pictures.of(memory))
         shared.publish(state, {"monotonic": time.monotonic() - 9})
         return shared
 

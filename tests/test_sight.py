@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from flash_vstream.evaluate.pictures import (
 )
 from flash_vstream.memory import StarConfig, StarMemory
 from flash_vstream.models.grounding import Grounder, annotate
-from flash_vstream.models.sight import SIGHT, Sight, load_sight, read_sight_config
+from flash_vstream.models.sight import Sight
+from flash_vstream.models.small_networks import add_configs, load_networks
 from flash_vstream.synthetic.annotations import (
     MANY_PEOPLE,
     Annotation,
@@ -154,27 +156,25 @@ def prepared(tmp_path_factory):
 
 
 def test_sight_is_trained_resumed_and_loaded(prepared, tmp_path):
-    config = SightConfig(steps=60, batch_size=16, learning_rate=3e-3, hidden=16, least=5)
-    result = train_sight(config, [prepared], tmp_path)
+    settings = SightConfig(steps=60, batch_size=16, learning_rate=3e-3, hidden=16, least=5)
+    result = train_sight(settings, [prepared], tmp_path)
     assert result["presence"] == 1
     assert result["person"] == 1
-    assert train_sight(config, [prepared], tmp_path) == result  # nothing is left to do
-    sight = Sight(24, **read_sight_config(tmp_path))
+    assert train_sight(settings, [prepared], tmp_path) == result  # nothing is left to do
+    config = SimpleNamespace()
+    add_configs(config, tmp_path)
+    sight = Sight(24, **config.sight_config)
     assert {"dog", "ball", "person"} <= set(sight.names)
     assert sight.find("some dogs") == sight.names.index("dog")
 
-    class Model:
-        pass
-
-    model = Model()
-    model.sight = sight
-    load_sight(model, tmp_path / SIGHT)
+    model = SimpleNamespace(sight=sight)
+    load_networks(model, tmp_path)
     assert float(sight.threshold[1]) >= 0
     model.sight = Sight(8, THINGS, {}, hidden=4)
     with pytest.raises(UserError, match="does not fit"):
-        load_sight(model, tmp_path / SIGHT)
+        load_networks(model, tmp_path)
     with pytest.raises(UserError, match="no annotated pictures"):
-        train_sight(config, [tmp_path], tmp_path)
+        train_sight(settings, [tmp_path], tmp_path)
 
 
 def test_bad_annotations_are_named_by_line(tmp_path):

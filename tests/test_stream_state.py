@@ -46,7 +46,7 @@ def noise(seed: int) -> np.ndarray:
 
 def test_thumbnails_are_those_of_the_slots_in_constant_space():
     memory = small_memory()
-    pictures = Pictures(max_slots(memory))
+    pictures = Pictures.of(memory)
     size = sum(value.nbytes for value in pictures.state_dict().values())
     generator = torch.Generator().manual_seed(0)
     for i in range(60):
@@ -75,7 +75,7 @@ def test_slots_are_shared_as_they_are():
 
 def test_what_was_saved_is_what_was_published(tmp_path):
     memory = small_memory()
-    pictures = Pictures(max_slots(memory))
+    pictures = Pictures.of(memory)
     shared = SharedTensors.create(str(tmp_path / "state"), state_layout(memory))
     assert save_state(shared, tmp_path / "saved.safetensors") is False
     assert (read_memory_table(shared).slots, read_thumbnails(shared), read_picture(shared)) == ([], {}, None)
@@ -98,7 +98,7 @@ def test_what_was_saved_is_what_was_published(tmp_path):
 def test_a_memory_table_is_of_one_moment(tmp_path):
     """The table's slots, count and pictures belong together even while a frame worker publishes all the time."""
     memory = small_memory()
-    pictures = Pictures(max_slots(memory))
+    pictures = Pictures.of(memory)
 
     class Busy(SharedTensors):
         """Publishes another frame after every read."""

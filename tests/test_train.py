@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.captioning import QUESTION, bleu4, caption_features
 from flash_vstream.models import FlashVStreamForConditionalGeneration
+from flash_vstream.models.small_networks import SMALL_NETWORKS
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.captions import PictureSet, play, sentence
 from flash_vstream.synthetic.events import Events
@@ -26,8 +27,9 @@ from flash_vstream.synthetic.questions import Turn, caption_questions
 from flash_vstream.synthetic.views import VIEWS, picture_views
 from flash_vstream.train.averaging import average_adapters
 from flash_vstream.train.config import StageConfig
-from flash_vstream.train.datasets import Collator, LlavaSamples, Mixture, Sample, StreamSamples, turns_of
+from flash_vstream.train.datasets import Collator, Mixture, Sample, StreamSamples
 from flash_vstream.train.export import WEIGHTS, export_adapter
+from flash_vstream.train.llava import LlavaSamples, turns_of
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.packing import collate, pack
 from flash_vstream.train.prepare import prepare
@@ -387,6 +389,7 @@ RUN = """
 import sys
 from pathlib import Path
 from flash_vstream.train.config import StageConfig
+from flash_vstream.train.llava import LlavaSamples, turns_of
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.stage import run_stage
 config, model, data, output = map(Path, sys.argv[1:])
@@ -423,6 +426,9 @@ def toy(tiny, tmp_path) -> tuple[Path, Path]:
     captions = {key: [f"a dog number {i} runs", f"the dog {i} is outside"] for i, key in enumerate(keys)}
     (pictures / "captions.json").write_text(json.dumps(captions))
     (pictures / "splits.json").write_text(json.dumps({"train": keys[:24], "val": keys[24:]}))
+    (pictures / "annotations.jsonl").write_text(
+        "".join(json.dumps(annotation(i, key)) + "\n" for i, key in enumerate(keys))
+    )
     model, processor = tiny
     settings = {"grounding_config": {"width": 16, "members": 2}, "time_stamps": True}
     lengths = {"temporal_length": 4, "abstract_length": 2, "retrieved_length": 1}
@@ -434,6 +440,20 @@ def toy(tiny, tmp_path) -> tuple[Path, Path]:
     made.save_pretrained(folder)
     processor.save_pretrained(folder)
     return pictures, folder
+
+
+def annotation(number: int, key: str) -> dict[str, object]:
+    """Every other picture shows somebody with a ball."""
+    somebody = number % 2
+    return {
+        "image": key,
+        "caption": f"a dog number {number} runs",
+        "short": "a dog outside",
+        "place": "park",
+        "people": somebody,
+        "objects": ["brown dog", "2 green trees", *["red ball"] * somebody],
+        "qa": [["What animal is this?", "A dog."], ["What color is the dog?", "Brown."]],
+    }
 
 
 def run_script(pictures: Path, output: Path, *options: str | Path) -> subprocess.CompletedProcess:
@@ -452,10 +472,11 @@ def test_every_step_runs_and_finished_ones_are_not_repeated(toy, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     weights = load_file(output / "adapter" / "adapter_model.safetensors")
     assert any("lora_B" in name and value.any() for name, value in weights.items())
-    assert (output / "adapter" / "grounding.safetensors").exists()
+    for network in SMALL_NETWORKS:
+        assert (output / "adapter" / f"{network}.safetensors").exists()
     again = run_script(pictures, output, "--tiny", model)
     assert again.returncode == 0
-    assert again.stderr.count("is finished") == 10
+    assert again.stderr.count("is finished") == 13
 
 
 @pytest.mark.parametrize("arguments", [["/none"], ["--tiny"], ["--what", "x"]])

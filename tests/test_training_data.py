@@ -3,9 +3,16 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from flash_vstream.errors import UserError
-from flash_vstream.train.datasets import checked_entries
+from flash_vstream.train.llava import LlavaSamples, checked_entries
+
+
+def folders_of(folder):
+    return dict.fromkeys(("features", "image", "video"), folder)
+
 
 GOOD = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a dog"}]
 
@@ -14,7 +21,7 @@ def errors_of(tmp_path, entries) -> str:
     path = tmp_path / "data.json"
     path.write_text(entries if isinstance(entries, str) else json.dumps(entries))
     with pytest.raises(UserError) as caught:
-        checked_entries(path, tmp_path)
+        checked_entries(path, folders_of(tmp_path))
     return str(caught.value)
 
 
@@ -22,7 +29,7 @@ def test_good_entries_pass(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     path = tmp_path / "data.json"
     path.write_text(json.dumps([{"conversations": GOOD}, {"image": "a.png", "conversations": GOOD}]))
-    assert len(checked_entries(path, tmp_path)) == 2
+    assert len(checked_entries(path, folders_of(tmp_path))) == 2
 
 
 @pytest.mark.parametrize(
@@ -55,3 +62,21 @@ def test_many_problems_are_counted_and_some_shown(tmp_path):
     error = errors_of(tmp_path, [{"id": i, "conversations": GOOD, "image": f"{i}.png"} for i in range(30)])
     assert "30 of 30 entries" in error
     assert "and 20 more" in error
+
+
+def test_features_stored_for_a_medium_stand_in_for_it(tmp_path):
+    """The paper's authors kept pictures' and videos' features in two folders, under the media's own names."""
+    for folder in ("image_features", "video_features"):
+        (tmp_path / folder / "a").mkdir(parents=True)
+        save_file({"feature": torch.ones(2, 64, 32)}, tmp_path / folder / "a" / "1.safetensors")
+    entries = [{"image": "a/1.jpg", "conversations": GOOD}, {"video": "a/1.mp4", "conversations": GOOD}]
+    (tmp_path / "data.json").write_text(json.dumps(entries))
+    seen = []
+
+    def encode(path):
+        seen.append(path.relative_to(tmp_path).as_posix())
+        return torch.ones(2, 64, 32), torch.arange(2)
+
+    samples = LlavaSamples(tmp_path / "data.json", tmp_path, encode, images="image_features", videos="video_features")
+    assert [len(samples[i].features) for i in range(2)] == [2, 2]
+    assert seen == ["image_features/a/1.safetensors", "video_features/a/1.safetensors"]

@@ -3,7 +3,9 @@
 ``FlashVStream`` holds a model's weights; a ``Stream`` holds the memory of one stream.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -12,12 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError, safe_open
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import MemorySnapshot
-from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor, hub
+from flash_vstream.memory import MemorySnapshot, pool_grid
+from flash_vstream.memory.frames import FrameMemory
+from flash_vstream.models import FlashVStreamProcessor, hub
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
-from flash_vstream.models.grounding import annotate
+from flash_vstream.models.interface import Memory
+from flash_vstream.models.processing import pad_rows
 from flash_vstream.video import Frame, read_frames
 from flash_vstream.video.pictures import LOCAL_FORMATS, decode_picture
 from flash_vstream.video.sources import Source, watch_source
@@ -35,7 +41,7 @@ class Stream:
 
     def __init__(self, pipeline: "FlashVStream"):
         self._pipeline = pipeline
-        self.memory = pipeline.model.new_memory(torch.float32 if pipeline.model.device.type == "cpu" else None)
+        self.memory = pipeline.new_memory()
 
     def write(self, frames: Sequence[Picture] | np.ndarray, times: Sequence[float]) -> None:
         """Write ``frames`` (RGB, ``[H, W, 3]`` uint8 or PIL pictures) seen at ``times`` (seconds, non-decreasing).
@@ -68,9 +74,11 @@ class FlashVStream:
     ...     print(text, end="", flush=True)
     """
 
-    def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
+    def __init__(self, model: Any, processor: FlashVStreamProcessor, memory: str = "star"):
+        """``model`` is any ``StreamModel``; ``memory`` as in ``ModelChoice``."""
         self.model = model
         self.processor = processor
+        self.memory = memory
 
     @cached_property
     def generator(self) -> AnswerGenerator:
@@ -79,30 +87,37 @@ class FlashVStream:
 
     @classmethod
     def from_pretrained(
-        cls, name: str = "nano", device: str | None = None, dtype: torch.dtype | None = None
+        cls, name: str | ModelChoice = "nano", device: str | None = None, dtype: torch.dtype | None = None
     ) -> "FlashVStream":
         """Load a model by name (``nano``, ``flash-vstream-7b``), model folder or hub id.
 
-        A hub id may include a revision, ``ORG/MODEL@REVISION``. ``device`` defaults to a GPU if there is
-        one, ``dtype`` to the fastest for the device. Raises ``UserError`` if there is no such model or
-        its files are damaged.
+        The model may be one of this project or a vision-language model of Transformers. A hub id may include a
+        revision, ``ORG/MODEL@REVISION``. ``device`` defaults to a GPU if there is one, ``dtype`` to the fastest for
+        the device; a ``ModelChoice`` has more to choose. Raises ``UserError`` if there is no such model or its files
+        are damaged.
         """
-        return cls(*hub.load(name, device, dtype))
+        choice = ModelChoice.of(name)
+        return cls(*hub.load(choice, device, dtype), choice.memory)
 
     def encode(self, frames: Sequence[Picture] | np.ndarray) -> torch.Tensor:
         """Feature maps ``[T, P², D]`` of T RGB frames of any size (``[H, W, 3]`` uint8 or PIL pictures)."""
         square = np.stack([self.processor.image_processor.square(frame) for frame in frames])
         with torch.inference_mode():
-            return self.model.encode(self.processor.image_processor.pixels(square))
+            features: torch.Tensor = self.model.encode(self.processor.image_processor.pixels(square))
+        return features
 
     def encode_file(
         self, path: Path, fps: float = 1.0, until: float | None = None
     ) -> Iterator[tuple[list[float], torch.Tensor]]:
         """Yield times (seconds) and float32 feature maps ``[T, P², D]`` of a file, up to eight frames at a time.
 
-        ``path`` is a video, a folder of pictures, or a single picture, which becomes a frame at 0 s.
-        Raises ``UserError`` naming the path if it cannot be read.
+        ``path`` is a video, a folder of pictures, or a single picture, which becomes a frame at 0 s. A
+        ``.safetensors`` file holds ``feature [T, P², D]`` at one frame per second, as the papers' authors
+        store them. Raises ``UserError`` naming the path if it cannot be read.
         """
+        if path.suffix == ".safetensors":
+            yield from self._stored_features(path, until)
+            return
         if path.suffix.lower() in PICTURE_ENDINGS:
             try:
                 picture = decode_picture(path, formats=LOCAL_FORMATS)
@@ -121,6 +136,39 @@ class FlashVStream:
                 yield [frame.time for frame in shown], self.encode([frame.image for frame in shown]).float()
             if len(shown) < len(batch):
                 return
+
+    def new_memory(self) -> Memory:
+        """An empty memory for one stream: the model's own, or the frames chosen in ``memory``."""
+        dtype = torch.float32 if self.model.device.type == "cpu" else self.model.dtype
+        method, count = ModelChoice("", memory=self.memory).memory_method
+        if method == "star":
+            memory: Memory = self.model.new_memory(dtype)
+            return memory
+        every = method == "all"
+        star = self.model.config.star if every else self.model.star_of(count)
+
+        def present(features: torch.Tensor, times: list[float]) -> MemorySnapshot:
+            snapshot: MemorySnapshot = self.model.snapshot_of(features, times, every)
+            return replace(snapshot, frames=chosen.frames)
+
+        _, channels = self.model.feature_shape
+        chosen = FrameMemory(method, count, star, channels, present, dtype, self.model.device)
+        return chosen
+
+    def _stored_features(self, path: Path, until: float | None) -> Iterator[tuple[list[float], torch.Tensor]]:
+        """Stored features, which may have been computed before pooling, as ``encode_file`` yields them."""
+        _, channels = self.model.feature_shape
+        try:
+            with safe_open(path, "pt") as file:
+                features = file.get_tensor("feature").float()
+            if features.ndim != 3 or features.shape[-1] != channels:
+                raise ValueError(f"feature is {list(features.shape)}, and this model's are [T, P², {channels}]")
+            features = pool_grid(features, math.isqrt(self.model.feature_shape[0]))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{path} does not hold stored features of this model ({error})") from None
+        shown = [second for second in range(len(features)) if until is None or second <= until]
+        for batch in (shown[begin : begin + 8] for begin in range(0, len(shown), 8)):
+            yield [float(second) for second in batch], features[batch]
 
     def new_stream(self) -> Stream:
         """A new, empty stream."""
@@ -180,12 +228,22 @@ class FlashVStream:
         """Answer ``questions``, each about its own snapshot (or None), in one batch.
 
         Up to rounding, the texts are the same as from ``ask``; for many short prompts this is several
-        times as fast. With ``beams`` above 1, uses beam search instead of greedy decoding.
+        times as fast. With ``beams`` above 1, uses beam search instead of greedy decoding. Transformers' own
+        vision-language models answer one question after the other, without beams.
         """
-        annotated = []
-        for question, snapshot in zip(questions, snapshots, strict=True):
-            annotated.append(annotate(question, self.generator.mentions([question], snapshot)[0]))
-        batch = self.processor(annotated, memory=list(snapshots))
+        if not hasattr(self.model, "generate"):
+            if beams > 1:
+                raise UserError("beam search is for this project's own models; this one decodes greedily")
+            pairs = zip(snapshots, questions, strict=True)
+            return [self.ask(*pair, max_new_tokens=max_new_tokens).finish().text for pair in pairs]
+        prompts = [self.generator.prompt(snapshot, text) for text, snapshot in zip(questions, snapshots, strict=True)]
+        batch = pad_rows([ids for ids, _ in prompts], self.processor.tokenizer.pad_token_id or 0, "left")
         model: Any = self.model
-        rows = model.generate(**batch.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, num_beams=beams)
+        rows = model.generate(
+            **{name: value.to(model.device) for name, value in batch.items()},
+            memory_features=[features for _, features in prompts if features is not None],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=beams,
+        )
         return [self.processor.decode(row) for row in rows[:, batch["input_ids"].shape[1] :]]

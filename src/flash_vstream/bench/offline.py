@@ -34,7 +34,7 @@ def run_bench(what: str, frames: int, seconds: float, model: str = "nano") -> No
         "soak": lambda: bench_soak(frames, model),
     }
     if what not in (*benches, "all"):
-        raise UserError(f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency or all")
+        raise UserError(f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency, gpu or all")
     if frames < 4 * WINDOW:
         raise UserError(f"--frames must be at least {4 * WINDOW} to compare early frames with late ones")
     if seconds < 10:

@@ -61,8 +61,9 @@ def run_ablation(
     as_json: bool,
 ) -> None:
     """Run every variant on the same questions and print them side by side; resumable like ``eval``."""
+    from flash_vstream.evaluate.loading import load_items, sharded
     from flash_vstream.evaluate.report import judged, summary
-    from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded, weights_hash
+    from flash_vstream.evaluate.runner import Run, run_benchmark, weights_hash
     from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
 
     if output is not None and output.suffix not in (".png", ".svg"):
@@ -70,7 +71,7 @@ def run_ablation(
     benchmark = find_benchmark(name)
     folder = data_folder(benchmark, data)
     items = sharded(load_items(benchmark, folder), None, limit)
-    judge = find_judge(benchmark, "offline", None)
+    judge = find_judge(benchmark, "offline", None, folder)
     pipeline = load_pipeline(model_name)
     available = variants(pipeline.model.config.star)
     for variant in chosen:

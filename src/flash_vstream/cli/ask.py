@@ -9,9 +9,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flash_vstream.cli.options import Fps, Json, Model
+from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Json, Memory, Model, Pair
 from flash_vstream.cli.terminal import describe_evidence, load_pipeline
 from flash_vstream.errors import UserError
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.timecode import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -26,13 +27,22 @@ def ask(
     at: Annotated[list[str] | None, typer.Option("--at", help="Stream time to ask at, such as 35s or 1:05.")] = None,
     fps: Fps = 1.0,
     model: Model = "nano",
+    memory: Memory = "star",
+    device: Device = None,
+    dtype: Dtype = None,
+    attn: Attn = None,
+    bits: Bits = None,
+    pair: Pair = None,
     as_json: Json = False,
 ) -> None:
     """Watch a video file and answer questions about it, from the memory as of --at (default: its end)."""
-    ask_file(video, questions, at or [], fps, model, as_json)
+    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair)
+    ask_file(video, questions, at or [], fps, choice, as_json)
 
 
-def ask_file(video: str, questions: Sequence[str], at: Sequence[str], fps: float, model: str, as_json: bool) -> None:
+def ask_file(
+    video: str, questions: Sequence[str], at: Sequence[str], fps: float, model: str | ModelChoice, as_json: bool
+) -> None:
     """Answer ``questions`` about ``video`` at each of the times ``at``, or at its end if there are none."""
     from flash_vstream.video import probe, read_frames
 
@@ -54,7 +64,7 @@ def ask_file(video: str, questions: Sequence[str], at: Sequence[str], fps: float
     schedule = [(moment, questions) for moment in moments]
     report = Session(pipeline, as_json).run(frames, schedule, times[-1] if times else info.duration)
     if as_json:
-        print(json.dumps({"video": video, "model": model, "fps": fps, **report}))
+        print(json.dumps({"video": video, "model": str(model), "fps": fps, **report}))
 
 
 def _check_question(question: str) -> None:

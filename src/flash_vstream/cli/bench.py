@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from flash_vstream.cli.options import Model
+from flash_vstream.cli.options import Device, Model
 from flash_vstream.cli.terminal import clean_end_on_signals
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="memory, nano, all (both), live, soak, efficiency or chaos.")] = "all",
+    what: Annotated[str, typer.Argument(help="memory, nano, all (both), live, soak, efficiency, gpu, chaos.")] = "all",
     frames: Annotated[
-        int, typer.Option("--frames", help="Frames written by memory and soak; the maximum for efficiency.")
+        int, typer.Option("--frames", help="Frames written by memory and soak; the maximum for efficiency and gpu.")
     ] = 100_000,
     seconds: Annotated[float, typer.Option("--seconds", help="How long live watches one stream.")] = 600.0,
     model: Model = "nano",
@@ -21,6 +21,7 @@ def bench(
     ] = None,
     minutes: Annotated[float, typer.Option("--minutes", help="How long chaos disturbs a server.")] = 30.0,
     seed: Annotated[int, typer.Option("--seed", help="What chaos draws its requests, media and kills from.")] = 0,
+    device: Device = None,
 ) -> None:
     """Measure speed and memory, or (chaos) what a server survives; the last line on stdout is JSON.
 
@@ -33,6 +34,11 @@ def bench(
             kept = run_chaos(model, minutes, seed)
         if not kept:
             raise typer.Exit(1)
+        return
+    if what == "gpu":
+        from flash_vstream.bench.gpu import run_gpu_bench
+
+        run_gpu_bench("all" if model == "nano" else model, min(frames, 10_000), device)
         return
     if what == "efficiency":
         from flash_vstream.bench.efficiency import run_efficiency

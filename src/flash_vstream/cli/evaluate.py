@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
-from flash_vstream.cli.options import Data, Json, Model
+from flash_vstream.cli.options import Attn, Bits, Data, Device, Dtype, Json, Model, Pair
 from flash_vstream.cli.terminal import load_pipeline
 from flash_vstream.errors import UserError
+from flash_vstream.models.choice import ModelChoice
 
 app = typer.Typer(help="Run benchmarks and measure what a model knows about streams.")
 # Spelled out, since importing the benchmarks imports torch, which --help should not wait for.
 BENCHMARK_NAMES = (
-    *("vs-ego", "vs-movie", "rvs-ego", "rvs-movie", "vstream-qa-mini", "activitynet-qa", "nextqa", "msvd-qa"),
-    *("msrvtt-qa", "egoschema", "mlvu", "lvbench", "mvbench", "videomme", "ovobench", "streamingbench"),
+    *("vs-ego", "vs-movie", "rvs-ego", "rvs-movie", "vstream-qa-mini", "clips", "activitynet-qa", "nextqa", "msvd-qa"),
+    *("msrvtt-qa", "egoschema", "mlvu", "lvbench", "mvbench", "videomme", "videomme-subtitles", "ovobench"),
+    *("streamingbench", "streamingbench-omni", "streamingbench-sqa", "streamingbench-proactive"),
 )
 Judge = Annotated[str, typer.Option("--judge", help="offline, similarity, or an OpenAI-compatible endpoint's URL.")]
 JudgeModel = Annotated[str | None, typer.Option("--judge-model", help="The model to ask at the judge's URL.")]
@@ -27,23 +29,47 @@ def _add_benchmark(name: str) -> None:
         data: Data = None,
         model: Model = "nano",
         method: Annotated[
-            list[str] | None, typer.Option("--memory", help="star, recent:N, uniform:N, blind, …")
+            list[str] | None,
+            typer.Option(
+                "--memory", help="star, recent:N, uniform:N, blind, … (repeatable; streaming: star and recent:4)"
+            ),
         ] = None,
         protocol: Annotated[str | None, typer.Option("--protocol", help="causal, clip or whole.")] = None,
         fps: Annotated[float | None, typer.Option("--fps", help="Frames per second to watch.")] = None,
+        choice_by: Annotated[
+            str, typer.Option("--choice-by", help="reply: read the model's reply; likelihood: the likeliest option.")
+        ] = "reply",
         judge: Judge = "offline",
         judge_model: JudgeModel = None,
         shard: Annotated[str | None, typer.Option("--shard", help="i/n: run only this part of the videos.")] = None,
         limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask at most this many questions.")] = None,
         output: Annotated[Path | None, typer.Option("--output", help="Where predictions go (JSONL).")] = None,
+        device: Device = None,
+        dtype: Dtype = None,
+        attn: Attn = None,
+        bits: Bits = None,
+        pair: Pair = None,
+        compat: Annotated[
+            str, typer.Option("--compat", help="release: the memory of the authors' released code.")
+        ] = "none",
         as_json: Json = False,
     ) -> None:
-        methods = method or ["star"]
-        evaluate(name, data, model, methods, protocol, fps, judge, judge_model, shard, limit, output, as_json)
+        methods = method or default_memories(name, output)
+        choice = ModelChoice(model, device, dtype, attn, bits, pair=pair, compat=compat)
+        evaluate(
+            name, data, choice, methods, protocol, fps, choice_by, judge, judge_model, shard, limit, output, as_json
+        )
 
 
 for _name in BENCHMARK_NAMES:
     _add_benchmark(_name)
+
+
+def default_memories(name: str, output: Path | None) -> list[str]:
+    """The memory alone or, for a streaming benchmark, with the strongest simple baseline beside it."""
+    from flash_vstream.evaluate.selection import find_benchmark
+
+    return ["star", "recent:4"] if find_benchmark(name).is_streaming and output is None else ["star"]
 
 
 @app.command("list")
@@ -66,12 +92,13 @@ def eval_constant_baselines(
 def eval_compare(
     first: Annotated[Path, typer.Argument(metavar="A.jsonl")],
     second: Annotated[Path, typer.Argument(metavar="B.jsonl")],
+    data: Data = None,
     judge: Judge = "offline",
     judge_model: JudgeModel = None,
     as_json: Json = False,
 ) -> None:
     """Compare two runs on the same questions: paired bootstrap, and which questions flipped."""
-    compare_files(first, second, judge, judge_model, as_json)
+    compare_files(first, second, data, judge, judge_model, as_json)
 
 
 @app.command("skills")
@@ -144,10 +171,11 @@ def _eval(
 def evaluate(
     name: str,
     data: Path | None,
-    model: str,
+    model: str | ModelChoice,
     methods: Sequence[str],
     protocol: str | None,
     fps: float | None,
+    choice_by: str,
     judge_name: str,
     judge_model: str | None,
     shard: str | None,
@@ -156,13 +184,16 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Run a benchmark with each memory, judge the answers and print the results."""
+    from flash_vstream.evaluate.loading import load_items, sharded
     from flash_vstream.evaluate.report import judged, print_report, print_side_by_side, summary
-    from flash_vstream.evaluate.runner import Run, load_items, run_benchmark, sharded, weights_hash
+    from flash_vstream.evaluate.runner import CHOOSING, Run, run_benchmark, weights_hash
     from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
 
+    if choice_by not in CHOOSING:
+        raise UserError(f"--choice-by {choice_by!r} must be {' or '.join(CHOOSING)}")
     benchmark = find_benchmark(name)
-    judge = find_judge(benchmark, judge_name, judge_model)
     folder = data_folder(benchmark, data)
+    judge = find_judge(benchmark, judge_name, judge_model, folder)
     items = sharded(load_items(benchmark, folder), shard, limit)
     if not items:
         raise UserError("no question is left after --shard and --limit")
@@ -174,14 +205,16 @@ def evaluate(
     for method in methods:
         run = Run(
             name,
-            model,
+            str(model),
             method,
             protocol or benchmark.protocol,
             fps or DEFAULT_FPS.get(name, 1.0),
             pipeline.model.config.star,
             weights,
+            choice_by,
         )
-        path = output or Path("runs/eval") / f"{file_name(run.benchmark, model, method, run.protocol, shard)}.jsonl"
+        parts = (run.benchmark, str(model), method, run.protocol, choice_by if choice_by != "reply" else None, shard)
+        path = output or Path("runs/eval") / f"{file_name(*parts)}.jsonl"
         rows = run_benchmark(run, benchmark, items, folder, pipeline, path)
         report = {**summary(judged(rows, judge, path.with_suffix(".judged.jsonl")), judge, benchmark)}
         report["predictions"] = str(path)
@@ -197,7 +230,7 @@ def evaluate(
 def report_constant_baselines(name: str, data: Path | None, as_json: bool) -> None:
     """Score constant answers on all of a benchmark's questions, and print the results."""
     from flash_vstream.evaluate.constant_baselines import constant_baselines, print_constant_baselines
-    from flash_vstream.evaluate.runner import load_items
+    from flash_vstream.evaluate.loading import load_items
     from flash_vstream.evaluate.selection import data_folder, find_benchmark
 
     benchmark = find_benchmark(name)
@@ -205,7 +238,9 @@ def report_constant_baselines(name: str, data: Path | None, as_json: bool) -> No
     print(json.dumps(report)) if as_json else print_constant_baselines(report)
 
 
-def compare_files(first: Path, second: Path, judge_name: str, judge_model: str | None, as_json: bool) -> None:
+def compare_files(
+    first: Path, second: Path, data: Path | None, judge_name: str, judge_model: str | None, as_json: bool
+) -> None:
     """Compare two prediction files under the same judge, and print the result."""
     from flash_vstream.evaluate.report import compare, judged, print_comparison, read_predictions
     from flash_vstream.evaluate.selection import find_benchmark, find_judge
@@ -214,7 +249,7 @@ def compare_files(first: Path, second: Path, judge_name: str, judge_model: str |
     for path in (first, second):
         rows = read_predictions(path)
         benchmark = find_benchmark(rows[0]["run"]["benchmark"])
-        judge = find_judge(benchmark, judge_name, judge_model)
+        judge = find_judge(benchmark, judge_name, judge_model, data)
         sides.append(judged(rows, judge, path.with_suffix(".judged.jsonl")))
     result = compare(*sides)
     print(json.dumps(result)) if as_json else print_comparison(result, (str(first), str(second)))

@@ -8,16 +8,17 @@ from rich.console import Console
 from rich.table import Table
 
 from flash_vstream.cli.options import Json
-from flash_vstream.models.catalog import MODELS, model_folder
+from flash_vstream.models.catalog import MODELS, VLM_FAMILIES, model_folder
 
 
 def models(as_json: Json = False) -> None:
-    """List the models: what they are, whether they are downloaded, sizes and licences."""
+    """List the models and families of models: what they are, whether they are here, sizes, licences, tests."""
     folders = {name: model_folder(name) for name in MODELS}
     if as_json:
         rows = [
             {**vars(m), "present": folders[m.name].exists(), "folder": str(folders[m.name])} for m in MODELS.values()
         ]
+        rows += [{**vars(family), "family": True} for family in VLM_FAMILIES]
         print(json.dumps(rows, indent=2))
         return
     table = Table("name", "what it is", "here", "size", "licence", "from")
@@ -25,6 +26,10 @@ def models(as_json: Json = False) -> None:
         here = "yes" if folders[model.name].exists() else "no"
         table.add_row(model.name, model.summary, here, f"{model.megabytes:,} MB", model.licence, model.source)
     Console().print(table)
+    families = Table("any model of", "such as", "tested with", title="Transformers' vision-language models")
+    for family in VLM_FAMILIES:
+        families.add_row(family.name, family.example, family.tested)
+    Console().print(families)
 
 
 def pull(name: Annotated[str, typer.Argument(help="A model's name.")], as_json: Json = False) -> None:

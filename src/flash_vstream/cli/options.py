@@ -8,6 +8,18 @@ import typer
 Model = Annotated[
     str, typer.Option("--model", help="A model's name, a model folder or a hub id: ORG/MODEL or ORG/MODEL@REVISION.")
 ]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the device's fastest]")
+]
+Attn = Annotated[
+    str | None, typer.Option("--attn", help="sdpa, flash_attention_2 or eager, which alone shows evidence.")
+]
+Bits = Annotated[int | None, typer.Option("--bits", help="4 or 8: quantized weights, by bitsandbytes or torchao.")]
+Memory = Annotated[str, typer.Option("--memory", help="star (the model's own), recent:N, uniform:N or all.")]
+Pair = Annotated[
+    str | None, typer.Option("--pair", help="SigLIP or CLIP that finds what a question asks for: a folder or hub id.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Fps = Annotated[float, typer.Option("--fps", help="Frames per second of stream time to look at.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the annotations and media.")]

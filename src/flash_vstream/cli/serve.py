@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Model
+from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Memory, Model, Pair
 from flash_vstream.cli.terminal import clean_end_on_signals
 from flash_vstream.errors import UserError
+from flash_vstream.models.choice import ModelChoice
 
 if TYPE_CHECKING:
     from flash_vstream.serve.security import AccessRules
@@ -42,8 +43,15 @@ def serve(
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="Log each request as a line of JSON on stderr.")
     ] = False,
+    memory: Memory = "star",
+    device: Device = None,
+    dtype: Dtype = None,
+    attn: Attn = None,
+    bits: Bits = None,
+    pair: Pair = None,
 ) -> None:
     """Serve the HTTP API and the web page."""
+    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair)
     from flash_vstream.live.fork_server import ensure_fork_server
 
     access = access_rules(
@@ -67,7 +75,7 @@ def serve(
     with listener, clean_end_on_signals():
         with Console(stderr=True).status(f"loading {model}") as status:
             fetch_model(model, status.update)
-            service = Service(model, access, state, streams=named)
+            service = Service(choice, access, state, streams=named)
         try:
             shown = f"[{host}]" if ":" in host else host
             scheme = "https" if tls_cert else "http"

@@ -11,21 +11,22 @@ from rich.markup import escape
 from flash_vstream.timecode import format_time
 
 if TYPE_CHECKING:
+    from flash_vstream.models.choice import ModelChoice
     from flash_vstream.models.generation import Answer
     from flash_vstream.pipeline import FlashVStream
 
 SHOWN_EVIDENCE = 4
 
 
-def load_pipeline(name: str) -> "FlashVStream":
+def load_pipeline(model: "str | ModelChoice") -> "FlashVStream":
     """Load a pipeline by model name, folder or hub id, with a status line on stderr meanwhile."""
     from flash_vstream.models.hub import fetch_model, silence_transformers
     from flash_vstream.pipeline import FlashVStream
 
     silence_transformers()  # the status line is enough
-    with Console(stderr=True).status(f"loading {name}") as status:
-        fetch_model(name, status.update)
-        return FlashVStream.from_pretrained(name)
+    with Console(stderr=True).status(f"loading {model}") as status:
+        fetch_model(str(model), status.update)
+        return FlashVStream.from_pretrained(model)
 
 
 def describe_evidence(answer: "Answer") -> str:

@@ -24,6 +24,20 @@ def train_prepare(
     prepare(pictures, output, model)
 
 
+@app.command("join")
+def train_join(
+    language_model: Annotated[str, typer.Argument(help="A causal language model: a folder or a hub id.")],
+    vision_tower: Annotated[str, typer.Argument(help="A vision tower, such as CLIP: a folder or a hub id.")],
+    output: Annotated[Path, typer.Argument(help="The new model's folder.")],
+    template: Annotated[str, typer.Option(help="Its prompt template: vicuna_v1, llama_2, chatml, v0.")] = "vicuna_v1",
+    seed: Annotated[int, typer.Option(help="Seed of the untrained parts.")] = 0,
+) -> None:
+    """Join a language model and a vision tower into a fresh model, the starting point of stage 1."""
+    from flash_vstream.models.joining import join
+
+    print(join(language_model, vision_tower, output, template, seed))
+
+
 @app.command("stage1")
 def train_stage1(
     config: Annotated[Path, typer.Argument()],
@@ -72,6 +86,23 @@ def train_sight(
     from flash_vstream.train.sight import train_sight as train
 
     print(json.dumps(train(SightConfig.load(config), data, output)))
+
+
+@app.command("short-answers")
+def train_short_answers(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[
+        list[Path], typer.Option("--data", help="A prepared folder of annotated pictures (several allowed).")
+    ],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Teach a model's short answers what a few words can answer about a frame."""
+    from flash_vstream.models.hub import fetch_model
+    from flash_vstream.train.short_answers import ShortAnswersConfig
+    from flash_vstream.train.short_answers import train_short_answers as train
+
+    settings = ShortAnswersConfig.load(config)
+    print(json.dumps(train(settings, fetch_model(settings.model), data, output)))
 
 
 @app.command("average")

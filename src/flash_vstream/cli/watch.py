@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Fps, Model
+from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Memory, Model, Pair
 from flash_vstream.cli.terminal import clean_end_on_signals, describe_evidence, load_pipeline
 from flash_vstream.errors import UserError
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.timecode import format_time
 
 if TYPE_CHECKING:
@@ -34,12 +35,21 @@ def watch(
     loop: Annotated[bool, typer.Option("--loop", help="Restart a file at its end.")] = False,
     fast: Annotated[bool, typer.Option("--fast", help="Read a file as fast as possible, not at its own pace.")] = False,
     transport: Annotated[str, typer.Option("--transport", help="RTSP over tcp or udp.")] = "tcp",
+    memory: Memory = "star",
+    device: Device = None,
+    dtype: Dtype = None,
+    attn: Attn = None,
+    bits: Bits = None,
+    pair: Pair = None,
 ) -> None:
     """Watch a live source and answer questions as you type them, without pausing the stream."""
-    watch_source(source, fps, model, loop, fast, transport)
+    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair)
+    watch_source(source, fps, choice, loop, fast, transport)
 
 
-def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast: bool, transport: str) -> None:
+def watch_source(
+    source_name: str, fps: float, model: str | ModelChoice, loop: bool, fast: bool, transport: str
+) -> None:
     """Watch ``source_name`` and answer questions from the prompt (or from lines on standard input).
 
     Ctrl-C ends it at any time: before the first frame, at the prompt, or during an answer. So do SIGTERM and
@@ -55,8 +65,8 @@ def watch_source(source_name: str, fps: float, model_name: str, loop: bool, fast
         ensure_fork_server()
         from flash_vstream.live.streams import LiveStreams
 
-        pipeline = load_pipeline(model_name)
-        with LiveStreams(model_name) as live:
+        pipeline = load_pipeline(model)
+        with LiveStreams(model) as live:
             live.add(STREAM, source)
             _wait_for_frame(live)
             console = Console(highlight=False)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import PARTS, MemorySnapshot, StarConfig, StarMemory
-from flash_vstream.models import FlashVStreamForConditionalGeneration
+from flash_vstream.memory import PARTS, MemorySnapshot, StarConfig
+from flash_vstream.models.interface import Memory, StreamModel
 
 TIMES = "times"
+REMOVABLE = (*PARTS, "longterm")
 MEMORY_METHODS = (
-    "star, star-PART (without abstract, temporal, retrieved, spatial or the times in the prompt), recent:N, uniform:N,"
-    " all, blind"
+    "star, star-PART (without abstract, temporal, retrieved, spatial, longterm or the times in the prompt), recent:N,"
+    " uniform:N, all, blind"
 )
 
 
@@ -31,15 +32,15 @@ class MemoryMethod:
     Raises ``UserError`` for any other name.
     """
 
-    def __init__(self, name: str, model: FlashVStreamForConditionalGeneration, star: StarConfig | None = None):
+    def __init__(self, name: str, model: StreamModel, star: StarConfig | None = None):
         self.name = name
         self._model = model
-        self._star = star or model.config.star
+        self._star: StarConfig = star or model.config.star
         self._kind, _, argument = name.partition(":")
         self._without = name.removeprefix("star-") if name.startswith("star-") else None
         self._count = int(argument) if argument.isdigit() else 0
         counted = self._kind in ("recent", "uniform") and self._count > 0
-        if not (name in ("star", "blind", "all") or counted or self._without in (*PARTS, TIMES)):
+        if not (name in ("star", "blind", "all") or counted or self._without in (*REMOVABLE, TIMES)):
             raise UserError(f"no memory is called {name!r}; choose from {MEMORY_METHODS}")
         self.frames = 0
         self._kept: list[tuple[float, Tensor]] = []
@@ -55,9 +56,10 @@ class MemoryMethod:
         """Whether the prompt contains the times of the memory slots."""
         return self._without != TIMES
 
-    def _new_memory(self) -> StarMemory:
-        channels = self._model.config.vision_config.hidden_size
-        return StarMemory(self._star, channels, self._model.semantic_attention)
+    def _new_memory(self) -> Memory:
+        # Float32, as features are read; on the model's device. The release's form for whole videos is the one that
+        # its published numbers come from.
+        return self._model.new_memory(torch.float32, self._star, offline=True)
 
     def write(self, time: float, feature: Tensor) -> None:
         """Write a frame ``[P², D]`` at ``time`` seconds."""
@@ -75,7 +77,7 @@ class MemoryMethod:
             return None
         if self._kind == "star" or self._without:
             whole = self._memory.read()
-            return without(whole, self._without) if self._without in PARTS else whole
+            return without(whole, self._without) if self._without in REMOVABLE else whole
         if not self._kept:
             raise ValueError("no frame has been seen")
         kept = self._kept
@@ -84,26 +86,7 @@ class MemoryMethod:
             kept = [kept[row] for row in rows]
         times = [time for time, _ in kept]
         features = torch.stack([feature for _, feature in kept]).float()
-        if self._kind == "all":
-            return every_frame(features, times, self._star)
-        memory = self._new_memory()
-        memory.write(features, times)
-        return memory.read()
-
-
-def every_frame(features: Tensor, times: list[float], star: StarConfig) -> MemorySnapshot:
-    """Every frame as a full-resolution slot and nothing else: what a bounded memory replaces."""
-    whole = StarConfig(
-        spatial_size=star.spatial_size,
-        temporal_size=star.spatial_size,
-        abstract_length=0,
-        temporal_length=0,
-        retrieved_length=0,
-        spatial_length=len(times),
-    )
-    memory = StarMemory(whole, features.shape[-1])
-    memory.write(features, times)
-    return memory.read()
+        return self._model.snapshot_of(features, times, self._kind == "all", self._star)
 
 
 def without(snapshot: MemorySnapshot, part: str) -> MemorySnapshot:

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flash_vstream.errors import UserError
 from flash_vstream.evaluate.items import LETTERS, Benchmark, Item
 from flash_vstream.evaluate.judges import OfflineJudge
 from flash_vstream.evaluate.statistics import bootstrap_interval, format_interval
@@ -16,8 +17,12 @@ def constant_baselines(benchmark: Benchmark, items: Sequence[Item]) -> dict[str,
     """Accuracy of answers that ignore both video and question.
 
     For multiple choice: always the same letter, the most frequent correct letter, and a uniform guess.
-    For open questions: "Yes.", "No." and the most frequent answer, judged by the offline judge.
+    For open questions: "Yes.", "No." and the most frequent answer, judged by the offline judge. Questions
+    that a benchmark scores by a rule of its own are left out; ``UserError`` when there are no others.
     """
+    items = [item for item in items if not item.scoring]
+    if not items:
+        raise UserError(f"{benchmark.title} scores its answers by a rule of its own; no constant answer suits it")
     videos = [item.video for item in items]
     scored: dict[str, Any] = {}
     if items[0].choices:

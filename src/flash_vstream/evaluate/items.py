@@ -1,10 +1,13 @@
 """A common format for the questions of all benchmarks, and readers for their file formats."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
+
+from flash_vstream.errors import UserError
 
 LETTERS = "ABCDEFGH"
 
@@ -16,6 +19,10 @@ class Item:
     ``video`` is the name of the medium without its suffix. ``answer`` is the text of the right answer
     and, with ``choices``, ``correct`` is its index. ``start`` and ``end``, in seconds of the video, bound
     what the question is about; the causal protocol shows nothing after ``end`` (None: end of the video).
+    ``context`` is text that comes with the question, such as subtitles.
+
+    ``scoring`` names a rule of the benchmark's own (``evaluate/scoring.py``) instead of a judge. With
+    ``"proactive"``, the model is polled from ``start`` on for the moment, ``end``, at which to give the answer.
     """
 
     id: str
@@ -27,14 +34,24 @@ class Item:
     correct: int | None = None
     start: float | None = None
     end: float | None = None
+    context: str = ""
+    scoring: str = ""
+
+    @property
+    def asked(self) -> str:
+        """The question with its context, without options."""
+        return f"{self.context}\n{self.question}" if self.context else self.question
 
     @property
     def prompt(self) -> str:
         """The text that the model is asked."""
         if not self.choices:
-            return self.question
+            return self.asked
         options = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(self.choices))
-        return f"{self.question}\n{options}\nAnswer with the letter of the right option."
+        return f"{self.asked}\n{options}\nAnswer with the letter of the right option."
+
+
+Total = Literal["questions", "kinds", "categories"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +60,12 @@ class Benchmark:
 
     ``files`` are the candidate names of the annotation file in the data folder, ``media`` the candidate
     folders for its videos. ``read`` converts the parsed JSON to items. ``published`` holds results from
-    the papers (2406.08085 and 2506.23825) for comparison; those for open questions were judged by
-    GPT-3.5 and are not comparable with other judges.
+    the papers (2406.08085 and 2506.23825) for comparison, named with their judge and protocol.
+
+    ``categories`` maps kinds of questions to the benchmark's categories. ``total`` is how its headline is
+    defined: the mean over questions, over the means of its kinds, or over those of its categories, each of
+    which is the mean of its kinds. ``subtitles`` gives each question the subtitles of its video, from
+    ``subtitle/NAME.srt``.
     """
 
     name: str
@@ -58,6 +79,33 @@ class Benchmark:
     licence: str
     media: tuple[str, ...] = ("videos", ".")
     published: Mapping[str, str] = field(default_factory=dict)
+    categories: Mapping[str, str] = field(default_factory=dict)
+    total: Total = "questions"
+    subtitles: bool = False
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether questions are asked while the video goes on."""
+        return self.protocol == "causal"
+
+
+@contextmanager
+def record(number: int, row: Any) -> Iterator[None]:
+    """Turn what goes wrong with a record of an annotation file into a ``UserError`` that names the record."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        names = ("id", "question_id", "video_id", "video_path", "video")
+        named = [f"{name} {row[name]!r}" for name in names if isinstance(row, dict) and name in row][:1]
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"record {number}{f' ({named[0]})' if named else ''}: {reason}") from None
+
+
+def timed(text: str | float) -> float:
+    """Seconds of a time stamp, ``"00:03:10"`` or a number. Raises ``ValueError`` for anything else."""
+    if isinstance(text, int | float):
+        return float(text)
+    return float(sum(float(part) * 60**i for i, part in enumerate(reversed(text.split(":")))))
 
 
 def stem(path: str) -> str:
@@ -67,63 +115,69 @@ def stem(path: str) -> str:
 
 def packed_open(rows: Any) -> list[Item]:
     """Read ReKV's format: one record per video, with open, timed questions in ``conversations``."""
-    items = []
-    for row in rows:
-        video = stem(row["video_path"]) if "video_path" in row else str(row["video_id"])
-        for i, turn in enumerate(row["conversations"]):
-            kind = "yes/no" if turn["answer"].lower().strip(" .") in ("yes", "no") else "open"
-            items.append(
-                Item(
-                    id=f"{row['video_id']}/{i}",
-                    video=video,
-                    question=turn["question"],
-                    answer=turn["answer"],
-                    kind=str(turn.get("answer_type", kind)),
-                    start=float(turn["start_time"]),
-                    end=float(turn["end_time"]),
+    items: list[Item] = []
+    for number, row in enumerate(rows):
+        with record(number, row):
+            video = stem(row["video_path"]) if "video_path" in row else str(row["video_id"])
+            for i, turn in enumerate(row["conversations"]):
+                kind = "yes/no" if turn["answer"].lower().strip(" .") in ("yes", "no") else "open"
+                items.append(
+                    Item(
+                        id=f"{row['video_id']}/{i}",
+                        video=video,
+                        question=turn["question"],
+                        answer=turn["answer"],
+                        kind=str(turn.get("answer_type", kind)),
+                        start=float(turn["start_time"]),
+                        end=float(turn["end_time"]),
+                    )
                 )
-            )
     return items
 
 
 def packed_choice(rows: Any) -> list[Item]:
     """Read one record per video, with ``choices``, the answer text and ``end_time`` in ``conversations``."""
-    items = []
-    for row in rows:
-        for i, turn in enumerate(row["conversations"]):
-            choices = tuple(turn["choices"])
-            items.append(
-                Item(
-                    id=f"{row['video_id']}/{i}",
-                    video=stem(row["video_path"]),
-                    question=turn["question"],
-                    answer=turn["answer"],
-                    kind=turn.get("task") or row.get("task", "all"),
-                    choices=choices,
-                    correct=choices.index(turn["answer"]),
-                    end=float(turn["end_time"]),
+    items: list[Item] = []
+    for number, row in enumerate(rows):
+        with record(number, row):
+            for i, turn in enumerate(row["conversations"]):
+                choices = tuple(turn["choices"])
+                if turn["answer"] not in choices:
+                    raise ValueError(f"the answer {turn['answer']!r} is none of the choices")
+                items.append(
+                    Item(
+                        id=f"{row['video_id']}/{i}",
+                        video=stem(row["video_path"]),
+                        question=turn["question"],
+                        answer=turn["answer"],
+                        kind=turn.get("task") or row.get("task", "all"),
+                        choices=choices,
+                        correct=choices.index(turn["answer"]),
+                        end=float(turn["end_time"]),
+                    )
                 )
-            )
     return items
 
 
 def flat_open(rows: Any) -> list[Item]:
     """Read a list of ``{video_id, question, answer, …}``, the format of the open benchmarks."""
-    items = []
+    items: list[Item] = []
     for i, row in enumerate(rows):
-        video = row.get("video_id", row.get("video_name", row.get("video")))
-        number = row.get("id", row.get("question_id", i))
-        items.append(
-            Item(
-                id=str(number),
-                video=stem(str(video)),
-                question=row["question"],
-                answer=str(row["answer"]),
-                kind=str(row.get("answer_type") or row.get("type") or "all"),
-                start=_seconds(row.get("start_time")),
-                end=_seconds(row.get("end_time")),
+        with record(i, row):
+            video = row.get("video_id", row.get("video_name", row.get("video")))
+            if video is None:
+                raise ValueError("it lacks 'video_id'")
+            items.append(
+                Item(
+                    id=str(row.get("id", row.get("question_id", i))),
+                    video=stem(str(video)),
+                    question=row["question"],
+                    answer=str(row["answer"]),
+                    kind=str(row.get("answer_type") or row.get("type") or "all"),
+                    start=_seconds(row.get("start_time")),
+                    end=_seconds(row.get("end_time")),
+                )
             )
-        )
     return items
 
 
@@ -153,6 +207,13 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
     return "\n".join(kept).removeprefix("Question:").strip(), tuple(choices)
 
 
+def unlettered(options: list[str]) -> tuple[str, ...]:
+    """Options without the letters that some files put before them: ``"A. red"`` is ``"red"``."""
+    if all(re.match(rf"\s*{letter}[.):]\s*\S", text) for letter, text in zip(LETTERS, options, strict=False)):
+        return tuple(re.split(r"[.):]\s*", text, maxsplit=1)[1].strip() for text in options)
+    return tuple(str(text).strip() for text in options)
+
+
 def options_in_text(kind: str) -> Callable[[Any], list[Item]]:
     """Return a reader for lists whose ``question`` includes the options and whose ``answer`` is an index.
 
@@ -160,21 +221,24 @@ def options_in_text(kind: str) -> Callable[[Any], list[Item]]:
     """
 
     def read(rows: Any) -> list[Item]:
-        items = []
-        for row in rows:
-            question, choices = split_options(row["question"])
-            of = row.get(kind, "all")
-            items.append(
-                Item(
-                    id=str(row["id"]),
-                    video=str(row["video_id"]),
-                    question=question,
-                    answer=choices[row["answer"]],
-                    kind=", ".join(of) if isinstance(of, list) else str(of),
-                    choices=choices,
-                    correct=int(row["answer"]),
+        items: list[Item] = []
+        for number, row in enumerate(rows):
+            with record(number, row):
+                question, choices = split_options(row["question"])
+                of = row.get(kind, "all")
+                if not 0 <= int(row["answer"]) < len(choices):
+                    raise ValueError(f"the answer {row['answer']} is none of its {len(choices)} options")
+                items.append(
+                    Item(
+                        id=str(row["id"]),
+                        video=str(row["video_id"]),
+                        question=question,
+                        answer=choices[row["answer"]],
+                        kind=", ".join(of) if isinstance(of, list) else str(of),
+                        choices=choices,
+                        correct=int(row["answer"]),
+                    )
                 )
-            )
         return items
 
     return read

@@ -1,6 +1,7 @@
 """flash-vstream as an lmms-eval model, registered through an entry point.
 
     lmms-eval --model flash_vstream --model_args model=nano,fps=1 --tasks activitynetqa
+    lmms-eval --model flash_vstream --model_args model=nano,fps=1 --tasks ovobench
 
 lmms-eval is not a dependency of this project: only lmms-eval itself imports this module.
 """
@@ -44,11 +45,31 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
         answers = []
         for request in tqdm(requests, desc="answering", disable=self.rank != 0):
             context, settings, to_visual, number, task, split = request.args
-            prefix = self._prefix(to_visual(self.task_dict[task][split][number]) if to_visual else [])
-            limit = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
-            text = self._pipeline.ask(prefix, context, max_new_tokens=limit).finish().text
-            answers.append(cut(text, settings.get("until") or ()))
+            visuals = to_visual(self.task_dict[task][split][number]) if to_visual else []
+            answers.append(self._answer(visuals, context, settings))
         return answers
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """The replies of every round: a streaming task asks again as its document's video goes on."""
+        answers = []
+        for request in tqdm(requests, desc="answering", disable=self.rank != 0):
+            context, settings, to_visual, to_round, number, task, split = request.args
+            document = self.task_dict[task][split][number]
+            visuals, said, info = to_visual(document), [], None
+            while True:
+                said.append(self._answer(visuals, context, settings))
+                visuals, context, is_over, kept, info = to_round(
+                    document, previous_output=said, round_idx=len(said), previous_round_info=info
+                )
+                if is_over:
+                    answers.append(list(kept))
+                    break
+        return answers
+
+    def _answer(self, visuals: Any, context: str, settings: dict[str, Any]) -> str:
+        limit = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
+        text = self._pipeline.ask(self._prefix(visuals), context, max_new_tokens=limit).finish().text
+        return cut(text, settings.get("until") or ())
 
     def _prefix(self, visuals: Any) -> Prefix:
         """The prefix for a document's visuals; the last one is cached."""
@@ -71,10 +92,7 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
         return stream.snapshot()
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("flash_vstream answers generate_until tasks only")
-
-    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        raise NotImplementedError("flash_vstream answers generate_until tasks only")
+        raise NotImplementedError("flash_vstream answers by generating text; use a generate_until task")
 
 
 def cut(text: str, stops: str | Sequence[str]) -> str:

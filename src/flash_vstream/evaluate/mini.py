@@ -164,6 +164,8 @@ KINDS = {
     "order": "ordered event narrative",
     "validation": "sequence validation",
 }
+CATEGORIES = dict.fromkeys(KINDS.values(), "backward") | {"scene summary": "real time"}
+"""What a kind's answer needs: the newest frames, or the past."""
 _MIX = {"now": 1.0, "at": 1.0, "occurrence": 1.5, "first": 0.4, "beside": 0.6, "order": 0.8, "validation": 1.2}
 _STYLE = StreamStyle(scenes=(5, 10), frames=(4, 12), interval=1 / FPS)
 
@@ -199,12 +201,12 @@ def _build(folder: Path, paths: list[Path], report: Callable[[str], object]) -> 
         rng = random.Random(f"{SEED}/{number}")
         plan = plan_stream(events.keys, _STYLE, rng)
         write_stream(folder / "videos" / f"mini-{number:02}.mp4", plan, frames)
-        records.append(_record(f"mini-{number:02}", plan, events, rng))
+        records.append(stream_record(f"mini-{number:02}", plan, events, rng))
     write_text_atomically(folder / QUESTIONS_FILE, json.dumps(records, indent=1))
 
 
-def _record(name: str, plan: StreamPlan, events: Events, rng: random.Random) -> dict[str, Any]:
-    """A stream's questions in ReKV's format, ordered by moment."""
+def stream_record(name: str, plan: StreamPlan, events: Events, rng: random.Random) -> dict[str, Any]:
+    """A stream's questions in ReKV's format, ordered by moment: three at each of five moments."""
     moments = sorted(rng.sample([shot.time for shot in plan.shots[len(plan.shots) // 4 :]], MOMENTS - 1))
     turns = []
     for moment in [*moments, plan.duration]:

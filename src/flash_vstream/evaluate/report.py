@@ -17,7 +17,15 @@ from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.choices import letter_bias
 from flash_vstream.evaluate.items import Benchmark
 from flash_vstream.evaluate.judges import Judge, OfflineJudge
-from flash_vstream.evaluate.statistics import FEWEST_GROUPS, bootstrap_interval, format_interval, paired_difference
+from flash_vstream.evaluate.scoring import is_right
+from flash_vstream.evaluate.statistics import (
+    FEWEST_GROUPS,
+    bootstrap_interval,
+    format_interval,
+    kind_weights,
+    paired_difference,
+    weighted_kinds,
+)
 
 Rows = Sequence[dict[str, Any]]
 
@@ -42,7 +50,7 @@ def judged(rows: Rows, judge: Judge, store: Path | None = None, workers: int = 8
     appended to ``store`` (JSONL) as they arrive, so an interrupted or failed run can resume.
     """
     judgements = _known_judgements(store, judge)
-    open_rows = [row for row in rows if not row["choices"] and row["error"] is None]
+    open_rows = [row for row in rows if _needs_judge(row) and row["error"] is None]
     missing = [row for row in open_rows if judgements.get(row["id"], {}).get("prediction") != row["prediction"]]
     slow = not isinstance(judge, OfflineJudge)
     for entry in _judge_all(missing, judge, workers if slow else 1):
@@ -54,12 +62,19 @@ def judged(rows: Rows, judge: Judge, store: Path | None = None, workers: int = 8
     for row in rows:
         if row["choices"]:
             results.append({**row, "correct": row.get("chosen") == row["correct"] and row["error"] is None})
+        elif not _needs_judge(row):
+            results.append({**row, "correct": row["error"] is None and is_right(row)})
         elif row["error"] is not None:
             results.append({**row, "correct": False, "judgement": None})
         else:
             entry = judgements[row["id"]]
             results.append({**row, "correct": entry["correct"], "judgement": entry})
     return results
+
+
+def _needs_judge(row: dict[str, Any]) -> bool:
+    """Whether a row is an open answer that no rule of its benchmark scores."""
+    return not row["choices"] and not row.get("scoring")
 
 
 def _known_judgements(store: Path | None, judge: Judge) -> dict[str, dict[str, Any]]:
@@ -106,7 +121,6 @@ def _judge_all(rows: Rows, judge: Judge, workers: int) -> Iterator[dict[str, Any
 
 def summary(rows: Rows, judge: Judge, benchmark: Benchmark) -> dict[str, Any]:
     """The report on judged rows, as plain values."""
-    correct = [float(row["correct"]) for row in rows]
     videos = [row["video"] for row in rows]
     kinds: dict[str, list[int]] = defaultdict(list)
     for i, row in enumerate(rows):
@@ -123,12 +137,12 @@ def summary(rows: Rows, judge: Judge, benchmark: Benchmark) -> dict[str, Any]:
         "videos": len(set(videos)),
         "failed": sum(failed.values()),
         "failures": dict(sorted(failed.items(), key=lambda item: -item[1])[:20]),
-        "accuracy": sum(correct) / len(correct),
-        "interval": bootstrap_interval(correct, videos),
+        **_total(rows, benchmark),
         "kinds": {kind: _part([rows[i] for i in where]) for kind, where in sorted(kinds.items())},
+        "categories": _categories(rows, benchmark),
         "published": dict(benchmark.published),
     }
-    open_rows = [row for row in rows if not row["choices"]]
+    open_rows = [row for row in rows if _needs_judge(row)]
     if open_rows:
         report["judge"] = judge.name
         report["score"] = _score(open_rows)
@@ -142,6 +156,28 @@ def summary(rows: Rows, judge: Judge, benchmark: Benchmark) -> dict[str, Any]:
     return report
 
 
+def _total(rows: Rows, benchmark: Benchmark) -> dict[str, Any]:
+    """The headline as the benchmark defines it, and the plain share of right answers beside it."""
+    correct, videos = [float(row["correct"]) for row in rows], [row["video"] for row in rows]
+    share = sum(correct) / len(correct)
+    if benchmark.total == "questions":
+        return {"total": benchmark.total, "accuracy": share, "interval": bootstrap_interval(correct, videos)}
+    kinds = [row["kind"] for row in rows]
+    category_of = benchmark.categories if benchmark.total == "categories" else dict.fromkeys(kinds, "all")
+    weights = kind_weights([(kind, category_of.get(kind, kind)) for kind in sorted(set(kinds))])
+    accuracy, interval = weighted_kinds(correct, videos, kinds, weights)
+    return {"total": benchmark.total, "accuracy": accuracy, "interval": interval, "of_questions": share}
+
+
+def _categories(rows: Rows, benchmark: Benchmark) -> dict[str, Any]:
+    """Each category's accuracy, as the benchmark defines it; empty where it has none."""
+    parts: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] in benchmark.categories:
+            parts[benchmark.categories[row["kind"]]].append(row)
+    return {name: {"questions": len(part), **_total(part, benchmark)} for name, part in sorted(parts.items())}
+
+
 def _truth(row: dict[str, Any]) -> int:
     return int(row["choices"].index(row["answer"]))
 
@@ -150,7 +186,7 @@ def _part(rows: Rows) -> dict[str, Any]:
     correct = [float(row["correct"]) for row in rows]
     part: dict[str, Any] = {"questions": len(rows), "accuracy": sum(correct) / len(rows)}
     part["interval"] = bootstrap_interval(correct, [row["video"] for row in rows])
-    if not rows[0]["choices"]:
+    if _needs_judge(rows[0]):
         part["score"] = _score(rows)
     return part
 
@@ -165,6 +201,8 @@ def headline(report: dict[str, Any]) -> str:
     text = (
         f"{report['title']} · {run['model']} · memory {run['memory']} · protocol {run['protocol']} · {run['fps']:g} fps"
     )
+    if run.get("choice_by", "reply") != "reply":
+        text += f" · choices by {run['choice_by']}"
     if report["failed"]:
         text += f" · INCOMPLETE: {report['failed']} of {report['questions']} questions failed and count as wrong"
     return text
@@ -175,10 +213,10 @@ def print_report(report: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(headline(report), style="bold", soft_wrap=True)
     table = Table("kind", "questions", "accuracy", "95% interval", *(["score"] if "score" in report else []))
-    parts = {**report["kinds"], "all": report} if len(report["kinds"]) > 1 else {"all": report}
-    for kind, part in parts.items():
+    kinds = report["kinds"] if len(report["kinds"]) > 1 else {}
+    for kind, part in {**kinds, **report["categories"], total_name(report): report}.items():
         cells = [kind, str(part["questions"]), f"{part['accuracy']:.1%}", format_interval(part["interval"])]
-        table.add_row(*cells, *([f"{part['score']:.2f}"] if "score" in part else []))
+        table.add_row(*cells, *([f"{part['score']:.2f}"] if "score" in part else []), end_section=_ends(kind, report))
     console.print(table)
     if "judge" in report:
         cost = f", {report['judge_tokens']:,} tokens" if report["judge_tokens"] else ""
@@ -196,6 +234,18 @@ def print_report(report: dict[str, Any]) -> None:
         console.print(f"published: {name}: {value}", style="dim", soft_wrap=True)
     for error, count in report["failures"].items():
         console.print(f"{count} x {error}", style="red", soft_wrap=True, markup=False)
+
+
+def total_name(report: dict[str, Any]) -> str:
+    """How a table calls the headline, where it is not the mean over questions."""
+    return {"questions": "all", "kinds": "all (mean of kinds)", "categories": "all (mean of categories)"}[
+        report["total"]
+    ]
+
+
+def _ends(name: str, report: dict[str, Any]) -> bool:
+    """Whether a line follows a row of a table: after the last kind and the last category."""
+    return name in (list(report["kinds"])[-1], *list(report["categories"])[-1:])
 
 
 def compare(first: Rows, second: Rows) -> dict[str, Any]:
@@ -248,13 +298,16 @@ def print_side_by_side(reports: list[dict[str, Any]]) -> None:
     for report in reports:
         console.print(headline(report), soft_wrap=True)
     table = Table("kind", "questions", *(report["run"]["memory"] for report in reports))
-    for kind, part in reports[0]["kinds"].items():
-        table.add_row(kind, str(part["questions"]), *(f"{report['kinds'][kind]['accuracy']:.1%}" for report in reports))
+    first = reports[0]
+    for group in ("kinds", "categories"):
+        for name, part in first[group].items():
+            cells = (f"{report[group][name]['accuracy']:.1%}" for report in reports)
+            table.add_row(name, str(part["questions"]), *cells, end_section=_ends(name, first))
     spans = (f"{report['accuracy']:.1%} ({format_interval(report['interval'])})" for report in reports)
-    table.add_row("all (95%)", str(reports[0]["questions"]), *spans)
+    table.add_row(f"{total_name(first)}, 95%", str(first["questions"]), *spans)
     console.print(table)
-    if "judge" in reports[0]:
-        console.print(f"judge: {reports[0]['judge']}; does not compare with published numbers", style="yellow")
+    if "judge" in first:
+        console.print(f"judge: {first['judge']}; does not compare with published numbers", style="yellow")
 
 
 def print_benchmarks(as_json: bool) -> None:

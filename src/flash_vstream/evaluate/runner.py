@@ -11,7 +11,7 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,17 @@ from flash_vstream.evaluate.baselines import MemoryMethod
 from flash_vstream.evaluate.choices import ABSTAINED, read_choice
 from flash_vstream.evaluate.items import Benchmark, Item
 from flash_vstream.evaluate.media import features_of, find_medium
+from flash_vstream.evaluate.scoring import POLL_SECONDS, POLLED_AFTER, poll, says_yes
 from flash_vstream.files import write_text_atomically
 from flash_vstream.memory import StarConfig
 from flash_vstream.models.generation import Prefix
 from flash_vstream.pipeline import FlashVStream
 
 PROTOCOLS = ("causal", "clip", "whole")
-CHOICE_TOKENS = 12
-OPEN_TOKENS = 64
+MAX_REPLY_TOKENS = 64
+POLL_TOKENS = 8
+CHOOSING = ("reply", "likelihood")
+"""How a choice is made: the model's reply is read, or the likeliest option is taken."""
 BATCH = 16
 """The maximum number of questions in a batch: those of one moment, or blind ones of similar length."""
 SHORT_SECONDS = 2.0
@@ -46,9 +49,9 @@ Stream = Iterable[tuple[float, Tensor]]
 class Run:
     """The settings of an evaluation: everything that its predictions depend on.
 
-    ``weights`` is the model's ``weights_hash``, so that predictions of a model are never mixed with those
-    of a retrained one under the same name. ``star`` is the memory configuration, or None for the
-    model's own.
+    ``choice_by`` is one of ``CHOOSING``. ``weights`` is the model's ``weights_hash``, so that predictions of a
+    model are never mixed with those of a retrained one under the same name. ``star`` is the memory
+    configuration, or None for the model's own.
     """
 
     benchmark: str
@@ -58,45 +61,13 @@ class Run:
     fps: float
     star: StarConfig | None = None
     weights: str = ""
+    choice_by: str = "reply"
 
     def key(self) -> dict[str, Any]:
         """The fields stored with every prediction, including the package version."""
         values = asdict(self)
         values["star"] = self.star.to_dict() if self.star is not None else None
         return values | {"version": __version__}
-
-
-def load_items(benchmark: Benchmark, data: Path) -> list[Item]:
-    """Load the benchmark's questions from ``data``. Raises ``UserError`` when they are missing or malformed."""
-    paths = [data] if data.is_file() else [data / name for name in benchmark.files]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise UserError(
-            f"{data} holds no annotations of {benchmark.title}; it needs {' or '.join(benchmark.files)}"
-            f" (from {benchmark.source})"
-        )
-    try:
-        items = benchmark.read(json.loads(path.read_text()))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(
-            f"{path} is not an annotation file of {benchmark.title} ({type(error).__name__}: {error})"
-        ) from None
-    doubled = len(items) - len({item.id for item in items})
-    if doubled or not items:
-        raise UserError(f"{path} holds {len(items)} questions, {doubled} of them with an id of another")
-    return items
-
-
-def sharded(items: Sequence[Item], shard: str | None, limit: int | None) -> list[Item]:
-    """The questions of shard ``i/n`` of the videos (i from 1), cut to the first ``limit``."""
-    kept = list(items)
-    if shard is not None:
-        number, slash, count = shard.partition("/")
-        if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-            raise UserError(f"--shard {shard} must be i/n with i from 1 to n, such as 2/4")
-        videos = sorted({item.video for item in kept})[int(number) - 1 :: int(count)]
-        kept = [item for item in kept if item.video in set(videos)]
-    return kept[:limit]
 
 
 def done_already(path: Path, run: Run) -> dict[str, dict[str, Any]]:
@@ -163,6 +134,8 @@ def run_benchmark(
     """Answer the questions not yet in ``output``; return all predictions in the order of ``items``."""
     if run.protocol not in PROTOCOLS:
         raise UserError(f"no protocol is called {run.protocol!r}; choose from {', '.join(PROTOCOLS)}")
+    if run.protocol != "causal" and any(item.scoring == "proactive" for item in items):
+        raise UserError("answers that must come by themselves need --protocol causal")
     method = MemoryMethod(run.memory, pipeline.model, run.star)  # fails early on an unknown name
     output.parent.mkdir(parents=True, exist_ok=True)
     done = done_already(output, run)
@@ -196,8 +169,14 @@ class _Runner:
     def blind(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
         """Predictions from the questions without video, in batches of similar length."""
         prefix = self.pipeline.generator.read(None)
-        for item, text, timing in self._together(sorted(items, key=lambda item: len(item.prompt)), prefix):
-            yield _row(self.run, item, None, 0, text, None, timing)
+        asked = [item for item in items if item.scoring != "proactive"]
+        for item, reply in self._together(sorted(asked, key=lambda item: len(item.prompt)), prefix):
+            yield _row(self.run, item, None, 0, reply)
+        for item in items:  # who sees nothing says yes or no to every poll, so the first one decides
+            if item.scoring == "proactive" and item.id not in self.done:
+                answer = self._polled(item, prefix)
+                at = _poll_moments(item)[0] if answer is not None else None
+                yield _row(self.run, item, None, 0, answer or Reply("")) | {"answered_at": at}
 
     def by_video(self, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
         """Predictions, video by video."""
@@ -222,14 +201,14 @@ class _Runner:
         except UserError as failed:
             error = str(failed)
         for item in left.values():
-            yield _row(self.run, item, None, 0, None, error)
+            yield _row(self.run, item, None, 0, Reply(None, error))
 
     def _pass(self, video: str, items: list[Item]) -> Iterator[dict[str, Any]]:
         path = find_medium(self.folder, self.benchmark.media, video)
         if path is None:
             folders = " or ".join(str(self.folder / folder) for folder in self.benchmark.media)
             raise UserError(f"no medium called {video} in {folders}")
-        ends = [item.end for item in items]
+        ends = [_last_moment(item) for item in items]
         last = None if self.run.protocol == "whole" or None in ends else max(end for end in ends if end is not None)
         stream = features_of(self.pipeline, path, self.run.fps, last)
         if self.run.protocol == "causal":
@@ -243,16 +222,56 @@ class _Runner:
             yield from self._clips(items, stream)
 
     def _causal(self, items: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
-        waiting = sorted(items, key=lambda item: float("inf") if item.end is None else item.end)
+        waiting = sorted(
+            (item for item in items if item.scoring != "proactive"),
+            key=lambda item: float("inf") if item.end is None else item.end,
+        )
+        polls = sorted(
+            ((moment, item) for item in items if item.scoring == "proactive" for moment in _poll_moments(item)),
+            key=lambda poll: poll[0],
+        )
         method, newest = self._new_method(), None
+        answered: set[str] = set()
         for moment, feature in stream:
             due = [item for item in waiting if item.end is not None and item.end < moment]
             if due:
                 yield from self._ask_all(due, method, newest)
                 waiting = waiting[len(due) :]
+            while polls and polls[0][0] < moment:
+                yield from self._poll(*polls.pop(0), method, newest, answered)
             method.write(moment, feature)
             newest = moment
+        for at, item in polls:
+            if newest is not None and at <= newest + self._slack:
+                yield from self._poll(at, item, method, newest, answered)
+            elif item.id not in answered and item.id not in self.done:
+                answered.add(item.id)
+                yield _row(self.run, item, newest, method.frames, Reply(None, TOO_SHORT))
         yield from self._ask_in_time(waiting, method, newest, newest)
+
+    @property
+    def _slack(self) -> float:
+        return SHORT_SECONDS + 1 / self.run.fps
+
+    def _poll(
+        self, at: float, item: Item, method: MemoryMethod, newest: float | None, answered: set[str]
+    ) -> Iterator[dict[str, Any]]:
+        """Ask at ``at`` whether to answer now; yields the row when the model says yes, or at the last poll."""
+        if item.id in answered or item.id in self.done or not method.frames:
+            return
+        prefix = self.pipeline.generator.read(method.snapshot(), method.time_stamps)
+        reply = self._polled(item, prefix)
+        if reply is not None or at == _poll_moments(item)[-1]:
+            answered.add(item.id)
+            row = _row(self.run, item, newest, method.frames, reply or Reply(""))
+            yield row | {"answered_at": at if reply is not None else None}
+
+    def _polled(self, item: Item, prefix: Prefix) -> "Reply | None":
+        """The model's answer if it says that it is time for one."""
+        asked = poll(item.question, item.answer)
+        if not says_yes(self.pipeline.generator.ask_many(prefix, [asked], POLL_TOKENS)[0]):
+            return None
+        return Reply(self.pipeline.generator.ask_many(prefix, [item.question], MAX_REPLY_TOKENS)[0])
 
     def _clips(self, items: list[Item], stream: Stream) -> Iterator[dict[str, Any]]:
         frames = [(moment, feature.half()) for moment, feature in stream]
@@ -271,13 +290,14 @@ class _Runner:
         self, items: Sequence[Item], method: MemoryMethod, newest: float | None, video_end: float | None
     ) -> Iterator[dict[str, Any]]:
         """Ask the questions that the video reaches; the rest fail because their moment is never shown."""
-        slack = SHORT_SECONDS + 1 / self.run.fps
         late = [
-            item for item in items if item.end is not None and video_end is not None and item.end > video_end + slack
+            item
+            for item in items
+            if item.end is not None and video_end is not None and item.end > video_end + self._slack
         ]
         for item in late:
             if item.id not in self.done:
-                yield _row(self.run, item, newest, method.frames, None, TOO_SHORT)
+                yield _row(self.run, item, newest, method.frames, Reply(None, TOO_SHORT))
         yield from self._ask_all([item for item in items if item not in late], method, newest)
 
     def _ask_all(self, items: Sequence[Item], method: MemoryMethod, newest: float | None) -> Iterator[dict[str, Any]]:
@@ -287,16 +307,17 @@ class _Runner:
             return
         if not method.frames:
             for item in left:
-                yield _row(self.run, item, newest, 0, None, "no frame lies before the question")
+                yield _row(self.run, item, newest, 0, Reply(None, "no frame lies before the question"))
             return
         started = time.perf_counter()
         prefix = self.pipeline.generator.read(method.snapshot(), method.time_stamps)
         read = round(time.perf_counter() - started, 4)
-        for item, text, timing in self._together(items, prefix):
-            yield _row(self.run, item, newest, method.frames, text, None, {"read_seconds": read, **timing})
+        for item, reply in self._together(items, prefix):
+            timing = {"read_seconds": read, **(reply.timing or {})}
+            yield _row(self.run, item, newest, method.frames, replace(reply, timing=timing))
 
-    def _together(self, items: Sequence[Item], prefix: Prefix) -> Iterator[tuple[Item, str, dict[str, float]]]:
-        """Texts and timings of the questions that are not done, answered in batches.
+    def _together(self, items: Sequence[Item], prefix: Prefix) -> Iterator[tuple[Item, "Reply"]]:
+        """Replies to the questions that are not done, answered in batches.
 
         Rounding depends slightly on the rest of a batch. Therefore a batch interrupted by a kill is
         answered again in full, and questions of different moments never share a batch.
@@ -306,27 +327,60 @@ class _Runner:
             if all(item.id in self.done for item in batch):
                 continue
             started = time.perf_counter()
-            limit = CHOICE_TOKENS if batch[0].choices else OPEN_TOKENS  # a benchmark has only one type of question
-            texts = self.pipeline.generator.ask_many(prefix, [item.prompt for item in batch], limit)
+            replies = self._replies(batch, prefix)
             timing = {"batch_seconds": round(time.perf_counter() - started, 4), "batch": len(batch)}
-            for item, text in zip(batch, texts, strict=True):
+            for item, reply in zip(batch, replies, strict=True):
                 if item.id not in self.done:
-                    yield item, text, timing
+                    yield item, replace(reply, timing=timing)
+
+    def _replies(self, batch: Sequence[Item], prefix: Prefix) -> list["Reply"]:
+        generator = self.pipeline.generator
+        by_likelihood = [bool(item.choices) and self.run.choice_by == "likelihood" for item in batch]
+        asked = [item.prompt for item, scored in zip(batch, by_likelihood, strict=True) if not scored]
+        texts = iter(generator.ask_many(prefix, asked, MAX_REPLY_TOKENS))
+        replies = []
+        for item, scored in zip(batch, by_likelihood, strict=True):
+            if scored:
+                scores = generator.likelihoods(prefix, item.asked, item.choices)
+                chosen = scores.index(max(scores))
+                replies.append(Reply(item.choices[chosen], chosen=chosen, likelihoods=scores))
+            else:
+                replies.append(Reply(next(texts)))
+        return replies
 
 
-def _row(
-    run: Run,
-    item: Item,
-    newest: float | None,
-    frames: int,
-    prediction: str | None,
-    error: str | None,
-    timing: dict[str, float] | None = None,
-) -> dict[str, Any]:
+def _poll_moments(item: Item) -> list[float]:
+    """When a proactive question is polled: every second after it was asked, until some seconds after it is due."""
+    assert item.start is not None
+    assert item.end is not None
+    count = int((item.end + POLLED_AFTER - item.start) / POLL_SECONDS)
+    return [item.start + POLL_SECONDS * (i + 1) for i in range(max(1, count))]
+
+
+def _last_moment(item: Item) -> float | None:
+    """Until when a video must be watched for a question; None: to its end."""
+    return _poll_moments(item)[-1] if item.scoring == "proactive" else item.end
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model replied, or the ``error`` that kept it from it; ``chosen`` by the ``likelihoods`` of the options."""
+
+    text: str | None
+    error: str | None = None
+    timing: dict[str, float] | None = None
+    chosen: int | None = None
+    likelihoods: list[float] | None = None
+
+
+def _row(run: Run, item: Item, newest: float | None, frames: int, reply: Reply) -> dict[str, Any]:
     """A prediction with everything needed to judge it again."""
     row: dict[str, Any] = {**asdict(item), "choices": list(item.choices), "prompt": item.prompt}
-    row |= {"prediction": prediction, "error": error, "stream_time": newest, "frames": frames, "timing": timing}
-    if item.choices:
-        reading = read_choice(prediction, item.choices) if prediction is not None else ABSTAINED
+    row |= {"prediction": reply.text, "error": reply.error, "stream_time": newest, "frames": frames}
+    row["timing"] = reply.timing
+    if reply.likelihoods is not None:
+        row |= {"chosen": reply.chosen, "rule": "likelihood", "likelihoods": reply.likelihoods}
+    elif item.choices:
+        reading = read_choice(reply.text, item.choices) if reply.text is not None else ABSTAINED
         row |= {"chosen": reading.index, "rule": reading.rule}
     return row | {"run": run.key(), "version": __version__, "decoding": "greedy", "seed": 0}

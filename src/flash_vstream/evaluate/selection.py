@@ -11,7 +11,7 @@ from flash_vstream.evaluate.endpoint import ChatEndpoint
 from flash_vstream.evaluate.items import Benchmark
 from flash_vstream.evaluate.judges import EndpointJudge, Judge, OfflineJudge
 
-DEFAULT_FPS = {"vstream-qa-mini": 2.0}
+DEFAULT_FPS = {"vstream-qa-mini": 2.0, "clips": 2.0}
 
 
 def find_benchmark(name: str) -> Benchmark:
@@ -23,13 +23,20 @@ def find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def find_judge(benchmark: Benchmark, judge: str, judge_model: str | None) -> Judge:
-    """The judge for ``offline``, ``similarity``, or an endpoint URL together with ``judge_model``."""
+def find_judge(benchmark: Benchmark, judge: str, judge_model: str | None, folder: Path | None = None) -> Judge:
+    """The judge for ``offline``, ``similarity``, or an endpoint URL together with ``judge_model``.
+
+    ``folder`` is the benchmark's data; the offline judge of ``clips`` compares with all its captions.
+    """
     if judge == "offline":
         if benchmark.name == "vstream-qa-mini":
             from flash_vstream.evaluate.mini import MiniJudge
 
             return MiniJudge()
+        if benchmark.name == "clips":
+            from flash_vstream.evaluate.clips import ClipJudge
+
+            return ClipJudge(data_folder(benchmark, folder))
         return OfflineJudge()
     if judge == "similarity":
         from flash_vstream.evaluate.similarity import SimilarityJudge
@@ -43,7 +50,12 @@ def find_judge(benchmark: Benchmark, judge: str, judge_model: str | None) -> Jud
 
 
 def data_folder(benchmark: Benchmark, data: Path | None) -> Path:
-    """The benchmark's data folder; without one, the mini benchmark is built."""
+    """The benchmark's data folder; without one, the mini benchmark is built, and that of clips from its clips."""
+    if data is not None and benchmark.name == "clips" and not (data / benchmark.files[0]).exists():
+        from flash_vstream.evaluate.clips import build_clips
+
+        with Console(stderr=True).status("joining clips") as status:
+            return build_clips(data, status.update)
     if data is not None:
         return data
     if benchmark.name != "vstream-qa-mini":

@@ -35,6 +35,9 @@ from flash_vstream.live.stream_state import (
     stream_state,
 )
 from flash_vstream.memory import StarMemory
+from flash_vstream.memory.frames import FrameMemory
+from flash_vstream.models.choice import ModelChoice
+from flash_vstream.models.interface import Memory
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import RESUME_AFTER, Capture, PushedFrames, SourceStatus, wait_for_any
@@ -83,7 +86,7 @@ class Failure:
 class WatchedStream:
     """One stream in the frame worker: its reader, memory, pictures and shared state."""
 
-    def __init__(self, order: Add, memory: StarMemory, failure: Failure | None = None):
+    def __init__(self, order: Add, memory: Memory, failure: Failure | None = None):
         """Start or resume the stream in ``order``; raises whatever its source or its saved memory raises.
 
         ``failure`` is what stopped the stream last time. The status shows it until the next frame is written.
@@ -91,7 +94,7 @@ class WatchedStream:
         self.order = order
         self.memory = memory
         self.failure = failure
-        self.pictures = Pictures(max_slots(memory))
+        self.pictures = Pictures.of(memory)
         self.slots = empty_slots(memory)
         self.shared = SharedTensors(order.shared_path)
         self.notes: dict[str, Any] = {"came": 0, "kept": 0, "skipped": 0, "gaps": [], "position": None}
@@ -175,7 +178,7 @@ class WatchedStream:
         snapshot = self.memory.read()
         self.slots = slot_table(snapshot, max_slots(self.memory))
         wanted = {time for _, slots in snapshot.parts() for time in slots.exemplar.tolist()}
-        self.pictures.see(frame, wanted)
+        self.pictures.see(frame, wanted, snapshot.longterm.exemplar.tolist())
         self.notes |= {"came": self.reader.status.came, "skipped": self.reader.status.skipped}
         self.notes |= {"kept": self.notes["kept"] + 1, "position": self.reader.position}
         self.notes |= {"time": frame.time, "clock": time.time(), "monotonic": time.monotonic()}
@@ -262,7 +265,7 @@ class FrameWorker:
 
     def _begin(self, name: str) -> None:
         with self._alone(name):
-            memory: Any = self.pipeline.new_stream().memory
+            memory = self.pipeline.new_memory()
             self.watched[name] = WatchedStream(self.added[name], memory, self.failures.get(name))
             self.watched[name].publish_status()
 
@@ -360,7 +363,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def run_frame_worker(model: str, orders: Connection) -> None:
+def run_frame_worker(model: str | ModelChoice, orders: Connection) -> None:
     """The process's main function: send ``("ready", info)``, then watch until the pipe closes.
 
     ``info`` holds the frames' side in pixels (``size``), the layout of a stream's shared state (``layout``), and a
@@ -378,15 +381,15 @@ def run_frame_worker(model: str, orders: Connection) -> None:
         orders.send(str(error))
         return
     memory = pipeline.new_stream().memory
-    if not isinstance(memory, StarMemory):
-        orders.send("live streams need a memory of constant size; compat='release' has none")
+    if not isinstance(memory, StarMemory | FrameMemory) or (isinstance(memory, FrameMemory) and memory.grows):
+        orders.send("live streams need a memory of constant size; compat='release' and --memory all have none")
         return
-    pipeline.model.language_model = torch.nn.Identity()  # the question worker has it
+    pipeline.model.drop_language()  # the question worker has it
     size, layout = pipeline.processor.image_processor.size, state_layout(memory)
     orders.send(("ready", {"size": size, "layout": layout, "memory": memory_capacity(memory)}))
     FrameWorker(pipeline, orders).run()
 
 
-def state_layout(memory: StarMemory) -> Layout:
+def state_layout(memory: Memory) -> Layout:
     """The layout of a stream's shared state, for a memory like ``memory``."""
-    return layout_of(stream_state(memory, empty_slots(memory), Pictures(max_slots(memory))))
+    return layout_of(stream_state(memory, empty_slots(memory), Pictures.of(memory)))

@@ -11,6 +11,7 @@ from typing import Any
 
 from flash_vstream.live.question_worker import Ask, Cancel, run_question_worker
 from flash_vstream.live.supervisor import Supervisor
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS
 
 QUESTION_SECONDS = 120.0
@@ -38,13 +39,20 @@ class QuestionClient:
     silent for ``hang_seconds`` more is killed and restarted. Raises ``UserError`` if the model cannot be loaded.
     """
 
-    def __init__(self, model_name: str, question_seconds: float = QUESTION_SECONDS, hang_seconds: float = HANG_SECONDS):
+    def __init__(
+        self,
+        model: str | ModelChoice,
+        question_seconds: float = QUESTION_SECONDS,
+        hang_seconds: float = HANG_SECONDS,
+    ):
         self._question_seconds, self._hang_seconds = question_seconds, hang_seconds
         self._events: dict[int, queue.SimpleQueue[Event]] = {}
         self._number = 0
         self._heard = time.monotonic()
         self._lock = threading.Lock()
-        self.worker = Supervisor(run_question_worker, model_name, "question worker", self._listen_to, self._fail_all)
+        self.worker = Supervisor(
+            run_question_worker, ModelChoice.of(model), "question worker", self._listen_to, self._fail_all
+        )
 
     def ask(
         self,

@@ -16,12 +16,11 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
 from flash_vstream.errors import UserError
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import frames_seen, read_thumbnails
 from flash_vstream.live.streams import read_snapshot
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Prefix
 from flash_vstream.pipeline import FlashVStream
 
@@ -239,7 +238,7 @@ def _add_thumbnails(evidence: list[dict[str, Any]], shared: SharedTensors) -> No
             slot["thumbnail"] = "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
-def run_question_worker(model: str, orders: Connection) -> None:
+def run_question_worker(model: str | ModelChoice, orders: Connection) -> None:
     """The process's main function: send ``("ready", info)``, then answer until the pipe closes.
 
     If the model cannot be loaded, it sends the reason instead.
@@ -253,6 +252,6 @@ def run_question_worker(model: str, orders: Connection) -> None:
     except UserError as error:
         orders.send(str(error))
         return
-    worker.pipeline.model.vision_tower = torch.nn.Identity()  # the frame worker has it
+    worker.pipeline.model.drop_vision()  # the frame worker has it
     orders.send(("ready", {}))
     worker.run()

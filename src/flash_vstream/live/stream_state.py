@@ -7,6 +7,7 @@ reads the memory without the pictures.
 import json
 import math
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,18 @@ from torch import Tensor
 
 from flash_vstream.files import atomic_write
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.memory import PARTS, MemorySnapshot, StarMemory
+from flash_vstream.memory import PARTS, MemorySnapshot
+from flash_vstream.models.interface import Memory
 from flash_vstream.video import Frame
 from flash_vstream.video.pictures import WHOLE_BYTES, encode_jpeg, encode_whole
 
 THUMBNAIL_PIXELS = 128
 _THUMBNAIL_BYTES = 8192
 MEMORY = "memory."
-_THUMBNAILS = ("thumbnails.time", "thumbnails.size", "thumbnails.data")
+LONGTERM_PIXELS = 72
+_LONGTERM_BYTES = 2048
+_THUMBNAILS = tuple(f"thumbnails.{name}" for name in ("time", "size", "data"))
+_LONGTERM_THUMBNAILS = tuple(f"longterm_{name}" for name in _THUMBNAILS)
 
 
 @dataclass(frozen=True)
@@ -46,39 +51,63 @@ class SlotInfo:
         return asdict(self)
 
 
-class Pictures:
-    """JPEGs of the exemplar frames of a memory's slots, as the model saw them, and of the whole newest frame.
+class Thumbnails:
+    """Small JPEGs of frames by time, in space for ``rows`` pictures of up to ``most`` bytes, allocated once."""
 
-    Space for ``slots`` thumbnails of 8 kB and one picture of 64 kB is allocated once.
-    """
+    def __init__(self, rows: int, pixels: int, most: int):
+        self._pixels, self._most = pixels, most
+        self._times = torch.full((rows,), math.nan, dtype=torch.float64)
+        self._sizes = torch.zeros(rows, dtype=torch.int64)
+        self._data = torch.zeros(rows, most, dtype=torch.uint8)
 
-    def __init__(self, slots: int):
-        self._times = torch.full((slots,), math.nan, dtype=torch.float64)
-        self._sizes = torch.zeros(slots, dtype=torch.int64)
-        self._data = torch.zeros(slots, _THUMBNAIL_BYTES, dtype=torch.uint8)
-        self._newest_size = torch.zeros((), dtype=torch.int64)
-        self._newest = torch.zeros(WHOLE_BYTES, dtype=torch.uint8)
-
-    def see(self, frame: Frame, wanted: set[float]) -> None:
-        """Store the newest frame, and drop the thumbnails whose times are not in ``wanted``."""
-        time, picture = frame.time, Image.fromarray(frame.image)
-        self._newest_size.fill_(_put(self._newest, frame.whole or encode_whole(picture)))
-        for row, kept in enumerate(self._times.tolist()):
+    def see(self, time: float, picture: Image.Image, wanted: set[float]) -> None:
+        """Drop the pictures whose times are not in ``wanted``, and store this one if its time is."""
+        times = self._times.tolist()
+        for row, kept in enumerate(times):
             if kept not in wanted:
                 self._times[row] = math.nan
         free = self._times.isnan().nonzero()
-        if time in wanted and time not in self._times.tolist() and len(free):
-            row = int(free[0])
-            picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
-            self._sizes[row] = _put(self._data[row], encode_jpeg(picture, _THUMBNAIL_BYTES))
+        if time in wanted and time not in times and len(free):
+            row, small = int(free[0]), picture.copy()
+            small.thumbnail((self._pixels, self._pixels))
+            self._sizes[row] = _put(self._data[row], encode_jpeg(small, self._most))
             self._times[row] = time
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor by name."""
+        return {"time": self._times, "size": self._sizes, "data": self._data}
+
+
+class Pictures:
+    """JPEGs of a stream's frames, as the model saw them: those of its memory's slots, and the whole newest one.
+
+    There is space for ``slots`` thumbnails of 8 kB, for ``longterm`` smaller ones of 2 kB, of the frames in the
+    long-term memory, and for one picture of 64 kB.
+    """
+
+    def __init__(self, slots: int, longterm: int = 0):
+        self._slots = Thumbnails(slots, THUMBNAIL_PIXELS, _THUMBNAIL_BYTES)
+        self._longterm = Thumbnails(longterm, LONGTERM_PIXELS, _LONGTERM_BYTES)
+        self._newest_size = torch.zeros((), dtype=torch.int64)
+        self._newest = torch.zeros(WHOLE_BYTES, dtype=torch.uint8)
+
+    @classmethod
+    def of(cls, memory: Memory) -> "Pictures":
+        """Space for the pictures of a full memory."""
+        return cls(max_slots(memory), memory.config.longterm_length)
+
+    def see(self, frame: Frame, wanted: set[float], longterm: Collection[float] = ()) -> None:
+        """Store the newest frame, and drop the thumbnails that are no longer ``wanted``, by time."""
+        picture = Image.fromarray(frame.image)
+        self._newest_size.fill_(_put(self._newest, frame.whole or encode_whole(picture)))
+        self._slots.see(frame.time, picture, wanted)
+        self._longterm.see(frame.time, picture, set(longterm))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor by name."""
         return {
-            "thumbnails.time": self._times,
-            "thumbnails.size": self._sizes,
-            "thumbnails.data": self._data,
+            **{f"thumbnails.{name}": value for name, value in self._slots.state_dict().items()},
+            **{f"longterm_thumbnails.{name}": value for name, value in self._longterm.state_dict().items()},
             "picture.size": self._newest_size,
             "picture.data": self._newest,
         }
@@ -111,14 +140,14 @@ def slots_of(table: Tensor) -> list[SlotInfo]:
     return [SlotInfo(PARTS[int(part)], *rest) for part, *rest in table.tolist() if part >= 0]
 
 
-def max_slots(memory: StarMemory) -> int:
+def max_slots(memory: Memory) -> int:
     """The number of slots in a full memory."""
     config = memory.config
     return config.abstract_length + config.temporal_length + config.retrieved_length + config.spatial_length
 
 
-def memory_capacity(memory: StarMemory) -> dict[str, Any]:
-    """A memory's size in bytes, and for each part its slots when full and the tokens per slot."""
+def memory_capacity(memory: Memory) -> dict[str, Any]:
+    """A memory's size in bytes; for each part, and for the long-term memory, its slots when full and their tokens."""
     config = memory.config
     parts = {
         "abstract": (config.abstract_length, config.abstract_size**2),
@@ -129,15 +158,16 @@ def memory_capacity(memory: StarMemory) -> dict[str, Any]:
     return {
         "bytes": memory.nbytes,
         "parts": {part: {"slots": slots, "tokens": tokens} for part, (slots, tokens) in parts.items()},
+        "longterm": {"slots": config.longterm_length, "tokens": config.longterm_size**2},
     }
 
 
-def empty_slots(memory: StarMemory) -> Tensor:
+def empty_slots(memory: Memory) -> Tensor:
     """The slot table of an empty memory."""
     return torch.full((max_slots(memory), 6), -1.0, dtype=torch.float64)
 
 
-def stream_state(memory: StarMemory, slots: Tensor, pictures: Pictures) -> dict[str, Tensor]:
+def stream_state(memory: Memory, slots: Tensor, pictures: Pictures) -> dict[str, Tensor]:
     """Everything that a stream shares, by name."""
     state = {MEMORY + name: value for name, value in memory.state_dict().items()}
     return {**state, "slots": slots, **pictures.state_dict()}
@@ -165,39 +195,46 @@ def frames_seen(shared: SharedTensors) -> tuple[int, float]:
 
 @dataclass(frozen=True)
 class MemoryTable:
-    """What a memory holds at one moment: its newest time, its frames, its slots, and thumbnails by frame time."""
+    """What a memory holds at one moment: its newest time, its frames, its slots, and thumbnails by frame time.
+
+    ``longterm`` are the times of the frames in its long-term memory.
+    """
 
     time: float | None
     frames: int
     slots: list[SlotInfo]
     thumbnails: dict[float, bytes]
+    longterm: list[float]
 
 
 def read_memory_table(shared: SharedTensors) -> MemoryTable:
     """The newest memory's table, from a single read: two reads could mix two moments."""
-    published = shared.read((MEMORY + "frames", "slots", *_THUMBNAILS))
+    published = shared.read((MEMORY + "frames", "slots", *_THUMBNAILS, _LONGTERM_THUMBNAILS[0]))
     if published is None:
-        return MemoryTable(None, 0, [], {})
+        return MemoryTable(None, 0, [], {}, [])
     state, _ = published
     slots = slots_of(state["slots"])
     time = max((slot.end for slot in slots), default=None)
-    return MemoryTable(time, int(state[MEMORY + "frames"]), slots, unpack_thumbnails(state))
+    longterm = sorted(at for at in state[_LONGTERM_THUMBNAILS[0]].tolist() if not math.isnan(at))
+    return MemoryTable(time, int(state[MEMORY + "frames"]), slots, unpack_thumbnails(state), longterm)
 
 
-def unpack_thumbnails(state: dict[str, Tensor]) -> dict[float, bytes]:
+def unpack_thumbnails(state: dict[str, Tensor], names: tuple[str, ...] = _THUMBNAILS) -> dict[float, bytes]:
     """Thumbnails (JPEG) by frame time, from a published state."""
-    rows = zip(state["thumbnails.time"].tolist(), state["thumbnails.size"].tolist(), strict=True)
+    times, sizes, data = (state[name] for name in names)
     return {
-        time: bytes(state["thumbnails.data"][row, :size].numpy())
-        for row, (time, size) in enumerate(rows)
+        time: bytes(data[row, :size].numpy())
+        for row, (time, size) in enumerate(zip(times.tolist(), sizes.tolist(), strict=True))
         if size and not math.isnan(time)
     }
 
 
 def read_thumbnails(shared: SharedTensors) -> dict[float, bytes]:
-    """Thumbnails (JPEG) of the slots' exemplar frames, by frame time."""
-    published = shared.read(_THUMBNAILS)
-    return unpack_thumbnails(published[0]) if published else {}
+    """Thumbnails (JPEG) of the frames in a memory, those of the long-term memory included, by frame time."""
+    published = shared.read((*_THUMBNAILS, *_LONGTERM_THUMBNAILS))
+    if published is None:
+        return {}
+    return unpack_thumbnails(published[0], _LONGTERM_THUMBNAILS) | unpack_thumbnails(published[0])
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import read_memory
 from flash_vstream.live.supervisor import Supervisor
 from flash_vstream.memory import MemorySnapshot
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video.ring import FrameRing, ring_bytes
 from flash_vstream.video.shared_memory import FOLDER_VARIABLE, OwnedFolder, check_space, shared_folder
@@ -69,14 +70,14 @@ class LiveStreams:
     killed processes are removed first. Raises ``UserError`` if the model cannot be loaded.
     """
 
-    def __init__(self, model_name: str):
+    def __init__(self, model: str | ModelChoice):
         self._folder = OwnedFolder(FOLDER_KIND, shared_folder())
         self._orders: dict[str, Add] = {}
         self._shared_states: dict[str, SharedTensors] = {}
         self._made = 0
         try:
             self.worker = Supervisor(
-                run_frame_worker, model_name, "frame worker", self._send_all, progress=self._progress
+                run_frame_worker, ModelChoice.of(model), "frame worker", self._send_all, progress=self._progress
             )
         except BaseException:
             self._folder.cleanup()

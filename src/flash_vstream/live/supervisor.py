@@ -38,8 +38,8 @@ class Supervisor:
 
     def __init__(
         self,
-        main: Callable[[str, Connection], None],
-        argument: str,
+        main: Callable[[Any, Connection], None],
+        argument: Any,
         name: str,
         on_start: Callable[[Connection], None],
         on_death: Callable[[], None] = lambda: None,

@@ -38,7 +38,7 @@ class ClusterMemory:
         self._exemplar_side = exemplar_side
         self._keep_exemplars = exemplar_side > 0
         rows = self._length + 1  # one extra, for the incoming frame
-        self._centroids = torch.zeros(rows, side**2 * channels, device=device)
+        self._centroids = torch.zeros(rows, side**2 * self._compared_channels(channels), device=device)
         self._remainders = torch.zeros_like(self._centroids)
         self._differences = torch.empty_like(self._centroids)  # scratch space, so that no frame allocates any
         kept = rows if self._keep_exemplars else 0
@@ -53,7 +53,7 @@ class ClusterMemory:
     def merge_in(self, frame: Tensor, time: float, index: int) -> None:
         """Add frame number ``index``, ``[P², D]``; if that overfills the memory, merge the cheapest pair."""
         row = int(self._free)
-        self._centroids[row] = pool_grid(frame[None].float(), self._side).flatten()
+        self._centroids[row] = self._compared(frame[None].float()).flatten()
         self._remainders[row] = 0
         if self._keep_exemplars:
             self._exemplars[row] = pool_grid(frame[None], self._exemplar_side)[0].to(self._exemplars.dtype)
@@ -71,9 +71,17 @@ class ClusterMemory:
         self._drop(second)
         self._free.fill_(second)
 
+    def _compared_channels(self, channels: int) -> int:
+        """How many of a frame's ``channels`` are clustered."""
+        return channels
+
+    def _compared(self, frames: Tensor) -> Tensor:
+        """What is clustered of frames ``[T, P², D]``: ``[T, side², compared channels]``."""
+        return pool_grid(frames, self._side)
+
     def _points(self, frames: Tensor) -> Tensor:
         """Frames ``[T, P², D]`` as float64 points ``[T, P_tem² · D]`` in the centroids' space."""
-        return _double(pool_grid(frames.float(), self._side).flatten(1))
+        return _double(self._compared(frames.float()).flatten(1))
 
     def _exact(self, rows: Tensor) -> Tensor:
         """The centroids of ``rows [n]`` as ``[n, P_tem² · D]`` float64."""

@@ -9,6 +9,8 @@ from flash_vstream.wheels import cache_dir
 
 HUB_7B = "IVGSZ/Flash-VStream-7b"
 """The paper's checkpoint. Its commit is not pinned here; the first fetch records it (see ``download``)."""
+HUB_QWEN_7B = "zhang9302002/Flash-VStream-Qwen-7b"
+"""The follow-up paper's checkpoint, likewise."""
 NANO_BASE = "nano-base"
 """Nano before training, the starting point of stage 1; not listed, since it cannot answer questions."""
 NANO_ADAPTER = Path(__file__).parent / "nano_adapter"
@@ -42,13 +44,43 @@ MODELS = {
             f"Hugging Face hub ({HUB_7B})",
             14_200,
         ),
+        ModelInfo(
+            "flash-vstream-qwen-7b",
+            "Qwen2-VL-7B-Instruct with a flash memory, the follow-up paper's checkpoint; wants a GPU with 24 GB",
+            "Apache-2.0",
+            f"Hugging Face hub ({HUB_QWEN_7B})",
+            16_600,
+        ),
     )
 }
+_TINY = "a tiny model with random weights: reads as Transformers does; watches, answers, is saved, restored, served"
+
+
+@dataclass(frozen=True)
+class FamilyInfo:
+    """A family of Transformers' vision-language models that can be put behind the memory, and how it was tested."""
+
+    name: str
+    model_type: str
+    example: str
+    tested: str
+
+
+VLM_FAMILIES = (
+    FamilyInfo("Qwen3-VL", "qwen3_vl", "Qwen/Qwen3-VL-4B-Instruct", _TINY),
+    FamilyInfo("Qwen2.5-VL", "qwen2_5_vl", "Qwen/Qwen2.5-VL-7B-Instruct", _TINY),
+    FamilyInfo("Qwen2-VL", "qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", _TINY),
+    FamilyInfo("SmolVLM2", "smolvlm", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", _TINY),
+    FamilyInfo("LLaVA-OneVision", "llava_onevision", "llava-hf/llava-onevision-qwen2-7b-ov-hf", _TINY),
+    FamilyInfo("InternVL3", "internvl", "OpenGVLab/InternVL3-8B-hf", _TINY),
+    FamilyInfo("Gemma 3", "gemma3", "google/gemma-3-4b-it", _TINY),
+)
+"""No published weights of these were tried: no model hub could be reached where this was written."""
 
 
 def model_folder(name: str) -> Path:
     """The folder of a named model, which may not exist yet."""
-    versions = {"nano": nano_version(), NANO_BASE: "3"}
+    versions = {"nano": nano_version(), NANO_BASE: "4"}
     return cache_dir() / "models" / f"{name}-{versions.get(name, '1')}"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PretrainedConfig
 
 from flash_vstream.memory import StarConfig
+from flash_vstream.models.interface import VIDEO_TOKEN
 
 
 class FlashVStreamConfig(PretrainedConfig):
@@ -24,6 +25,7 @@ class FlashVStreamConfig(PretrainedConfig):
     - ``grounding_config``: arguments of ``models.grounding.Grounding``; None for a model without it.
     - ``sight_config``: arguments of ``models.sight.Sight`` except ``channels``; None for a model without it. Sight
       needs grounding.
+    - ``short_answers_config``: arguments of ``models.short_answers.ShortAnswers`` except the widths; likewise.
     - ``prompt_template``: a key of ``models.prompts.TEMPLATES``.
 
     Raises ``ValueError`` for a memory with sizes that do not nest or with unknown fields.
@@ -41,10 +43,11 @@ class FlashVStreamConfig(PretrainedConfig):
         vision_feature_layer: int | None = -2,
         vision_has_class_token: bool = True,
         pooled_size: int = 8,
-        video_token_id: int = -200,
+        video_token_id: int = VIDEO_TOKEN,
         time_stamps: bool = False,
         grounding_config: dict[str, Any] | None = None,
         sight_config: dict[str, Any] | None = None,
+        short_answers_config: dict[str, Any] | None = None,
         prompt_template: str = "vicuna_v1",
         **kwargs: Any,
     ):
@@ -62,6 +65,7 @@ class FlashVStreamConfig(PretrainedConfig):
         self.time_stamps = time_stamps
         self.grounding_config = grounding_config
         self.sight_config = sight_config
+        self.short_answers_config = short_answers_config
         self.prompt_template = prompt_template
         kwargs.setdefault("tie_word_embeddings", getattr(self.text_config, "tie_word_embeddings", False))
         super().__init__(**kwargs)

@@ -183,4 +183,5 @@ def _processor(folder: Path, values: dict[str, Any], config: FlashVStreamConfig)
         prompt_template=config.prompt_template,
         video_token_id=config.video_token_id,
         time_stamps=config.time_stamps,
+        memory_config=config.memory_config,
     )

@@ -7,18 +7,20 @@ generated as it is iterated over. This module is independent of streams, process
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from flash_vstream.memory import MemorySnapshot
-from flash_vstream.models.grounding import Grounder, Mention, annotate
-from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
-from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
+from flash_vstream.memory import MemorySnapshot, Slots
+from flash_vstream.models.grounding import Mention
+from flash_vstream.models.hints import Hinter, Hints
+from flash_vstream.models.interface import Layout, StreamModel, StreamProcessor
+from flash_vstream.models.processing import Typed, pad_rows
 from flash_vstream.models.prompt_limit import PromptLimit
+from flash_vstream.models.question_fit import fit_of, recalled
 
 MAX_NEW_TOKENS = 96
 CHUNK_TOKENS = 512
@@ -29,7 +31,7 @@ CHUNK_TOKENS = 512
 class Evidence:
     """A memory slot that was available to an answer.
 
-    ``part`` is abstract, temporal, retrieved or spatial; ``start``, ``end`` and ``exemplar`` are
+    ``part`` is abstract, temporal, retrieved, spatial or longterm; ``start``, ``end`` and ``exemplar`` are
     seconds of stream time; ``weight`` is the number of frames merged into the slot. ``share``, from 0
     to 1, is the slot's share of the attention that the answer's tokens paid to the memory (None if the
     attention implementation does not return it). It shows where the model looked, not why it gave the
@@ -54,7 +56,8 @@ class Prefix:
 
     ``ids`` are the prompt's L tokens up to the question and ``cache`` their keys and values.
     ``slot_of_token [L]`` is the index of the slot that each token belongs to, counted over all parts
-    in reading order, and -1 for text. ``time_stamps`` is False if the slots' times were left out.
+    in reading order, and -1 for text. ``time_stamps`` is False if the slots' times were left out. ``recalled`` are
+    frames of the long-term memory that were read after it, for one question; their slots are counted last.
     """
 
     snapshot: MemorySnapshot | None
@@ -62,6 +65,14 @@ class Prefix:
     ids: list[int]
     slot_of_token: Tensor
     time_stamps: bool = True
+    recalled: Slots | None = None
+
+    def parts(self) -> Iterator[tuple[str, Slots]]:
+        """Each part's name and slots, in the order in which slots are counted."""
+        if self.snapshot is not None:
+            yield from self.snapshot.parts()
+        if self.recalled is not None:
+            yield "longterm", self.recalled
 
 
 class Answer:
@@ -125,46 +136,79 @@ class AnswerGenerator:
     questions about the same memory in a batch.
     """
 
-    def __init__(self, model: FlashVStreamForConditionalGeneration, processor: FlashVStreamProcessor):
+    def __init__(self, model: StreamModel, processor: StreamProcessor):
         self.model = model
         self.processor = processor
         self.prompt_limit = PromptLimit(model.config, processor)
         # Only eager attention returns its weights, and on a CPU it is also the fastest for decoding,
         # which processes one token at a time.
-        if model.device.type == "cpu":
+        if model.device.type == "cpu" and not model.attention_is_chosen:
             model.language_model.set_attn_implementation("eager")
         self._returns_attention = model.language_model.config._attn_implementation == "eager"
-        self.grounder = Grounder.from_model(model, processor.tokenizer)
-        stop = processor.tokenizer.convert_tokens_to_ids(processor.template.stop)
-        self._stops = {stop, processor.tokenizer.eos_token_id} - {None, processor.tokenizer.unk_token_id}
+        self.hinter = Hinter.from_model(model, processor.tokenizer)
+        self.fit = fit_of(model, processor.tokenizer)
+        self._stops = processor.stop_ids
 
     @torch.inference_mode()
     def read(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Prefix:
         """Read a memory with the language model (None: no video); this is most of a question's cost.
 
-        ``time_stamps=False`` is for measuring the benefit of the slots' times. It also turns off
-        grounding, which would put times into the question.
+        ``time_stamps=False`` is for measuring the benefit of the slots' times. It also turns off hints,
+        which would put times into the prompt.
         """
-        if snapshot is None:
-            opening = self.processor.template.first_question.partition("{}")[0]
-            ids, features = self.processor.tokenize(opening), []
-        else:
-            ids, features = self.processor.prefix_ids(snapshot, time_stamps), [snapshot.tokens()]
+        shown = self._lay_out(snapshot, time_stamps)
         cache = DynamicCache(config=self.model.language_model.config)
         self.model(
-            input_ids=torch.tensor([ids], device=self.model.device),
-            memory_features=features,
+            input_ids=torch.tensor([shown.ids], device=self.model.device),
+            memory_features=[] if shown.features is None else [shown.features],
+            position_ids=None if shown.positions is None else shown.positions[:, None].to(self.model.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        return Prefix(snapshot, cache, ids, self.processor.slot_of_token(ids, snapshot), time_stamps)
+        return Prefix(snapshot, cache, shown.ids, shown.slot_of_token, time_stamps)
 
-    def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot | None) -> list[list[Mention]]:
-        """The events named in each question, located in a memory; empty without grounding or a video."""
-        if self.grounder is None or snapshot is None:
-            return [[] for _ in questions]
-        return self.grounder.mentions(questions, snapshot)
+    def _lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
+        """A prompt up to its question."""
+        cue = ""
+        if self.hinter is not None and snapshot is not None and time_stamps:
+            cue = self.hinter.cue(snapshot)
+            self.hinter.grounder.look(snapshot)
+        return self.processor.lay_out(snapshot, time_stamps, cue)
+
+    def prompt(self, snapshot: MemorySnapshot | None, question: str) -> tuple[list[int], Tensor | None]:
+        """A whole prompt: its ids, and the visual tokens ``[n, D]`` among them (None: there are none)."""
+        shown = self._lay_out(snapshot)
+        (hints,) = self.hints([question], snapshot)
+        recalled = self._lay_out_recalled(snapshot, hints)
+        features = [own.features for own in (shown, recalled) if own.features is not None]
+        ids = [*shown.ids, *recalled.ids, *self.processor.question_ids(hints.annotate(question))]
+        return ids, torch.cat([own.to(features[0]) for own in features]) if features else None
+
+    def hints(self, questions: Sequence[str], snapshot: MemorySnapshot | None, time_stamps: bool = True) -> list[Hints]:
+        """What is found for each question before the language model reads it: notes, and frames that it recalls.
+
+        A model without hints recalls the frames of the long-term memory that fit a question best, except
+        those that the newest frames show anyway.
+        """
+        if snapshot is None:
+            return [Hints() for _ in questions]
+        if self.hinter is not None:
+            return self.hinter.hints(questions, snapshot) if time_stamps else [Hints() for _ in questions]
+        past = snapshot.longterm
+        if len(snapshot.spatial):
+            past = past[past.exemplar < snapshot.spatial.start.min()]
+        if self.fit is None or not len(past):
+            return [Hints() for _ in questions]
+        count = self.model.config.recalled
+        return [Hints(recalled=recalled(self.fit, question, past, count)) for question in questions]
+
+    def _lay_out_recalled(self, snapshot: MemorySnapshot | None, hints: Hints, time_stamps: bool = True) -> Layout:
+        """The frames that a question recalls, as the beginning of its part of the prompt; empty if there are none."""
+        if hints.recalled is None or snapshot is None:
+            return Layout([], None, torch.zeros(0, dtype=torch.long))
+        slots = sum(len(part) for _, part in snapshot.parts())
+        return self.processor.lay_out_recalled(hints.recalled, slots, time_stamps, hints.cues)
 
     def ask(
         self,
@@ -198,10 +242,13 @@ class AnswerGenerator:
         """
         if not questions:
             return []
-        texts = list(questions)
-        if prefix.time_stamps:
-            texts = [annotate(*pair) for pair in zip(texts, self.mentions(texts, prefix.snapshot), strict=True)]
-        rows = [self.processor.question_ids(text) for text in texts]
+        hints = self.hints(questions, prefix.snapshot, prefix.time_stamps)
+        shown = [self._lay_out_recalled(prefix.snapshot, own, prefix.time_stamps) for own in hints]
+        rows = [
+            [*recalled.ids, *self.processor.question_ids(own.annotate(text))]
+            for text, own, recalled in zip(questions, hints, shown, strict=True)
+        ]
+        features = [recalled.features for recalled in shown if recalled.features is not None]
         # All questions end in the same column; shorter ones are padded between memory and question.
         padded = pad_rows(rows, 0, "left")
         ids = padded["input_ids"]
@@ -214,6 +261,7 @@ class AnswerGenerator:
         for _ in range(max_new_tokens):
             logits = self.model(
                 input_ids=ids.to(self.model.device),
+                memory_features=features,
                 attention_mask=mask.to(self.model.device),
                 position_ids=positions.to(self.model.device),
                 past_key_values=cache,
@@ -229,8 +277,32 @@ class AnswerGenerator:
             if not open_rows:
                 break
             mask = torch.cat([mask, torch.ones_like(ids)], 1)
-            positions = positions[:, -1:] + 1
+            positions, features = positions[:, -1:] + 1, []
         return [self.processor.decode(row) for row in generated]
+
+    @torch.inference_mode()
+    def likelihoods(self, prefix: Prefix, question: str, answers: Sequence[str]) -> list[float]:
+        """The mean log-likelihood per token of each of ``answers`` to ``question``, none of them empty."""
+        (hints,) = self.hints([question], prefix.snapshot, prefix.time_stamps)
+        shown = self._lay_out_recalled(prefix.snapshot, hints, prefix.time_stamps)
+        asked = [*shown.ids, *self.processor.question_ids(hints.annotate(question))]
+        start = self.processor.template.answer.partition("{}")[0]
+        rows = [self.processor.tokenize([start, Typed(answer.strip())], first=False) for answer in answers]
+        padded = pad_rows([asked + row for row in rows], 0, "right")
+        mask = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
+        cache: Any = copy.deepcopy(prefix.cache)
+        cache.batch_repeat_interleave(len(rows))
+        longest = max(len(row) for row in rows)
+        logits = self.model(
+            input_ids=padded["input_ids"].to(self.model.device),
+            memory_features=[] if shown.features is None else [shown.features] * len(rows),
+            attention_mask=mask.to(self.model.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=longest + 1,
+        ).logits
+        logs = logits.float().log_softmax(-1).cpu()  # from the question's last token on
+        return [logs[i, : len(row)].gather(1, torch.tensor(row)[:, None]).mean().item() for i, row in enumerate(rows)]
 
     def _generate(
         self,
@@ -244,15 +316,20 @@ class AnswerGenerator:
         prefix = context if isinstance(context, Prefix) else self.read(context)
         # The prefix must stay unchanged for the next question.
         cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
-        if prefix.time_stamps:
-            answer.mentions = self.mentions([answer.question], prefix.snapshot)[0]
-        ids = self.processor.question_ids(annotate(answer.question, answer.mentions), history)
+        (hints,) = self.hints([answer.question], prefix.snapshot, prefix.time_stamps)
+        answer.mentions = hints.mentions
+        shown = self._lay_out_recalled(prefix.snapshot, hints, prefix.time_stamps)
+        features = shown.features
+        ids = [*shown.ids, *self.processor.question_ids(hints.annotate(answer.question), history)]
         answer.prompt_tokens = len(prefix.ids) + len(ids)
+        slot_of_token = torch.cat([prefix.slot_of_token, shown.slot_of_token])
+        prefix = replace(prefix, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=hints.recalled)
         attention = torch.zeros(len(prefix.ids))
         generated: list[int] = []
         steps = 0  # after the first token
         while True:
-            token = self._step(ids, cache, attention if generated else None)
+            token = self._step(ids, cache, attention if generated else None, features)
+            features = None
             if not generated:
                 first = time.perf_counter()
                 answer.first_token_seconds = first - started
@@ -283,9 +360,13 @@ class AnswerGenerator:
         answer.evidence = self._evidence(prefix, attention)
 
     @torch.inference_mode()
-    def _step(self, ids: list[int], cache: Cache, attention: Tensor | None) -> int:
-        """The most likely token after ``ids``; adds the attention paid to the prefix to ``attention [L]``."""
-        while len(ids) > CHUNK_TOKENS:  # so that the attention matrices of all heads fit into memory
+    def _step(self, ids: list[int], cache: Cache, attention: Tensor | None, features: Tensor | None = None) -> int:
+        """The most likely token after ``ids``; adds the attention paid to the prefix to ``attention [L]``.
+
+        ``features [n, D]`` are the visual tokens among ``ids``, which come first.
+        """
+        shown = [] if features is None else [features]
+        while len(ids) > CHUNK_TOKENS and not shown:  # so that the attention matrices of all heads fit into memory
             self.model(
                 input_ids=torch.tensor([ids[:CHUNK_TOKENS]], device=self.model.device),
                 past_key_values=cache,
@@ -296,6 +377,7 @@ class AnswerGenerator:
         add = self._returns_attention and attention is not None
         output = self.model(
             input_ids=torch.tensor([ids], device=self.model.device),
+            memory_features=shown,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
@@ -304,7 +386,10 @@ class AnswerGenerator:
         if add:
             assert attention is not None
             for layer in output.attentions:
-                attention += layer[0, :, -1, : len(attention)].float().mean(0).cpu()
+                paid = layer[0, :, -1].float().mean(0).cpu()
+                first = cache.get_seq_length() - len(paid)  # above 0 where a layer's window is sliding
+                if first < len(attention):
+                    attention[first:] += paid[: len(attention) - first]
         return int(output.logits[0, -1].argmax())
 
     def _evidence(self, prefix: Prefix, attention: Tensor) -> list[Evidence]:
@@ -312,10 +397,10 @@ class AnswerGenerator:
             return []
         shown = prefix.slot_of_token >= 0
         total = float(attention[shown].sum())
-        count = sum(len(part) for _, part in prefix.snapshot.parts())
+        count = sum(len(part) for _, part in prefix.parts())
         shares = torch.zeros(count).index_add(0, prefix.slot_of_token[shown], attention[shown])
         evidence: list[Evidence] = []
-        for name, part in prefix.snapshot.parts():
+        for name, part in prefix.parts():
             rows = zip(*(getattr(part, f).tolist() for f in ("start", "end", "exemplar", "weight")), strict=True)
             for start, end, exemplar, weight in rows:
                 share = float(shares[len(evidence)]) / total if total > 0 else None

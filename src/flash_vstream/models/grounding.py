@@ -15,24 +15,32 @@ This is not in the paper, and the published models have no grounding (``groundin
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.prompts import stamp
-from flash_vstream.models.sight import Presence, Sight, load_weights, save_weights
+from flash_vstream.models.remembered import Remembered
+from flash_vstream.models.sight import Presence, Sight
 
-GROUNDING = "grounding.safetensors"
 LONGEST = 96
 """Questions and events are truncated to this many tokens."""
+FEW_SLOTS = 64
+"""The number of slots up to which one threshold serves: some sixteen scenes, of a few frames each."""
 PRESENCE = "Is it true that you saw {thing}{note}?"
-LOOKED_AT = ("temporal", "retrieved", "spatial")
-"""The parts of a memory whose slots have distinct times; an abstract slot mixes the whole stream."""
+
+
+def looked_at(snapshot: MemorySnapshot) -> list[Slots]:
+    """The filled parts of a memory that events are looked for in: those whose slots have times of their own.
+
+    They begin with the long-term memory, if there is one. It then stands for the temporal memory, whose slots may mix
+    several scenes, as abstract slots mix the whole stream.
+    """
+    past = snapshot.longterm if len(snapshot.longterm) else snapshot.temporal
+    return [slots for slots in (past, snapshot.retrieved, snapshot.spatial) if len(slots)]
 
 
 @dataclass(frozen=True)
@@ -173,15 +181,22 @@ class Member(nn.Module):
 class Grounding(nn.Module):
     """An ensemble of independently trained members, whose outputs are averaged.
 
-    ``threshold`` is the similarity above which an event counts as seen; it is measured after training.
+    An event counts as seen above the similarity ``threshold + slope · ln(n / 64)`` to the best of n > 64 slots; both
+    are measured after training. Among more slots, one is more alike by chance.
     """
 
     threshold: Tensor
+    slope: Tensor
 
     def __init__(self, channels: int, text_width: int, width: int = 256, heads: int = 4, members: int = 1):
         super().__init__()
         self.members = nn.ModuleList(Member(channels, text_width, width, heads) for _ in range(members))
         self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("slope", torch.zeros(()))
+
+    def needed(self, slots: int) -> float:
+        """What an event's best similarity among so many slots must exceed for it to count as seen."""
+        return float(self.threshold) + float(self.slope) * math.log(max(slots, FEW_SLOTS) / FEW_SLOTS)
 
     def marks(self, embeddings: Tensor, there: Tensor) -> Tensor:
         """Logits ``[B, L]`` that each token of a question is part of an event."""
@@ -192,10 +207,18 @@ class Grounding(nn.Module):
 
         ``parts`` are the slots' features ``[n', P², channels]``, one tensor for each grid size.
         """
+        return self.compare_sights(embeddings, there, [self.sights(part) for part in parts])
+
+    def sights(self, features: Tensor) -> list[Tensor]:
+        """What each member sees in slots ``[n, P², channels]``, as unit vectors ``[n, P², width]``."""
+        return [member.sights(features) for member in self.each()]
+
+    def compare_sights(self, embeddings: Tensor, there: Tensor, parts: Sequence[Sequence[Tensor]]) -> Tensor:
+        """``compare`` for slots given by their ``sights``."""
         scores = []
-        for member in self.each():
+        for number, member in enumerate(self.each()):
             events = member.events(embeddings, there)
-            scores.append(torch.cat([member.compare(events, member.sights(part)) for part in parts], dim=1))
+            scores.append(torch.cat([member.compare(events, part[number]) for part in parts], dim=1))
         return torch.stack(scores).mean(0)
 
     def each(self) -> list[Member]:
@@ -254,34 +277,45 @@ class Grounder:
         self.grounding = grounding
         self.words = words
         self.sight = sight
+        # A stream's long-term memory is looked through at every question, and changes by a frame at a time.
+        self._sights = Remembered(grounding.sights)
+        self._things = Remembered(lambda features: [self._shown(features)])
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> "Grounder | None":
         """The grounder of a model; None if the model has no grounding."""
-        if model.grounding is None:
+        if getattr(model, "grounding", None) is None:
             return None
         return cls(model.grounding, Words(tokenizer, model.get_input_embeddings().weight), model.sight)
 
-    @torch.inference_mode()
     def mentions(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[list[Mention]]:
         """The events named in each question, in order, each with the time and score of the most similar slot."""
+        return [[mention for mention, _ in own] for own in self.locate(questions, snapshot)]
+
+    @torch.inference_mode()
+    def locate(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[list[tuple[Mention, Tensor]]]:
+        """The events named in each question, each with its scores ``[n]`` for the slots of the long-term memory."""
         self.grounding.eval()
         present = [self.sight.presence(text) if self.sight is not None else None for text in questions]
         # A question about presence is sight's alone.
         spans = [[] if asked is not None else own for asked, own in zip(present, self.spans(questions), strict=True)]
         seen = self._seen(snapshot) if any(asked is not None for asked in present) else None
         named = [text[begin:end] for text, own in zip(questions, spans, strict=True) for begin, end in own]
-        matches: Iterator[tuple[str, float, float]] = iter(())
+        matches: Iterator[tuple[str, Tensor]] = iter(())
         if named:
-            scores, times = self._compared(named, [getattr(snapshot, part) for part in LOOKED_AT])
-            best, slot = scores.max(1)
-            matches = zip(named, best.tolist(), [times[i] for i in slot.tolist()], strict=True)
-        mentions: list[list[Mention]] = []
+            scores, times = self._compared(named, looked_at(snapshot))
+            matches = zip(named, scores, strict=True)
+        past = len(snapshot.longterm)
+        located: list[list[tuple[Mention, Tensor]]] = []
         for question, asked, own in zip(questions, present, spans, strict=True):
-            mentions.append([self._presence(question, asked, *seen)] if asked is not None and seen is not None else [])
-            for (begin, end), (text, score, time) in zip(own, matches, strict=False):
-                mentions[-1].append(Mention(text, begin, end, time, round(score, 3)))
-        return mentions
+            located.append([])
+            if asked is not None and seen is not None:
+                located[-1].append((self._presence(question, asked, *seen), torch.zeros(past)))
+            for (begin, end), (text, row) in zip(own, matches, strict=False):
+                best = int(row.argmax())
+                mention = Mention(text, begin, end, times[best], round(float(row[best]), 3))
+                located[-1].append((mention, row[:past]))
+        return located
 
     def spans(self, questions: Sequence[str]) -> list[list[tuple[int, int]]]:
         """The character spans of the events in each question."""
@@ -289,12 +323,24 @@ class Grounder:
         marked = (self.grounding.marks(embeddings, there) > 0).tolist()
         return [_runs(text, *row) for text, *row in zip(questions, marked, offsets, strict=True)]
 
-    def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float], int]:
-        """What each slot shows ``[n, V]``, the slots' times, and how many of the slots, the last ones, are of now."""
+    @torch.inference_mode()
+    def look(self, snapshot: MemorySnapshot) -> None:
+        """Look at the frames of a memory, so that the first question need not wait for it."""
+        self.grounding.eval()
+        for slots in looked_at(snapshot):
+            self._sights(slots.features)
+            if self.sight is not None:
+                self._things(slots.features)
+
+    def _shown(self, features: Tensor) -> Tensor:
         assert self.sight is not None
         self.sight.eval()
-        known = [slots for part in LOOKED_AT if len(slots := getattr(snapshot, part))]
-        things = torch.cat([self.sight(slots.features).things for slots in known])
+        return self.sight(features).things  # type: ignore[no-any-return]
+
+    def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float], int]:
+        """What each slot shows ``[n, V]``, the slots' times, and how many of the slots, the last ones, are of now."""
+        known = looked_at(snapshot)
+        things = torch.cat([self._things(slots.features)[0] for slots in known])
         times = [time for slots in known for time in slots.start.tolist()]
         return things, times, len(snapshot.spatial)
 
@@ -312,22 +358,9 @@ class Grounder:
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""
         embeddings, there, _ = self.words.embed([" " + text for text in named])
-        filled = [slots for slots in parts if len(slots)]
-        scores = self.grounding.compare(embeddings, there, [slots.features for slots in filled])
-        times = [time for slots in filled for time in slots.start.tolist()]
-        return scores - self.grounding.threshold, times
-
-
-def load_grounding(model: Any, file: Path) -> None:
-    """Load trained grounding weights into a model; raises ``UserError`` if they cannot be read or do not fit."""
-    if model.grounding is None:
-        raise UserError("this model has no grounding; its config lacks grounding_config")
-    load_weights(model.grounding, file, "is no grounding of this model")
-
-
-def save_grounding(grounding: Grounding, folder: Path) -> Path:
-    """Write grounding weights to ``folder`` in float16, which does not change comparisons noticeably."""
-    return save_weights(grounding, folder / GROUNDING)
+        scores = self.grounding.compare_sights(embeddings, there, [self._sights(slots.features) for slots in parts])
+        times = [time for slots in parts for time in slots.start.tolist()]
+        return scores - self.grounding.needed(len(set(times))), times
 
 
 def _runs(text: str, marked: Sequence[bool], places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,19 @@ import torch
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig
 from transformers.utils import logging
 
 from flash_vstream.errors import UserError
 from flash_vstream.files import atomic_folder
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
-from flash_vstream.models.catalog import HUB_7B, MODELS, NANO_ADAPTER, NANO_BASE, model_folder
+from flash_vstream.models.adapters import BASE, is_adapter, merge_adapter, read_adapter_settings
+from flash_vstream.models.catalog import HUB_7B, HUB_QWEN_7B, MODELS, NANO_ADAPTER, NANO_BASE, model_folder
+from flash_vstream.models.choice import ModelChoice
+from flash_vstream.models.flash_qwen import MODEL_TYPE
 from flash_vstream.models.half_linear import add_float16_copies
 from flash_vstream.models.precision import best_dtype
+from flash_vstream.models.vlm_families import FAMILIES
+from flash_vstream.models.vlm_loading import is_vlm, load_vlm, load_vlm_processor, quantization
 from flash_vstream.wheels import cache_dir, cache_errors
 
 Report = Callable[[str], object]
@@ -40,6 +45,8 @@ def pull(name: str, report: Report = _quiet) -> Path:
     """
     if name not in (*MODELS, NANO_BASE):
         raise UserError(f"no model is called {name!r}; the known ones are {', '.join(MODELS)}")
+    if name == "flash-vstream-qwen-7b":
+        return _build_once(model_folder(name), partial(_link_snapshot, HUB_QWEN_7B, report=report))
     if name == "flash-vstream-7b":
         return _build_once(model_folder(name), partial(_convert, HUB_7B, report=report))
     return _build_once(model_folder(name), partial(_assemble_nano, name, report=report))
@@ -50,11 +57,14 @@ def fetch_model(name: str, report: Report = _quiet) -> Path:
 
     ``name`` is one of ``MODELS``, a model folder, or a hub id (``ORG/MODEL`` or
     ``ORG/MODEL@REVISION``). A folder or hub id in the layout of the published checkpoint is converted
-    once, and again whenever its files change. Raises ``UserError`` if there is no such model.
+    once, and again whenever its files change; an adapter's folder is likewise merged into its base. Raises
+    ``UserError`` if there is no such model.
     """
     if name in MODELS or name == NANO_BASE:
         return pull(name, report)
     path = Path(name).expanduser()
+    if path.is_dir() and is_adapter(path):
+        return _with_adapter(path, report)
     if path.is_dir():
         return _converted(path, report) if _is_published_layout(path) else path
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
@@ -69,48 +79,81 @@ def fetch_model(name: str, report: Report = _quiet) -> Path:
 
 
 def load(
-    name: str, device: str | None = None, dtype: torch.dtype | None = None
-) -> tuple[FlashVStreamForConditionalGeneration, FlashVStreamProcessor]:
-    """Load model and processor by model name, model folder or hub id, ready to answer questions.
+    model: str | ModelChoice, device: str | None = None, dtype: torch.dtype | None = None
+) -> tuple[Any, FlashVStreamProcessor]:
+    """Load a ``StreamModel`` and its processor by model name, model folder or hub id, ready to answer questions.
 
     ``device`` defaults to a GPU if there is one; ``dtype`` to bfloat16 if the device is fast in it,
     else float32. Raises ``UserError`` if there is no such model, its folder is broken, or the device
     has too little memory.
     """
-    folder = fetch_model(name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or best_dtype(device)
-    model, processor = _read_model(folder, dtype), _read_processor(folder)
+    choice = ModelChoice.of(model)
+    folder = fetch_model(choice.name)
+    device = _device(device or choice.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (getattr(torch, choice.dtype) if choice.dtype else best_dtype(device))
+    values = _read_config(folder)
     try:
-        nn.Module.to(model, device)
+        if is_vlm(values):
+            with _damage_as_user_error(folder):
+                loaded: Any = load_vlm(folder, values, choice, dtype)
+                processor: FlashVStreamProcessor = load_vlm_processor(folder, values, choice)[1]
+        else:
+            loaded, processor = _read_model(folder, dtype, choice), _read_processor(folder)
+        if choice.bits is None:
+            nn.Module.to(loaded, device)
     except torch.OutOfMemoryError:
-        raise UserError(f"{name} in {dtype} does not fit the memory of {device}; use a smaller model") from None
-    model.train(False)
-    if device == "cpu" and dtype == torch.float32:
-        add_float16_copies(model.language_model)
-    return model, processor
+        message = f"{choice.name} in {dtype} does not fit the memory of {device}; use a smaller model or --bits 4"
+        raise UserError(message) from None
+    loaded.train(False)
+    if device == "cpu" and dtype == torch.float32 and choice.bits is None and not is_vlm(values):
+        add_float16_copies(loaded.language_model)
+    return loaded, processor
 
 
-def load_processor(name: str) -> tuple[FlashVStreamConfig, FlashVStreamProcessor]:
+def load_processor(model: str | ModelChoice) -> tuple[Any, FlashVStreamProcessor]:
     """Configuration and processor of a model, without its weights; raises ``UserError`` as ``load`` does."""
-    folder = fetch_model(name)
+    choice = ModelChoice.of(model)
+    folder = fetch_model(choice.name)
+    values = _read_config(folder)
+    if is_vlm(values):
+        with _damage_as_user_error(folder):
+            return load_vlm_processor(folder, values, choice)
     return _read_model_config(folder), _read_processor(folder)
 
 
-def _read_model(folder: Path, dtype: torch.dtype) -> FlashVStreamForConditionalGeneration:
+def _device(name: str) -> str:
+    """``name``, if there is such a device; raises ``UserError`` otherwise."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"there is no device {name} here ({str(error).splitlines()[0]})") from None
+    return name
+
+
+def _read_model(folder: Path, dtype: torch.dtype, choice: ModelChoice) -> FlashVStreamForConditionalGeneration:
     config = _read_model_config(folder)
+    star = choice.star or config.star
+    if choice.compat == "release":
+        star = replace(star, compat="release", longterm_length=0)
+    config.memory_config = star.to_dict()
+    if choice.pair is not None:
+        raise UserError(f"{choice.name} finds what a question asks for itself; --pair is for Transformers' own models")
+    options: dict[str, Any] = {} if choice.attn is None else {"attn_implementation": choice.attn}
+    if choice.bits is not None:
+        options |= {"quantization_config": quantization(choice.bits), "device_map": choice.device or "auto"}
     with _damage_as_user_error(folder):
         integers = [] if hasattr(config, "quantization_config") else _integer_weights(folder)
         if integers:  # Transformers would cast them to floats without dequantizing
             raise ValueError(f"{integers[0]} holds integers, and config.json names no quantization")
         loaded: Any = FlashVStreamForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, local_files_only=True
+            folder, config=config, dtype=dtype, output_loading_info=True, local_files_only=True, **options
         )
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:  # Transformers would fill them with random numbers
         raise _broken(folder, f"{len(missing)} weights are missing, {missing[0]} among them")
     assert isinstance(model, FlashVStreamForConditionalGeneration)
+    model.attention_is_chosen = choice.attn is not None
     return model
 
 
@@ -125,11 +168,13 @@ def _integer_weights(folder: Path) -> list[str]:
 
 
 def _read_model_config(folder: Path) -> FlashVStreamConfig:
-    _read_config(folder)
+    model_type = _read_config(folder)["model_type"]
+    if model_type != FlashVStreamConfig.model_type:
+        known = ", ".join(sorted((FlashVStreamConfig.model_type, MODEL_TYPE, *FAMILIES)))
+        raise UserError(f"{folder} is a {model_type} model; those that can be used are {known}")
     with _damage_as_user_error(folder):
-        config = AutoConfig.from_pretrained(folder)
-    if not isinstance(config, FlashVStreamConfig):
-        raise UserError(f"{folder} is a {config.model_type} model, not a Flash-VStream one")
+        config = FlashVStreamConfig.from_pretrained(folder)
+    assert isinstance(config, FlashVStreamConfig)
     return config
 
 
@@ -137,6 +182,8 @@ def _read_processor(folder: Path) -> FlashVStreamProcessor:
     with _damage_as_user_error(folder):
         processor = FlashVStreamProcessor.from_pretrained(folder, local_files_only=True)
     assert isinstance(processor, FlashVStreamProcessor)
+    if processor.memory_config is None:  # saved by an earlier version
+        processor.memory_config = _read_model_config(folder).memory_config
     return processor
 
 
@@ -188,6 +235,16 @@ def _convert(source: str | Path, target: Path, report: Report) -> None:
     convert_checkpoint(str(source), target)
 
 
+def _link_snapshot(source: str, target: Path, report: Report) -> None:
+    """Fetch a checkpoint that is loaded as it is; ``target`` becomes a folder of links to its files."""
+    from flash_vstream.models.download import MODEL_FILES, fetch_snapshot
+
+    report(f"fetching {source}")
+    target.mkdir(parents=True, exist_ok=True)
+    for path in fetch_snapshot(source, MODEL_FILES).iterdir():
+        (target / path.name).symlink_to(path.resolve())
+
+
 def _converted(source: str | Path, report: Report) -> Path:
     """The folder of a converted checkpoint in the authors' layout; converts it on first use.
 
@@ -196,8 +253,7 @@ def _converted(source: str | Path, report: Report) -> Path:
     """
     state = [str(source)]
     if isinstance(source, Path):
-        files = sorted(path for path in source.iterdir() if path.is_file())
-        state = [str(source.resolve()), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+        state = _state_of(source)
     else:
         from flash_vstream.models.download import CONFIG_FILES, commit_of, fetch_snapshot
 
@@ -206,6 +262,28 @@ def _converted(source: str | Path, report: Report) -> Path:
     base = Path(str(source).partition("@")[0]).name
     folder = cache_dir() / "models" / f"converted-{base}-{digest[:12]}"
     return _build_once(folder, partial(_convert, source, report=report))
+
+
+def _with_adapter(adapter: Path, report: Report) -> Path:
+    """The folder of an adapter's base model with the adapter merged in; merges on first use."""
+    name = read_adapter_settings(adapter)[BASE]
+    if not name:
+        raise UserError(f"{adapter} does not name the model that it was trained from ({BASE})")
+    base = fetch_model(name, report)
+    digest = hashlib.sha256("\n".join([*_state_of(adapter), *_state_of(base)]).encode()).hexdigest()
+
+    def build(target: Path) -> None:
+        report(f"merging {adapter} into {name}")
+        merge_adapter(base, adapter, target)
+        _read_processor(base).save_pretrained(target)
+
+    return _build_once(cache_dir() / "models" / f"adapted-{adapter.resolve().name}-{digest[:12]}", build)
+
+
+def _state_of(folder: Path) -> list[str]:
+    """What changes when files of a folder do: its path, and its files' sizes and modification times."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [str(folder.resolve()), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
 
 
 def _build_once(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -6,17 +6,29 @@ processor handles text and its layout; other packages handle files, threads and 
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from flash_vstream.memory import SemanticAttention, StarMemory, abstract_memory, pool_grid
+from flash_vstream.errors import UserError
+from flash_vstream.memory import (
+    MemorySnapshot,
+    SemanticAttention,
+    StarConfig,
+    StarMemory,
+    abstract_memory,
+    pool_grid,
+)
+from flash_vstream.memory.frames import every_frame
 from flash_vstream.memory.release import ReleaseMemory
 from flash_vstream.models.configuration import FlashVStreamConfig
 from flash_vstream.models.grounding import Grounding
+from flash_vstream.models.remote_code import AUTO_MAP, write_module
+from flash_vstream.models.short_answers import ShortAnswers
 from flash_vstream.models.sight import Sight
 
 
@@ -49,8 +61,10 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
 
     _no_split_modules = ["CLIPEncoderLayer", "LlamaDecoderLayer"]
     # Grounding and sight compare scores that are close together, and float32 costs almost nothing there.
-    _keep_in_fp32_modules_strict = ["grounding", "sight"]
+    _keep_in_fp32_modules_strict = ["grounding", "sight", "short_answers"]
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+
+    attention_is_chosen = False
 
     def __init__(self, config: FlashVStreamConfig):
         super().__init__(config)
@@ -68,7 +82,18 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             else None
         )
         self.sight = Sight(channels, **config.sight_config) if config.sight_config is not None else None
+        self.short_answers = (
+            ShortAnswers(channels, config.text_config.hidden_size, **config.short_answers_config)
+            if config.short_answers_config is not None
+            else None
+        )
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as Transformers does, in a form that its Auto classes can load (``remote_code``)."""
+        self.config.auto_map = AUTO_MAP
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_module(Path(save_directory))
 
     def get_input_embeddings(self) -> nn.Module:
         embeddings: nn.Module = self.language_model.get_input_embeddings()
@@ -76,6 +101,9 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_output_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         embeddings: nn.Module = self.language_model.get_output_embeddings()
@@ -97,16 +125,44 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
             features = self.vision_tower(pixel_values=pixel_values, output_hidden_states=True).hidden_states[layer]
         return features[:, 1:] if self.config.vision_has_class_token else features
 
-    def new_memory(self, dtype: torch.dtype | None = None) -> StarMemory | ReleaseMemory:
-        """An empty memory of the configured sizes for one stream, on the model's device."""
-        kind = ReleaseMemory if self.config.star.compat == "release" else StarMemory
-        return kind(
-            self.config.star,
-            self.config.vision_config.hidden_size,
-            self.semantic_attention,
-            dtype or self.dtype,
-            self._projector_weight.device,
-        )
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """The shape ``(P², D)`` of an encoded frame."""
+        return self.config.pooled_size**2, self.config.vision_config.hidden_size
+
+    def new_memory(
+        self, dtype: torch.dtype | None = None, star: StarConfig | None = None, offline: bool = False
+    ) -> StarMemory | ReleaseMemory:
+        """An empty memory for one stream, of the configured sizes or those in ``star``, on the model's device.
+
+        ``offline`` gives the released form for whole videos, if the memory is the released one.
+        """
+        star, channels, device = star or self.config.star, self.feature_shape[1], self._projector_weight.device
+        if star.compat == "release":
+            return ReleaseMemory(star, channels, self.semantic_attention, dtype or self.dtype, device, offline)
+        return StarMemory(star, channels, self.semantic_attention, dtype or self.dtype, device)
+
+    def snapshot_of(
+        self, features: Tensor, times: list[float], every: bool, star: StarConfig | None = None
+    ) -> MemorySnapshot:
+        """A snapshot of a memory that saw only frames ``[n, P², D]``; with ``every``, of these frames themselves."""
+        if every:
+            return every_frame(pool_grid(features, (star or self.config.star).spatial_size), times)
+        memory = self.new_memory(features.dtype, star, offline=True)
+        memory.write(features, times)
+        return memory.read()
+
+    def star_of(self, count: int) -> StarConfig:
+        """The sizes of ``snapshot_of``: the model's own, since it was trained to read its memory."""
+        return self.config.star
+
+    def drop_vision(self) -> None:
+        """Free the vision tower, in a process that only answers."""
+        self.vision_tower = nn.Identity()
+
+    def drop_language(self) -> None:
+        """Free the language model, in a process that only watches."""
+        self.language_model = nn.Identity()
 
     @property
     def _projector_weight(self) -> Tensor:
@@ -162,23 +218,29 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         labels: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        picture_counts: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits ``[B, L, V]`` and, with ``labels [B, L]`` (-100 for no label), the mean loss.
 
-        Other keywords (such as ``logits_to_keep``) are passed to the language model. In training mode
-        with labels, logits are computed only at labelled positions and are not returned: over the
-        whole vocabulary they would take up most of a small model's memory.
+        Visual tokens are given in ``memory_features``, or made from pictures (``remember``). Other keywords (such as
+        ``logits_to_keep``) are passed to the language model. In training mode with labels, logits are computed only at
+        labelled positions and are not returned: over the whole vocabulary they would take up most of a small model's
+        memory.
         """
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("give input_ids or inputs_embeds")
-            inputs_embeds = self.embed(input_ids, memory_features, abstract_frames)
+            if pixel_values is not None:
+                inputs_embeds = self._embed_pictures(input_ids, pixel_values, picture_counts)
+            else:
+                inputs_embeds = self.embed(input_ids, memory_features, abstract_frames)
         kwargs |= {"attention_mask": attention_mask, "position_ids": position_ids}
         if past_key_values is not None:
             kwargs[self._cache_name] = past_key_values  # generate passes it in kwargs, by its new name
         if self.training and labels is not None:
-            return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs))
+            return CausalLMOutputWithPast(loss=self._labelled_loss(inputs_embeds, labels, **kwargs) + self._untouched())
         output: CausalLMOutputWithPast = self.language_model(inputs_embeds=inputs_embeds, labels=labels, **kwargs)
         return output
 
@@ -192,22 +254,88 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
         labelled = targets != -100
         logits = self.get_output_embeddings()(hidden[labelled]).float()
         total = nn.functional.cross_entropy(logits, targets[labelled], reduction="sum")
-        return total / (labelled.sum() if num_items_in_batch is None else num_items_in_batch)
+        count = labelled.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        return total / count.clamp_min(1).to(total.device)  # a batch of unreadable media has no labels
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        memory_features = kwargs.pop("memory_features", None)
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(*args, **kwargs)
-        # After the first step, the visual tokens are in the cache.
-        if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
-            inputs["memory_features"] = memory_features
-        return inputs
+    def _untouched(self) -> Tensor | float:
+        """Zero, with gradients of zero for everything of ours that is trained.
 
-    def _expand_inputs_for_generation(  # type: ignore[override]
-        self, expand_size: int = 1, **kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
-        """Repeat every row and its visual tokens for each beam; Transformers repeats only tensors."""
-        above: Any = super()
-        input_ids, inputs = above._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
-        if inputs.get("memory_features") is not None:
-            inputs["memory_features"] = [own for own in inputs["memory_features"] for _ in range(expand_size)]
-        return input_ids, inputs
+        A batch of text has no use for the projector, and one of short streams none for semantic attention. With
+        gradients all the same, a step works on any batch, and all processes reduce the same gradients.
+        """
+        own = [*self.projector.parameters(), *self.semantic_attention.parameters()]
+        parts = [parameter.sum() for parameter in own if parameter.requires_grad]
+        return 0.0 * torch.stack(parts).sum() if parts else 0.0
+
+    def remember(self, pixel_values: Tensor, picture_counts: Tensor) -> list[Tensor]:
+        """Visual tokens ``[n, D]`` of each sample's pictures, remembered as a stream of one picture a second.
+
+        ``pixel_values [N, 3, H, W]`` are the pictures of all samples, ``picture_counts [B]`` how many belong to each.
+        """
+        tokens = []
+        for features in self.encode(pixel_values).split(picture_counts.tolist()):
+            if not len(features):
+                tokens.append(features.flatten(0, 1))
+                continue
+            memory = self.new_memory(features.dtype)
+            memory.write(features, [float(second) for second in range(len(features))])
+            tokens.append(memory.read().tokens())
+        return tokens
+
+    @torch.no_grad()
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """Transformers' ``generate``, for prompts with visual tokens.
+
+        The first step reads embeddings, so whatever looks at the ids of a prompt (such as a repetition penalty) sees
+        padding in place of visual tokens. With ``prefill_chunk_size`` the prompt is read before. Raises ``UserError``
+        for prompt look-up decoding, which reads ids alone.
+        """
+        ids: Tensor | None = kwargs.pop("input_ids", inputs)
+        pictures = {name: kwargs.pop(name, None) for name in ("pixel_values", "picture_counts", "memory_features")}
+        places = None if ids is None else ids == self.config.video_token_id
+        if ids is None or places is None or not places.any():
+            return super().generate(ids, **kwargs)
+        embeds = self._embed_pictures(ids, **pictures)
+        settings = kwargs.get("generation_config") or self.generation_config
+        chunk = kwargs.pop("prefill_chunk_size", None) or getattr(settings, "prefill_chunk_size", None)
+        if kwargs.get("prompt_lookup_num_tokens") or getattr(settings, "prompt_lookup_num_tokens", None):
+            raise UserError("prompt look-up decoding cannot read visual tokens; leave out prompt_lookup_num_tokens")
+        if chunk:
+            kwargs[self._cache_name] = self._read_prompt(embeds, kwargs.get("attention_mask"), chunk)
+        else:
+            kwargs["inputs_embeds"] = embeds
+        output: Any = super().generate(ids.masked_fill(places, self.config.pad_token_id or 0), **kwargs)
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        repeated = places.repeat_interleave(len(sequences) // len(places), 0)
+        sequences[:, : places.shape[1]].masked_fill_(repeated, self.config.video_token_id)
+        return output
+
+    def _read_prompt(self, embeds: Tensor, mask: Tensor | None, chunk: int) -> Cache:
+        """A cache of all but the last of ``embeds [B, L, width]``, read ``chunk`` at a time."""
+        cache: Cache = DynamicCache(config=self.language_model.config)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device) if mask is None else mask
+        positions, end = (mask.cumsum(1) - 1).clamp_min(0), 0
+        for part in embeds[:, :-1].split(chunk, 1):
+            begin, end = end, end + part.shape[1]
+            self(
+                inputs_embeds=part,
+                attention_mask=mask[:, :end],
+                position_ids=positions[:, begin:end],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return cache
+
+    def _embed_pictures(
+        self,
+        ids: Tensor,
+        pixel_values: Tensor | None = None,
+        picture_counts: Tensor | None = None,
+        memory_features: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """``embed``, with the visual tokens or the pictures that they come from."""
+        if pixel_values is not None:
+            counts = torch.tensor([len(pixel_values)]) if picture_counts is None else picture_counts
+            memory_features = self.remember(pixel_values, counts)
+        return self.embed(ids, memory_features)

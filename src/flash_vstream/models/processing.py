@@ -1,6 +1,6 @@
 """Turns text, memories and frames into model inputs, and generated ids back into text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -9,9 +9,11 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import MemorySnapshot
+from flash_vstream.memory import MemorySnapshot, Slots, StarConfig
 from flash_vstream.models.image_processing import FrameProcessor
-from flash_vstream.models.prompts import TEMPLATES, VIDEO, PromptTemplate, layout
+from flash_vstream.models.interface import VIDEO_TOKEN, Layout
+from flash_vstream.models.pictures import per_prompt, pictures_snapshot, read_messages
+from flash_vstream.models.prompts import LONGEST_STAMP_SECONDS, TEMPLATES, VIDEO, PromptTemplate, layout, stamp
 
 
 class Typed(str):
@@ -30,6 +32,8 @@ def check_text(text: str) -> None:
 class FlashVStreamProcessor(ProcessorMixin):
     """Tokenizer, frame processor and prompt layout of a Flash-VStream model.
 
+    ``memory_config`` has the sizes of the model's memory, which pictures in a prompt need.
+
     >>> batch = processor("What is happening?", memory=memory.read())
     >>> answer = processor.decode(model.generate(**batch)[0, batch["input_ids"].shape[1] :])
     """
@@ -39,9 +43,10 @@ class FlashVStreamProcessor(ProcessorMixin):
         image_processor: FrameProcessor | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         prompt_template: str = "vicuna_v1",
-        video_token_id: int = -200,
+        video_token_id: int = VIDEO_TOKEN,
         time_stamps: bool = False,
         chat_template: str | None = None,
+        memory_config: dict[str, Any] | None = None,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]
         if prompt_template not in TEMPLATES:
@@ -49,6 +54,7 @@ class FlashVStreamProcessor(ProcessorMixin):
         self.prompt_template = prompt_template
         self.video_token_id = video_token_id
         self.time_stamps = time_stamps
+        self.memory_config = memory_config
 
     @property
     def template(self) -> PromptTemplate:
@@ -115,13 +121,51 @@ class FlashVStreamProcessor(ProcessorMixin):
             ids += [self.video_token_id] * piece if isinstance(piece, int) else self.tokenize(piece, first=False)
         return ids
 
-    def prefix_ids(self, snapshot: MemorySnapshot, time_stamps: bool = True) -> list[int]:
+    def prefix_ids(self, snapshot: MemorySnapshot, time_stamps: bool = True, cue: str = "") -> list[int]:
         """Ids of a prompt up to its question: the part that can be read before a question is asked.
 
-        ``time_stamps=False`` leaves out the times, for a model that was trained with them.
+        ``time_stamps=False`` leaves out the times, for a model that was trained with them. ``cue`` says in words what
+        the newest frame shows.
         """
         opening = self.template.first_question.partition("{}")[0] + VIDEO + self.template.video
-        return self.prompt_ids(opening, layout(snapshot, self.time_stamps and time_stamps))
+        return self.prompt_ids(opening, layout(snapshot, self.time_stamps and time_stamps, cue))
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer: the template's, and the tokenizer's."""
+        stop = self.tokenizer.convert_tokens_to_ids(self.template.stop)
+        return frozenset({stop, self.tokenizer.eos_token_id} - {None, self.tokenizer.unk_token_id})
+
+    def lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True, cue: str = "") -> Layout:
+        """A prompt up to its question: its opening, then the memory (None: no video) and a cue for its newest frame."""
+        if snapshot is None:
+            ids, features = self.tokenize(self.template.first_question.partition("{}")[0]), None
+        else:
+            ids, features = self.prefix_ids(snapshot, time_stamps, cue), snapshot.tokens()
+        return Layout(ids, features, self.slot_of_token(ids, snapshot))
+
+    def lay_out_recalled(
+        self, recalled: Slots, first_slot: int, time_stamps: bool = True, cues: Sequence[str] = ()
+    ) -> Layout:
+        """Frames of the long-term memory as lines of a prompt: time, visual tokens and cue of each."""
+        ids: list[int] = []
+        slots: list[int] = []
+        size = recalled.features.shape[1]
+        for number, seconds in enumerate(recalled.exemplar.tolist()):
+            begin = self.tokenize(stamp(seconds), first=False) if self.time_stamps and time_stamps else []
+            end = self.tokenize((cues[number] if cues else "") + "\n", first=False)
+            ids += [*begin, *[self.video_token_id] * size, *end]
+            slots += [*[-1] * len(begin), *[first_slot + number] * size, *[-1] * len(end)]
+        return Layout(ids, recalled.features.flatten(0, 1), torch.tensor(slots))
+
+    def longest_layout(self, config: Any) -> int:
+        """The tokens of ``lay_out`` for a full memory with its time stamps."""
+        star, (opening, *_) = config.star, self.template.first_question.partition("{}")
+        tokens = len(self.tokenize(opening + self.template.video)) + int(star.max_tokens)
+        if config.time_stamps:
+            stamped = star.temporal_length + star.retrieved_length + star.spatial_length
+            tokens += stamped * len(self.tokenize(f"now {stamp(LONGEST_STAMP_SECONDS)}", first=False))
+        return tokens
 
     def slot_of_token(self, ids: Sequence[int], snapshot: MemorySnapshot | None) -> Tensor:
         """The slot ``[L]`` of each of a prefix's ``ids``, counted over all parts in reading order; -1 for text."""
@@ -152,30 +196,81 @@ class FlashVStreamProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        text: str | Sequence[str],
+        text: str | Sequence[str] | None = None,
         memory: MemorySnapshot | Sequence[MemorySnapshot | None] | None = None,
         padding_side: str = "left",
+        images: Any = None,
+        videos: Any = None,
         **_: Any,
     ) -> BatchFeature:
-        """A padded batch for ``generate`` or ``forward``, from questions and the memories they are about.
+        """A padded batch for ``generate`` or ``forward``, from questions and what they are about.
 
-        Returns ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``memory_features``, a list of
-        visual tokens ``[n, D]``. A question without a memory is plain chat.
+        That is a memory, or pictures: ``images`` is a picture or a list of them, for several questions a list of
+        either. Returns ``input_ids`` and ``attention_mask`` ``[B, L]``, and ``memory_features``, a list of
+        visual tokens ``[n, D]``, or ``pixel_values`` and ``picture_counts``. A question about nothing is plain chat.
+        Raises ``UserError`` for ``videos``, which are watched instead.
         """
-        questions = [text] if isinstance(text, str) else list(text)
+        if videos is not None:
+            raise UserError("a processor cannot watch videos; use FlashVStream.watch, and ask about the stream")
+        questions = [text] if isinstance(text, str) else list(text or [""])
+        if images is not None:
+            groups = per_prompt(images, len(questions))
+            prompts = [(question, (), group) for question, group in zip(questions, groups, strict=True)]
+            return self._picture_batch(prompts, padding_side)
         snapshots = [memory] * len(questions) if memory is None or isinstance(memory, MemorySnapshot) else list(memory)
-        rows, features = [], []
-        for question, snapshot in zip(questions, snapshots, strict=True):
-            opening = self.template.first_question.partition("{}")[0]
-            parts = self._question_parts(question)
-            if snapshot is None:
-                rows.append(self.tokenize([opening, *parts]))
-                continue
-            ids = self._around(opening, layout(snapshot, self.time_stamps))
-            rows.append(ids + self.tokenize([self.template.video, *parts], first=False))
-            features.append(snapshot.tokens())
+        rows = [self._row(*pair) for pair in zip(questions, snapshots, strict=True)]
+        features = [snapshot.tokens() for snapshot in snapshots if snapshot is not None]
         batch = pad_rows(rows, self.tokenizer.pad_token_id or 0, padding_side)
         return BatchFeature({**batch, "memory_features": features})
+
+    def _row(
+        self, question: str, snapshot: MemorySnapshot | None, history: Sequence[tuple[str, str]] = ()
+    ) -> list[int]:
+        """The ids of one prompt."""
+        opening, parts = self.template.first_question.partition("{}")[0], self._question_parts(question, history)
+        if snapshot is None:
+            return self.tokenize([opening, *parts])
+        ids = self._around(opening, layout(snapshot, self.time_stamps))
+        return ids + self.tokenize([self.template.video, *parts], first=False)
+
+    def _picture_batch(
+        self, prompts: Sequence[tuple[str, Sequence[tuple[str, str]], Sequence[Any]]], padding_side: str = "left"
+    ) -> BatchFeature:
+        """A batch from questions with their earlier turns and their pictures."""
+        if self.memory_config is None and any(pictures for _, _, pictures in prompts):
+            raise UserError("this processor was saved without the sizes of its model's memory; load it with hub.load")
+        star = StarConfig.from_dict(self.memory_config or {})
+        shown = [picture for _, _, pictures in prompts for picture in pictures]
+        rows = [
+            self._row(question, pictures_snapshot(star, len(pictures)) if pictures else None, history)
+            for question, history, pictures in prompts
+        ]
+        batch: dict[str, Any] = pad_rows(rows, self.tokenizer.pad_token_id or 0, padding_side)
+        if shown:
+            batch |= self.image_processor(shown)
+            batch["picture_counts"] = torch.tensor([len(pictures) for _, _, pictures in prompts])
+        return BatchFeature(batch)
+
+    def apply_chat_template(self, conversation: Any, chat_template: Any = None, **kwargs: Any) -> Any:
+        """A chat, or several, with pictures in its first message, as a text or (``tokenize=True``) as a batch.
+
+        The template is the model's own; it cannot be replaced. Raises ``UserError`` for what it cannot express.
+        """
+        if chat_template is not None or kwargs.get("continue_final_message"):
+            raise UserError("neither another chat_template nor continue_final_message is supported")
+        chats = [conversation] if isinstance(conversation[0], Mapping) else list(conversation)
+        read = [read_messages(chat) for chat in chats]
+        if kwargs.get("tokenize"):
+            return self._picture_batch([(question, history, pictures) for question, history, pictures in read])
+        texts = [
+            self.template.render([*history, (question, None)], with_video=bool(pictures))
+            for question, history, pictures in read
+        ]
+        return texts[0] if chats[0] is conversation else texts
+
+    def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
+        """Texts of generated rows, for Transformers' pipelines."""
+        return [self.decode(row) for row in generated_outputs]
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
         """Text of generated ids, without special tokens or placeholders of visual tokens."""

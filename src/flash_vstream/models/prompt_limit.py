@@ -3,13 +3,10 @@
 from collections.abc import Sequence
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.configuration import FlashVStreamConfig
-from flash_vstream.models.processing import FlashVStreamProcessor
-from flash_vstream.models.prompts import stamp
+from flash_vstream.models.interface import ModelConfig, StreamProcessor
 
 RESERVED_FOR_NOTES = 64
 """Tokens reserved for the notes that grounding adds to a question."""
-LONGEST_STAMP_SECONDS = 10**9
 MOST_CHARACTERS_A_TOKEN = 32
 """Text with more characters than this per available token is refused without being tokenized."""
 
@@ -29,16 +26,10 @@ class PromptLimit:
     does not depend on how much of a stream has been seen, and checking it needs only the tokenizer.
     """
 
-    def __init__(self, config: FlashVStreamConfig, processor: FlashVStreamProcessor):
+    def __init__(self, config: ModelConfig, processor: StreamProcessor):
         self.processor = processor
         self.context = int(config.text_config.max_position_embeddings)
-        star = config.star
-        opening, *_ = processor.template.first_question.partition("{}")
-        memory = len(processor.tokenize(opening + processor.template.video)) + star.max_tokens
-        if config.time_stamps:
-            stamped = star.temporal_length + star.retrieved_length + star.spatial_length
-            memory += stamped * len(processor.tokenize(f"now {stamp(LONGEST_STAMP_SECONDS)}", first=False))
-        self.reserved = memory + (RESERVED_FOR_NOTES if config.grounding_config else 0)
+        self.reserved = processor.longest_layout(config) + (RESERVED_FOR_NOTES if config.grounding_config else 0)
 
     def check(self, question: str, history: Sequence[tuple[str, str]], max_new_tokens: int) -> None:
         """Raise ``PromptTooLongError`` if a question does not fit, ``UserError`` if its text is not valid Unicode."""

@@ -18,7 +18,8 @@ class PromptTemplate:
     """The text format of the conversations that a model was trained on.
 
     ``question`` and ``answer`` are format strings; ``first_question`` replaces ``question`` in the
-    first turn. ``video`` separates the memory from the first question. ``stop`` ends an answer.
+    first turn. ``video`` separates the memory from the first question. ``stop`` ends an answer. With
+    ``is_caption``, training drops the questions: an answer follows the memory at once.
     """
 
     name: str
@@ -27,6 +28,7 @@ class PromptTemplate:
     answer: str
     video: str
     stop: str
+    is_caption: bool = False
 
     def render(self, turns: Sequence[tuple[str, str | None]], with_video: bool = True) -> str:
         """The text of ``turns`` of question and answer; a None answer leaves the prompt open for one.
@@ -82,12 +84,18 @@ TEMPLATES = {
             "\n",
             "<|im_end|>",
         ),
+        PromptTemplate("plain", "{}", "{}", "{}\n", "", "\n", is_caption=True),
     )
 }
-"""The released code's templates (its models were trained with ``vicuna_v1``) and ChatML.
+"""The released code's templates (its models were trained with ``vicuna_v1``, after a first stage of captions with
+``plain``) and ChatML.
 
 ChatML has no system message here, since it would take up a tenth of a small model's prompt.
 """
+
+
+LONGEST_STAMP_SECONDS = 10**9
+"""The latest time that room is kept for in a prompt."""
 
 
 def stamp(seconds: float) -> str:
@@ -95,12 +103,12 @@ def stamp(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def layout(snapshot: MemorySnapshot, time_stamps: bool) -> list[str | int]:
+def layout(snapshot: MemorySnapshot, time_stamps: bool, cue: str = "") -> list[str | int]:
     """The memory as pieces of a prompt, in reading order: texts, and counts of visual tokens.
 
     With ``time_stamps``, each temporal and retrieved slot is preceded by the time of its first frame,
     and each of the newest frames by ``now`` and its time. Abstract slots mix the whole stream and have
-    no time.
+    no time. The ``cue`` for the newest frame ends the memory.
     """
     pieces: list[str | int] = []
     for name, slots in snapshot.parts():
@@ -110,4 +118,4 @@ def layout(snapshot: MemorySnapshot, time_stamps: bool) -> list[str | int]:
             continue
         for start in slots.start.tolist():
             pieces += [("now " if name == "spatial" else "") + stamp(start), size]
-    return pieces
+    return [*pieces, cue] if cue else pieces

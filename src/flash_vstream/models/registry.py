@@ -11,6 +11,7 @@ from flash_vstream.models.processing import FlashVStreamProcessor
 AutoConfig.register(EfficientNetLiteConfig.model_type, EfficientNetLiteConfig)
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel)
 AutoConfig.register(FlashVStreamConfig.model_type, FlashVStreamConfig)
+AutoModel.register(FlashVStreamConfig, FlashVStreamForConditionalGeneration)
 AutoModelForImageTextToText.register(FlashVStreamConfig, FlashVStreamForConditionalGeneration)
 AutoImageProcessor.register(FlashVStreamConfig, slow_image_processor_class=FrameProcessor)
 AutoProcessor.register(FlashVStreamConfig, FlashVStreamProcessor)

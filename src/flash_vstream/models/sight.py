@@ -6,22 +6,13 @@ takes its word for questions about the presence of one of them. The paper has no
 ``sight_config`` go without.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flash_vstream.errors import UserError
-
-SIGHT = "sight.safetensors"
-SIGHT_CONFIG = "sight.json"
 PEOPLE_CLASSES = 5
 """None, one, two, three, and four or more people."""
 _DETERMINERS = re.compile(
@@ -122,35 +113,3 @@ class Sight(nn.Module):
         """What a thing's best logit among ``frames`` frames must exceed for it to count as seen."""
         base, slope = self.threshold.tolist()
         return float(base + slope * torch.log(torch.tensor(float(max(1, frames)))))
-
-
-def read_sight_config(folder: Path) -> dict[str, Any]:
-    """What ``train sight`` wrote beside its weights: the arguments of ``Sight`` without ``channels``."""
-    config: dict[str, Any] = json.loads((folder / SIGHT_CONFIG).read_text())
-    return config
-
-
-def load_sight(model: Any, file: Path) -> None:
-    """Give a model the sight that was trained; raises ``UserError`` when it cannot be read or does not fit."""
-    if model.sight is None:
-        raise UserError("this model has no sight; its config lacks sight_config")
-    load_weights(model.sight, file, "does not fit this model's sight")
-
-
-def save_sight(sight: Sight, folder: Path) -> Path:
-    """Write what was trained to ``folder`` in float16."""
-    return save_weights(sight, folder / SIGHT)
-
-
-def load_weights(module: nn.Module, file: Path, mismatch: str) -> None:
-    """Load ``file`` into ``module``; raises ``UserError``, which says ``mismatch`` of the file, if that cannot be."""
-    try:
-        module.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{file} {mismatch}: {str(error).splitlines()[0]}") from None
-
-
-def save_weights(module: nn.Module, file: Path) -> Path:
-    """Write a module's weights in float16; returns ``file``."""
-    save_file({name: value.detach().half().contiguous() for name, value in module.state_dict().items()}, file)
-    return file

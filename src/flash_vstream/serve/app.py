@@ -164,7 +164,8 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         pictures = {at: data_url(jpeg) for at, jpeg in table.thumbnails.items() if at > thumbnails_after}
         slots = [{**slot.to_dict(), "thumbnail": pictures.get(slot.exemplar)} for slot in table.slots]
         capacity = service.live.worker.info["memory"]
-        return {"time": table.time, "frames": table.frames, "capacity": capacity, "slots": slots}
+        held = {"slots": slots, "longterm": table.longterm}
+        return {"time": table.time, "frames": table.frames, "capacity": capacity, **held}
 
     @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
     def picture(name: Name) -> Response:

@@ -131,6 +131,7 @@ class Capacity(BaseModel):
 
     bytes: int
     parts: dict[str, PartCapacity]
+    longterm: PartCapacity
 
 
 class Memory(BaseModel):
@@ -140,6 +141,7 @@ class Memory(BaseModel):
     frames: int
     capacity: Capacity
     slots: list[Slot]
+    longterm: list[float] = Field(description="The times of the frames in long-term memory, for questions to recall.")
 
 
 class AnswerBody(BaseModel):

@@ -18,6 +18,7 @@ from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import read_thumbnails, save_state
 from flash_vstream.live.streams import LiveStreams, StreamStatus
 from flash_vstream.models import hub
+from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.models.prompt_limit import PromptLimit
 from flash_vstream.serve.answering import Answering
@@ -64,16 +65,17 @@ class Service:
 
     def __init__(
         self,
-        model_name: str,
+        model: str | ModelChoice,
         access: AccessRules,
         state: Path | None = None,
         limits: Limits | None = None,
         streams: Mapping[str, NamedSource] | None = None,
     ):
-        self.model_name, self.access, self.limits = model_name, access, limits or Limits()
+        self.model = ModelChoice.of(model)
+        self.model_name, self.access, self.limits = str(self.model), access, limits or Limits()
         self.store = StateFolder(state)
         try:
-            self.live, self.question_client = _both(model_name)
+            self.live, self.question_client = _both(self.model)
         except BaseException:
             self.store.close()
             raise
@@ -271,7 +273,7 @@ class Service:
     @cached_property
     def prompt_limit(self) -> PromptLimit:
         """The limit on a question's length."""
-        return PromptLimit(*hub.load_processor(self.model_name))
+        return PromptLimit(*hub.load_processor(self.model))
 
     def ask(
         self,
@@ -408,10 +410,10 @@ def _disk_errors() -> Iterator[None]:
         raise ApiError(409, f"the state folder cannot be written ({error}); nothing was changed") from None
 
 
-def _both(model_name: str) -> tuple[LiveStreams, QuestionClient]:
+def _both(model: ModelChoice) -> tuple[LiveStreams, QuestionClient]:
     """Start both workers in parallel; if one fails, neither is left running."""
     with ThreadPoolExecutor(2) as pool:
-        live, question_client = pool.submit(LiveStreams, model_name), pool.submit(QuestionClient, model_name)
+        live, question_client = pool.submit(LiveStreams, model), pool.submit(QuestionClient, model)
     if (error := live.exception() or question_client.exception()) is not None:
         for started in (live, question_client):
             if started.exception() is None:

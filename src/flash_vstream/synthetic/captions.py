@@ -71,5 +71,5 @@ def play(plan: StreamPlan, pictures: PictureSet) -> tuple[Tensor, Tensor]:
     """The plan's frames as features ``[T, P², D]`` and times ``[T]``; blank frames are zero."""
     views = {key: pictures.features(key) for key in {shot.key for shot in plan.shots if shot.key}}
     blank = torch.zeros_like(next(iter(views.values()))[0])
-    frames = [views[shot.key][shot.view] if shot.key else blank for shot in plan.shots]
+    frames = [views[shot.key][shot.view % len(views[shot.key])] if shot.key else blank for shot in plan.shots]
     return torch.stack(frames).float(), torch.tensor([shot.time for shot in plan.shots], dtype=torch.float64)

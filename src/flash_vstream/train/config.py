@@ -32,31 +32,55 @@ class Tune:
 class StageConfig:
     """One training stage. See ``configs/`` for working examples.
 
-    ``model`` is ``nano-base``, a model name or a model folder. ``adapter`` is an adapter folder to
-    start from. ``grounding`` is a file written by ``train grounding`` (default: the model's own).
-    ``data`` lists the data sources (``train/mixture.py`` documents the kinds). A batch holds
-    ``batch_size`` streams, and ``accumulate`` batches make one step. ``dtype`` is ``auto`` (bfloat16
-    where the processor multiplies it fast, otherwise float32), ``float32`` or ``bfloat16``.
-    ``compile`` compiles the language model's layers; it needs a C++ compiler and, on CPUs, cuts a
-    step to three quarters of its time.
+    What is trained, and on what:
+
+    - ``model`` is ``nano-base``, a model name or a model folder. ``adapter`` is an adapter folder to
+      start from. ``networks`` are folders written by ``train grounding``, ``train sight`` and ``train short-answers``
+      (default: the model's own).
+    - ``data`` lists the data sources (``train/mixture.py`` documents the kinds), ``validation`` those whose
+      mean loss is measured on the way and never trained on.
+    - ``template`` is the prompt template of this stage (default: the model's own).
+    - ``max_length`` bounds a sequence in tokens; longer ones lose answers, never tokens of the memory.
+    - ``max_skipped`` is how many samples with unreadable media may be left out before the run stops.
+
+    How long, and how:
+
+    - Either ``steps``, or ``epochs`` over data that ends.
+    - A batch holds ``batch_size`` samples per process, and ``accumulate`` batches make one step.
+      ``total_batch_size`` sets the samples of a step instead, whatever the number of processes.
+    - ``dtype`` is ``auto`` (bfloat16 where the processor multiplies it fast, otherwise float32),
+      ``float32`` or ``bfloat16``. ``attention`` is ``eager``, ``sdpa`` or ``flash_attention_2`` (default: sdpa
+      on GPUs, eager on CPUs, which are faster with it).
+    - ``compile`` compiles the language model's layers; it needs a C++ compiler and, on CPUs, cuts a
+      step to three quarters of its time.
+    - ``trainer`` holds further fields of Transformers' ``TrainingArguments``, such as ``fsdp``, ``deepspeed``,
+      ``optim``, ``gradient_checkpointing``, ``logging_steps`` or ``dataloader_num_workers``.
     """
 
     stage: int
     model: str
     data: tuple[dict[str, Any], ...]
-    steps: int
     batch_size: int
     learning_rate: float
+    steps: int | None = None
+    epochs: float | None = None
+    total_batch_size: int | None = None
     tune: Tune = field(default_factory=Tune)
     adapter: str | None = None
-    grounding: str | None = None
+    networks: tuple[str, ...] = ()
+    template: str | None = None
+    validation: tuple[dict[str, Any], ...] = ()
+    max_length: int | None = None
+    max_skipped: int = 10
     accumulate: int = 1
     warmup: float = 0.03
     weight_decay: float = 0.0
     seed: int = 0
     save_every: int = 50
     dtype: str = "auto"
+    attention: str | None = None
     compile: bool = False
+    trainer: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> "StageConfig":
@@ -65,13 +89,34 @@ class StageConfig:
         try:
             tune = dict(values.pop("tune", {}))
             lora = tune.pop("lora", None)
-            data = tuple(values.pop("data"))
-            return cls(**values, data=data, tune=Tune(**tune, lora=Lora(**lora) if lora else None))
+            data, validation = tuple(values.pop("data")), tuple(values.pop("validation", ()))
+            networks = tuple(values.pop("networks", ()))
+            tuned = Tune(**tune, lora=Lora(**lora) if lora else None)
+            config = cls(**values, data=data, validation=validation, networks=networks, tune=tuned)
         except KeyError as error:
             raise UserError(f"{path} lacks the setting {error}") from None
         except TypeError as error:
             names = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"{path}: {error}; the settings are {names}") from None
+            raise UserError(
+                f"{path}: {error}; the settings are {names} (those of TrainingArguments go under trainer)"
+            ) from None
+        config._check(path)
+        return config
+
+    def _check(self, path: Path) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise UserError(f"{path} must set either steps or epochs")
+        if self.total_batch_size is not None and self.accumulate != 1:
+            raise UserError(f"{path} sets both total_batch_size and accumulate; either follows from the other")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"{path}: dtype {self.dtype!r} must be auto, float32 or bfloat16")
+        if self.attention not in (None, "eager", "sdpa", "flash_attention_2"):
+            raise UserError(f"{path}: attention {self.attention!r} must be eager, sdpa or flash_attention_2")
+        if self.adapter is not None and self.tune.lora is None:
+            raise UserError(
+                f"{path} starts from an adapter but trains none; set tune.lora, or name a model that has the adapter"
+                " merged in"
+            )
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -1,25 +1,24 @@
-"""Training samples: feature streams with questions, from composed pictures or LLaVA-format data."""
+"""Training samples: feature streams with questions, mixed and collated into batches."""
 
-import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, Slots, StarConfig, StarMemory, pool_grid
-from flash_vstream.models.grounding import Grounder, Mention, annotate
+from flash_vstream.models.grounding import Mention
+from flash_vstream.models.hints import Hinter
+from flash_vstream.models.interface import Layout
 from flash_vstream.models.processing import FlashVStreamProcessor
 from flash_vstream.synthetic.captions import PictureSet, play
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
 from flash_vstream.synthetic.questions import Turn
-from flash_vstream.train.packing import collate, pack
+from flash_vstream.train.packing import Packed, collate, pack
 
 UNSURE = 0.25
 """In questions about two events, the probability that a note marks an event as unseen."""
@@ -30,13 +29,15 @@ class Sample:
     """A stream and the questions about it: ``features [T, P², D]``, ``times [T]`` and turns.
 
     ``features`` is None for plain chat. With ``independent``, each turn sees only the stream;
-    otherwise the turns form one dialogue.
+    otherwise the turns form one dialogue. ``problem`` says why the sample could not be read; it is then
+    left out of its batch's loss.
     """
 
     features: Tensor | None
     times: Tensor
     turns: tuple[Turn, ...]
     independent: bool = True
+    problem: str = ""
 
 
 class StreamSamples(Dataset[Sample]):
@@ -74,130 +75,6 @@ class StreamSamples(Dataset[Sample]):
         plan = plan_stream(self.keys, style, rng)
         features, times = play(plan, self.pictures)
         return Sample(features, times, tuple(self.ask(plan, rng)))
-
-
-class LlavaSamples(Dataset[Sample]):
-    """LLaVA-format JSON: a list of ``{"conversations": [{"from", "value"}, …], …}``.
-
-    A sample's stream comes from ``"features": "file.safetensors:key"`` (``[T, P², D]``, with times
-    from ``file.safetensors:key.times`` if present, otherwise one frame per second), from ``"image"``
-    or from ``"video"``. Images and videos go through ``encode``, which maps a path to features and
-    times. An entry with none of these is plain chat. Paths are relative to ``folder``.
-    """
-
-    def __init__(
-        self, path: Path, folder: Path, encode: Callable[[Path], tuple[Tensor, Tensor]], independent: bool = False
-    ):
-        self.entries = checked_entries(path, folder)
-        self.folder = folder
-        self.encode = encode
-        self.independent = independent
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, index: int) -> Sample:
-        entry = self.entries[index]
-        features, times = self._stream(entry)
-        turns = turns_of(entry, str(entry.get("id", index)))
-        return Sample(features, times, turns, self.independent)
-
-    def _stream(self, entry: dict[str, Any]) -> tuple[Tensor | None, Tensor]:
-        if "features" in entry:
-            name, _, key = entry["features"].partition(":")
-            with safe_open(self.folder / name, "pt") as file:
-                features = file.get_tensor(key)
-                has_times = f"{key}.times" in file.keys()  # noqa: SIM118 - not a dict
-                times = file.get_tensor(f"{key}.times") if has_times else torch.arange(len(features)).double()
-            return features.float(), times.double()
-        for kind in ("image", "video"):
-            if kind in entry:
-                return self.encode(self.folder / entry[kind])
-        return None, torch.zeros(0, dtype=torch.float64)
-
-
-SHOWN_PROBLEMS = 10
-
-
-def checked_entries(path: Path, folder: Path) -> list[dict[str, Any]]:
-    """Load and validate the entries of a LLaVA-format file.
-
-    Raises a single ``UserError`` that counts and lists all problems: malformed entries, turns without
-    a question and an answer, missing or empty media. Media are not decoded here.
-    """
-    try:
-        entries = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"no training data at {path}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a JSON file of training data ({error})") from None
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path} must be a list of entries with conversations, not empty")
-    problems = [problem for i, entry in enumerate(entries) if (problem := _problem(entry, i, folder))]
-    if problems:
-        shown = "\n".join(f"  {problem}" for problem in problems[:SHOWN_PROBLEMS])
-        more = f"\n  and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
-        raise UserError(f"{len(problems)} of {len(entries)} entries of {path} cannot be trained on:\n{shown}{more}")
-    return entries
-
-
-def _problem(entry: Any, index: int, folder: Path) -> str | None:
-    """The reason why an entry cannot be used for training, or None."""
-    if not isinstance(entry, dict):
-        return f"entry {index} is no object"
-    name = f"entry {entry.get('id', index)}"
-    parts = entry.get("conversations")
-    if not isinstance(parts, list) or not all(
-        isinstance(part, dict) and isinstance(part.get("from"), str) and isinstance(part.get("value"), str)
-        for part in parts
-    ):
-        return f"{name} needs conversations: a list of objects with from and value"
-    try:
-        turns_of(entry, str(entry.get("id", index)))
-    except UserError as error:
-        return str(error)
-    for kind in ("features", "image", "video"):
-        medium = entry.get(kind)
-        if kind in entry and not isinstance(medium, str):
-            return f"{name}: {kind} must be one path"
-        if isinstance(medium, str):
-            file = folder / (medium.partition(":")[0] if kind == "features" else medium)
-            if not file.exists():
-                return f"{name}: no file {file}"
-            if file.is_file() and file.stat().st_size == 0:
-                return f"{name}: {file} is empty"
-    return None
-
-
-USER_ROLES = frozenset({"human", "user"})
-ANSWER_ROLES = frozenset({"gpt", "assistant", "model"})
-
-
-def turns_of(entry: dict[str, Any], name: str) -> tuple[Turn, ...]:
-    """The turns of a LLaVA conversation; consecutive parts with the same role are joined.
-
-    Assistant text before the first question, ``system`` parts and a final unanswered question are
-    left out. Raises ``UserError`` naming the sample when a role is unknown or no question has an
-    answer.
-    """
-    turns: list[tuple[str, str]] = []
-    last = None
-    for part in entry["conversations"]:
-        role, text = part["from"], part["value"].replace("<image>", "").replace("<video>", "").strip()
-        if role in USER_ROLES:
-            turns = [*turns[:-1], (f"{turns[-1][0]}\n{text}", "")] if last == "question" else [*turns, (text, "")]
-            last = "question"
-        elif role in ANSWER_ROLES:
-            if turns:
-                question, answer = turns[-1]
-                turns[-1] = (question, f"{answer}\n{text}".strip())
-                last = "answer"
-        elif role != "system":
-            raise UserError(f"sample {name} has a turn of {role!r}; roles are human and gpt, or user and assistant")
-    answered = tuple(Turn(question, (answer,)) for question, answer in turns if answer)
-    if not answered:
-        raise UserError(f"sample {name} has no question with an answer")
-    return answered
 
 
 class Mixture(Dataset[Sample]):
@@ -248,43 +125,93 @@ class Mixture(Dataset[Sample]):
 class Collator:
     """Turn samples into a model batch: write the memories, pack the questions and pad.
 
-    The abstract memory is left to the model, which needs gradients through it. With a ``grounder``,
-    each event in a question is annotated with what the grounder finds, as at inference.
+    The abstract memory is left to the model, which needs gradients through it. With a ``hinter``,
+    prompts have cues, notes and recalled frames, as at inference. Sequences are cut
+    to ``max_length`` tokens. With ``chains``, batches suit flash kernels, which know no masks: ``UserError``
+    unless each sample is one dialogue.
+
+    Beside the model's inputs, a batch has ``problems``, those of its samples, and ``truncated``, how many
+    sequences were cut.
     """
 
-    def __init__(self, processor: FlashVStreamProcessor, star: StarConfig, grounder: Grounder | None = None):
+    def __init__(
+        self,
+        processor: FlashVStreamProcessor,
+        star: StarConfig,
+        hinter: Hinter | None = None,
+        max_length: int | None = None,
+        chains: bool = False,
+    ):
         self.processor = processor
         self.star = star
-        self.grounder = grounder
+        self.hinter = hinter
+        self.max_length = max_length
+        self.chains = chains
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         packed, tokens, frames = [], [], []
         for sample in samples:
-            if sample.features is None:
-                packed.append(pack(self.processor, None, sample.turns, sample.independent))
-                tokens.append(torch.zeros(0))
-                frames.append(torch.zeros(0))
-                continue
-            memory = StarMemory(replace(self.star, abstract_length=0), sample.features.shape[-1])
-            memory.write(sample.features, sample.times)
-            snapshot = memory.read()
-            pooled = pool_grid(pool_grid(sample.features, self.star.spatial_size), self.star.abstract_size)
-            kept = min(len(pooled), self.star.abstract_length)
-            shown = replace(snapshot, abstract=Slots.of_frames(pooled[:kept], sample.times[:kept]))
-            packed.append(pack(self.processor, shown, self._noted(sample.turns, snapshot), sample.independent))
-            tokens.append(snapshot.tokens())
-            frames.append(pooled)
-        batch = collate(packed, self.processor.tokenizer.pad_token_id or 0)
-        return {**batch, "memory_features": tokens, "abstract_frames": frames}
+            sequence, own_tokens, own_frames = self._one(sample)
+            packed.append(sequence)
+            tokens.append(own_tokens)
+            frames.append(own_frames)
+        if self.chains and not all(sequence.is_chain for sequence in packed):
+            raise UserError(
+                "flash_attention_2 trains dialogues only, and this data has several questions or answers that do not"
+                " see each other; use attention: sdpa"
+            )
+        batch = collate(packed, self.processor.tokenizer.pad_token_id or 0, chains=self.chains)
+        counts = {
+            "problems": [sample.problem for sample in samples if sample.problem],
+            "truncated": sum(sequence.truncated for sequence in packed),
+        }
+        return {**batch, "memory_features": tokens, "abstract_frames": frames, **counts}
 
-    def _noted(self, turns: Sequence[Turn], snapshot: MemorySnapshot) -> Sequence[Turn]:
-        if self.grounder is None:
-            return turns
-        found = self.grounder.mentions([turn.question for turn in turns], snapshot)
-        return [
-            replace(turn, question=annotate(turn.question, _less_sure(own)))
-            for turn, own in zip(turns, found, strict=True)
-        ]
+    def _one(self, sample: Sample) -> tuple[Packed, Tensor, Tensor]:
+        """A sample's sequence, its memory's tokens and the frames of its abstract memory."""
+        if sample.problem:
+            unread = Packed()
+            unread.add([self.processor.tokenizer.pad_token_id or 0], -1)
+            return unread, torch.zeros(0), torch.zeros(0)
+        if sample.features is None:
+            sequence = pack(self.processor, None, sample.turns, sample.independent, self.max_length)
+            return sequence, torch.zeros(0), torch.zeros(0)
+        memory = StarMemory(replace(self.star, abstract_length=0), sample.features.shape[-1])
+        memory.write(sample.features, sample.times)
+        snapshot = memory.read()
+        pooled = pool_grid(pool_grid(sample.features, self.star.spatial_size), self.star.abstract_size)
+        kept = min(len(pooled), self.star.abstract_length)
+        shown = replace(snapshot, abstract=Slots.of_frames(pooled[:kept], sample.times[:kept]))
+        if self.hinter is None:
+            sequence = pack(self.processor, shown, sample.turns, sample.independent, self.max_length)
+            return sequence, snapshot.tokens(), pooled
+        turns, lines = self._hinted(sample.turns, snapshot, self.hinter)
+        sequence = pack(
+            self.processor,
+            shown,
+            turns,
+            sample.independent,
+            self.max_length,
+            self.hinter.cue(snapshot),
+            [line.ids for line in lines],
+        )
+        seen = [line.features.to(snapshot.spatial.features) for line in lines if line.features is not None]
+        return sequence, torch.cat([snapshot.tokens(), *seen]), pooled
+
+    def _hinted(
+        self, turns: Sequence[Turn], snapshot: MemorySnapshot, hinter: Hinter
+    ) -> tuple[list[Turn], list[Layout]]:
+        """The turns with their notes, and the lines of the frames that each recalls."""
+        noted, lines = [], []
+        found = hinter.hints([turn.question for turn in turns], snapshot)
+        for turn, own in zip(turns, found, strict=True):
+            own = replace(own, mentions=_less_sure(own.mentions))
+            noted.append(replace(turn, question=own.annotate(turn.question)))
+            line = Layout([], None, torch.zeros(0, dtype=torch.long))
+            if own.recalled is not None:
+                line = self.processor.lay_out_recalled(own.recalled, 0, cues=own.cues)
+            lines.append(line)
+        return noted, lines
 
 
 def _less_sure(mentions: list[Mention]) -> list[Mention]:

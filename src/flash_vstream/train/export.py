@@ -11,8 +11,9 @@ from torch import Tensor
 
 from flash_vstream.errors import UserError
 from flash_vstream.files import file_sha256
-from flash_vstream.models.grounding import GROUNDING
-from flash_vstream.models.sight import SIGHT, SIGHT_CONFIG
+from flash_vstream.models.adapters import ADAPTER_CONFIG, BASE, name_base, read_adapter_settings
+from flash_vstream.models.catalog import NANO_BASE, model_folder
+from flash_vstream.models.small_networks import files_in
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -29,15 +30,15 @@ def export_adapter(result: Path, output: Path) -> dict[str, Any]:
     state = {name: value.to(torch.bfloat16).contiguous() for name, value in load_adapter(result).items()}
     output.mkdir(parents=True, exist_ok=True)
     save_file(state, output / WEIGHTS, metadata={"format": "pt"})
-    for name in (GROUNDING, SIGHT, SIGHT_CONFIG):
-        if (result / name).exists():
-            shutil.copyfile(result / name, output / name)
-    settings = json.loads((result / "adapter_config.json").read_text())
-    settings["base_model_name_or_path"] = "nano-base"  # not a path on the machine that trained it
-    (output / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+    for name in files_in(result):
+        shutil.copyfile(result / name, output / name)
+    base = read_adapter_settings(result)[BASE] or ""
+    shutil.copyfile(result / ADAPTER_CONFIG, output / ADAPTER_CONFIG)
+    # Not the folder that a named model has on the machine that trained it.
+    name_base(output, NANO_BASE if Path(base) == model_folder(NANO_BASE) else base)
     state_file = result.parent / "trainer_state.json"
     steps = json.loads(state_file.read_text())["global_step"] if state_file.exists() else None
-    files = [name for name in (WEIGHTS, GROUNDING, SIGHT) if (output / name).exists()]
+    files = [WEIGHTS, *(name for name in files_in(output) if name.endswith(".safetensors"))]
     card = {
         "sha256": {name: file_sha256(output / name) for name in files},
         "bytes": sum((output / name).stat().st_size for name in files),

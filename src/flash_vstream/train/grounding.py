@@ -33,9 +33,9 @@ from flash_vstream.models.grounding import (
     Grounding,
     Member,
     Words,
-    save_grounding,
     soft_best,
 )
+from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic import questions
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.events import Events, as_event, content_words
@@ -50,6 +50,8 @@ WORDS_WEIGHT = 0.05
 NEAR = 12
 """How many of a picture's most similar pictures count as near."""
 SAVE_EVERY = 250
+FEW, MANY = 16, 128
+"""The scenes of a short stream and of a long one, for which thresholds are measured."""
 HARD = 0.3
 """The share of a batch's pictures that are chosen for being similar to another one in the batch."""
 FORMS = (
@@ -250,6 +252,8 @@ class Check:
       event. In ``hard``, absent events come from a picture similar to one of those shown.
     - ``marked``: the share of questions whose events are marked exactly.
     - ``threshold``: the score threshold that works best for ``occurrence`` and ``hard`` together.
+    - ``many``: ``occurrence`` among 128 pictures, and ``slope`` how the best threshold rises with the logarithm of
+      their number.
     """
 
     picked: float
@@ -257,6 +261,8 @@ class Check:
     hard: float
     marked: float
     threshold: float
+    many: float
+    slope: float
 
 
 @torch.inference_mode()
@@ -274,18 +280,27 @@ def check(grounding: Grounding, words: Words, data: LoadedPictures, seed: int = 
     rivals = scores.gather(1, others).masked_fill(others == of[:, None], -torch.inf)
     best = {hard: _tell_apart(scores, of, data, rng, hard) for hard in (False, True)}
     seen, unseen = (torch.cat([best[hard][i] for hard in best]) for i in (0, 1))
-    candidates = torch.cat([seen, unseen]).unique()
-    right = [((seen > at).float().mean() + (unseen <= at).float().mean()) / 2 for at in candidates]
-    threshold = float(candidates[int(torch.stack(right).argmax())])
-    occurrence, look_alike = (
-        float(((best[hard][0] > threshold).float().mean() + (best[hard][1] <= threshold).float().mean()) / 2)
-        for hard in best
-    )
+    threshold = _best_threshold(seen, unseen)
+    occurrence, look_alike = (_balanced(*best[hard], threshold) for hard in best)
+    most = min(MANY, len(slots) - 2)
+    long = _tell_apart(scores, of, data, rng, False, scenes=(most, most))
+    high = _best_threshold(*long)
+    slope = max(0.0, (high - threshold) / math.log(most / FEW)) if most > FEW else 0.0
     generated = [question_with_events(data, rng) for _ in range(200)]
     spans = Grounder(grounding, words).spans([text for text, _ in generated])
     marked = sum(found == list(true) for found, (_, true) in zip(spans, generated, strict=True)) / len(generated)
     picked = float((rivals.max(1).values < own).float().mean())
-    return Check(picked, occurrence, look_alike, marked, threshold)
+    return Check(picked, occurrence, look_alike, marked, threshold, _balanced(*long, high), slope)
+
+
+def _balanced(seen: Tensor, unseen: Tensor, threshold: float) -> float:
+    """The mean of the shares of seen events above a threshold and of unseen ones below."""
+    return float(((seen > threshold).float().mean() + (unseen <= threshold).float().mean()) / 2)
+
+
+def _best_threshold(seen: Tensor, unseen: Tensor) -> float:
+    candidates = torch.cat([seen, unseen]).unique().tolist()
+    return float(max(candidates, key=lambda at: _balanced(seen, unseen, at)))
 
 
 def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
@@ -299,13 +314,19 @@ def _scores(grounding: Grounding, words: Words, texts: Sequence[str], slots: Ten
 
 
 def _tell_apart(
-    scores: Tensor, of: Tensor, data: LoadedPictures, rng: random.Random, hard: bool, count: int = 1500
+    scores: Tensor,
+    of: Tensor,
+    data: LoadedPictures,
+    rng: random.Random,
+    hard: bool,
+    count: int = 1500,
+    scenes: tuple[int, int] = (1, FEW),
 ) -> tuple[Tensor, Tensor]:
-    """The best scores over 1 to 16 pictures, for events that one of them shows and for absent events."""
+    """The best scores over some pictures, for events that one of them shows and for absent events."""
     rows = [(of == row).nonzero()[:, 0].tolist() for row in range(len(data.keys))]
     seen, unseen = [], []
     for _ in range(count):
-        stream = rng.sample(range(len(rows)), min(rng.randint(1, 16), len(rows) - 1))
+        stream = rng.sample(range(len(rows)), min(rng.randint(*scenes), len(rows) - 1))
         seen.append(scores[rng.choice(rows[rng.choice(stream)]), stream].max())
         absent = [row for row in range(len(rows)) if row not in stream]
         if hard:
@@ -336,7 +357,8 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
             _fit(member, words, shown, replace(config, seed=config.seed + number), kept, progress)
     result = check(grounding, words, unseen)
     grounding.threshold.data.fill_(result.threshold)
-    save_grounding(grounding, output)
+    grounding.slope.data.fill_(result.slope)
+    save_network(grounding, "grounding", output, model.config.grounding_config)
     (output / "check.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return asdict(result)
 

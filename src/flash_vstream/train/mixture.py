@@ -1,20 +1,23 @@
 """Build datasets from the ``data`` entries of a stage's config."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from flash_vstream.errors import UserError
+from flash_vstream.synthetic.annotations import Annotation, read_annotations
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.events import Events
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle
 from flash_vstream.synthetic.questions import ASKERS, Turn, caption_questions, stream_questions
+from flash_vstream.synthetic.short_questions import picture_turns
 from flash_vstream.train.chat import ChatSamples
-from flash_vstream.train.datasets import LlavaSamples, Mixture, Sample, StreamSamples
+from flash_vstream.train.datasets import Mixture, Sample, StreamSamples
+from flash_vstream.train.llava import LlavaSamples
 
 Encode = Callable[[Path], tuple[Tensor, Tensor]]
 Ask = Callable[[StreamPlan, Events, random.Random], list[Turn]]
@@ -30,32 +33,59 @@ def build_dataset(
     - ``captions``: stage 1 on a prepared picture set (``split``, ``styles``, ``past_answers``)
     - ``questions``: stage 2 on a prepared picture set (``split``, ``styles``, ``mix`` of question kinds
       with weights, ``questions`` per stream)
+    - ``pictures``: descriptions and short ``questions`` about the scene that an annotated picture set shows last
+      (``split``, ``styles``)
     - ``chat``: plain chat (``questions`` per sample)
-    - ``llava``: LLaVA-format JSON (``file``, ``independent``)
+    - ``llava``: LLaVA-format JSON (``file``, ``independent``; ``images`` and ``videos``, the folders of its media)
 
     ``share`` (default 1) is the source's relative share of the batches.
     """
-    shares: list[float] = []
-    parts: list[Dataset[Sample]] = []
+    shares = [float(entry.get("share", 1.0)) for entry in entries]
+    parts = [_part(i, entry, folder, encode, samples, batch, seed) for i, entry in enumerate(entries)]
+    return Mixture(parts, shares, samples, batch, seed)
+
+
+def finite_dataset(
+    entries: tuple[dict[str, Any], ...], folder: Path, encode: Encode, seed: int
+) -> ConcatDataset[Sample]:
+    """All samples of the given sources, one after the other: for epochs and for validation.
+
+    ``llava`` sources end by themselves; the others need ``samples``, how many to draw. Raises ``UserError``
+    for a ``share``, which would contradict using everything.
+    """
+    parts = []
     for i, entry in enumerate(entries):
         settings = dict(entry)
-        kind = settings.pop("kind", None)
-        shares.append(float(settings.pop("share", 1.0)))
-        try:
-            if kind in COMPOSED:
-                split, styles = settings.pop("split"), settings.pop("styles")
-                ask = COMPOSED[kind](**settings)
-                parts.append(_composed(ask, folder, samples, batch, f"{seed}/{i}", split, styles))
-            elif kind == "chat":
-                parts.append(ChatSamples(settings.pop("questions"), samples, f"{seed}/{i}", **settings))
-            elif kind == "llava":
-                file = folder / settings.pop("file")
-                parts.append(LlavaSamples(file, folder, encode, **settings))
-            else:
-                raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, chat or llava")
-        except (TypeError, KeyError) as error:
-            raise UserError(f"data source {i + 1} ({kind}): {error}") from None
-    return Mixture(parts, shares, samples, batch, seed)
+        drawn = settings.pop("samples", None)
+        if "share" in settings:
+            raise UserError(f"data source {i + 1}: share has no meaning where every sample is used; leave it out")
+        if settings.get("kind") != "llava" and drawn is None:
+            raise UserError(f"data source {i + 1} ({settings.get('kind')}) has no end; say how many: samples: 1000")
+        parts.append(_part(i, settings, folder, encode, drawn or 0, 1, seed))
+    return ConcatDataset(parts)
+
+
+def _part(
+    i: int, entry: dict[str, Any], folder: Path, encode: Encode, samples: int, batch: int, seed: int
+) -> Dataset[Sample]:
+    """The source described by entry ``i`` of a config's data."""
+    settings = dict(entry)
+    kind = settings.pop("kind", None)
+    settings.pop("share", None)
+    try:
+        if kind in COMPOSED:
+            split, styles = settings.pop("split"), settings.pop("styles")
+            if kind == "pictures":
+                settings["annotations"] = read_annotations(folder / "annotations.jsonl")
+            ask = COMPOSED[kind](**settings)
+            return _composed(ask, folder, samples, batch, f"{seed}/{i}", split, styles)
+        if kind == "chat":
+            return ChatSamples(settings.pop("questions"), samples, f"{seed}/{i}", **settings)
+        if kind == "llava":
+            return LlavaSamples(folder / settings.pop("file"), folder, encode, **settings)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"data source {i + 1} ({kind}): {error}") from None
+    raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, pictures, chat or llava")
 
 
 def styles_of(entries: list[dict[str, Any]]) -> list[tuple[float, StreamStyle]]:
@@ -87,7 +117,17 @@ def _questions(mix: dict[str, float], questions: int) -> Ask:
     return ask
 
 
-COMPOSED: dict[str, Callable[..., Ask]] = {"captions": _captions, "questions": _questions}
+def _pictures(annotations: Mapping[str, Annotation], questions: int) -> Ask:
+    def ask(plan: StreamPlan, events: Events, rng: random.Random) -> list[Turn]:
+        key = plan.scenes[-1].key
+        if key not in annotations:
+            return [question.turn for question in caption_questions(plan, events, rng)]
+        return picture_turns(annotations[key], events.captions[key], rng, questions)
+
+    return ask
+
+
+COMPOSED: dict[str, Callable[..., Ask]] = {"captions": _captions, "questions": _questions, "pictures": _pictures}
 """Data kinds that compose streams from a prepared picture set."""
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.processing import FlashVStreamProcessor
 from flash_vstream.synthetic.questions import Turn
@@ -30,6 +31,12 @@ class Packed:
     segments: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+    truncated: bool = False
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether each segment follows the one before, as in plain text: causal attention is then enough."""
+        return self.parents == list(range(-1, len(self.parents) - 1))
 
     def add(self, ids: Sequence[int], parent: int, train_from: int | None = None) -> int:
         """Append a segment under ``parent`` (-1 for the root) and return its number; labels start at ``train_from``."""
@@ -60,37 +67,80 @@ def pack(
     snapshot: MemorySnapshot | None,
     turns: Sequence[Turn],
     independent: bool = True,
+    max_length: int | None = None,
+    cue: str = "",
+    recalled: Sequence[Sequence[int]] = (),
 ) -> Packed:
     """The training sequence for ``turns`` about ``snapshot`` (None for plain chat).
 
+    ``cue`` says in words what the newest frame shows, and ``recalled`` are the ids that stand before each turn's
+    question for the frames that it recalls.
+
     With ``independent``, each turn sees only the stream. Otherwise the turns form one dialogue, in
     which each follows the first answer of the previous one.
+
+    A sequence longer than ``max_length`` loses answers from its end, and the first answer its last tokens
+    (``Packed.truncated``); the memory and the first question stay whole. Raises ``UserError`` when they
+    leave no room.
     """
     template = processor.template
     opening, _, _ = template.first_question.partition("{}")
+    answer_form = template.answer[: template.answer.index(template.stop) + len(template.stop)]
     packed = Packed()
-    if snapshot is not None:
-        root = packed.add(processor.prefix_ids(snapshot), -1)
-    else:
-        root = packed.add(processor.tokenize(opening), -1)
+    before = processor.tokenize(opening) if snapshot is None else processor.prefix_ids(snapshot, cue=cue)
+    root = packed.add(before, -1)
     parent = root
     for i, turn in enumerate(turns):
         form = template.first_question[len(opening) :] if independent or i == 0 else template.question
-        question = processor.tokenize(form.format(turn.question), first=False)
-        # Every answer segment starts with the prompt's last token, which predicts the first answer token.
-        segment = packed.add(question[:-1], root if independent else parent)
-        for j, answer in enumerate(turn.answers):
-            ids = question[-1:] + processor.tokenize(template.answer.format(answer).rstrip("\n"), first=False)
-            end = packed.add(ids, segment, train_from=1)
-            parent = end if j == 0 else parent
+        text = "" if template.is_caption else form.format(turn.question)
+        question = [*(recalled[i] if recalled else ()), *processor.tokenize(text, first=False)]
+        answers = [processor.tokenize(answer_form.format(answer), first=False) for answer in turn.answers]
+        room = None if max_length is None else max_length - len(packed.ids) - len(question)
+        fitting = _fitting(answers, room, whole=i > 0)
+        packed.truncated |= fitting != answers
+        if not fitting:
+            if i == 0:
+                raise UserError(
+                    f"max_length {max_length} leaves no room for an answer beside {len(packed.ids) + len(question)}"
+                    " tokens of memory and question; raise it, or give the model a smaller memory"
+                )
+            break
+        parent = _add_turn(packed, question, fitting, root if independent else parent)
     return packed
 
 
-def collate(sequences: Sequence[Packed], pad: int, multiple: int = 8) -> dict[str, Tensor]:
+def _fitting(answers: list[list[int]], room: int | None, whole: bool) -> list[list[int]]:
+    """The answers that fit into ``room`` tokens; unless ``whole``, the first one is shortened to fit."""
+    if room is None:
+        return answers
+    kept: list[list[int]] = []
+    for ids in answers:
+        # Every answer after the first repeats the question's last token.
+        if len(ids) + bool(kept) > room and (kept or whole or room < 1):
+            break
+        kept.append(ids[:room])
+        room -= len(kept[-1]) + (len(kept) > 1)
+    return kept
+
+
+def _add_turn(packed: Packed, question: list[int], answers: Sequence[list[int]], parent: int) -> int:
+    """Append a question and its answers under ``parent``; returns the segment of the first answer."""
+    # Every answer segment starts with the question's last token, which predicts the first answer token. Behind a
+    # memory without a question (a caption), the memory's last token predicts it, for the one answer that follows it.
+    segment = packed.add(question[:-1], parent) if question else parent
+    ends: list[int] = []
+    for ids in answers:
+        follows = not question and not ends and len(packed.parents) == segment + 1
+        ends.append(packed.add([*question[-1:], *ids], segment, train_from=0 if follows else 1))
+    return ends[0]
+
+
+def collate(sequences: Sequence[Packed], pad: int, multiple: int = 8, chains: bool = False) -> dict[str, Tensor]:
     """Batch packed sequences, padded to a ``multiple`` for fast matrix products.
 
     ``attention_mask`` is additive, ``[B, 1, L, L]`` float32. Padding attends only to itself, which
-    keeps its softmax finite.
+    keeps its softmax finite. With ``chains``, it is ``[B, L]``, 1 for tokens: causal attention, which flash
+    kernels can compute; every sequence must be one chain of segments.
     """
     longest = max(len(sequence.ids) for sequence in sequences)
     width = -(-longest // multiple) * multiple
@@ -100,12 +150,18 @@ def collate(sequences: Sequence[Packed], pad: int, multiple: int = 8) -> dict[st
         "labels": torch.full(shape, IGNORE),
         "position_ids": torch.zeros(shape, dtype=torch.long),
     }
-    attends = torch.eye(width, dtype=torch.bool).repeat(len(sequences), 1, 1)
+    attends = torch.eye(0 if chains else width, dtype=torch.bool).repeat(len(sequences), 1, 1)
+    shown = torch.zeros(shape, dtype=torch.long)
     for i, sequence in enumerate(sequences):
         length = len(sequence.ids)
         batch["input_ids"][i, :length] = torch.tensor(sequence.ids)
         batch["labels"][i, :length] = torch.tensor(sequence.labels)
         batch["position_ids"][i, :length] = torch.tensor(sequence.positions)
-        attends[i, :length, :length] = sequence.mask()
-    mask = torch.zeros(attends.shape).masked_fill_(~attends, torch.finfo(torch.float32).min)
+        shown[i, :length] = 1
+        if not chains:
+            attends[i, :length, :length] = sequence.mask()
+    if chains:
+        return {**batch, "attention_mask": shown}
+    # Finite in bfloat16 too, to which mixed precision casts it.
+    mask = torch.zeros(attends.shape).masked_fill_(~attends, torch.finfo(torch.bfloat16).min)
     return {**batch, "attention_mask": mask[:, None]}

@@ -13,28 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
 from flash_vstream.errors import UserError
-from flash_vstream.files import atomic_write
 from flash_vstream.memory import pool_grid
-from flash_vstream.models.sight import PEOPLE_CLASSES, SIGHT_CONFIG, Sight, save_sight
+from flash_vstream.models.sight import Sight
+from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic.annotations import (
     PERSON,
-    Annotation,
     frequent_things,
     head_noun,
-    read_annotations,
-    things_in,
     wordings,
 )
+from flash_vstream.train.annotated import AnnotatedFeatures, grid_sides
 from flash_vstream.train.config import read_settings
-
-SAVE_EVERY = 250
+from flash_vstream.train.fitting import fit
 
 
 @dataclass(frozen=True)
@@ -59,50 +53,6 @@ class SightConfig:
         except TypeError as error:
             known = ", ".join(field.name for field in fields(cls))
             raise UserError(f"{path}: {error}; the settings are {known}") from None
-
-
-class AnnotatedFeatures:
-    """Features of annotated pictures in memory, ``[N, views, P², D]`` float16, from prepared folders."""
-
-    def __init__(self, folders: Sequence[Path], split: str):
-        self.annotations: dict[str, Annotation] = {}
-        self.captions: dict[str, list[str]] = {}
-        self.keys: list[str] = []
-        parts: list[Tensor] = []
-        for folder in folders:
-            path = folder / f"{split}.safetensors"
-            if not path.exists():
-                continue
-            annotations = read_annotations(folder / "annotations.jsonl")
-            with safe_open(path, "pt") as file:
-                keys = sorted(set(file.keys()) & set(annotations))
-                parts += [file.get_tensor(key) for key in keys]
-            self.keys += keys
-            self.annotations |= {key: annotations[key] for key in keys}
-            captions = json.loads((folder / "captions.json").read_text())
-            self.captions |= {key: captions.get(key, []) for key in keys}
-        if not parts:
-            raise UserError(
-                f"no annotated pictures of the split {split!r} in {', '.join(map(str, folders))};"
-                " run: flash-vstream train prepare PICTURES FOLDER"
-            )
-        self.features = torch.stack(parts)
-
-    def labels(self, things: Sequence[str]) -> Tensor:
-        """Which things each picture has ``[N, V]``, 0 or 1."""
-        index = {name: number for number, name in enumerate(things)}
-        labels = torch.zeros(len(self.keys), len(things))
-        for row, key in enumerate(self.keys):
-            annotation = self.annotations[key]
-            named = things_in([*annotation.texts, *self.captions[key]], set(things))
-            named |= {PERSON} & set(things) if annotation.people else set()
-            labels[row, [index[name] for name in named]] = 1
-        return labels
-
-    def people(self) -> Tensor:
-        """The class of the number of people in each picture ``[N]``."""
-        counts = [self.annotations[key].people for key in self.keys]
-        return torch.tensor(counts).clamp(max=PEOPLE_CLASSES - 1)
 
 
 @dataclass(frozen=True)
@@ -131,59 +81,25 @@ def train_sight(config: SightConfig, folders: Sequence[Path], output: Path) -> d
     if PERSON not in things:
         things = [PERSON, *things]
     aliases = wordings(things)
-    sight = Sight(shown.features.shape[-1], things, aliases, config.hidden)
+    sight = Sight(shown.maps.shape[-1], things, aliases, config.hidden)
     labels = shown.labels(things)
     sight.prior.copy_(torch.logit(labels.mean(0).clamp(1e-4, 1 - 1e-4)))
     with torch.no_grad():
         sight.things.bias.copy_(sight.prior)
     output.mkdir(parents=True, exist_ok=True)
-    _fit(sight, shown.features, labels, shown.people(), config, output / "sight-checkpoint.pt")
+    people, sides = shown.people(), grid_sides(shown.maps.shape[-2])
+
+    def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
+        rows = torch.randint(0, len(shown.keys), (config.batch_size,), generator=generator)
+        seen = sight(pool_grid(shown.draw(rows, generator), rng.choice(sides)))
+        missed = functional.binary_cross_entropy_with_logits(seen.things + sight.prior, labels[rows], reduction="sum")
+        return missed / len(rows) + functional.cross_entropy(seen.people, people[rows])
+
+    fit(sight, "sight", config, output / "sight-checkpoint.pt", loss)
     result = calibrate(sight, unseen)
-    save_sight(sight, output)
-    (output / SIGHT_CONFIG).write_text(json.dumps({"things": things, "aliases": aliases, "hidden": config.hidden}))
+    save_network(sight, "sight", output, {"things": things, "aliases": aliases, "hidden": config.hidden})
     (output / "sight-check.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return asdict(result)
-
-
-def _fit(sight: Sight, features: Tensor, labels: Tensor, people: Tensor, config: SightConfig, kept: Path) -> None:
-    optimizer = torch.optim.AdamW(sight.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
-    parts: dict[str, Any] = {"sight": sight, "optimizer": optimizer, "schedule": schedule}
-    begin = 0
-    if kept.exists():
-        saved = torch.load(kept, weights_only=True)
-        begin = saved["step"]
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-    sides = _sides(features.shape[-2])
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("sight", total=config.steps, completed=begin)
-        sight.train()
-        for step in range(begin, config.steps):
-            # Drawn by seed and step alone, so that a resumed run draws what an undisturbed one would.
-            rng = random.Random(f"{config.seed}/{step}")
-            generator = torch.Generator().manual_seed(rng.getrandbits(63))
-            torch.manual_seed(rng.getrandbits(63))
-            rows = torch.randint(0, len(features), (config.batch_size,), generator=generator)
-            views = torch.randint(0, features.shape[1], (config.batch_size,), generator=generator)
-            seen = sight(pool_grid(features[rows, views].float(), rng.choice(sides)))
-            loss = functional.binary_cross_entropy_with_logits(
-                seen.things + sight.prior, labels[rows], reduction="sum"
-            ) / len(rows) + functional.cross_entropy(seen.people, people[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            progress.update(task, advance=1, description=f"sight, loss {loss.item():.2f}")
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
-                with atomic_write(kept) as scratch:
-                    torch.save({"step": step + 1} | {n: p.state_dict() for n, p in parts.items()}, scratch)
-
-
-def _sides(tokens: int) -> list[int]:
-    """The grid sides to train on: as stored twice as often as halved, which is how temporal slots hold a frame."""
-    side = round(tokens**0.5)
-    return [side, side, side // 2] if side % 2 == 0 and side > 1 else [side]
 
 
 @torch.inference_mode()
@@ -191,7 +107,7 @@ def calibrate(sight: Sight, unseen: AnnotatedFeatures, seed: int = 0) -> Check:
     """Measure on unseen pictures, and set the thresholds for one frame and for several."""
     sight.eval()
     rng = random.Random(f"sight/{seed}")
-    seen = sight(pool_grid(unseen.features[:, 0].float(), _sides(unseen.features.shape[-2])[0]))
+    seen = sight(pool_grid(unseen.whole(torch.arange(len(unseen.keys))), grid_sides(unseen.maps.shape[-2])[0]))
     labels = unseen.labels(sight.names)
     pairs = list(_pairs(sight, unseen, labels, rng))
     single = [(float(seen.things[row, name]), there) for row, name, there in pairs]

@@ -2,49 +2,27 @@
 
 import ctypes
 import json
-import os
+import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoProcessor, Trainer, TrainingArguments, set_seed
+from transformers import AutoProcessor, set_seed
 
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor
-from flash_vstream.models.grounding import GROUNDING, Grounder, load_grounding, save_grounding
-from flash_vstream.models.precision import best_dtype
-from flash_vstream.train.config import StageConfig, Tune
-from flash_vstream.train.datasets import Collator
-from flash_vstream.train.mixture import Encode, build_dataset
-
-LORA_TARGETS = r"language_model\..*layers\.\d+\..*_proj"
-"""Every linear layer in the language model's blocks, by the names used in Llama-like models."""
-
-
-def tuned(model: FlashVStreamForConditionalGeneration, tune: Tune, adapter: Path | None) -> torch.nn.Module:
-    """Unfreeze what the stage trains; with LoRA, return ``model`` wrapped as a PEFT model.
-
-    The vision tower stays frozen in both stages, as in the paper.
-    """
-    model.requires_grad_(False)
-    whole = [name for name in ("projector", "semantic_attention", "language_model") if getattr(tune, name)]
-    if tune.lora is None:
-        for name in whole:
-            getattr(model, name).requires_grad_(True)
-        return model
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if adapter is not None:
-        return PeftModel.from_pretrained(model, str(adapter), is_trainable=True)
-    lora = LoraConfig(
-        r=tune.lora.rank,
-        lora_alpha=tune.lora.alpha,
-        lora_dropout=tune.lora.dropout,
-        target_modules=LORA_TARGETS,
-        modules_to_save=whole,
-    )
-    return get_peft_model(model, lora)
+from flash_vstream.models.adapters import merge_adapter, name_base
+from flash_vstream.models.configuration import FlashVStreamConfig
+from flash_vstream.models.hints import Hinter
+from flash_vstream.models.prompts import TEMPLATES
+from flash_vstream.models.small_networks import SMALL_NETWORKS, add_configs, files_in, load_networks, save_networks
+from flash_vstream.train.arguments import accumulation, check_resumed, training_arguments, world_size
+from flash_vstream.train.config import StageConfig
+from flash_vstream.train.datasets import Collator, Mixture
+from flash_vstream.train.mixture import Encode, build_dataset, finite_dataset
+from flash_vstream.train.trainer import StageTrainer
+from flash_vstream.train.tuning import tuned
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -68,24 +46,25 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     With LoRA, ``output/model`` is the model with the adapter merged in, ready for questions.
 
     Resumes from the newest checkpoint in ``output``, so rerunning the same command continues a killed
-    run. TensorBoard logs go to ``output/logs``.
+    run. TensorBoard logs go to ``output/logs``. Raises ``UserError`` for a config that contradicts
+    itself, its data or the run that it continues.
     """
     keep_freed_memory()
     set_seed(config.seed)  # first of all: an adapter's initial weights are random
-    arguments = _arguments(config, output)  # also joins the other processes, if any
-    processor: FlashVStreamProcessor = AutoProcessor.from_pretrained(model_folder)
-    model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
+    checkpoint = last_checkpoint(output)
+    check_resumed(config, output, checkpoint is not None)
+    dataset, validation, steps = _datasets(config, data, encode or _no_media)
+    arguments = training_arguments(config, steps, output)  # also joins the other processes, if any
+    processor = _processor(model_folder, config.template)
+    model = _model(config, model_folder)
     # Measured on AVX2 and AMX: eager attention with a tree mask trains at least as fast as sdpa.
-    model.language_model.set_attn_implementation("eager")
-    # All processes share one sample plan, and each reads its own batches of it. The plan is the same
-    # as that of a single process with a batch size of batch_size * world_size.
-    batch = config.batch_size * arguments.world_size
-    samples = config.steps * batch * config.accumulate
-    dataset = build_dataset(config.data, data, encode or _no_media, samples, batch, config.seed)
+    attention = config.attention or ("sdpa" if torch.cuda.is_available() else "eager")
+    try:
+        model.language_model.set_attn_implementation(attention)
+    except ImportError as error:
+        raise UserError(f"attention {attention} cannot be used here: {str(error).splitlines()[0]}") from None
     if config.adapter and not Path(config.adapter).is_dir():
         raise UserError(f"there is no adapter at {config.adapter}; run the stage before, or mend the config")
-    if config.grounding is not None:
-        load_grounding(model, Path(config.grounding))
     network = tuned(model, config.tune, Path(config.adapter) if config.adapter else None)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the config's tune section trains nothing; set projector, language_model or lora")
@@ -94,22 +73,68 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     if config.compile:
         for layer in model.language_model.get_decoder().layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(output / "logs")
-    trainer = Trainer(
-        model=network,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=Collator(processor, model.config.star, Grounder.from_model(model, processor.tokenizer)),
-    )
-    checkpoint = last_checkpoint(output)
+    hinter = Hinter.from_model(model, processor.tokenizer)
+    chains = attention == "flash_attention_2"
+    try:
+        trainer = StageTrainer(
+            model=network,
+            args=arguments,
+            train_dataset=dataset,
+            eval_dataset=validation,
+            data_collator=Collator(processor, model.config.star, hinter, config.max_length, chains),
+            max_skipped=config.max_skipped,
+            small_checkpoints=config.tune.lora is None and not config.tune.language_model,
+        )
+    except (ImportError, RuntimeError) as error:  # a logger's package is missing
+        raise UserError(f"cannot train with these settings: {str(error).splitlines()[0]}") from None
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.is_fsdp_enabled:
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")  # the result is one whole
     result = output / "result"
     trainer.save_model(str(result))
     trainer.save_state()
     if trainer.is_world_process_zero():
-        _save_result(config, model, processor, model_folder, output)
+        _save_result(config, model, _processor(model_folder), model_folder, output)
     trainer.accelerator.wait_for_everyone()
     return result
+
+
+def _model(config: StageConfig, folder: Path) -> FlashVStreamForConditionalGeneration:
+    """The model to train, with the small networks that the config names."""
+    settings = FlashVStreamConfig.from_pretrained(folder)
+    for networks in config.networks:
+        if not files_in(Path(networks)):
+            raise UserError(f"{networks} holds no small network; run its training before, or mend the config")
+        add_configs(settings, Path(networks))
+    model = FlashVStreamForConditionalGeneration.from_pretrained(folder, config=settings, dtype=torch.float32)
+    for networks in config.networks:
+        load_networks(model, Path(networks))
+    return model
+
+
+def _datasets(config: StageConfig, data: Path, encode: Encode) -> tuple[Any, Any, int]:
+    """Training data, validation data (or None), and how many steps the stage takes."""
+    # All processes share one sample plan, and each reads its own batches of it. The plan is the same
+    # as that of a single process with a batch size of batch_size * world_size.
+    batch = config.batch_size * world_size()
+    step = batch * accumulation(config)
+    validation = finite_dataset(config.validation, data, encode, config.seed) if config.validation else None
+    if config.steps is not None:
+        dataset = build_dataset(config.data, data, encode, config.steps * step, batch, config.seed)
+        return dataset, validation, config.steps
+    assert config.epochs is not None
+    once = finite_dataset(config.data, data, encode, config.seed)
+    steps = math.ceil(len(once) * config.epochs / step)
+    return Mixture([once], [1.0], steps * step, batch, config.seed), validation, steps
+
+
+def _processor(model_folder: Path, template: str | None = None) -> FlashVStreamProcessor:
+    processor: FlashVStreamProcessor = AutoProcessor.from_pretrained(model_folder)
+    if template is not None:
+        if template not in TEMPLATES:
+            raise UserError(f"no prompt template is called {template!r}; choose from {', '.join(TEMPLATES)}")
+        processor.prompt_template = template
+    return processor
 
 
 def _save_result(
@@ -123,62 +148,21 @@ def _save_result(
     result = output / "result"
     processor.save_pretrained(result)
     if config.tune.lora is not None:
-        if model.grounding is not None:
-            save_grounding(model.grounding, result)
-        _merge(model_folder, result, output / "model")
+        base = Path(config.model)
+        name_base(result, str(base.resolve()) if base.is_dir() else config.model)
+        save_networks(model, result)
+        merge_adapter(model_folder, result, output / "model")
         processor.save_pretrained(output / "model")
 
 
 def _halve_frozen(network: torch.nn.Module) -> None:
     """Keep frozen weights in bfloat16, so that autocast does not convert them at every step.
 
-    Grounding is excluded: it takes no part in a step and is saved unchanged with the result.
+    The small networks are excluded: they take no part in a step, and compare scores that are close together.
     """
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad and ".grounding." not in name:
+        if not parameter.requires_grad and not any(f".{kept}." in name for kept in SMALL_NETWORKS):
             parameter.data = parameter.data.bfloat16()
-
-
-def _merge(model_folder: Path, adapter: Path, output: Path) -> None:
-    """Save the model with the adapter merged in, starting from the base model's float32 weights."""
-    from peft import PeftModel
-
-    model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
-    if (adapter / GROUNDING).exists():
-        load_grounding(model, adapter / GROUNDING)
-    merged: Any = PeftModel.from_pretrained(model, str(adapter))
-    merged.merge_and_unload().save_pretrained(output)
-
-
-def _arguments(config: StageConfig, output: Path) -> TrainingArguments:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TrainingArguments(
-        output_dir=str(output),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulate,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=config.warmup,
-        weight_decay=config.weight_decay,
-        max_grad_norm=1.0,
-        use_cpu=device == "cpu",
-        ddp_backend="gloo" if device == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
-        # A batch without video, or with few frames, trains neither projector nor semantic attention.
-        ddp_find_unused_parameters=True,
-        bf16=best_dtype(device) == torch.bfloat16 if config.dtype == "auto" else config.dtype == "bfloat16",
-        seed=config.seed,
-        data_seed=config.seed,
-        logging_steps=10,
-        save_steps=config.save_every,
-        save_total_limit=2,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        report_to=["tensorboard"],
-        train_sampling_strategy="sequential",
-        dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
 
 
 def keep_freed_memory() -> None:

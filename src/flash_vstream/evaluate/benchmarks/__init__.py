@@ -2,6 +2,7 @@
 
 from flash_vstream.evaluate.benchmarks import (
     activitynet_qa,
+    clips,
     egoschema,
     lvbench,
     mlvu,
@@ -20,6 +21,7 @@ from flash_vstream.evaluate.items import Benchmark
 _MODULES = (
     vstream_qa,
     vstream_qa_mini,
+    clips,
     activitynet_qa,
     nextqa,
     msvd_qa,

@@ -13,6 +13,6 @@ BENCHMARKS = (
         source="videos: activity-net.org; questions: github.com/MILVLG/activitynet-qa, packed as one list",
         size="800 videos, 8,000 questions",
         licence="Apache-2.0; the videos are YouTube's",
-        published={"Flash-VStream-7B, accuracy and score by GPT-3.5": "51.9%, 3.4"},
+        published={"Flash-VStream-7B, accuracy and score, judged by GPT-3.5, protocol whole": "51.9%, 3.4"},
     ),
 )

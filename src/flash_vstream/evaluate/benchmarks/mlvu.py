@@ -13,6 +13,7 @@ BENCHMARKS = (
         source="Hugging Face dataset MLVU/MVLU",
         size="2,175 questions",
         licence="CC-BY-NC-SA-4.0",
+        total="kinds",
         published={"Flash-VStream (Qwen2-VL-7B)": "66.3%"},
     ),
 )

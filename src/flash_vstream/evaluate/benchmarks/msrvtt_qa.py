@@ -13,6 +13,6 @@ BENCHMARKS = (
         source="github.com/xudejing/video-question-answering, packed as one list",
         size="2,990 videos, 72,821 questions",
         licence="MIT; the videos are YouTube's",
-        published={"Flash-VStream-7B, accuracy and score by GPT-3.5": "72.4%, 3.4"},
+        published={"Flash-VStream-7B, accuracy and score, judged by GPT-3.5, protocol whole": "72.4%, 3.4"},
     ),
 )

@@ -13,6 +13,6 @@ BENCHMARKS = (
         source="github.com/xudejing/video-question-answering, packed as one list",
         size="520 videos, 13,157 questions",
         licence="MIT; the videos are YouTube's",
-        published={"Flash-VStream-7B, accuracy and score by GPT-3.5": "80.3%, 3.9"},
+        published={"Flash-VStream-7B, accuracy and score, judged by GPT-3.5, protocol whole": "80.3%, 3.9"},
     ),
 )

@@ -13,6 +13,6 @@ BENCHMARKS = (
         source="github.com/doc-doc/NExT-OE, packed as one list",
         size="1,000 videos, 9,178 questions",
         licence="MIT; the videos are VidOR's",
-        published={"Flash-VStream-7B, accuracy and score by GPT-3.5": "61.6%, 3.4"},
+        published={"Flash-VStream-7B, accuracy and score, judged by GPT-3.5, protocol whole": "61.6%, 3.4"},
     ),
 )

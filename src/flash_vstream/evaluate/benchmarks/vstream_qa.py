@@ -28,7 +28,10 @@ def _subset(name: str, title: str, files: tuple[str, ...], videos: str, accuracy
         size=videos,
         licence="CC-BY-NC-4.0; the videos under Ego4D's and MovieNet's own terms",
         media=("videos", "ego/videos", "movie/videos", "."),
-        published={"Flash-VStream-7B, accuracy and score by GPT-3.5": accuracy},
+        published={
+            "Flash-VStream-7B, accuracy and score, judged by GPT-3.5, protocol "
+            + ("causal" if online else "whole"): accuracy
+        },
     )
 
 

@@ -10,6 +10,7 @@ const PARTS = {
   temporal: ["Scenes", "Everything so far. Frames that look alike merge into one scene, so no moment is dropped.", "Scene"],
   abstract: ["Gist", "A running summary of the whole stream. It has no pictures.", "Gist"],
 };
+const RECALLED = "Recalled"; // what evidence from the long-term memory is called, which no part shows
 const known = { name: null, kept: null, memory: null, ended: false };
 const pictures = new Map(); // exemplar -> data URL
 let chosen = null; // the highlighted slot
@@ -54,7 +55,8 @@ function ageOf(slot) {
 // A slot in a few words: "Scene 0:06–0:08, 3 frames".
 export function describe(slot) {
   const frames = slot.weight > 1 ? `, ${count(Math.round(slot.weight), "frame")}` : "";
-  return `${PARTS[slot.part]?.[2] ?? slot.part} ${spanOf(slot)}${frames}`;
+  const name = slot.part === "longterm" ? RECALLED : PARTS[slot.part]?.[2] ?? slot.part;
+  return `${name} ${spanOf(slot)}${frames}`;
 }
 
 // --- drawing
@@ -73,6 +75,7 @@ function draw(memory) {
     el("b", {}, `${duration(memory.time - first)} of video`), ` (${count(memory.frames, "frame")}) in `,
     el("b", {}, `${count(tokens, "token")}, ${megabytes(capacity.bytes)}`),
     ". It stays this size however long it watches.",
+    memory.longterm.length ? ` ${count(memory.longterm.length, "more moment")} of up to ${capacity.longterm.slots} are kept for questions to recall.` : "",
   );
   drawBudget(shown, tokens);
   drawLanes(shown, first, memory.time);

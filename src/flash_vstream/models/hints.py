@@ -1,0 +1,168 @@
+"""Hints: what small networks tell a small language model about a memory and a question.
+
+nano's language model has 135M parameters. It follows what it reads far more surely than what it is shown, so three
+networks look for it: grounding finds the events that a question names, sight the things and the number of people in a
+frame, and short answers what a few words can answer. Their findings stand in the prompt as text:
+
+- a cue behind the newest frame, and behind each recalled one: ``2 people; dog, grass``;
+- a note behind each event of a question: ``Did you see a dog run (12s)?``;
+- a short answer behind the question: ``What color is the bus? (red)``.
+
+A question recalls frames of the long-term memory: those at the times it names, those that show its events, or
+those just before or after an event.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flash_vstream.memory import MemorySnapshot, Slots
+from flash_vstream.models.grounding import Grounder, Mention, annotate
+from flash_vstream.models.short_answers import NONE, ShortAnswers
+from flash_vstream.models.sight import Sight
+from flash_vstream.timecode import parse_time
+
+RECALLED = 2
+"""The most frames that a question recalls."""
+LEAST_CONFIDENCE = 0.12
+"""A short answer below this probability is a guess, and no hint."""
+CUE_THINGS = 5
+CUE_PROBABILITY = 0.35
+"""A cue names up to so many things that are at least so likely."""
+_PEOPLE = ("nobody", "1 person", "2 people", "3 people", "many people")
+_TIME = re.compile(r"\b(\d+:[0-5]\d(?::[0-5]\d)?|\d+(?:\.\d+)?\s?s)\b")
+_BEFORE = re.compile(r"\bbefore\b", re.IGNORECASE)
+_AFTER = re.compile(r"\bafter\b", re.IGNORECASE)
+_BEGINNING = re.compile(r"\b(?:first|begin|began|start|started|beginning)\b", re.IGNORECASE)
+_PRESENT = re.compile(r"\b(?:is|are|am|do|does|has|have|now|currently)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What was found for one question: its events, a short answer, and the frames it recalls with their cues."""
+
+    mentions: list[Mention] = field(default_factory=list)
+    short_answer: str | None = None
+    recalled: Slots | None = None
+    cues: tuple[str, ...] = ()
+
+    def annotate(self, question: str) -> str:
+        """The question as the language model reads it."""
+        text = annotate(question, self.mentions)
+        return text if self.short_answer is None else f"{text} ({self.short_answer})"
+
+
+class Hinter:
+    """Finds hints with the networks of a model, as far as it has them."""
+
+    def __init__(self, grounder: Grounder, sight: Sight | None = None, short_answers: ShortAnswers | None = None):
+        self.grounder = grounder
+        self.sight = sight
+        self.short_answers = short_answers
+
+    @classmethod
+    def from_model(cls, model: Any, tokenizer: Any) -> "Hinter | None":
+        """The hinter of a model; None if the model has no grounding."""
+        grounder = Grounder.from_model(model, tokenizer)
+        return None if grounder is None else cls(grounder, model.sight, model.short_answers)
+
+    @torch.inference_mode()
+    def cue(self, snapshot: MemorySnapshot) -> str:
+        """What the newest frame shows, in words; empty without sight."""
+        newest = snapshot.spatial if len(snapshot.spatial) else snapshot.temporal
+        return self._cues(newest.features[-1:])[0] if len(newest) else ""
+
+    @torch.inference_mode()
+    def hints(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[Hints]:
+        """The hints for each question about a memory."""
+        located = self.grounder.locate(questions, snapshot)
+        short = self._short_answers(questions, [[mention for mention, _ in own] for own in located], snapshot)
+        found = []
+        for question, own, answer in zip(questions, located, short, strict=True):
+            recalled = recall(question, own, snapshot.longterm)
+            cues = self._cues(recalled.features) if recalled is not None else ()
+            found.append(Hints([mention for mention, _ in own], answer, recalled, tuple(cues)))
+        return found
+
+    def _cues(self, features: Tensor) -> list[str]:
+        """What each frame ``[n, P², D]`` shows: how many people, and its likeliest things."""
+        if self.sight is None:
+            return [""] * len(features)
+        self.sight.eval()
+        seen = self.sight(features)
+        likely = (seen.things + self.sight.prior).sigmoid()
+        values, numbers = likely.topk(min(CUE_THINGS, likely.shape[1]), 1)
+        cues = []
+        for people, own, chances in zip(seen.people.argmax(1).tolist(), numbers.tolist(), values.tolist(), strict=True):
+            names = [self.sight.names[i] for i, p in zip(own, chances, strict=True) if p >= CUE_PROBABILITY]
+            things = ", ".join(name for name in names if name != "person")
+            cues.append(f" {_PEOPLE[people]}" + (f"; {things}" if things else ""))
+        return cues
+
+    def _short_answers(
+        self, questions: Sequence[str], mentions: Sequence[Sequence[Mention]], snapshot: MemorySnapshot
+    ) -> list[str | None]:
+        """The likeliest short answer to each question, None if it has none or none is likely enough."""
+        answers: list[str | None] = [None] * len(questions)
+        rows = [i for i, own in enumerate(mentions) if not own]
+        if self.short_answers is None or not rows or not len(snapshot.spatial):
+            return answers
+        self.short_answers.eval()
+        asked = [questions[i] for i in rows]
+        embeddings, there, _ = self.grounder.words.embed(asked)
+        frames = torch.cat([self._asked_about(question, snapshot) for question in asked])
+        chances, best = self.short_answers(embeddings, there, frames).softmax(1).max(1)
+        for i, chance, number in zip(rows, chances.tolist(), best.tolist(), strict=True):
+            answer = self.short_answers.answers[number]
+            answers[i] = answer if answer != NONE and chance >= LEAST_CONFIDENCE else None
+        return answers
+
+    def _asked_about(self, question: str, snapshot: MemorySnapshot) -> Tensor:
+        """The frame ``[1, P², D]`` that a question is about: the newest, or the one that shows best what it names."""
+        newest = snapshot.spatial.features[-1:]
+        if self.sight is None or _PRESENT.search(question) or not len(snapshot.retrieved):
+            return newest
+        words = re.findall(r"[A-Za-z][A-Za-z'-]*", question)
+        things = [number for word in words if (number := self.sight.find(word)) is not None]
+        if not things:
+            return newest
+        frames = torch.cat([snapshot.retrieved.features, snapshot.spatial.features])
+        return frames[self.sight(frames).things[:, things].sum(1).argmax()][None]
+
+
+def recall(question: str, located: Sequence[tuple[Mention, Tensor]], past: Slots) -> Slots | None:
+    """The slots of the long-term memory ``past`` that a question asks for, in time order; None if it asks for none.
+
+    ``located`` are its events, each with its scores ``[n]`` for the slots.
+    """
+    if not len(past) or any(mention.thing is not None for mention, _ in located):
+        return None
+    chosen = [_at(past, parse_time(text)) for text in _TIME.findall(question)]
+    if len(located) == 1 and (_BEFORE.search(question) or _AFTER.search(question)):
+        chosen += _beside(located[0][1], -1 if _BEFORE.search(question) else 1)
+    elif not chosen:
+        chosen += [int(scores.argmax()) for _, scores in located]
+    if not chosen and _BEGINNING.search(question):
+        chosen.append(0)
+    return past[torch.tensor(sorted(set(chosen[:RECALLED])))] if chosen else None
+
+
+def _at(past: Slots, time: float) -> int:
+    """The slot whose frame was seen nearest to ``time``."""
+    return int((past.exemplar - time).abs().argmin())
+
+
+def _beside(scores: Tensor, step: int) -> list[int]:
+    """The next slot before (``step`` -1) or after (1) those around the best one that show the event as well."""
+    best = int(scores.argmax())
+    limit = float(scores[best]) / 2 if scores[best] > 0 else float(scores[best]) - 1.0
+    at = best + step
+    while 0 <= at < len(scores):
+        if scores[at] < limit:
+            return [at]
+        at += step
+    return []

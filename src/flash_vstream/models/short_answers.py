@@ -1,0 +1,61 @@
+"""Short answers: what the likeliest answers to a question about a frame are, by a small network.
+
+What color the bus is, how many dogs there are, what he is holding: a language model of 135M parameters guesses such
+answers from projected features no better than from the question alone. A network with cross-attention from the question
+to the frame's tokens, trained as a classifier over frequent answers (as in the first systems for visual question
+answering), does better. The language model reads its likeliest answer as a note behind the question, and may know
+better. The paper has nothing like it; models without ``short_answers_config`` go without.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from flash_vstream.memory import pool_grid
+
+NONE = ""
+"""What the network answers to a question that asks for more than a few words."""
+LONGEST = 32
+"""Questions are truncated to this many tokens."""
+SIDE = 4
+"""The side of the grid on which places in a frame are learned."""
+
+
+class ShortAnswers(nn.Module):
+    """Logits of ``answers`` to questions about frames ``[B, P², channels]``.
+
+    Questions are given as embeddings ``[B, L, text_width]``. One of the answers is ``NONE``, for questions that have no
+    short answer.
+    """
+
+    def __init__(self, channels: int, text_width: int, answers: Sequence[str], width: int = 256, heads: int = 4):
+        super().__init__()
+        self.answers = list(answers)
+        self.words = nn.Linear(text_width, width)
+        self.places = nn.Parameter(torch.randn(LONGEST, width) * 0.02)
+        self.context = nn.TransformerEncoderLayer(
+            width, heads, 2 * width, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.sight = nn.Sequential(nn.LayerNorm(channels), nn.Dropout(0.2), nn.Linear(channels, width))
+        self.grid = nn.Parameter(torch.randn(SIDE**2, width) * 0.02)
+        self.look = nn.MultiheadAttention(width, heads, dropout=0.1, batch_first=True)
+        self.pool = nn.Linear(width, 2)
+        self.answer = nn.Sequential(
+            nn.Linear(6 * width, 2 * width), nn.GELU(), nn.Dropout(0.4), nn.Linear(2 * width, len(self.answers))
+        )
+
+    def forward(self, embeddings: Tensor, there: Tensor, features: Tensor) -> Tensor:
+        """Logits ``[B, V]``; ``there [B, L]`` is False for padding."""
+        embeddings, there = embeddings[:, :LONGEST].to(self.words.weight), there[:, :LONGEST]
+        words = self.context(self.words(embeddings) + self.places[: embeddings.shape[1]], src_key_padding_mask=~there)
+        side = math.isqrt(features.shape[1])
+        grid = self.grid if side == SIDE else pool_grid(self.grid[None], side)[0]
+        seen = nn.functional.gelu(self.sight(features.to(self.words.weight)) + grid)
+        found, _ = self.look(words, seen, seen, need_weights=False)
+        shares = self.pool(words).masked_fill(~there[..., None], -torch.inf).softmax(1)
+        asked = torch.einsum("blk,blc->bkc", shares, torch.stack([words, found]).sum(0)).flatten(1)
+        looked = torch.einsum("blk,blc->bkc", shares, found).flatten(1)
+        logits: Tensor = self.answer(torch.cat([asked, looked, seen.mean(1), seen.amax(1)], -1))
+        return logits

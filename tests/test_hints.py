@@ -1,0 +1,141 @@
+"""Hints: what small networks tell the language model, and which frames a question recalls."""
+
+import pytest
+import torch
+
+from flash_vstream.memory import Slots, StarConfig, StarMemory
+from flash_vstream.models.grounding import Grounder, Grounding, Mention, Words
+from flash_vstream.models.hints import Hinter, Hints, recall
+from flash_vstream.models.remembered import Remembered
+from flash_vstream.models.short_answers import NONE, ShortAnswers
+from flash_vstream.models.sight import Sight
+
+TIMES = torch.tensor([0.0, 4.0, 9.0, 13.0, 20.0])
+PAST = Slots.of_frames(torch.arange(5.0)[:, None, None].expand(5, 4, 6), TIMES.double())
+SEEN = Mention("a dog run", 0, 9, 9.0, 2.0)
+
+
+def times(question: str, *located) -> list[float] | None:
+    found = recall(question, located, PAST)
+    return None if found is None else found.exemplar.tolist()
+
+
+@pytest.mark.parametrize(
+    ("question", "scores", "wanted"),
+    [
+        ("What happened at 12s?", None, [13.0]),
+        ("What was there at 0:05?", None, [4.0]),
+        ("What happened between 1s and 19s?", None, [0.0, 20.0]),
+        ("When did a dog run?", [0.0, 0.0, 3.0, 2.9, 0.0], [9.0]),
+        ("What happened just before a dog ran?", [0.0, 2.8, 3.0, 2.9, 0.0], [0.0]),
+        ("What did you see right after a dog ran?", [0.0, 2.8, 3.0, 2.9, 0.0], [20.0]),
+        ("What happened before a dog ran?", [3.0, 0.0, 0.0, 0.0, 0.0], None),
+        ("What did you see after a dog ran?", [-9.0, -3.0, -9.0, -9.0, -9.0], [9.0]),
+        ("How did it begin?", None, [0.0]),
+        ("What is happening now?", None, None),
+    ],
+)
+def test_a_question_recalls_the_frames_that_it_is_about(question, scores, wanted):
+    located = [] if scores is None else [(SEEN, torch.tensor(scores))]
+    assert times(question, *located) == wanted
+
+
+def test_two_events_recall_a_frame_each_in_time_order():
+    one, two = torch.eye(5)[3], torch.eye(5)[1]
+    assert times("Did a dog run before a cat slept?", (SEEN, one), (SEEN, two)) == [4.0, 13.0]
+
+
+def test_presence_and_an_empty_memory_recall_nothing():
+    asked = Mention("dog", 0, 3, 9.0, 1.0, "a dog")
+    assert times("Did you see a dog at 4s?", (asked, torch.eye(5)[1])) is None
+    assert recall("What happened at 4s?", [], PAST[torch.zeros(0, dtype=torch.long)]) is None
+
+
+def test_notes_and_short_answers_stand_in_the_question():
+    assert Hints().annotate("Why?") == "Why?"
+    assert Hints(short_answer="red").annotate("What color is it?") == "What color is it? (red)"
+    assert Hints([SEEN]).annotate("a dog run?") == "a dog run (9s)?"
+
+
+class Letters:
+    """A tokenizer with a token for each character."""
+
+    def __call__(self, texts, return_offsets_mapping=False, truncation=False, max_length=96, **_):
+        rows = [[ord(letter) % 64 for letter in text[:max_length]] for text in texts]
+        offsets = [[(i, i + 1) for i in range(len(row))] for row in rows]
+        return type("Coded", (), {"input_ids": rows, "offset_mapping": offsets})
+
+
+@pytest.fixture
+def hinter() -> Hinter:
+    """Networks that know nothing yet, which hint nothing by chance."""
+    torch.manual_seed(0)
+    grounding = Grounding(6, 8, width=8, heads=2)
+    torch.nn.init.constant_(grounding.each()[0].mark.bias, -100.0)  # no event anywhere
+    sight = Sight(6, ["person", "dog", "grass"], {"dogs": 1}, hidden=4)
+    short = ShortAnswers(6, 8, [NONE, "red", "two"], width=8, heads=2)
+    for layer in (sight.things, sight.people, short.answer[-1]):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    return Hinter(Grounder(grounding, Words(Letters(), torch.randn(64, 8)), sight), sight, short)
+
+
+@pytest.fixture
+def snapshot():
+    config = StarConfig(
+        spatial_size=4, temporal_size=2, temporal_length=3, abstract_length=0, longterm_length=8, longterm_size=2
+    )
+    memory = StarMemory(config, 6)
+    memory.write(torch.randn(5, 16, 6), TIMES)
+    return memory.read()
+
+
+def test_cues_name_people_and_likely_things(hinter, snapshot):
+    with torch.no_grad():
+        hinter.sight.people.bias[2] = 5.0
+        hinter.sight.things.bias.copy_(torch.tensor([5.0, 2.0, -5.0]))
+    assert hinter.cue(snapshot) == " 2 people; dog"
+    with torch.no_grad():
+        hinter.sight.people.bias[0] = 9.0
+        hinter.sight.things.bias.fill_(-5.0)
+    assert hinter.cue(snapshot) == " nobody"
+    (found,) = hinter.hints(["What happened at 4s?"], snapshot)
+    assert (found.recalled.exemplar.tolist(), found.cues) == ([4.0], (" nobody",))
+
+
+def test_short_answers_are_told_where_one_is_likely(hinter, snapshot):
+    question = "What color is it?"
+    with torch.no_grad():
+        hinter.short_answers.answer[-1].bias.copy_(torch.tensor([0.0, 3.0, 0.0]))
+    assert hinter.hints([question], snapshot)[0].annotate(question) == "What color is it? (red)"
+    with torch.no_grad():
+        hinter.short_answers.answer[-1].bias.copy_(torch.tensor([9.0, 3.0, 0.0]))
+    assert hinter.hints([question], snapshot)[0].short_answer is None
+    (presence,) = hinter.hints(["Is there a dog?"], snapshot)
+    assert (presence.short_answer, [mention.thing for mention in presence.mentions]) == (None, ["a dog"])
+
+
+def test_frames_of_the_longterm_memory_are_looked_at_once(hinter, snapshot):
+    seen = []
+    sights = hinter.grounder.grounding.sights
+    hinter.grounder._sights = Remembered(lambda features: seen.append(len(features)) or sights(features))
+    hinter.grounder.look(snapshot)
+    looked = sum(seen)
+    whole = {*snapshot.retrieved.exemplar.tolist(), *snapshot.spatial.exemplar.tolist()}  # at full resolution
+    assert looked == len(snapshot.longterm) + len(whole)
+    first = hinter.grounder._sights(snapshot.longterm.features)
+    assert sum(seen) == looked
+    for own, remembered in zip(sights(snapshot.longterm.features), first, strict=True):
+        torch.testing.assert_close(own, remembered)
+
+
+def test_what_was_used_longest_ago_is_forgotten(monkeypatch):
+    monkeypatch.setattr("flash_vstream.models.remembered.MOST", 3)
+    seen = []
+    remembered = Remembered(lambda features: seen.extend(features[:, 0, 0].tolist()) or [features * 2])
+    frames = torch.arange(4.0)[:, None, None].expand(4, 2, 2)
+    assert torch.equal(remembered(frames)[0], frames * 2)
+    remembered(frames[[1, 2, 3]])
+    assert seen == [0, 1, 2, 3]
+    remembered(frames[[0]])
+    assert seen == [0, 1, 2, 3, 0]
