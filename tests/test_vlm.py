@@ -110,7 +110,11 @@ def test_recalls_the_frames_that_fit(pipelines, name):
     assert sum(slot.share for slot in answer.evidence) == pytest.approx(1.0)
     prefix = pipeline.generator.read(snapshot)
     assert pipeline.ask(prefix, QUESTION, max_new_tokens=4).finish().text == answer.text
-    assert pipeline.generator.ask_many(prefix, [QUESTION, "And now?"], 4)[0] == answer.text
+    alone = [pipeline.ask(prefix, text, max_new_tokens=4).finish().text for text in (QUESTION, "And now?")]
+    assert pipeline.generator.ask_many(prefix, [QUESTION, "And now?"], 4) == alone
+    likely = pipeline.generator.likelihoods(prefix, QUESTION, ["a cup", "no"])
+    singly = [pipeline.generator.likelihoods(prefix, QUESTION, [text])[0] for text in ("a cup", "no")]
+    assert likely == pytest.approx(singly, rel=1e-4)
 
 
 def test_a_fit_of_ones_own_decides(pipelines):
@@ -119,10 +123,16 @@ def test_a_fit_of_ones_own_decides(pipelines):
     kept = pipeline.generator.fit
     try:
         pipeline.generator.fit = lambda question, slots: -slots.exemplar
-        chosen = pipeline.generator.recall(QUESTION, snapshot)
+        chosen = recalled(pipeline, QUESTION, snapshot)
     finally:
         pipeline.generator.fit = kept
-    assert chosen.exemplar.tolist() == sorted(snapshot.longterm.exemplar.tolist())[:4]
+    assert chosen == sorted(snapshot.longterm.exemplar.tolist())[:4]
+
+
+def recalled(pipeline: FlashVStream, question: str, snapshot) -> list[float]:
+    """The times of the frames that a question recalls."""
+    (hints,) = pipeline.generator.hints([question], snapshot)
+    return hints.recalled.exemplar.tolist()
 
 
 # --- served: the workers of a server in this process, without HTTP
@@ -255,8 +265,7 @@ def test_words_find_the_frames_whose_tokens_are_like_them(pipelines):
     scores = pipeline.generator.fit(QUESTION, snapshot.longterm)
     assert int(scores.argmax()) == 2
     assert pipeline.generator.fit("What happened?", snapshot.longterm) is None
-    spread = pipeline.generator.recall("What happened?", snapshot).exemplar.tolist()
-    assert spread[0] == 0.0
+    assert recalled(pipeline, "What happened?", snapshot)[0] == 0.0
 
 
 def test_positions_do_not_leak_between_questions(pipelines):

@@ -21,6 +21,7 @@ from transformers import Cache, PreTrainedTokenizerBase
 
 from flash_vstream.memory import MemorySnapshot, Slots, StarConfig
 from flash_vstream.models.image_processing import FrameProcessor
+from flash_vstream.models.prompts import PromptTemplate
 
 VIDEO_TOKEN = -200
 """The id that marks a visual token's place in a prompt, as in the released code; no vocabulary has it."""
@@ -145,6 +146,15 @@ class StreamProcessor(Protocol):
 
     image_processor: FrameProcessor
     tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def template(self) -> PromptTemplate:
+        """The texts that stand around questions and answers."""
+        ...
+
+    def tokenize(self, text: str | Sequence[str], first: bool = True) -> list[int]:
+        """Ids of a piece of a prompt; ``Typed`` parts never become control tokens."""
+        ...
 
     @property
     def stop_ids(self) -> frozenset[int]:

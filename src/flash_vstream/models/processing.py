@@ -251,7 +251,9 @@ class FlashVStreamProcessor(ProcessorMixin):
             batch["picture_counts"] = torch.tensor([len(pictures) for _, _, pictures in prompts])
         return BatchFeature(batch)
 
-    def apply_chat_template(self, conversation: Any, chat_template: Any = None, **kwargs: Any) -> Any:
+    def apply_chat_template(  # type: ignore[override] - every other option is refused or without effect
+        self, conversation: Any, chat_template: Any = None, **kwargs: Any
+    ) -> Any:
         """A chat, or several, with pictures in its first message, as a text or (``tokenize=True``) as a batch.
 
         The template is the model's own; it cannot be replaced. Raises ``UserError`` for what it cannot express.
@@ -268,8 +270,10 @@ class FlashVStreamProcessor(ProcessorMixin):
         ]
         return texts[0] if chats[0] is conversation else texts
 
-    def post_process_image_text_to_text(self, generated_outputs: Any, **kwargs: Any) -> list[str]:
-        """Texts of generated rows, for Transformers' pipelines."""
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """Texts of generated rows, always without special tokens, for Transformers' pipelines."""
         return [self.decode(row) for row in generated_outputs]
 
     def decode(self, ids: Any, **kwargs: Any) -> str:

@@ -27,8 +27,8 @@ NEWEST = 4
 """Newest frames that are read whole: reading just these is hard to beat (SimpleStream, 2026)."""
 RECALLED = 4
 """Frames of the long-term memory that a question recalls."""
-SHIFT = "position_shift"
-"""The attribute of a cache that says how far positions lag behind the number of tokens; copies of a cache keep it."""
+NEXT = "next_positions"
+"""The attribute of a cache that holds the position after each of its rows; copies of a cache keep it."""
 
 
 def default_star(side: int) -> StarConfig:
@@ -172,7 +172,7 @@ class TransformersVlm(nn.Module):
         places = input_ids == VIDEO_TOKEN
         embeds, extra = self._embed(input_ids, places, memory_features)
         extra |= {self._cache_name: past_key_values, "attention_mask": attention_mask, **kwargs}
-        extra["position_ids"] = self._positions(places, position_ids, past_key_values)
+        extra["position_ids"] = self._positions(places, position_ids, attention_mask, past_key_values)
         output = self._read(embeds, places, extra)
         hidden = output.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else output.last_hidden_state
         logits = self.network.lm_head(hidden)
@@ -210,26 +210,33 @@ class TransformersVlm(nn.Module):
         embeds, *deep = tokens[:, : self.family.channels].split(self.family.width, dim=1)
         return embeds, {"visual_pos_masks": places, "deepstack_visual_embeds": deep} if deep else {}
 
-    def _positions(self, places: Tensor, given: Tensor | None, cache: Cache | None) -> Tensor | None:
-        """Positions for the language model, and the cache's new shift."""
-        seen = 0 if cache is None else int(cache.get_seq_length())
+    def _positions(
+        self, places: Tensor, given: Tensor | None, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor | None:
+        """Positions for the language model; the cache keeps those that follow, one for each row.
+
+        M-RoPE's own positions ``[3, B, L]`` are taken as they are. Plain ones count tokens: they only say that rows
+        may be padded on the left, which is where ``mask [B, L']`` is 0.
+        """
         if self.family.rows == 1:
             return given
-        shift = getattr(cache, SHIFT, 0)
         batch, length = places.shape
-        if given is None:
-            if batch > 1 and places.any():
-                raise ValueError("prompts with visual tokens are read one by one")
-            own = [self._mrope(row, seen + shift) for row in places]
-            given = torch.stack([positions for positions, _ in own], 1).to(places.device)
-            following = own[0][1]
-        elif given.ndim == 2:
-            return (given + shift).expand(3, -1, -1)
+        if given is not None and given.ndim == 3:
+            positions, following = given, [int(row[:, -1].max()) + 1 for row in given.unbind(1)]
         else:
-            following = int(given[:, 0, -1].max()) + 1
+            starts: list[int] = getattr(cache, NEXT, None) or [0 if cache is None else int(cache.get_seq_length())]
+            starts = starts if len(starts) == batch else starts * batch  # a prefix that was repeated for its questions
+            real = torch.ones_like(places)
+            if given is not None and mask is not None:
+                real = mask[:, -length:].bool()
+            positions, following = torch.zeros(3, batch, length, dtype=torch.long, device=places.device), []
+            for row, start in enumerate(starts):
+                own, after = self._mrope(places[row][real[row]], start)
+                positions[:, row, real[row]] = own.to(places.device)
+                following.append(after)
         if cache is not None:
-            setattr(cache, SHIFT, following - seen - length)
-        return given
+            setattr(cache, NEXT, following)
+        return positions
 
     @staticmethod
     def _mrope(places: Tensor, start: int) -> tuple[Tensor, int]:
