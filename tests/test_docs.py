@@ -32,7 +32,7 @@ def listed_files() -> set[str]:
     (tree,) = (block for block in blocks(ROOT / "docs" / "design.md", "text") if block.startswith("src/"))
     found, package = set(), ""
     for line in tree.splitlines()[1:]:
-        if opened := re.match(r"  (\w+)/ ", line):
+        if opened := re.match(r"  ([\w/]+)/ ", line):
             package = f"{opened[1]}/"
         elif re.match(r"  \w", line):
             package = ""

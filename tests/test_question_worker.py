@@ -127,6 +127,50 @@ def test_questions_that_wait_have_no_more_time(worker, monkeypatch):
     assert not worker.worker.waiting
 
 
+def sizes_of_steps(worker, monkeypatch) -> list[int]:
+    """A list that grows by the number of sequences in every step of the worker's engine, which takes many at once."""
+    engine, sizes = worker.worker.generator.engine, []
+    step = engine.step
+    monkeypatch.setattr(engine, "together", True)
+    monkeypatch.setattr(engine, "step", lambda feeds: sizes.append(len(feeds)) or step(feeds))
+    return sizes
+
+
+def test_questions_are_generated_together_and_a_late_one_joins(worker, monkeypatch):
+    sizes = sizes_of_steps(worker, monkeypatch)
+    for number in range(2):
+        worker.worker.take(Ask(number, None, f"hello {number}", max_new_tokens=6))
+    worker.worker.step()
+    assert sizes[-1] == 2
+    worker.worker.take(Ask(2, None, "late", max_new_tokens=2))
+    worker.worker.step()
+    assert sizes[-1] == 3
+    assert {kind for kind, _ in worker.ends().values()} == {"done"}
+
+
+def test_any_number_of_questions_at_once_is_answered(worker, monkeypatch):
+    sizes = sizes_of_steps(worker, monkeypatch)
+    for number in range(70):
+        worker.worker.take(Ask(number, None, f"hello {number}", max_new_tokens=2))
+    ends = worker.ends()
+    assert [ends[number][0] for number in range(70)] == ["done"] * 70
+    assert max(sizes) == 64
+
+
+def test_a_memory_is_read_between_two_steps_of_the_others(worker, monkeypatch, tmp_path):
+    paths = [worker.share(tmp_path / name).path for name in ("one", "two", "three")]
+    worker.worker.take(Ask(0, None, "hello", max_new_tokens=9))
+    worker.worker.step()
+    read, counts = worker.worker._read, []
+    monkeypatch.setattr(worker.worker, "_read", lambda shared: counts.append(shared.path) or read(shared))
+    for number, path in enumerate(paths, 1):
+        worker.worker.take(Ask(number, path, "hello", max_new_tokens=9))
+    for number in range(1, 4):
+        worker.worker.step()
+        assert counts == paths[:number]
+    assert {kind for kind, _ in worker.ends().values()} == {"done"}
+
+
 def test_the_memory_of_a_removed_stream_is_let_go_of(worker, tmp_path):
     path = tmp_path / "state"
     worker.share(path)

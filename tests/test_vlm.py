@@ -89,7 +89,7 @@ def test_reads_frames_as_transformers_does(pipelines, name):
     question = pipeline.processor.question_ids(QUESTION)
     ids = [*prefix.ids, *question]
     with torch.inference_mode():
-        ours = pipeline.model(torch.tensor([question]), past_key_values=prefix.cache).logits[0, -1]
+        ours = pipeline.model(torch.tensor([question]), past_key_values=prefix.sequence).logits[0, -1]
         native = pipeline.model.network(**native_inputs(name, pipeline, ids, shown)).logits[0, -1]
     torch.testing.assert_close(ours, native, rtol=1e-4, atol=1e-4 * float(native.abs().max()))
 

@@ -21,6 +21,7 @@ from flash_vstream.memory import MemorySnapshot, pool_grid
 from flash_vstream.memory.frames import FrameMemory
 from flash_vstream.models import FlashVStreamProcessor, hub
 from flash_vstream.models.choice import ModelChoice
+from flash_vstream.models.engines import PyTorchEngine, fastest_engine, speed_up_vision
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
 from flash_vstream.models.interface import Memory
 from flash_vstream.models.processing import pad_rows
@@ -74,16 +75,22 @@ class FlashVStream:
     ...     print(text, end="", flush=True)
     """
 
-    def __init__(self, model: Any, processor: FlashVStreamProcessor, memory: str = "star"):
-        """``model`` is any ``StreamModel``; ``memory`` as in ``ModelChoice``."""
+    def __init__(self, model: Any, processor: FlashVStreamProcessor, memory: str = "star", as_is: bool = True):
+        """``model`` is any ``StreamModel``; ``memory`` as in ``ModelChoice``.
+
+        Unless the model is to run ``as_is``, in PyTorch and its own dtype, the fastest engine for this machine is
+        chosen.
+        """
         self.model = model
         self.processor = processor
         self.memory = memory
+        self._as_is = as_is
 
     @cached_property
     def generator(self) -> AnswerGenerator:
         """Reads memories and generates answers; created on first use, since a frame worker does not need it."""
-        return AnswerGenerator(self.model, self.processor)
+        engine = PyTorchEngine(self.model) if self._as_is else fastest_engine(self.model)
+        return AnswerGenerator(self.model, self.processor, engine)
 
     @classmethod
     def from_pretrained(
@@ -93,18 +100,27 @@ class FlashVStream:
 
         The model may be one of this project or a vision-language model of Transformers. A hub id may include a
         revision, ``ORG/MODEL@REVISION``. ``device`` defaults to a GPU if there is one, ``dtype`` to the fastest for
-        the device; a ``ModelChoice`` has more to choose. Raises ``UserError`` if there is no such model or its files
-        are damaged.
+        the device; a ``ModelChoice`` has more to choose. On a CPU, a small model's language model runs with 8-bit
+        weights unless ``dtype`` or a choice says how it shall run. Raises ``UserError`` if there is no such model or
+        its files are damaged.
         """
         choice = ModelChoice.of(name)
-        return cls(*hub.load(choice, device, dtype), choice.memory)
+        as_is = any(value is not None for value in (dtype, choice.dtype, choice.attn, choice.bits))
+        return cls(*hub.load(choice, device, dtype), choice.memory, as_is)
 
     def encode(self, frames: Sequence[Picture] | np.ndarray) -> torch.Tensor:
         """Feature maps ``[T, P², D]`` of T RGB frames of any size (``[H, W, 3]`` uint8 or PIL pictures)."""
         square = np.stack([self.processor.image_processor.square(frame) for frame in frames])
         with torch.inference_mode():
-            features: torch.Tensor = self.model.encode(self.processor.image_processor.pixels(square))
+            features: torch.Tensor = self._seeing.encode(self.processor.image_processor.pixels(square))
         return features
+
+    @cached_property
+    def _seeing(self) -> Any:
+        """The model with its vision tower in its fastest form, made on first use: a question worker sees nothing."""
+        if not self._as_is:
+            speed_up_vision(self.model)
+        return self.model
 
     def encode_file(
         self, path: Path, fps: float = 1.0, until: float | None = None

@@ -40,9 +40,9 @@ CALLERS = 2
 WITNESS_FPS = 2.0
 CALM_SECONDS = 5.0
 """How long the witnesses are watched before anything is disturbed."""
-SETTLE_SECONDS = 60.0
-"""How long the server may take, when all is over, to let go of what callers had."""
-LAST_SECONDS = 10.0
+SETTLE_SECONDS = 150.0
+"""How long the server may take, when all is over, to let go of what callers had: a question may take 120 s."""
+LAST_SECONDS = 60.0
 """How long the helpers of Python's multiprocessing may outlive the server."""
 LOWER_PRIORITY = 5
 PROCESSES = {"forkserver": "fork server and workers", "resource_tracker": "tracker", "spawn_main": "readers"}
@@ -61,13 +61,18 @@ def run_chaos(model: str, minutes: float, seed: int) -> bool:
     with console.status(f"loading {model}") as status:
         fetch_model(model, status.update)
     with (
-        tempfile.TemporaryDirectory(prefix="flash-vstream-chaos-") as folder,
-        tempfile.TemporaryDirectory(prefix="flash-vstream-chaos-", dir=shared_folder()) as shared,
+        _folder() as folder,
+        _folder(shared_folder()) as shared,
     ):
         chaos = Chaos(model, seed, Path(folder).resolve(), Path(shared).resolve(), console)
         report = chaos.run(60 * minutes)
     print_report(report, console)
     return not report["broken"]
+
+
+def _folder(within: str | None = None) -> tempfile.TemporaryDirectory[str]:
+    """A folder for the run. After Ctrl-C, callers may still write to it while it is removed."""
+    return tempfile.TemporaryDirectory(prefix="flash-vstream-chaos-", dir=within, ignore_cleanup_errors=True)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from flash_vstream.bench.chaos_witnesses import Gap, Witnesses
 PAUSE_SECONDS = (0.3, 3.0)
 RECOVERY_SECONDS = 120.0
 """How long everything may take to be well again after a blow: a busy machine takes a while to load a model."""
-FULL_SECONDS = 20.0
+FULL_SECONDS = 60.0
 """How long the disk stays full at most: until the server says so, which it notices when it saves, every 10 s."""
 CLOCK_STEPS = (3600.0, -3600.0, 86400.0, -86400.0, 0.7, -0.7, 0.0)
 KINDS = ("reader", "frame worker", "question worker", "fork server", "server", "full disk", "clock step")

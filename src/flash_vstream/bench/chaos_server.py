@@ -21,7 +21,7 @@ from flash_vstream.bench.chaos_clock import SteppedClock
 from flash_vstream.video.shared_memory import FOLDER_VARIABLE
 
 START_SECONDS = 180.0
-END_SECONDS = 30.0
+END_SECONDS = 60.0
 """How long the processes of a killed server may live on."""
 STOP_SECONDS = 120.0
 """How long a server may take to stop: it saves its memories first."""

@@ -34,7 +34,9 @@ def run_bench(what: str, frames: int, seconds: float, model: str = "nano") -> No
         "soak": lambda: bench_soak(frames, model),
     }
     if what not in (*benches, "all"):
-        raise UserError(f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency, gpu or all")
+        raise UserError(
+            f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency, gpu, compare or all"
+        )
     if frames < 4 * WINDOW:
         raise UserError(f"--frames must be at least {4 * WINDOW} to compare early frames with late ones")
     if seconds < 10:
@@ -116,7 +118,8 @@ def bench_nano() -> dict[str, Any]:
     warm = [pipeline.ask(prefix, question, max_new_tokens=1).finish() for _ in range(5)]
     language = sum(p.numel() for p in pipeline.model.language_model.parameters())
     multiply, read = _matrix_rate(pipeline.model.dtype), _read_bandwidth()
-    bytes_a_token = 2 * language
+    engine = pipeline.generator.engine.name
+    bytes_a_token = language if engine == "openvino" else 2 * language
     return {
         "load_seconds": loaded,
         "encode_frames_per_second": encode,
@@ -128,6 +131,7 @@ def bench_nano() -> dict[str, Any]:
         "tokens_per_second": statistics.median(answer.tokens_per_second or 0.0 for answer in answers),
         "tokens_per_second_limit": read / bytes_a_token,
         "process_bytes": psutil.Process().memory_info().rss,
+        "engine": engine,
         "dtype": str(pipeline.model.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "matrix_operations_per_second": multiply,

@@ -10,7 +10,9 @@ from flash_vstream.cli.terminal import clean_end_on_signals
 
 
 def bench(
-    what: Annotated[str, typer.Argument(help="memory, nano, all (both), live, soak, efficiency, gpu, chaos.")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="memory, nano, all (both), live, soak, efficiency, gpu, compare, chaos.")
+    ] = "all",
     frames: Annotated[
         int, typer.Option("--frames", help="Frames written by memory and soak; the maximum for efficiency and gpu.")
     ] = 100_000,
@@ -25,6 +27,7 @@ def bench(
 ) -> None:
     """Measure speed and memory, or (chaos) what a server survives; the last line on stdout is JSON.
 
+    compare runs llama.cpp beside nano; it needs `npm install node-llama-cpp` in the current folder.
     chaos starts a server of its own and exits with code 1 if a promise of docs/reliability.md was broken.
     """
     if what == "chaos":
@@ -39,6 +42,11 @@ def bench(
         from flash_vstream.bench.gpu import run_gpu_bench
 
         run_gpu_bench("all" if model == "nano" else model, min(frames, 10_000), device)
+        return
+    if what == "compare":
+        from flash_vstream.bench.compare import run_compare
+
+        run_compare()
         return
     if what == "efficiency":
         from flash_vstream.bench.efficiency import run_efficiency

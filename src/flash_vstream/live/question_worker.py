@@ -1,8 +1,9 @@
 """The question worker: a process that holds the language model and answers questions about shared states.
 
 It never waits for a frame. While idle, it reads the memory of the most recently questioned stream ahead of the next
-question (the warm prefix), so that a question costs only its own tokens. Concurrent questions take turns, one token
-each, so none waits for another to finish. An error or a timeout ends only the question it belongs to.
+question (the warm prefix), so that a question costs only its own tokens. Concurrent questions about any streams are
+generated together, one token each in a step, and a new one joins at the next step. A memory that was not read ahead is
+read between two steps, one at a time. An error or a timeout ends only the question it belongs to.
 """
 
 import base64
@@ -11,7 +12,6 @@ import os
 import signal
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,13 +21,13 @@ from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import frames_seen, read_thumbnails
 from flash_vstream.live.streams import read_snapshot
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.models.generation import MAX_NEW_TOKENS, Prefix
+from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, Prefix
 from flash_vstream.pipeline import FlashVStream
 
 IDLE_SECONDS = 0.02
 WARM_SECONDS = 300.0
 """How long after its last question a stream keeps being read ahead."""
-AT_ONCE = 32
+AT_ONCE = 64
 """How many questions are answered concurrently; the rest wait in a queue."""
 KEPT_STATES, KEPT_PREFIXES = 64, 4
 DROP_SECONDS = 1.0
@@ -69,6 +69,17 @@ class Cancel:
     id: int
 
 
+@dataclass
+class _Question:
+    """A question in progress. ``shared`` stays mapped until its end; ``warm`` says if its memory was read ahead."""
+
+    ask: Ask
+    answer: Answer
+    shared: SharedTensors | None
+    warm: bool
+    first_token_seconds: float | None = None
+
+
 class QuestionWorker:
     """The question worker's state: the model, the prefixes read ahead, and the questions in progress."""
 
@@ -76,7 +87,7 @@ class QuestionWorker:
         self.pipeline, self.pipe = pipeline, pipe
         self.generator = pipeline.generator  # built now, so that the first question need not wait for it
         self.waiting: deque[Ask] = deque()
-        self.active: dict[int, tuple[Ask, Iterator[tuple[str, Any]]]] = {}
+        self.active: dict[int, _Question] = {}
         # By path: a stream's shared state, and when (monotonic seconds) its last question came.
         self.shared_states: OrderedDict[str, tuple[SharedTensors, float]] = OrderedDict()
         # By path: the number of frames in a memory, and the prefix read from it.
@@ -111,49 +122,75 @@ class QuestionWorker:
         for ask in [ask for ask in self.waiting if _is_over(ask)]:
             self.waiting.remove(ask)
             self.pipe.send((ask.id, "error", _over_message(ask)))
-        while self.waiting and len(self.active) < AT_ONCE:
-            ask = self.waiting.popleft()
-            self.active[ask.id] = ask, self._answer(ask)
-        for ask, answering in list(self.active.values()):
-            kind, value = self._next_event(ask, answering)
-            if kind != "text":
-                del self.active[ask.id]
-            self.pipe.send((ask.id, kind, value))
+        for question in [question for question in self.active.values() if _is_over(question.ask)]:
+            self._end(question.ask, "error", _over_message(question.ask))
+        self._admit()
+        questions = list(self.active.values())
+        if questions:
+            for question, outcome in zip(questions, self._advance(questions), strict=True):
+                self._tell(question, outcome)
         return bool(self.active)
 
-    def _next_event(self, ask: Ask, answering: Iterator[tuple[str, Any]]) -> tuple[str, Any]:
-        """An answer's next event: a piece, the end, or the error. Never raises for a failed question."""
-        if _is_over(ask):
-            return "error", _over_message(ask)
-        try:
-            return next(answering)
-        except FileNotFoundError:
-            return "error", "the stream is not watched any more"
-        except (UserError, ValueError) as error:
-            return "error", str(error)[:_ERROR_CHARACTERS]
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic in tokenizers is not an Exception
-            if time.monotonic() >= self._log_at:
-                self._log_at = time.monotonic() + LOG_SECONDS
-                log.warning("a question could not be answered", exc_info=error)
-            reason = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
-            return "error", f"the question could not be answered ({reason}); ask in other words"
+    def _admit(self) -> None:
+        """Begin the questions that wait, up to the first whose memory had to be read: others wait for that already."""
+        cold = False
+        while self.waiting and len(self.active) < AT_ONCE and not cold:
+            ask = self.waiting.popleft()
+            try:
+                question = self._begin(ask)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a panic in tokenizers is not an Exception
+                self._end(ask, "error", self._reason(error))
+            else:
+                self.active[ask.id] = question
+                cold = not question.warm and question.shared is not None
 
-    def _answer(self, ask: Ask) -> Iterator[tuple[str, Any]]:
+    def _begin(self, ask: Ask) -> _Question:
         shared = self._shared(ask.shared_path) if ask.shared_path is not None else None
         prefix, warm = self._prefix(shared, ask.asked_at)
         answer = self.generator.ask(prefix, ask.question, ask.history, ask.max_new_tokens, ask.stop)
-        first_token_seconds: float | None = None
-        for piece in answer:
-            if first_token_seconds is None:
-                first_token_seconds = time.monotonic() - ask.asked_at
-            yield "text", piece
-        details = answer.to_dict() | {"warm": warm}
-        details["first_token_seconds"] = first_token_seconds or time.monotonic() - ask.asked_at
-        if shared is not None:
-            _add_thumbnails(details["evidence"], shared)
-        yield "done", details
+        self.generator.begin(answer)
+        return _Question(ask, answer, shared, warm)
+
+    def _advance(self, questions: list[_Question]) -> list[list[str] | BaseException]:
+        try:
+            return self.generator.advance([question.answer for question in questions])
+        except Exception as error:  # such as too little memory for all of them
+            return [error] * len(questions)
+
+    def _tell(self, question: _Question, outcome: list[str] | BaseException) -> None:
+        """Send what a step has brought a question."""
+        ask, answer = question.ask, question.answer
+        if isinstance(outcome, BaseException):
+            self._end(ask, "error", self._reason(outcome))
+            return
+        if outcome:
+            question.first_token_seconds = question.first_token_seconds or time.monotonic() - ask.asked_at
+            self.pipe.send((ask.id, "text", "".join(outcome)))
+        if self.generator.is_open(answer):
+            return
+        details = answer.to_dict() | {"warm": question.warm}
+        details["first_token_seconds"] = question.first_token_seconds or time.monotonic() - ask.asked_at
+        if question.shared is not None:
+            _add_thumbnails(details["evidence"], question.shared)
+        self._end(ask, "done", details)
+
+    def _end(self, ask: Ask, kind: str, value: Any) -> None:
+        self.active.pop(ask.id, None)
+        self.pipe.send((ask.id, kind, value))
+
+    def _reason(self, error: BaseException) -> str:
+        """What to tell the caller of a question that failed; logs what should not have happened."""
+        if isinstance(error, FileNotFoundError):
+            return "the stream is not watched any more"
+        if isinstance(error, UserError | ValueError):
+            return str(error)[:_ERROR_CHARACTERS]
+        if time.monotonic() >= self._log_at:
+            self._log_at = time.monotonic() + LOG_SECONDS
+            log.warning("a question could not be answered", exc_info=error)
+        reason = f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS]
+        return f"the question could not be answered ({reason}); ask in other words"
 
     def _shared(self, path: str) -> SharedTensors:
         """The shared state at ``path``; marks it as the stream to read ahead."""
@@ -253,5 +290,6 @@ def run_question_worker(model: str | ModelChoice, orders: Connection) -> None:
         orders.send(str(error))
         return
     worker.pipeline.model.drop_vision()  # the frame worker has it
+    worker.generator.drop_unused()
     orders.send(("ready", {}))
     worker.run()

@@ -55,7 +55,7 @@ def _scaled_channels(channels: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
-class _ConvNorm(nn.Module):
+class ConvNorm(nn.Module):
     """Convolution with TensorFlow's SAME padding, batch norm, and ReLU6 unless it is linear."""
 
     def __init__(
@@ -76,11 +76,11 @@ class _ConvNorm(nn.Module):
         if self.training or conv.weight.requires_grad:
             x = self.norm(conv(x))
         else:
-            weight, bias = self._folded()
+            weight, bias = self.folded()
             x = F.conv2d(x, weight, bias, conv.stride, 0, 1, conv.groups)
         return x if self.linear else F.relu6(x)
 
-    def _folded(self) -> tuple[Tensor, Tensor]:
+    def folded(self) -> tuple[Tensor, Tensor]:
         """The convolution's weight and bias with the batch norm folded in (a third faster)."""
         norm = self.norm
         assert norm.running_var is not None
@@ -96,9 +96,9 @@ class _InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, eps: float):
         super().__init__()
         hidden = inputs * expansion
-        self.expand = _ConvNorm(inputs, hidden, 1, 1, 1, eps) if expansion > 1 else nn.Identity()
-        self.depthwise = _ConvNorm(hidden, hidden, kernel, stride, hidden, eps)
-        self.project = _ConvNorm(hidden, outputs, 1, 1, 1, eps, linear=True)
+        self.expand = ConvNorm(inputs, hidden, 1, 1, 1, eps) if expansion > 1 else nn.Identity()
+        self.depthwise = ConvNorm(hidden, hidden, kernel, stride, hidden, eps)
+        self.project = ConvNorm(hidden, outputs, 1, 1, 1, eps, linear=True)
         self.skip = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class EfficientNetLiteModel(PreTrainedModel):
     def __init__(self, config: EfficientNetLiteConfig):
         super().__init__(config)
         eps = config.batch_norm_eps
-        self.stem = _ConvNorm(3, _STEM_CHANNELS, 3, 2, 1, eps)
+        self.stem = ConvNorm(3, _STEM_CHANNELS, 3, 2, 1, eps)
         self.blocks = nn.ModuleList()
         channels = _STEM_CHANNELS
         for stage, (repeats, kernel, stride, expansion, base) in enumerate(_STAGES):
@@ -134,7 +134,7 @@ class EfficientNetLiteModel(PreTrainedModel):
                 step = stride if i == 0 else 1
                 self.blocks.append(_InvertedResidual(channels, outputs, kernel, step, expansion, eps))
                 channels = outputs
-        self.head = _ConvNorm(channels, config.hidden_size, 1, 1, 1, eps)
+        self.head = ConvNorm(channels, config.hidden_size, 1, 1, 1, eps)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:

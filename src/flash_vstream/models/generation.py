@@ -4,17 +4,16 @@ A snapshot is read once into a ``Prefix``, which serves any number of questions.
 generated as it is iterated over. This module is independent of streams, processes and HTTP.
 """
 
-import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Cache, DynamicCache
+from torch import Tensor, nn
 
 from flash_vstream.memory import MemorySnapshot, Slots
+from flash_vstream.models.engines import Engine, Feed, PyTorchEngine, Row
 from flash_vstream.models.grounding import Mention
 from flash_vstream.models.hints import Hinter, Hints
 from flash_vstream.models.interface import Layout, StreamModel, StreamProcessor
@@ -23,8 +22,8 @@ from flash_vstream.models.prompt_limit import PromptLimit
 from flash_vstream.models.question_fit import fit_of, recalled
 
 MAX_NEW_TOKENS = 96
-CHUNK_TOKENS = 512
-"""Long questions are read in chunks of this many tokens."""
+TOGETHER = 32
+"""How many questions about one memory are answered in one batch."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,14 @@ class Evidence:
 class Prefix:
     """A memory that the language model has already read, ready for any number of questions.
 
-    ``ids`` are the prompt's L tokens up to the question and ``cache`` their keys and values.
+    ``ids`` are the prompt's L tokens up to the question, and ``sequence`` is what the engine keeps of them.
     ``slot_of_token [L]`` is the index of the slot that each token belongs to, counted over all parts
     in reading order, and -1 for text. ``time_stamps`` is False if the slots' times were left out. ``recalled`` are
     frames of the long-term memory that were read after it, for one question; their slots are counted last.
     """
 
     snapshot: MemorySnapshot | None
-    cache: Cache
+    sequence: Any
     ids: list[int]
     slot_of_token: Tensor
     time_stamps: bool = True
@@ -88,7 +87,7 @@ class Answer:
     first token) and ``tokens_per_second`` after the first (None for a single token).
     """
 
-    def __init__(self, question: str, snapshot: MemorySnapshot | None, prefilled: bool, pieces: Iterator[str]):
+    def __init__(self, question: str, snapshot: MemorySnapshot | None, prefilled: bool):
         self.question = question
         self.stream_time = snapshot.time if snapshot is not None else None
         self.prefilled = prefilled
@@ -100,7 +99,9 @@ class Answer:
         self.tokens_per_second: float | None = None
         self.evidence: list[Evidence] = []
         self.mentions: list[Mention] = []
-        self._pieces = pieces
+        self._pieces: Iterator[str] = iter(())
+        self._work: Generator[Feed | str, Row | None, None] = _nothing()
+        self._feed: Feed | None = None
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -115,6 +116,10 @@ class Answer:
         """All public fields as plain values for JSON."""
         public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return public | {name: [item.to_dict() for item in public[name]] for name in ("evidence", "mentions")}
+
+
+def _nothing() -> Generator[Feed | str, Row | None, None]:
+    yield from ()
 
 
 def cut(text: str, stop: Sequence[str], whole: bool) -> tuple[str, bool]:
@@ -133,18 +138,16 @@ class AnswerGenerator:
     """Reads memories and answers questions about them; decoding is greedy and deterministic.
 
     ``read`` a snapshot, then ``ask`` one question to stream its answer, or ``ask_many`` to answer many
-    questions about the same memory in a batch.
+    questions about the same memory in a batch. Answers to any questions about any memories can be generated together:
+    ``begin`` each, then ``advance`` all that are open, until none ``is_open``.
     """
 
-    def __init__(self, model: StreamModel, processor: StreamProcessor):
+    def __init__(self, model: StreamModel, processor: StreamProcessor, engine: Engine | None = None):
+        """``engine`` runs the language model; PyTorch by default."""
         self.model = model
         self.processor = processor
         self.prompt_limit = PromptLimit(model.config, processor)
-        # Only eager attention returns its weights, and on a CPU it is also the fastest for decoding,
-        # which processes one token at a time.
-        if model.device.type == "cpu" and not model.attention_is_chosen:
-            model.language_model.set_attn_implementation("eager")
-        self._returns_attention = model.language_model.config._attn_implementation == "eager"
+        self.engine = engine or PyTorchEngine(model)
         self.hinter = Hinter.from_model(model, processor.tokenizer)
         self.fit = fit_of(model, processor.tokenizer)
         self._stops = processor.stop_ids
@@ -157,16 +160,9 @@ class AnswerGenerator:
         which would put times into the prompt.
         """
         shown = self._lay_out(snapshot, time_stamps)
-        cache = DynamicCache(config=self.model.language_model.config)
-        self.model(
-            input_ids=torch.tensor([shown.ids], device=self.model.device),
-            memory_features=[] if shown.features is None else [shown.features],
-            position_ids=None if shown.positions is None else shown.positions[:, None].to(self.model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return Prefix(snapshot, cache, shown.ids, shown.slot_of_token, time_stamps)
+        sequence = self.engine.new_sequence()
+        self.engine.step([Feed(sequence, shown.ids, shown.features, shown.positions)])
+        return Prefix(snapshot, sequence, shown.ids, shown.slot_of_token, time_stamps)
 
     def _lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
         """A prompt up to its question."""
@@ -229,9 +225,60 @@ class AnswerGenerator:
         self.prompt_limit.check(question, history, max_new_tokens)
         started = time.perf_counter()
         snapshot = context.snapshot if isinstance(context, Prefix) else context
-        answer = Answer(question, snapshot, isinstance(context, Prefix), iter(()))
-        answer._pieces = self._generate(answer, context, history, max_new_tokens, stop, started)
+        answer = Answer(question, snapshot, isinstance(context, Prefix))
+        answer._work = self._generate(answer, context, history, max_new_tokens, stop, started)
+        answer._pieces = self._alone(answer)
         return answer
+
+    def _alone(self, answer: Answer) -> Iterator[str]:
+        self.begin(answer)
+        while self.is_open(answer):
+            (outcome,) = self.advance([answer])
+            if isinstance(outcome, BaseException):
+                raise outcome
+            yield from outcome
+
+    @torch.inference_mode()
+    def begin(self, answer: Answer) -> None:
+        """Read what an answer's question is about, as far as it has not been read; the answer is open from now on."""
+        answer._feed = self._next_feed(answer, None, [])
+
+    def is_open(self, answer: Answer) -> bool:
+        """Whether there is more to generate of an answer that was begun."""
+        return answer._feed is not None
+
+    @torch.inference_mode()
+    def advance(self, answers: Sequence[Answer]) -> list[list[str] | BaseException]:
+        """Generate a token of every one of ``answers``, all of them open, in one step.
+
+        Returns the new pieces of each one's text, or the error that ended it.
+        """
+        feeds = [answer._feed for answer in answers if answer._feed is not None]
+        # Where nothing is gained by one step for all, an error in one's own shall not end the others.
+        rows: Sequence[Row | None] = self.engine.step(feeds) if self.engine.together else [None] * len(feeds)
+        outcomes: list[list[str] | BaseException] = []
+        for answer, feed, row in zip(answers, feeds, rows, strict=True):
+            pieces: list[str] = []
+            try:
+                answer._feed = self._next_feed(answer, row or self.engine.step([feed])[0], pieces)
+                outcomes.append(pieces)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a panic in tokenizers is not an Exception
+                answer._feed = None
+                outcomes.append(error)
+        return outcomes
+
+    def _next_feed(self, answer: Answer, row: Row | None, pieces: list[str]) -> Feed | None:
+        """What an answer needs next, after ``row`` if it has asked before; adds to its ``pieces`` of text."""
+        try:
+            event = answer._work.send(row)
+            while isinstance(event, str):
+                pieces.append(event)
+                event = next(answer._work)
+            return event
+        except StopIteration:
+            return None
 
     @torch.inference_mode()
     def ask_many(self, prefix: Prefix, questions: Sequence[str], max_new_tokens: int = MAX_NEW_TOKENS) -> list[str]:
@@ -242,6 +289,8 @@ class AnswerGenerator:
         """
         if not questions:
             return []
+        if not isinstance(self.engine, PyTorchEngine):
+            return self._finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
         hints = self.hints(questions, prefix.snapshot, prefix.time_stamps)
         shown = [self._lay_out_recalled(prefix.snapshot, own, prefix.time_stamps) for own in hints]
         rows = [
@@ -254,7 +303,7 @@ class AnswerGenerator:
         ids = padded["input_ids"]
         mask = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
         positions = (mask.cumsum(1) - 1)[:, len(prefix.ids) :]
-        cache: Any = copy.deepcopy(prefix.cache)
+        cache = self.engine.fork(prefix.sequence)
         cache.batch_repeat_interleave(len(rows))
         generated: list[list[int]] = [[] for _ in rows]
         open_rows = set(range(len(rows)))
@@ -280,6 +329,23 @@ class AnswerGenerator:
             positions, features = positions[:, -1:] + 1, []
         return [self.processor.decode(row) for row in generated]
 
+    def drop_unused(self) -> None:
+        """Free weights that the engine has a copy of, in a process that only answers."""
+        if not isinstance(self.engine, PyTorchEngine):
+            self.model.language_model.get_decoder().layers = nn.ModuleList()
+
+    def _finish_together(self, answers: Sequence[Answer]) -> list[str]:
+        """The texts of answers, generated as many at a time as ``TOGETHER``."""
+        for start in range(0, len(answers), TOGETHER):
+            batch = answers[start : start + TOGETHER]
+            for answer in batch:
+                self.begin(answer)
+            while still := [answer for answer in batch if self.is_open(answer)]:
+                for outcome in self.advance(still):
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+        return [answer.text for answer in answers]
+
     @torch.inference_mode()
     def likelihoods(self, prefix: Prefix, question: str, answers: Sequence[str]) -> list[float]:
         """The mean log-likelihood per token of each of ``answers`` to ``question``, none of them empty."""
@@ -288,21 +354,12 @@ class AnswerGenerator:
         asked = [*shown.ids, *self.processor.question_ids(hints.annotate(question))]
         start = self.processor.template.answer.partition("{}")[0]
         rows = [self.processor.tokenize([start, Typed(answer.strip())], first=False) for answer in answers]
-        padded = pad_rows([asked + row for row in rows], 0, "right")
-        mask = torch.cat([torch.ones(len(rows), len(prefix.ids), dtype=torch.long), padded["attention_mask"]], 1)
-        cache: Any = copy.deepcopy(prefix.cache)
-        cache.batch_repeat_interleave(len(rows))
-        longest = max(len(row) for row in rows)
-        logits = self.model(
-            input_ids=padded["input_ids"].to(self.model.device),
-            memory_features=[] if shown.features is None else [shown.features] * len(rows),
-            attention_mask=mask.to(self.model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=longest + 1,
-        ).logits
-        logs = logits.float().log_softmax(-1).cpu()  # from the question's last token on
-        return [logs[i, : len(row)].gather(1, torch.tensor(row)[:, None]).mean().item() for i, row in enumerate(rows)]
+        feeds = [
+            Feed(self.engine.fork(prefix.sequence), [*asked, *row], shown.features, keep=len(row) + 1) for row in rows
+        ]
+        # The first row of logits follows the question's last token.
+        logs = [step.logits.log_softmax(-1)[:-1] for step in self.engine.step(feeds)]
+        return [log.gather(1, torch.tensor(row)[:, None]).mean().item() for log, row in zip(logs, rows, strict=True)]
 
     def _generate(
         self,
@@ -312,10 +369,11 @@ class AnswerGenerator:
         max_new_tokens: int,
         stop: Sequence[str],
         started: float,
-    ) -> Iterator[str]:
+    ) -> Generator[Feed | str, Row | None, None]:
+        """An answer's work: yields what is to be read, which is answered by its row, and pieces of text."""
         prefix = context if isinstance(context, Prefix) else self.read(context)
-        # The prefix must stay unchanged for the next question.
-        cache = copy.deepcopy(prefix.cache) if answer.prefilled else prefix.cache
+        if answer.prefilled:  # it must stay unchanged for the next question
+            prefix = replace(prefix, sequence=self.engine.fork(prefix.sequence))
         (hints,) = self.hints([answer.question], prefix.snapshot, prefix.time_stamps)
         answer.mentions = hints.mentions
         shown = self._lay_out_recalled(prefix.snapshot, hints, prefix.time_stamps)
@@ -328,8 +386,12 @@ class AnswerGenerator:
         generated: list[int] = []
         steps = 0  # after the first token
         while True:
-            token = self._step(ids, cache, attention if generated else None, features)
+            row = yield Feed(prefix.sequence, ids, features, attention=bool(generated))
+            assert row is not None
             features = None
+            token = int(row.logits[-1].argmax())
+            if row.attention is not None:
+                attention += row.attention[: len(attention)]
             if not generated:
                 first = time.perf_counter()
                 answer.first_token_seconds = first - started
@@ -358,39 +420,6 @@ class AnswerGenerator:
             ids = [token]
         answer.tokens_per_second = steps / (time.perf_counter() - first) if steps else None
         answer.evidence = self._evidence(prefix, attention)
-
-    @torch.inference_mode()
-    def _step(self, ids: list[int], cache: Cache, attention: Tensor | None, features: Tensor | None = None) -> int:
-        """The most likely token after ``ids``; adds the attention paid to the prefix to ``attention [L]``.
-
-        ``features [n, D]`` are the visual tokens among ``ids``, which come first.
-        """
-        shown = [] if features is None else [features]
-        while len(ids) > CHUNK_TOKENS and not shown:  # so that the attention matrices of all heads fit into memory
-            self.model(
-                input_ids=torch.tensor([ids[:CHUNK_TOKENS]], device=self.model.device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            ids = ids[CHUNK_TOKENS:]
-        add = self._returns_attention and attention is not None
-        output = self.model(
-            input_ids=torch.tensor([ids], device=self.model.device),
-            memory_features=shown,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            output_attentions=add,
-        )
-        if add:
-            assert attention is not None
-            for layer in output.attentions:
-                paid = layer[0, :, -1].float().mean(0).cpu()
-                first = cache.get_seq_length() - len(paid)  # above 0 where a layer's window is sliding
-                if first < len(attention):
-                    attention[first:] += paid[: len(attention) - first]
-        return int(output.logits[0, -1].argmax())
 
     def _evidence(self, prefix: Prefix, attention: Tensor) -> list[Evidence]:
         if prefix.snapshot is None:

@@ -23,7 +23,6 @@ from flash_vstream.models.adapters import BASE, is_adapter, merge_adapter, read_
 from flash_vstream.models.catalog import HUB_7B, HUB_QWEN_7B, MODELS, NANO_ADAPTER, NANO_BASE, model_folder
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.flash_qwen import MODEL_TYPE
-from flash_vstream.models.half_linear import add_float16_copies
 from flash_vstream.models.precision import best_dtype
 from flash_vstream.models.vlm_families import FAMILIES
 from flash_vstream.models.vlm_loading import is_vlm, load_vlm, load_vlm_processor, quantization
@@ -105,8 +104,6 @@ def load(
         message = f"{choice.name} in {dtype} does not fit the memory of {device}; use a smaller model or --bits 4"
         raise UserError(message) from None
     loaded.train(False)
-    if device == "cpu" and dtype == torch.float32 and choice.bits is None and not is_vlm(values):
-        add_float16_copies(loaded.language_model)
     return loaded, processor
 
 

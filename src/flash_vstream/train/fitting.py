@@ -53,7 +53,7 @@ def fit(network: nn.Module, name: str, config: Schedule, kept: Path, loss: Loss)
             torch.manual_seed(rng.getrandbits(63))  # dropout's
             value = loss(rng, generator)
             optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             optimizer.step()
             schedule.step()
             progress.update(task, advance=1, description=f"{name}, loss {value.item():.2f}")

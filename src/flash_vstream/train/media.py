@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration
 from flash_vstream.models.hub import load_processor
 from flash_vstream.models.precision import best_dtype
+from flash_vstream.models.small_networks import SMALL_NETWORKS
 from flash_vstream.pipeline import FlashVStream
 
 _NO_LANGUAGE: dict[str, Any] = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
@@ -39,7 +40,8 @@ def _vision(folder: Path) -> FlashVStream:
     """A pipeline with the vision tower in ``folder`` and a language model of no use."""
     config, processor = load_processor(str(folder))
     text = LlamaConfig(**_NO_LANGUAGE, num_attention_heads=1)
-    values = {**config.to_dict(), "text_config": text, "grounding_config": None, "sight_config": None}
+    without = {f"{name}_config": None for name in SMALL_NETWORKS}
+    values = {**config.to_dict(), "text_config": text, **without}
     model = FlashVStreamForConditionalGeneration(FlashVStreamConfig(**values))
     state = {}
     for path in sorted(folder.glob("*.safetensors")):
