@@ -80,9 +80,13 @@ class Hinter:
     def hints(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[Hints]:
         """The hints for each question about a memory."""
         located = self.grounder.locate(questions, snapshot)
-        short = self._short_answers(questions, [[mention for mention, _ in own] for own in located], snapshot)
+        # A question about presence is sight's alone. One that a few words can answer names no event, whatever
+        # grounding says.
+        asked = [not any(mention.thing is not None for mention, _ in own) for own in located]
+        short = self._short_answers(questions, asked, snapshot)
         found = []
         for question, own, answer in zip(questions, located, short, strict=True):
+            own = own if answer is None else []
             recalled = recall(question, own, snapshot.longterm)
             cues = self._cues(recalled.features) if recalled is not None else ()
             found.append(Hints([mention for mention, _ in own], answer, recalled, tuple(cues)))
@@ -94,27 +98,30 @@ class Hinter:
             return [""] * len(features)
         self.sight.eval()
         seen = self.sight(features)
+        people = seen.people.clone()
+        if (person := self.sight.find("person")) is not None:  # what it says when asked whether anybody is there
+            people[:, 0].masked_fill_(seen.things[:, person] > self.sight.needed(1), -torch.inf)
         likely = (seen.things + self.sight.prior).sigmoid()
         values, numbers = likely.topk(min(CUE_THINGS, likely.shape[1]), 1)
         cues = []
-        for people, own, chances in zip(seen.people.argmax(1).tolist(), numbers.tolist(), values.tolist(), strict=True):
+        for count, own, chances in zip(people.argmax(1).tolist(), numbers.tolist(), values.tolist(), strict=True):
             names = [self.sight.names[i] for i, p in zip(own, chances, strict=True) if p >= CUE_PROBABILITY]
             things = ", ".join(name for name in names if name != "person")
-            cues.append(f" {_PEOPLE[people]}" + (f"; {things}" if things else ""))
+            cues.append(f" {_PEOPLE[count]}" + (f"; {things}" if things else ""))
         return cues
 
     def _short_answers(
-        self, questions: Sequence[str], mentions: Sequence[Sequence[Mention]], snapshot: MemorySnapshot
+        self, questions: Sequence[str], asked: Sequence[bool], snapshot: MemorySnapshot
     ) -> list[str | None]:
-        """The likeliest short answer to each question, None if it has none or none is likely enough."""
+        """The likeliest short answer to each question that is ``asked``, None if none is likely enough."""
         answers: list[str | None] = [None] * len(questions)
-        rows = [i for i, own in enumerate(mentions) if not own]
+        rows = [i for i, wanted in enumerate(asked) if wanted]
         if self.short_answers is None or not rows or not len(snapshot.spatial):
             return answers
         self.short_answers.eval()
-        asked = [questions[i] for i in rows]
-        embeddings, there, _ = self.grounder.words.embed(asked)
-        frames = torch.cat([self._asked_about(question, snapshot) for question in asked])
+        texts = [questions[i] for i in rows]
+        embeddings, there, _ = self.grounder.words.embed(texts)
+        frames = torch.cat([self._asked_about(text, snapshot) for text in texts])
         chances, best = self.short_answers(embeddings, there, frames).softmax(1).max(1)
         for i, chance, number in zip(rows, chances.tolist(), best.tolist(), strict=True):
             answer = self.short_answers.answers[number]
