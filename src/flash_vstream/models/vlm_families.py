@@ -1,7 +1,7 @@
 """What differs between the families of Transformers' vision-language models, so that ``vlm`` need not know it.
 
 A frame is encoded alone, as a still picture, into the tokens that the family's language model reads: after its own
-projector, merger or pixel shuffle. Everything here was written against Transformers 5.24.
+projector, merger or pixel shuffle. Everything here was tried with Transformers 5.0.0 and 5.24.
 """
 
 import math
@@ -214,7 +214,7 @@ class LlavaOneVision(Family):
         return math.ceil(int(vision.image_size) // int(vision.patch_size) / 2)
 
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
-        tokens = tokens_in(network.model.get_video_features(pixel_values_videos=pixels[None]))
+        tokens = tokens_in(network.model.get_video_features(pixels[None]))
         frames = tokens.reshape(-1, self.width)[: len(pixels) * self.native_side**2]  # without the newline
         return frames.reshape(len(pixels), self.native_side**2, self.width)
 
