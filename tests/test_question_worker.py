@@ -114,7 +114,7 @@ def test_a_question_that_nobody_waits_for_is_dropped(worker):
     worker.worker.step()
     worker.worker.take(Cancel(0))
     ends = worker.ends()
-    assert ends[0][0] == "text"
+    assert 0 not in ends or ends[0][0] == "text"  # it may have begun, and does not end
     assert ends[1][0] == "done"
 
 
