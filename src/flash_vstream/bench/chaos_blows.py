@@ -19,8 +19,8 @@ from flash_vstream.bench.chaos_server import END_SECONDS, ServerUnderTest, comma
 from flash_vstream.bench.chaos_witnesses import Gap, Witnesses
 
 PAUSE_SECONDS = (0.3, 3.0)
-RECOVERY_SECONDS = 120.0
-"""How long everything may take to be well again after a blow: a busy machine takes a while to load a model."""
+RECOVERY_SECONDS = 300.0
+"""How long everything may take to be well again after a blow: a starved machine takes minutes to import and to load."""
 FULL_SECONDS = 60.0
 """How long the disk stays full at most: until the server says so, which it notices when it saves, every 10 s."""
 CLOCK_STEPS = (3600.0, -3600.0, 86400.0, -86400.0, 0.7, -0.7, 0.0)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from flash_vstream.bench.agreement import measure_agreement
 from flash_vstream.errors import UserError
 from flash_vstream.pipeline import FlashVStream, Stream
 
@@ -69,6 +70,7 @@ def run_compare(rounds: int = ROUNDS) -> None:
         ours.append(_answer(pipeline, stream))
         theirs.append(run_peer(node, gguf, threads, int(ours[-1]["prompt_tokens"]), TOKENS))
     pairs = list(zip(ours, theirs, strict=True))
+    agreement = measure_agreement(pipeline)
     figures = [
         Figure("tokens/s, of llama.cpp's", _median(a["rate"] / b["rate"] for a, b in pairs), 0.6, False),
         Figure("cold first token, of llama.cpp's", _median(a["first"] / b["first"] for a, b in pairs), 1.2, True),
@@ -76,6 +78,7 @@ def run_compare(rounds: int = ROUNDS) -> None:
         Figure(f"{TOGETHER} questions at once, of one after another", _together(pipeline, stream), 0.35, True),
         Figure("encoding, one frame at a time (frames/s)", _encoding(pipeline, 1), 100, False),
         Figure("encoding, 16 frames at a time (frames/s)", _encoding(pipeline, 16), 200, False),
+        Figure("differing answers lose (nats a token)", agreement["lost"], 0.05, True),
         Figure("flash-vstream --help (s)", _help_seconds(), 0.3, True),
     ]
     console = Console(stderr=True)
@@ -83,7 +86,8 @@ def run_compare(rounds: int = ROUNDS) -> None:
     for figure in figures:
         bound = f"at {'most' if figure.at_most else 'least'} {figure.target:g}"
         console.print(f"  {figure.name}: {figure.value:.3g} ({bound}: {'met' if figure.met else 'missed'})")
-    report = {"engine": pipeline.generator.engine.name, "threads": threads, "rounds": rounds}
+    console.print(f"  {agreement['equal']:.0%} of {agreement['answers']} answers are those of PyTorch in float32")
+    report = {"engine": pipeline.generator.engine.name, "threads": threads, "rounds": rounds, "agreement": agreement}
     print(json.dumps(report | {"figures": [asdict(figure) | {"met": figure.met} for figure in figures]}))
 
 

@@ -251,7 +251,8 @@ class FlashVStreamProcessor(ProcessorMixin):
             batch["picture_counts"] = torch.tensor([len(pictures) for _, _, pictures in prompts])
         return BatchFeature(batch)
 
-    def apply_chat_template(  # type: ignore[override] - every other option is refused or without effect
+    # Every option that is not named here is refused or without effect.
+    def apply_chat_template(  # type: ignore[override]
         self, conversation: Any, chat_template: Any = None, **kwargs: Any
     ) -> Any:
         """A chat, or several, with pictures in its first message, as a text or (``tokenize=True``) as a batch.

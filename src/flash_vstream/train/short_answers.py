@@ -21,6 +21,7 @@ from flash_vstream.errors import UserError
 from flash_vstream.memory import pool_grid
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.grounding import Words
+from flash_vstream.models.prompts import stamp
 from flash_vstream.models.short_answers import NONE, ShortAnswers
 from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic import questions as stream_forms
@@ -86,7 +87,7 @@ LONG_FORMS = (
 def long_questions(annotation: Annotation, rng: random.Random) -> list[tuple[str, str]]:
     """Two questions about a picture that have no short answer."""
     event = as_event(sentence(rng.choice([annotation.caption, annotation.short])))
-    time = stream_forms.stamp(rng.randrange(4000))
+    time = stamp(rng.randrange(4000))
     return [(form.format(x=event, t=time), NONE) for form in rng.sample(LONG_FORMS, 2)]
 
 
@@ -141,7 +142,8 @@ def train_short_answers(
     shown, unseen = (AnnotatedFeatures(folders, split) for split in (config.train_split, config.val_split))
     answers = frequent_answers(shown, config.least, config.seed)
     model = FlashVStreamForConditionalGeneration.from_pretrained(model_folder, dtype=torch.float32)
-    words = Words(AutoProcessor.from_pretrained(model_folder).tokenizer, model.get_input_embeddings().weight)
+    tokenizer = AutoProcessor.from_pretrained(model_folder).tokenizer
+    words = Words(tokenizer, model.get_input_embeddings().weight)  # type: ignore[arg-type]
     network = ShortAnswers(shown.maps.shape[-1], words.table.shape[1], answers, config.width)
     output.mkdir(parents=True, exist_ok=True)
     asked = asked_of(shown, answers, config.seed, repeats=3)
