@@ -13,7 +13,7 @@ any vision-language model of Transformers (``vlm``). ``hub.load`` returns a ``St
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,7 +43,6 @@ class Layout:
     positions: Tensor | None = None
 
 
-@runtime_checkable
 class Memory(Protocol):
     """What remembers one stream: a ``StarMemory``, or one with its methods."""
 
