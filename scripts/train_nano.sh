@@ -70,5 +70,7 @@ step sight runs/sight/sight.safetensors train sight configs/nano-sight.yaml --da
 step short-answers runs/short-answers/short_answers.safetensors \
     train short-answers configs/nano-short-answers.yaml --data prepared --output runs/short-answers
 stage 2 pictures nano-stage2-pictures
-step export adapter/card.json train export runs/pictures/result adapter
+step average-pictures runs/second/result \
+    train average runs/averaged/result runs/pictures/result runs/second/result --share 0.7
+step export adapter/card.json train export runs/second/result adapter
 echo "train_nano: the adapter is in $PWD/adapter" >&2

@@ -28,7 +28,7 @@ from flash_vstream.timecode import parse_time
 
 RECALLED = 2
 """The most frames that a question recalls."""
-LEAST_CONFIDENCE = 0.12
+LEAST_CONFIDENCE = 0.04
 """A short answer below this probability is a guess, and no hint."""
 CUE_THINGS = 5
 CUE_PROBABILITY = 0.35
