@@ -29,7 +29,7 @@ from flash_vstream.timecode import parse_time
 RECALLED = 2
 """The most frames that a question recalls."""
 LEAST_CONFIDENCE = 0.04
-"""A short answer below this probability is a guess, and no hint."""
+"""A short answer below this probability is no hint."""
 CUE_THINGS = 5
 CUE_PROBABILITY = 0.35
 """A cue names up to so many things that are at least so likely."""
@@ -39,7 +39,9 @@ _BEFORE = re.compile(r"\bbefore\b", re.IGNORECASE)
 _AFTER = re.compile(r"\bafter\b", re.IGNORECASE)
 _BEGINNING = re.compile(r"\b(?:first|begin|began|start|started|beginning)\b", re.IGNORECASE)
 _SHORT = re.compile(r"\W*(?:and |so )?(?:what|which|who|whose|where|how)\b", re.IGNORECASE)
-_OF_THE_STREAM = re.compile(r"\b(?:happen\w*|first|last|before|after|earlier|later|beg[aiu]n|end|ended|far)\b", re.IGNORECASE)
+_OF_THE_STREAM = re.compile(
+    r"\b(?:happen\w*|first|last|before|after|earlier|later|beg[aiu]n|end|ended|far)\b", re.IGNORECASE
+)
 _PRESENT = re.compile(r"\b(?:is|are|am|do|does|has|have|now|currently)\b", re.IGNORECASE)
 
 
