@@ -142,10 +142,24 @@ def test_watches_keep_to_their_share(watching):
     assert len(work(standing)) == 1
     shared.write(1.0)
     assert work(standing) == []
-    standing._streams[shared.shared.path].rest_until = 0.0
+    standing._rest_until = 0.0
     shared.write(2.0)
     work(standing)
     assert standing._watches["dog"][1].state.missed == 1
+
+
+def test_streams_share_what_there_is_in_turn(watching, tmp_path):
+    standing, first = watching
+    standing._share = 1e-6
+    second = Shared(standing._pipeline, tmp_path / "second")
+    for name, stream in (("first", first), ("second", second)):
+        standing.set(Watch(name, stream.shared.path, "a dog", WatchRule(min_seconds=9)))
+    for at in range(4):
+        first.write(float(at))
+        second.write(float(at))
+        standing._rest_until = 0.0
+        work(standing)
+    assert [lookout.state.looks for _, lookout in standing._watches.values()] == [2, 2]
 
 
 def test_a_model_without_grounding_reads_only_frames_that_changed(tiny):

@@ -28,8 +28,7 @@ class WatchRule:
     - ``lasts``: as ``every``, and again each ``cooldown_seconds`` while it lasts.
 
     After an alert, no event is told for ``cooldown_seconds``; those in between are counted. An event is there from a
-    confidence of ``threshold``, and confirmed from the same. Time that nobody looked at for more than ``longest_gap``
-    counts for nothing.
+    confidence of ``threshold``. Time that nobody looked at for more than ``longest_gap`` counts for nothing.
     """
 
     when: When = "starts"
