@@ -38,6 +38,8 @@ _TIME = re.compile(r"\b(\d+:[0-5]\d(?::[0-5]\d)?|\d+(?:\.\d+)?\s?s)\b")
 _BEFORE = re.compile(r"\bbefore\b", re.IGNORECASE)
 _AFTER = re.compile(r"\bafter\b", re.IGNORECASE)
 _BEGINNING = re.compile(r"\b(?:first|begin|began|start|started|beginning)\b", re.IGNORECASE)
+_SHORT = re.compile(r"\W*(?:and |so )?(?:what|which|who|whose|where|how)\b", re.IGNORECASE)
+_OF_THE_STREAM = re.compile(r"\b(?:happen\w*|first|last|before|after|earlier|later|beg[aiu]n|end|ended|far)\b", re.IGNORECASE)
 _PRESENT = re.compile(r"\b(?:is|are|am|do|does|has|have|now|currently)\b", re.IGNORECASE)
 
 
@@ -80,9 +82,14 @@ class Hinter:
     def hints(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[Hints]:
         """The hints for each question about a memory."""
         located = self.grounder.locate(questions, snapshot)
-        # A question about presence is sight's alone. One that a few words can answer names no event, whatever
-        # grounding says.
-        asked = [not any(mention.thing is not None for mention, _ in own) for own in located]
+        # A question about presence is sight's alone, and one about the order of things grounding's. One that a few
+        # words can answer names no event, whatever grounding says.
+        asked = [
+            bool(_SHORT.match(text))
+            and not _OF_THE_STREAM.search(text)
+            and not any(m.thing is not None for m, _ in own)
+            for text, own in zip(questions, located, strict=True)
+        ]
         short = self._short_answers(questions, asked, snapshot)
         found = []
         for question, own, answer in zip(questions, located, short, strict=True):
