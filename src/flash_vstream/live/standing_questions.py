@@ -25,7 +25,7 @@ LEAST_CONFIRMATION = 0.4
 """The careful score that is enough, or the watch's threshold if that is lower.
 
 nano's language model says yes with less certainty than no. On 20 held-out pictures, for "somebody", the score was below
-0.33 on all 11 without people and above 0.47 on 8 of the 9 with people.
+0.32 on all 11 without people and above 0.46 on 7 of the 9 with people.
 """
 ASKED_SECONDS = 1.0
 """The shortest interval between looks of a model that has to read a frame to look at it."""
