@@ -1,4 +1,7 @@
-"""``watch``: a live source with a status line and a prompt; watching continues while an answer is printed."""
+"""``watch``: a live source with a status line and a prompt; watching continues while an answer is printed.
+
+With ``--tell`` there is no prompt: ``tell`` prints alerts.
+"""
 
 import os
 import sys
@@ -14,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Memory, Model, Pair
+from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Json, Memory, Model, Pair
+from flash_vstream.cli.tell import Tell, dry_run, tell_live
 from flash_vstream.cli.terminal import clean_end_on_signals, describe_evidence, load_pipeline
 from flash_vstream.errors import UserError
 from flash_vstream.models.choice import ModelChoice
@@ -41,16 +45,54 @@ def watch(
     attn: Attn = None,
     bits: Bits = None,
     pair: Pair = None,
+    tell: Annotated[
+        list[str] | None,
+        typer.Option("--tell", help="Say when this happens; takes no questions (repeatable)."),
+    ] = None,
+    when: Annotated[str, typer.Option("--when", help="Tell of what starts, ends, every time of both, or lasts.")] = (
+        "starts"
+    ),
+    min_seconds: Annotated[float, typer.Option("--min-seconds", help="How long it must be there to be told.")] = 2.0,
+    cooldown: Annotated[float, typer.Option("--cooldown", help="Seconds after an alert without another.")] = 60.0,
+    threshold: Annotated[float, typer.Option("--threshold", help="The confidence from which it is there.")] = 0.5,
+    rehearse: Annotated[
+        bool, typer.Option("--dry-run", help="Print when a recording's events would have been told, at full speed.")
+    ] = False,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option("--expect", help="When it really happens, such as 12s-1:05 (repeatable), to score --dry-run."),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Watch a live source and answer questions as you type them, without pausing the stream."""
+    """Watch a live source: answer questions as you type them, or say when something happens."""
     choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair)
-    watch_source(source, fps, choice, loop, fast, transport)
+    told = Tell(tuple(tell), when, min_seconds, cooldown, threshold, tuple(expect or ()), as_json) if tell else None
+    if told is None and (rehearse or expect):
+        raise UserError('--dry-run and --expect belong to --tell; say what to look out for, such as --tell "a dog"')
+    if expect and not rehearse:
+        raise UserError("--expect scores a --dry-run; add it")
+    if told is not None:
+        told.rule(fps)  # fail before anything is loaded
+        told.intervals()
+    if rehearse and told is not None:
+        from flash_vstream.video import probe
+
+        probe(source)
+        dry_run(source, fps, load_pipeline(choice), told)
+        return
+    watch_source(source, fps, choice, loop, fast, transport, told)
 
 
 def watch_source(
-    source_name: str, fps: float, model: str | ModelChoice, loop: bool, fast: bool, transport: str
+    source_name: str,
+    fps: float,
+    model: str | ModelChoice,
+    loop: bool,
+    fast: bool,
+    transport: str,
+    tell: Tell | None = None,
 ) -> None:
-    """Watch ``source_name`` and answer questions from the prompt (or from lines on standard input).
+    """Watch ``source_name`` and answer questions from the prompt (or from lines on standard input), or ``tell``.
 
     Ctrl-C ends it at any time: before the first frame, at the prompt, or during an answer. So do SIGTERM and
     SIGHUP, with the exit code that shells expect. Either way, processes end and shared memory is released.
@@ -69,6 +111,9 @@ def watch_source(
         with LiveStreams(model) as live:
             live.add(STREAM, source)
             _wait_for_frame(live)
+            if tell is not None:
+                tell_live(live, STREAM, fps, pipeline, tell)
+                return
             console = Console(highlight=False)
             for question in _questions(live, piped):
                 _answer(live, pipeline, question, console)

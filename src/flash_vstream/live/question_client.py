@@ -1,15 +1,17 @@
 """The parent's client for the question worker: ask from any thread, receive events."""
 
 import contextlib
+import logging
 import queue
 import threading
 import time
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from flash_vstream.live.question_worker import Ask, Cancel, run_question_worker
+from flash_vstream.live.question_worker import WATCHES, Ask, Cancel, DropWatch, run_question_worker
+from flash_vstream.live.standing_questions import Report, Watch
 from flash_vstream.live.supervisor import Supervisor
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS
@@ -18,6 +20,7 @@ QUESTION_SECONDS = 120.0
 """The time limit for a question, from asking it to the end of its answer."""
 HANG_SECONDS = 30.0
 """How long the question worker may stay silent after that limit before it is killed and restarted."""
+log = logging.getLogger("flash_vstream.live")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,9 @@ class QuestionClient:
     ):
         self._question_seconds, self._hang_seconds = question_seconds, hang_seconds
         self._events: dict[int, queue.SimpleQueue[Event]] = {}
+        self._watches: dict[str, Watch] = {}
+        self.on_report: Callable[[Report], None] = lambda report: None
+        """Called with each report of a watch, in the thread that listens to the worker."""
         self._number = 0
         self._heard = time.monotonic()
         self._lock = threading.Lock()
@@ -102,8 +108,40 @@ class QuestionClient:
                     self.worker.kill()
                     return HUNG
 
+    def set_watch(self, watch: Watch) -> None:
+        """Add a watch, or replace the one with its id; a worker that is restarted goes on from its newest state."""
+        with self.worker.lock:
+            with self._lock:
+                self._watches[watch.id] = watch
+            with contextlib.suppress(OSError):  # the worker just died; its successor gets all watches
+                self.worker.pipe.send(watch)
+
+    def drop_watch(self, watch: str) -> None:
+        """Forget a watch; do nothing if there is none with this id."""
+        with self.worker.lock:
+            with self._lock:
+                known = self._watches.pop(watch, None)
+            if known is not None:
+                with contextlib.suppress(OSError):
+                    self.worker.pipe.send(DropWatch(watch))
+
+    def _take(self, report: Report) -> None:
+        """Keep a watch's newest state, and pass the report on."""
+        with self._lock:  # not the worker's: whoever holds that may be waiting for the worker to read
+            watch = self._watches.get(report.watch)
+            if watch is not None:
+                self._watches[report.watch] = replace(watch, state=report.state)
+        if watch is None:
+            return
+        try:
+            self.on_report(report)
+        except Exception as error:  # the thread that listens must survive: every answer comes through it
+            log.error("a watch's report was lost", exc_info=error)
+
     def _listen_to(self, pipe: Connection) -> None:
         self._heard = time.monotonic()
+        for watch in list(self._watches.values()):
+            pipe.send(watch)
         threading.Thread(target=self._listen, args=(pipe,), name="answers", daemon=True).start()
 
     def _listen(self, pipe: Connection) -> None:
@@ -111,7 +149,9 @@ class QuestionClient:
             while True:
                 number, kind, value = pipe.recv()
                 self._heard = time.monotonic()
-                if (events := self._events.get(number)) is not None:
+                if number == WATCHES:
+                    self._take(value)
+                elif (events := self._events.get(number)) is not None:
                     events.put(Event(kind, value))
         except (EOFError, OSError):
             self._fail_all()

@@ -4,6 +4,11 @@ It never waits for a frame. While idle, it reads the memory of the most recently
 question (the warm prefix), so that a question costs only its own tokens. Concurrent questions about any streams are
 generated together, one token each in a step, and a new one joins at the next step. A memory that was not read ahead is
 read between two steps, one at a time. An error or a timeout ends only the question it belongs to.
+=======
+question (the warm prefix), so that a question costs only its own tokens. Concurrent questions take turns, one token
+each, so none waits for another to finish. An error or a timeout ends only the question it belongs to.
+
+Standing questions take their turns too (``standing_questions``); what they find is sent under the number ``WATCHES``.
 """
 
 import base64
@@ -18,6 +23,7 @@ from typing import Any
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.shared_tensors import SharedTensors
+from flash_vstream.live.standing_questions import StandingQuestions, Watch
 from flash_vstream.live.stream_state import frames_seen, read_thumbnails
 from flash_vstream.live.streams import read_snapshot
 from flash_vstream.models.choice import ModelChoice
@@ -42,6 +48,8 @@ frames.
 LOG_SECONDS = 10.0
 """The shortest interval between logged unexpected errors, so that callers cannot fill a disk."""
 _ERROR_CHARACTERS = 500
+WATCHES = 0
+"""The number under which reports of watches are sent; questions have numbers from 1."""
 log = logging.getLogger("flash_vstream.live")
 
 
@@ -80,6 +88,13 @@ class _Question:
     first_token_seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class DropWatch:
+    """Forget a watch."""
+
+    id: str
+
+
 class QuestionWorker:
     """The question worker's state: the model, the prefixes read ahead, and the questions in progress."""
 
@@ -92,26 +107,41 @@ class QuestionWorker:
         self.shared_states: OrderedDict[str, tuple[SharedTensors, float]] = OrderedDict()
         # By path: the number of frames in a memory, and the prefix read from it.
         self.prefixes: OrderedDict[str, tuple[int, Prefix]] = OrderedDict()
+        self.standing = StandingQuestions(pipeline)
+        self._watching = self.standing.turns()
         self._drop_at = self._log_at = 0.0
 
     def run(self) -> None:
         """Answer until the pipe closes or delivers None."""
         try:
+            watching = False
             while True:
-                while self.pipe.poll(0 if self.active or self.waiting else IDLE_SECONDS):
+                while self.pipe.poll(0 if self.active or self.waiting or watching else IDLE_SECONDS):
                     order = self.pipe.recv()
                     if order is None:
                         return
                     self.take(order)
-                if not self.step() and not self.waiting:
+                watching = self.watch()
+                if not self.step() and not self.waiting and not watching:
                     self.read_ahead()
                 self.drop_removed()
         except (EOFError, OSError):
             pass  # the parent is gone
 
-    def take(self, order: Ask | Cancel) -> None:
-        """Queue a question, or cancel one."""
-        if isinstance(order, Cancel):
+    def watch(self) -> bool:
+        """Take one turn at the standing questions and send what they report; False when there was nothing to do."""
+        reports = next(self._watching)
+        for report in reports or ():
+            self.pipe.send((WATCHES, "report", report))
+        return reports is not None
+
+    def take(self, order: Ask | Cancel | Watch | DropWatch) -> None:
+        """Queue a question, cancel one, or set or drop a watch."""
+        if isinstance(order, Watch):
+            self.standing.set(order)
+        elif isinstance(order, DropWatch):
+            self.standing.drop(order.id)
+        elif isinstance(order, Cancel):
             self.active.pop(order.id, None)
             self.waiting = deque(ask for ask in self.waiting if ask.id != order.id)
         else:

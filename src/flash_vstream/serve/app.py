@@ -25,6 +25,7 @@ from flash_vstream.serve.live_pictures import add_live_pictures
 from flash_vstream.serve.middleware import add_middleware, encoded_error
 from flash_vstream.serve.security import ApiError
 from flash_vstream.serve.service import Service, data_url
+from flash_vstream.serve.watch_api import add_watches
 from flash_vstream.video import Frame
 from flash_vstream.video.pictures import centre_and_whole
 from flash_vstream.video.sources import Source
@@ -66,6 +67,7 @@ def make_app(service: Service) -> FastAPI:
     _add_questions(app, service, answers)
     _add_push(app, service)
     add_live_pictures(app, service)
+    add_watches(app, service)
     add_chat(app, service, answers)
     page = files("flash_vstream.serve") / "page"
     app.mount("/page", StaticFiles(directory=str(page)), name="page")

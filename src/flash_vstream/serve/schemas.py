@@ -169,3 +169,110 @@ class HistoryEntry(BaseModel):
     stream_time: float | None
     error: str | None
     details: dict[str, Any]
+
+
+When = Literal["starts", "ends", "every", "lasts"]
+Seconds = Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)]
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Target(BaseModel):
+    """A webhook: where alerts are posted, and the secret that they are signed with."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(plain_text)]
+    secret: Annotated[str, StringConstraints(max_length=200), AfterValidator(plain_text)] | None = None
+
+
+Targets = Annotated[list[Target], Field(max_length=8)]
+
+
+class NewWatch(BaseModel):
+    """An event to be told of; durations are in seconds of stream time."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: Name | None = None
+    event: Text = Field(description="A phrase, a sentence or a question: 'a dog', 'somebody is at the door'.")
+    when: When = "starts"
+    min_seconds: Seconds = Field(2.0, description="How long the event must be there.")
+    cooldown_seconds: Seconds = Field(60.0, description="How long nothing is told after an alert.")
+    threshold: Threshold = Field(0.5, description="The confidence from which the event is there.")
+    targets: Targets = Field([], description="Webhooks.")
+    paused: bool = False
+
+
+class WatchEdit(BaseModel):
+    """Changes to a watch."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
+    event: Text = ""
+    when: When = "starts"
+    min_seconds: Seconds = 0.0
+    cooldown_seconds: Seconds = 0.0
+    threshold: Threshold = 0.5
+    targets: Targets = []
+    paused: bool = False
+
+    @model_validator(mode="after")
+    def _something(self) -> "WatchEdit":
+        if not self.model_fields_set:
+            raise ValueError("something must be changed")
+        return self
+
+
+class ShownTarget(BaseModel):
+    """A webhook without its secret."""
+
+    url: str
+    signed: bool
+
+
+class WatchInfo(BaseModel):
+    """A watch and what it has seen.
+
+    ``phase`` is ``away``, ``coming``, ``asking``, ``there``, ``refused`` (the language model did not agree) or
+    ``paused``. ``looks`` counts the frames looked at, ``missed`` those that it came too late for, ``suppressed`` the
+    events that its cooldown kept quiet. ``look_seconds`` is what a look costs.
+    """
+
+    id: str
+    stream: str
+    event: str
+    when: When
+    min_seconds: float
+    cooldown_seconds: float
+    threshold: float
+    targets: list[ShownTarget]
+    paused: bool
+    phase: str
+    time: float | None
+    confidence: float | None
+    error: str | None
+    look_seconds: float | None
+    events: int
+    refused: int
+    suppressed: int
+    looks: int
+    missed: int
+
+
+class AlertInfo(BaseModel):
+    """What is told of an event; its picture is at ``/v1/alerts/ID/picture``.
+
+    ``began`` and ``time`` are in seconds of stream time, ``clock`` in Unix time. ``confidence`` is the cheap score of
+    the frame, ``confirmation`` the language model's; ``evidence`` lists the times of the frames that it read.
+    """
+
+    id: str
+    watch: str
+    stream: str
+    event: str
+    when: When
+    state: Literal["start", "update", "end"]
+    began: float
+    time: float
+    clock: float
+    confidence: float
+    confirmation: float | None
+    sentence: str
+    evidence: list[float]

@@ -6,7 +6,7 @@ import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from flash_vstream.models import hub
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.models.prompt_limit import PromptLimit
+from flash_vstream.serve.alert_store import AlertStore
 from flash_vstream.serve.answering import Answering
 from flash_vstream.serve.clips import Clips, is_clip
 from flash_vstream.serve.in_progress import InProgress
@@ -28,6 +29,7 @@ from flash_vstream.serve.metrics import Metrics
 from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
+from flash_vstream.serve.watches import Watches
 from flash_vstream.video.capture import FrameRing
 from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source, hide_secrets
@@ -74,11 +76,13 @@ class Service:
         self.model = ModelChoice.of(model)
         self.model_name, self.access, self.limits = str(self.model), access, limits or Limits()
         self.store = StateFolder(state)
-        try:
+        with ExitStack() as on_error:
+            on_error.callback(self.store.close)
+            alerts = AlertStore(state)
+            on_error.callback(alerts.close)
             self.live, self.question_client = _both(self.model)
-        except BaseException:
-            self.store.close()
-            raise
+            on_error.pop_all()
+        self.watches = Watches(alerts, self.question_client, access, self._place, self.store.stream_names())
         self.metrics = Metrics(self.statuses, self.restarts)
         self.started, self._began = time.time(), time.monotonic()
         self.saving_error: str | None = None
@@ -89,6 +93,9 @@ class Service:
         self.clips = Clips(self.live)
         self.metrics.gauge("questions_in_progress", "Questions being answered", lambda: self._questions.count)
         self.metrics.gauge("clips_in_progress", "Clips being watched for a question", lambda: self.clips.in_progress)
+        self.metrics.gauge("alerts", "Alerts told since the server started", lambda: self.watches.alerts)
+        failed_webhooks = "Tries to deliver a webhook that failed since the server started"
+        self.metrics.gauge("webhook_failures", failed_webhooks, lambda: self.watches.webhooks.failed)
         self._stopping = threading.Event()
         self._saver = threading.Thread(target=self._save_often, name="saver", daemon=True)
         try:
@@ -141,6 +148,21 @@ class Service:
     def _watch(self, name: str, source: Source, saved: Path | None) -> None:
         """Watch a source under this server's access rules, which are not saved with it."""
         self.live.add(name, replace(source, rules=self.access.rules), saved)
+        self.watches.follow(name)
+
+    def _place(self, name: str) -> tuple[str, float] | None:
+        """The path of a stream's shared state and its frame rate; None while it is not watched."""
+        try:
+            return self.live.shared_state(name).path, self.live.order(name).source.fps
+        except UserError:
+            return None
+
+    @contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """Context for a change to what belongs to a stream; raises ``ApiError`` if that is not possible."""
+        with self._changing, _disk_errors():
+            self.check_stream(name)
+            yield
 
     def add_stream(self, name: str, source: Source) -> None:
         """Watch a source and save it; raises ``ApiError``, in which case nothing has changed.
@@ -181,12 +203,18 @@ class Service:
             with _disk_errors():
                 if shared is None or not _save(shared, memory):
                     raise ApiError(409, f"stream {name!r} is still starting; try again in a moment")
-                self.store.edit_stream(name, new_name, edited)
+                self.watches.rename_stream(name, new_name)
+                try:
+                    self.store.edit_stream(name, new_name, edited)
+                except StoreError:
+                    self.watches.rename_stream(new_name, name)
+                    raise
             self.live.remove(name)
             try:
                 self._watch(new_name, edited, memory)
             except UserError as error:
                 self._waiting[new_name] = SavedStream(new_name, asdict(edited), str(error))
+                self.watches.follow(new_name)
 
     def _check_free(self, name: str) -> None:
         if name in self.live.names() or name in self._waiting:
@@ -198,6 +226,7 @@ class Service:
             self.check_stream(name)
             with _disk_errors():
                 self.store.remove_stream(name)
+            self.watches.remove_stream(name)
             if self._waiting.pop(name, None) is None:
                 self.live.remove(name)
 
@@ -343,6 +372,7 @@ class Service:
                     except StoreError as error:  # still save the other streams
                         failed = error
         self.store.flush()
+        self.watches.save()
         if failed is not None:
             raise failed
 
@@ -373,6 +403,7 @@ class Service:
         self._save_now()
         self.question_client.close()
         self.live.close()
+        self.watches.close()
         self.store.close()
         self.clips.close()
         self._scratch.cleanup()

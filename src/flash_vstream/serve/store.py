@@ -135,7 +135,7 @@ class StateFolder:
 
     def add_stream(self, name: str, source: Source) -> None:
         """Save that ``source`` is watched as ``name``, replacing any earlier source."""
-        with self._lock, _Writing(self._db):
+        with self._lock, Writing(self._db):
             values = (json.dumps(asdict(source)), time.time())
             self._db.execute(
                 "insert into streams (name, source, created) values (?, ?, ?)"
@@ -146,7 +146,7 @@ class StateFolder:
     def remove_stream(self, name: str) -> None:
         """Delete a stream with its memory and questions."""
         with self._lock:
-            with _Writing(self._db):
+            with Writing(self._db):
                 self._db.execute("delete from streams where name = ?", (name,))
                 self._db.execute("delete from questions where stream = ?", (name,))
                 if (path := self.memory_path(name)) is not None:
@@ -161,7 +161,7 @@ class StateFolder:
         Its memory must already be at ``memory_path(new_name)``; the one under the old name is deleted.
         """
         with self._lock:
-            with _Writing(self._db):
+            with Writing(self._db):
                 values = (new_name, json.dumps(asdict(source)), name)
                 self._db.execute("update streams set name = ?, source = ? where name = ?", values)
                 self._db.execute("update questions set stream = ? where stream = ?", (new_name, name))
@@ -180,6 +180,10 @@ class StateFolder:
                 path.replace(path.with_suffix(".set-aside"))
             except OSError as error:
                 raise StoreError(str(error)) from None
+
+    def stream_names(self) -> list[str]:
+        """The names of the streams in the database."""
+        return [saved.name for saved in self.saved_streams()]
 
     def saved_streams(self) -> list[SavedStream]:
         """The streams in the database, oldest first; unreadable entries carry the reason.
@@ -217,7 +221,7 @@ class StateFolder:
     def _put(self, row: _Question) -> None:
         """Write a row, or hold it until ``flush`` can."""
         try:
-            with _Writing(self._db):
+            with Writing(self._db):
                 self._write(row)
             self._unwritten.pop(row.id, None)
         except StoreError as error:
@@ -234,7 +238,7 @@ class StateFolder:
     def flush(self) -> None:
         """Retry failed writes, and delete questions beyond the limits on age and size."""
         with self._lock:
-            with _Writing(self._db):
+            with Writing(self._db):
                 for row in self._unwritten.values():
                     self._write(row)
                 self._prune()
@@ -281,7 +285,7 @@ class StateFolder:
         self._disown()
 
 
-class _Writing:
+class Writing:
     """A transaction; any disk error rolls it back and is raised as ``StoreError``."""
 
     def __init__(self, db: sqlite3.Connection):

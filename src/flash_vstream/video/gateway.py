@@ -106,8 +106,10 @@ def unmarked(url: str) -> str:
     return parts._replace(scheme="https", netloc=_netloc(parts, host, parts.port)).geturl()
 
 
-def pinned_request(url: str, rules: SourceRules | None, headers: dict[str, str]) -> httpx.Request:
-    """A GET of ``url`` pinned to an address that the rules allow, even if the host name later resolves to another.
+def pinned_request(
+    url: str, rules: SourceRules | None, headers: dict[str, str], method: str = "GET", content: bytes | None = None
+) -> httpx.Request:
+    """A request for ``url`` pinned to an address that the rules allow, even if the host name later resolves to another.
 
     Raises ``UserError`` for a URL that is malformed or forbidden.
     """
@@ -117,7 +119,7 @@ def pinned_request(url: str, rules: SourceRules | None, headers: dict[str, str])
     host = parts.hostname or ""
     sent = {"user-agent": USER_AGENT, "accept-encoding": "identity", **headers}
     if rules is None:
-        return httpx.Request("GET", url, headers=sent)
+        return httpx.Request(method, url, headers=sent, content=content)
     rules.check_options(parts)
     address = rules.addresses(host, parts.port)[0]
     sent["host"] = _netloc(parts, host, parts.port).rpartition("@")[2]
@@ -127,7 +129,7 @@ def pinned_request(url: str, rules: SourceRules | None, headers: dict[str, str])
             httpx.BasicAuth(request.url.username, request.url.password).auth_flow(request)
         ).headers["authorization"]
     pinned = parts._replace(netloc=_netloc(parts, address, parts.port).rpartition("@")[2]).geturl()
-    return httpx.Request("GET", pinned, headers=sent, extensions={"sni_hostname": host})
+    return httpx.Request(method, pinned, headers=sent, content=content, extensions={"sni_hostname": host})
 
 
 def open_client(rules: SourceRules | None) -> httpx.Client:

@@ -1,0 +1,109 @@
+"""Watches and alerts over HTTP; new alerts as server-sent events."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import FastAPI, Header, Path, Query, Request, Response
+from sse_starlette import EventSourceResponse
+
+from flash_vstream.serve import schemas
+from flash_vstream.serve.answers import PING_SECONDS, SEND_SECONDS
+from flash_vstream.serve.security import ApiError
+from flash_vstream.serve.service import Service
+
+POLL_SECONDS = 0.1
+AT_ONCE = 100
+Name = Annotated[str, Path(max_length=64, description="The stream's name.")]
+WatchId = Annotated[str, Path(max_length=64, description="The watch's id.")]
+
+
+def add_watches(app: FastAPI, service: Service) -> None:
+    """Add the routes of watches and alerts; event streams end when ``app.state.ending()`` becomes true."""
+    watches = service.watches
+
+    @app.post("/v1/streams/{name}/watches", tags=["watches"], status_code=201, response_model=schemas.WatchInfo)
+    def create_watch(name: Name, new: schemas.NewWatch) -> dict[str, Any]:
+        """Ask to be told of an event."""
+        with service.changing(name):
+            return watches.add(name, new.model_dump(exclude={"id"}), new.id)
+
+    @app.get("/v1/streams/{name}/watches", tags=["watches"], response_model=list[schemas.WatchInfo])
+    def list_watches(name: Name) -> list[dict[str, Any]]:
+        """A stream's watches and what they have seen."""
+        service.check_stream(name)
+        return watches.list(name)
+
+    @app.get("/v1/streams/{name}/watches/{watch}", tags=["watches"], response_model=schemas.WatchInfo)
+    def inspect_watch(name: Name, watch: WatchId) -> dict[str, Any]:
+        """A watch and what it has seen."""
+        service.check_stream(name)
+        return watches.get(name, watch)
+
+    @app.patch("/v1/streams/{name}/watches/{watch}", tags=["watches"], response_model=schemas.WatchInfo)
+    def edit_watch(name: Name, watch: WatchId, edit: schemas.WatchEdit) -> dict[str, Any]:
+        """Change a watch, pause it, or let it go on."""
+        with service.changing(name):
+            return watches.edit(name, watch, edit.model_dump(exclude_unset=True))
+
+    @app.delete("/v1/streams/{name}/watches/{watch}", tags=["watches"], status_code=204)
+    def delete_watch(name: Name, watch: WatchId) -> None:
+        """Stop being told; alerts told so far stay."""
+        with service.changing(name):
+            watches.remove(name, watch)
+
+    @app.get("/v1/streams/{name}/alerts", tags=["watches"], response_model=list[schemas.AlertInfo])
+    def list_alerts(
+        name: Name,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        before: Annotated[str | None, Query(max_length=64, description="Alerts older than this id.")] = None,
+    ) -> list[dict[str, Any]]:
+        """A stream's alerts, oldest first."""
+        service.check_stream(name)
+        return [alert.to_dict() for alert in watches.store.alerts(name, limit, before)]
+
+    @app.get("/v1/alerts/events", tags=["watches"], response_class=Response)
+    def alert_events(
+        request: Request,
+        stream: Annotated[str | None, Query(max_length=64, description="Only this stream's alerts.")] = None,
+        last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+    ) -> Response:
+        """Alerts as server-sent events (``alert``) as they happen, of one stream or all.
+
+        Each has the alert's id; a caller that sends the last one it saw as ``Last-Event-ID`` misses none.
+        """
+        if stream is not None:
+            service.check_stream(stream)
+        number = watches.store.newest
+        if last_event_id:
+            known = watches.store.number_of(last_event_id)
+            number = known if known is not None else 0  # too old to be known: all that are kept
+        events = _events(service, stream, number, request.app.state.ending)
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+        return EventSourceResponse(events, ping=PING_SECONDS, sep="\n", headers=headers, send_timeout=SEND_SECONDS)
+
+    @app.get("/v1/alerts/{alert}/picture", tags=["watches"], response_class=Response)
+    def alert_picture(alert: Annotated[str, Path(max_length=64)]) -> Response:
+        """The frame of an alert as JPEG."""
+        picture = watches.store.picture(alert)
+        if picture is None:
+            raise ApiError(404, f"there is no picture of an alert {alert!r}")
+        return Response(picture, media_type="image/jpeg")
+
+
+async def _events(
+    service: Service, stream: str | None, number: int, ending: Callable[[], bool]
+) -> AsyncIterator[dict[str, str]]:
+    """Alerts after the one with ``number``, without end."""
+    store = service.watches.store
+    while not ending():
+        if store.newest > number:
+            newest = store.newest
+            alerts = await anyio.to_thread.run_sync(partial(store.alerts, stream, AT_ONCE, after=number))
+            for alert in alerts:
+                yield {"event": "alert", "id": alert.id, "data": json.dumps(alert.to_dict())}
+            number = alerts[-1].number if len(alerts) == AT_ONCE else newest
+        await asyncio.sleep(POLL_SECONDS)

@@ -1,0 +1,187 @@
+"""Standing questions of a server: kept in the store, looked out for by the question worker, told as alerts."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from flash_vstream.live.question_client import QuestionClient
+from flash_vstream.live.standing_questions import Report, Watch
+from flash_vstream.live.watch_rules import WatchRule
+from flash_vstream.serve.alert_store import AlertStore, SavedWatch, new_watch_id
+from flash_vstream.serve.security import AccessRules, ApiError
+from flash_vstream.serve.store import StoreError
+from flash_vstream.serve.webhooks import Webhooks
+from flash_vstream.video.network import ForbiddenSourceError, parse_url
+
+MOST_WATCHES = 64
+FRAMES_UNSEEN = 3.0
+"""An event's time counts while no more than so many frames in a row are missing, but for at least ten seconds."""
+RULE_FIELDS = ("when", "min_seconds", "cooldown_seconds", "threshold")
+log = logging.getLogger("flash_vstream.serve")
+
+
+class Watches:
+    """The watches of all ``streams``; those of other streams, which a full disk left over, are deleted.
+
+    ``place`` tells where a stream is now: the path of its shared state and its frame rate, or None while it is not
+    watched. Watches wait for it then.
+    """
+
+    def __init__(
+        self,
+        store: AlertStore,
+        client: QuestionClient,
+        access: AccessRules,
+        place: Callable[[str], tuple[str, float] | None],
+        streams: Sequence[str],
+    ):
+        self.store, self._client, self._access, self._place = store, client, access, place
+        self._lock = threading.RLock()
+        with suppress(StoreError):
+            store.remove_other_streams(streams)
+        self._watches = {watch.id: watch for watch in store.watches() if watch.stream in streams}
+        self.alerts = 0
+        self.webhooks = Webhooks(store, access.rules)
+        client.on_report = self._take
+
+    # --- what callers do
+
+    def add(self, stream: str, spec: dict[str, Any], watch: str | None = None) -> dict[str, Any]:
+        """Add a watch; raises ``ApiError`` if its id is taken, there are too many, or a target is forbidden."""
+        self._check_targets(spec["targets"])
+        with self._lock:
+            if watch in self._watches:
+                raise ApiError(409, f"there is a watch called {watch!r} already; choose another id, or change that one")
+            if len(self._watches) >= MOST_WATCHES:
+                raise ApiError(429, f"there are {MOST_WATCHES} watches, the maximum; delete one first")
+            saved = SavedWatch(watch or new_watch_id(), stream, time.time(), spec, {})
+            self.store.put_watch(saved)
+            self._watches[saved.id] = saved
+            self._send(saved)
+            return self._told(saved)
+
+    def edit(self, stream: str, watch: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Change a watch; it keeps its state unless its event changes. Raises ``ApiError``."""
+        self._check_targets(changes.get("targets", ()))
+        with self._lock:
+            saved = self._get(stream, watch)
+            spec = saved.spec | changes
+            state = saved.state if spec["event"] == saved.spec["event"] else {}
+            if spec["paused"]:
+                state = {**state, "phase": "away"}
+            edited = replace(saved, spec=spec, state=state)
+            self.store.put_watch(edited)
+            self._watches[watch] = edited
+            self._send(edited)
+            return self._told(edited)
+
+    def remove(self, stream: str, watch: str) -> None:
+        """Delete a watch; raises ``ApiError`` if there is none."""
+        with self._lock:
+            self._get(stream, watch)
+            self.store.remove_watch(watch)
+            del self._watches[watch]
+            self._client.drop_watch(watch)
+
+    def list(self, stream: str) -> "list[dict[str, Any]]":
+        """A stream's watches, oldest first."""
+        with self._lock:
+            return [self._told(watch) for watch in self._watches.values() if watch.stream == stream]
+
+    def get(self, stream: str, watch: str) -> dict[str, Any]:
+        """One watch; raises ``ApiError`` if there is none."""
+        with self._lock:
+            return self._told(self._get(stream, watch))
+
+    def _get(self, stream: str, watch: str) -> SavedWatch:
+        saved = self._watches.get(watch)
+        if saved is None or saved.stream != stream:
+            raise ApiError(404, f"stream {stream!r} has no watch {watch[:80]!r}; see GET /v1/streams/{stream}/watches")
+        return saved
+
+    def _told(self, watch: SavedWatch) -> dict[str, Any]:
+        """A watch as callers see it: its targets without their secrets."""
+        state = watch.state
+        targets = [{"url": target["url"], "signed": bool(target.get("secret"))} for target in watch.spec["targets"]]
+        status = {name: state.get(name) for name in ("phase", "time", "confidence", "error", "look_seconds")}
+        counts = {name: state.get(name, 0) for name in ("events", "refused", "suppressed", "looks", "missed")}
+        status["phase"] = "paused" if watch.spec["paused"] else status["phase"] or "away"
+        return {"id": watch.id, "stream": watch.stream, **watch.spec, "targets": targets, **status, **counts}
+
+    def _check_targets(self, targets: Any) -> None:
+        """Raise ``ApiError`` (403) for a target that the server's rules forbid, ``UserError`` for a malformed one."""
+        for target in targets:
+            parts = parse_url(target["url"])
+            if parts.scheme.lower() not in ("http", "https"):
+                raise ApiError(422, "a target's url must begin with http:// or https://")
+            if self._access.rules is not None:
+                try:
+                    self._access.rules.check(target["url"])
+                except ForbiddenSourceError as error:
+                    raise ApiError(403, str(error)) from None
+
+    # --- what streams do
+
+    def follow(self, stream: str) -> None:
+        """Look out again where ``stream`` is now."""
+        with self._lock:
+            for watch in self._watches.values():
+                if watch.stream == stream:
+                    self._send(watch)
+
+    def remove_stream(self, stream: str) -> None:
+        """Delete a stream's watches and alerts; what a disk does not let go, the next server deletes."""
+        with self._lock:
+            with suppress(StoreError):
+                self.store.remove_stream(stream)
+            for watch in [own.id for own in self._watches.values() if own.stream == stream]:
+                del self._watches[watch]
+                self._client.drop_watch(watch)
+
+    def rename_stream(self, name: str, new_name: str) -> None:
+        """Keep a stream's watches under its new name; raises ``StoreError``."""
+        with self._lock:
+            self.store.rename_stream(name, new_name)
+            for watch in [own for own in self._watches.values() if own.stream == name]:
+                self._watches[watch.id] = replace(watch, stream=new_name)
+
+    def _send(self, watch: SavedWatch) -> None:
+        """Tell the question worker of a watch, or to forget it while it is paused or its stream is not watched."""
+        place = self._place(watch.stream)
+        if watch.spec["paused"] or place is None:
+            self._client.drop_watch(watch.id)
+            return
+        path, fps = place
+        fields = {name: watch.spec[name] for name in RULE_FIELDS}
+        rule = WatchRule(**fields, longest_gap=max(10.0, FRAMES_UNSEEN / fps))
+        self._client.set_watch(Watch(watch.id, path, watch.spec["event"], rule, watch.state))
+
+    # --- what the question worker reports
+
+    def _take(self, report: Report) -> None:
+        with self._lock:
+            watch = self._watches.get(report.watch)
+            if watch is None:
+                return
+            watch = self._watches[watch.id] = replace(watch, state=report.state)
+            if report.alert is None:
+                return
+            self.alerts += 1
+            body = {"event": watch.spec["event"], "when": watch.spec["when"], **report.alert.to_dict()}
+            self.store.add_alert(watch, report.state, body, report.alert.picture, watch.spec["targets"])
+        self.webhooks.wake()
+
+    def save(self) -> None:
+        """Save every watch's state, and the alerts that could not be saved; raises ``StoreError``."""
+        with self._lock:
+            self.store.flush()
+            self.store.put_states({watch.id: watch.state for watch in self._watches.values()})
+
+    def close(self) -> None:
+        """Stop delivering and close the store; what is not delivered yet is delivered by the next server."""
+        self.webhooks.close()
+        self.store.close()

@@ -1,0 +1,232 @@
+"""Alerts are kept and delivered at least once; the question worker is replaced by reports."""
+
+import base64
+import hashlib
+import hmac
+import sqlite3
+
+import pytest
+
+from flash_vstream.live.standing_questions import Alert, Report
+from flash_vstream.live.watch_rules import WatchState
+from flash_vstream.serve import alert_store, webhooks
+from flash_vstream.serve.alert_store import AlertStore
+from flash_vstream.serve.schemas import NewWatch, WatchEdit
+from flash_vstream.serve.security import AccessRules, ApiError
+from flash_vstream.serve.watches import Watches
+from helpers.waiting import until
+from helpers.webhooks import receiving
+
+
+class Client:
+    """Stands in for the question client: keeps what it is told."""
+
+    def __init__(self):
+        self.watches = {}
+
+    def set_watch(self, watch):
+        self.watches[watch.id] = watch
+
+    def drop_watch(self, watch):
+        self.watches.pop(watch, None)
+
+
+class Server:
+    """The watches of one server over a folder; more than one may be opened, as after a kill."""
+
+    def __init__(self, folder, access=None, streams=("door", "yard")):
+        self.client, self.places = Client(), {"door": ("/state/1", 1.0), "yard": ("/state/2", 0.1)}
+        self.store = AlertStore(folder)
+        self.watches = Watches(self.store, self.client, access or AccessRules(), self.places.get, streams)
+
+    def add(self, stream="door", watch="dog", **fields):
+        new = NewWatch(event="a dog", id=watch, **fields)
+        return self.watches.add(stream, new.model_dump(exclude={"id"}), watch)
+
+    def report(self, watch="dog", kind="start", time=7.0, phase="there"):
+        state = WatchState(phase, time, 0.9, looks=8, events=1).to_dict()
+        alert = Alert(kind, 5.0, time, 1.7e9, 0.9, 0.8, "A dog runs.", (6.0, 7.0), b"jpeg")
+        self.client.on_report = self.watches._take
+        self.watches._take(Report(watch, state, alert))
+
+
+@pytest.fixture
+def open_server(tmp_path):
+    opened = []
+
+    def start(**more):
+        opened.append(Server(tmp_path, **more))
+        return opened[-1]
+
+    yield start
+    for server in opened:
+        server.watches.close()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    monkeypatch.setattr(webhooks, "RETRY_SECONDS", (0.01, 0.05))
+
+
+def test_a_webhook_is_signed_and_repeated_until_it_is_taken(open_server):
+    server = open_server()
+    with receiving() as receiver:
+        receiver.statuses = [500, 302, 503]
+        told = server.add(targets=[{"url": receiver.url, "secret": "hush"}])
+        assert told["targets"] == [{"url": receiver.url, "signed": True}]
+        server.report()
+        until(lambda: not server.store.deliveries())
+    assert len(receiver.requests) == 4
+    (alert,) = server.store.alerts("door")
+    expected = {"id": alert.id, "watch": "dog", "stream": "door", "event": "a dog", "when": "starts", "state": "start"}
+    expected |= {"began": 5.0, "time": 7.0, "clock": 1.7e9, "confidence": 0.9, "confirmation": 0.8}
+    expected |= {"sentence": "A dog runs.", "evidence": [6.0, 7.0], "picture": "data:image/jpeg;base64,anBlZw=="}
+    assert receiver.alerts() == [expected] * 4
+    for headers, body in receiver.requests:
+        assert headers["webhook-id"] == alert.id
+        signed = f"{alert.id}.{headers['webhook-timestamp']}.".encode() + body
+        digest = hmac.new(b"hush", signed, hashlib.sha256).digest()
+        assert headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
+    assert (server.watches.webhooks.delivered, server.watches.webhooks.failed) == (1, 3)
+
+
+def test_a_target_that_is_down_delays_no_other(open_server):
+    server = open_server()
+    with receiving() as receiver:
+        server.add(targets=[{"url": "http://127.0.0.1:1/"}, {"url": receiver.url}])
+        for time in (7.0, 70.0, 700.0):
+            server.report(time=time)
+        until(lambda: len(receiver.requests) == 3)
+        until(lambda: [own.target["url"] for own in server.store.deliveries()] == ["http://127.0.0.1:1/"] * 3)
+        assert "webhook-signature" not in receiver.requests[0][0]
+
+
+def test_a_target_is_given_up_after_many_tries(open_server, monkeypatch):
+    monkeypatch.setattr(webhooks, "MOST_TRIES", 3)
+    server = open_server()
+    server.add(targets=[{"url": "http://127.0.0.1:1/"}])
+    server.report()
+    until(lambda: server.watches.webhooks.given_up == 1)
+    until(lambda: not server.store.deliveries())
+    assert server.watches.webhooks.failed == 3
+
+
+def test_a_killed_server_loses_no_watch_and_no_alert(open_server):
+    killed = open_server()
+    killed.add(targets=[{"url": "http://127.0.0.1:1/"}], min_seconds=0)
+    killed.add("yard", "cat", paused=True)
+    killed.report()
+    killed.watches.webhooks.close()
+    with receiving() as receiver:
+        killed.store._db.execute("update deliveries set target = ?", (f'{{"url": "{receiver.url}"}}',))
+        killed.store._db.commit()
+        after = open_server()  # the first was never closed
+        until(lambda: receiver.requests)
+    assert receiver.alerts()[0]["id"] == after.store.alerts()[0].id
+    assert {watch: told.shared_path for watch, told in after.client.watches.items()} == {}
+    after.watches.follow("door")  # its stream is watched again
+    after.watches.follow("yard")
+    (watch,) = after.client.watches.values()
+    assert (watch.shared_path, watch.rule.min_seconds, watch.rule.longest_gap) == ("/state/1", 0, 10)
+    assert (watch.state["phase"], watch.state["events"], watch.state["looks"]) == ("there", 1, 8)
+    assert [told["phase"] for told in after.watches.list("yard")] == ["paused"]
+
+
+def test_watches_are_changed_paused_and_deleted(open_server):
+    server = open_server()
+    server.add("yard", "cat")
+    assert server.client.watches["cat"].rule.longest_gap == 30  # a frame every ten seconds
+    server.report("cat")
+
+    def edit(**changes):
+        return server.watches.edit("yard", "cat", WatchEdit(**changes).model_dump(exclude_unset=True))
+
+    assert edit(min_seconds=9)["events"] == 1
+    assert server.client.watches["cat"].rule.min_seconds == 9
+    assert edit(paused=True)["phase"] == "paused"
+    assert "cat" not in server.client.watches
+    assert edit(paused=False)["phase"] == "away"
+    assert edit(event="a cat")["events"] == 0
+    with pytest.raises(ApiError, match="already"):
+        server.add("yard", "cat")
+    with pytest.raises(ApiError, match="no watch"):
+        server.watches.get("door", "cat")
+    server.watches.remove("yard", "cat")
+    server.report("cat")  # on its way when the watch was deleted
+    assert (server.client.watches, len(server.store.alerts("yard"))) == ({}, 1)
+
+
+def test_watches_go_with_their_stream(open_server):
+    server = open_server()
+    server.add()
+    server.add("yard", "cat")
+    server.report("cat")
+    server.places["gate"] = ("/state/3", 1.0)
+    server.watches.rename_stream("yard", "gate")
+    server.watches.follow("gate")
+    assert server.client.watches["cat"].shared_path == "/state/3"
+    assert [alert.stream for alert in server.store.alerts("gate")] == ["gate"]
+    server.watches.remove_stream("gate")
+    assert (server.watches.list("gate"), server.store.alerts("gate")) == ([], [])
+    assert [watch.id for watch in open_server(streams=("yard",)).store.watches()] == []  # "door" is gone
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1/", "http://[::1]:80/", "http://10.0.0.1/", "http://169.254.169.254/"]
+)
+def test_targets_obey_the_rules_for_addresses(open_server, url):
+    server = open_server(access=AccessRules("0.0.0.0", "token", hosts=frozenset({"hooks.test"})))
+    with pytest.raises(ApiError) as refused:
+        server.add(targets=[{"url": url}])
+    assert refused.value.status == 403
+    server.add(targets=[{"url": "http://hooks.test/"}])
+    with pytest.raises(ApiError, match="private"):
+        server.watches.edit("door", "dog", {"targets": [{"url": url}]})
+    with pytest.raises(ApiError, match="http"):
+        server.watches.edit("door", "dog", {"targets": [{"url": "rtsp://hooks.test/"}]})
+
+
+def test_a_target_whose_name_leads_elsewhere_later_is_not_called(open_server):
+    server = open_server()
+    with receiving() as receiver:
+        server.add(targets=[{"url": receiver.url}])
+        server.watches.webhooks.close()
+        server.report()
+        guarded = open_server(access=AccessRules("0.0.0.0", "token"))
+        until(lambda: guarded.watches.webhooks.failed > 0)
+        assert receiver.requests == []
+
+
+def test_an_alert_on_a_full_disk_is_written_later(open_server):
+    server = open_server()
+    server.add()
+    server.store._db.execute("pragma query_only = on")
+    server.report()
+    assert server.store.alerts() == []
+    server.store._db.execute("pragma query_only = off")
+    server.watches.save()
+    assert [alert.body["time"] for alert in server.store.alerts()] == [7.0]
+
+
+def test_the_newest_alerts_are_kept_and_found_by_id(open_server, monkeypatch):
+    monkeypatch.setattr(alert_store, "KEPT_ALERTS", 5)
+    server = open_server()
+    server.add(targets=[{"url": "http://127.0.0.1:1/"}])
+    for time in range(8):
+        server.report(time=float(time))
+    kept = server.store.alerts()
+    assert [alert.body["time"] for alert in kept] == [3, 4, 5, 6, 7]
+    assert [alert.body["time"] for alert in server.store.alerts(before=kept[2].id, limit=1)] == [4]
+    after = server.store.number_of(kept[1].id)
+    assert [alert.body["time"] for alert in server.store.alerts("door", 2, after=after)] == [5, 6]
+    assert (server.store.picture(kept[0].id), server.store.picture("none")) == (b"jpeg", None)
+    assert len(server.store.deliveries()) <= 5
+
+
+def test_a_damaged_watch_stops_no_other(open_server, tmp_path):
+    server = open_server()
+    server.add()
+    with sqlite3.connect(tmp_path / "alerts.sqlite") as db:
+        db.execute("insert into watches values ('bad', 'door', 0, '{', '{}')")
+    db.close()
+    assert [watch.id for watch in open_server().store.watches()] == ["dog"]
