@@ -8,7 +8,8 @@ from transformers import AutoProcessor
 from flash_vstream import FlashVStream
 from flash_vstream.errors import UserError
 from flash_vstream.models import catalog, hub
-from flash_vstream.models.generation import CHUNK_TOKENS, cut
+from flash_vstream.models.engines.base import CHUNK_TOKENS
+from flash_vstream.models.generation import cut
 from flash_vstream.models.processing import FlashVStreamProcessor, Typed
 from flash_vstream.models.prompt_limit import PromptLimit, PromptTooLongError
 
@@ -94,7 +95,7 @@ def test_a_long_question_is_read_in_chunks(tiny, monkeypatch):
     pipeline = FlashVStream(*tiny)
     question = "what is this? " * (CHUNK_TOKENS // 14 + 10)
     chunked = pipeline.ask(None, question, max_new_tokens=6).finish()
-    monkeypatch.setattr("flash_vstream.models.generation.CHUNK_TOKENS", 10**6)
+    monkeypatch.setattr("flash_vstream.models.engines.pytorch.CHUNK_TOKENS", 10**6)
     assert pipeline.ask(None, question, max_new_tokens=6).finish().text == chunked.text
 
 

@@ -98,12 +98,12 @@ def test_errors_that_callers_provoke_do_not_fill_the_log(worker, caplog, monkeyp
 
 
 def test_a_question_has_so_many_seconds(worker):
-    worker.worker.take(Ask(0, None, "hello", max_new_tokens=1000, seconds=0.5))
+    worker.worker.take(Ask(0, None, "hello", max_new_tokens=1000, seconds=0.01))
     worker.worker.take(Ask(1, None, "hello", max_new_tokens=3))
     worker.worker.take(Ask(2, None, "asked long ago", asked_at=time.monotonic() - 200))
     ends = worker.ends()
     assert ends[0][0] == "error"
-    assert "longer than the 0.5 s" in ends[0][1]
+    assert "longer than the 0.01 s" in ends[0][1]
     assert ends[1][0] == "done"
     assert "120 s" in ends[2][1]
 

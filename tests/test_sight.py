@@ -20,6 +20,7 @@ from flash_vstream.evaluate.pictures import (
 )
 from flash_vstream.memory import StarConfig, StarMemory
 from flash_vstream.models.grounding import Grounder, annotate
+from flash_vstream.models.remembered import Remembered
 from flash_vstream.models.sight import Sight
 from flash_vstream.models.small_networks import add_configs, load_networks
 from flash_vstream.synthetic.annotations import (
@@ -112,6 +113,7 @@ def grounded():
     grounder = Grounder.__new__(Grounder)
     grounder.sight, grounder.grounding = sight, torch.nn.Identity()
     grounder.spans = Unmarked().spans
+    grounder._things = Remembered(lambda features: [grounder._shown(features)])
     return grounder
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.util
 import signal
 import tempfile
+import threading
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -14,6 +15,8 @@ PRELOADED = ["flash_vstream.live.frame_worker", "flash_vstream.live.question_wor
 FOLDER_KIND = ".fvs-fork"
 """Short, since the path of a socket may have only about a hundred characters (``LONGEST_FOLDER`` and what follows)."""
 LONGEST_FOLDER = 68
+_starting = threading.Lock()
+"""Two workers may be restarted at once; each would take the other's new socket for a stale one, or miss a stale one."""
 _sockets: Path | None = None
 """Where this process's fork servers have their sockets."""
 
@@ -25,18 +28,20 @@ def ensure_fork_server() -> ForkServerContext:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    _own_socket_folder()
-    resource_tracker.ensure_running()  # first, because starting it unblocks Ctrl-C
-    stale = _listening()
-    # The fork server inherits the mask: Ctrl-C belongs to its parent and must not abort the imports with a traceback.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    if _listening() > stale:
-        for socket in stale:  # those of fork servers that died
-            socket.unlink(missing_ok=True)
+    with _starting:
+        _own_socket_folder()
+        resource_tracker.ensure_running()  # first, because starting it unblocks Ctrl-C
+        stale = _listening()
+        # The fork server inherits the mask: Ctrl-C belongs to its parent and must not abort the imports with a
+        # traceback.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if _listening() - stale:
+            for socket in stale:  # those of fork servers that died
+                socket.unlink(missing_ok=True)
     return context
 
 

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flash_vstream.memory import pool_grid
-
 NONE = ""
 """What the network answers to a question that asks for more than a few words."""
 LONGEST = 32
@@ -51,7 +49,8 @@ class ShortAnswers(nn.Module):
         embeddings, there = embeddings[:, :LONGEST].to(self.words.weight), there[:, :LONGEST]
         words = self.context(self.words(embeddings) + self.places[: embeddings.shape[1]], src_key_padding_mask=~there)
         side = math.isqrt(features.shape[1])
-        grid = self.grid if side == SIDE else pool_grid(self.grid[None], side)[0]
+        places = self.grid.T.unflatten(1, (SIDE, SIDE))[None]
+        grid = nn.functional.adaptive_avg_pool2d(places, side)[0].flatten(1).T
         seen = nn.functional.gelu(self.sight(features.to(self.words.weight)) + grid)
         found, _ = self.look(words, seen, seen, need_weights=False)
         shares = self.pool(words).masked_fill(~there[..., None], -torch.inf).softmax(1)
