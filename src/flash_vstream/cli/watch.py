@@ -19,7 +19,7 @@ from rich.console import Console
 
 from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Json, Memory, Model, Pair
 from flash_vstream.cli.tell import Tell, dry_run, tell_live
-from flash_vstream.cli.terminal import clean_end_on_signals, describe_evidence, load_pipeline
+from flash_vstream.cli.terminal import clean_end_on_signals, describe_evidence, interrupts_wait, load_pipeline
 from flash_vstream.errors import UserError
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.timecode import format_time
@@ -94,8 +94,9 @@ def watch_source(
 ) -> None:
     """Watch ``source_name`` and answer questions from the prompt (or from lines on standard input), or ``tell``.
 
-    Ctrl-C ends it at any time: before the first frame, at the prompt, or during an answer. So do SIGTERM and
-    SIGHUP, with the exit code that shells expect. Either way, processes end and shared memory is released.
+    Ctrl-C ends it at any time: as soon as the model is loaded, before the first frame, at the prompt, or during an
+    answer. So do SIGTERM and SIGHUP, with the exit code that shells expect. Either way, processes end and shared
+    memory is released.
     """
     from flash_vstream.live.fork_server import ensure_fork_server
     from flash_vstream.video.sources import Source
@@ -104,10 +105,11 @@ def watch_source(
         piped = source_name == "-"
         path = _pump_stdin(Path(folder)) if piped else source_name
         source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport).checked()
-        ensure_fork_server()
-        from flash_vstream.live.streams import LiveStreams
+        with interrupts_wait():  # a library that is interrupted while it is imported may abort the process
+            ensure_fork_server()
+            from flash_vstream.live.streams import LiveStreams
 
-        pipeline = load_pipeline(model)
+            pipeline = load_pipeline(model)
         with LiveStreams(model) as live:
             live.add(STREAM, source)
             _wait_for_frame(live)

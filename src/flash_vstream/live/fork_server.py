@@ -16,7 +16,8 @@ FOLDER_KIND = ".fvs-fork"
 """Short, since the path of a socket may have only about a hundred characters (``LONGEST_FOLDER`` and what follows)."""
 LONGEST_FOLDER = 68
 _starting = threading.Lock()
-"""Two workers may be restarted at once; each would take the other's new socket for a stale one, or miss a stale one."""
+"""Two workers may be restarted at once."""
+_addresses: set[str] = set()
 _sockets: Path | None = None
 """Where this process's fork servers have their sockets."""
 
@@ -31,7 +32,7 @@ def ensure_fork_server() -> ForkServerContext:
     with _starting:
         _own_socket_folder()
         resource_tracker.ensure_running()  # first, because starting it unblocks Ctrl-C
-        stale = _listening()
+        _note_address()  # starting a process may have started a fork server, too
         # The fork server inherits the mask: Ctrl-C belongs to its parent and must not abort the imports with a
         # traceback.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -39,10 +40,22 @@ def ensure_fork_server() -> ForkServerContext:
             forkserver.ensure_running()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if _listening() - stale:
-            for socket in stale:  # those of fork servers that died
-                socket.unlink(missing_ok=True)
+        current = _note_address()
+        for address in set(_addresses) - {current}:  # those of fork servers that died
+            Path(address).unlink(missing_ok=True)
+            _addresses.discard(address)
     return context
+
+
+def _note_address() -> str | None:
+    """Remember the address of the running fork server, and return it.
+
+    Only our own are known: workers have fork servers as well, with sockets in the same folder.
+    """
+    address: str | None = getattr(forkserver._forkserver, "_forkserver_address", None)
+    if address:
+        _addresses.add(address)
+    return address
 
 
 def _own_socket_folder() -> None:
@@ -58,7 +71,3 @@ def _own_socket_folder() -> None:
             tempfile.tempdir = before
         # multiprocessing removes its own folder at a priority of -100; after that this one goes.
         multiprocessing.util.Finalize(None, folder.detach(), exitpriority=-200)
-
-
-def _listening() -> set[Path]:
-    return set(_sockets.glob("listener-*")) if _sockets is not None else set()
