@@ -16,6 +16,9 @@ from flash_vstream.bench.chaos_witnesses import Gap, Witness
 from flash_vstream.bench.chaos_world import Slowness
 from flash_vstream.errors import UserError
 
+# Under a minute of trouble, but two to four with starting, stopping and waiting for the last processes.
+pytestmark = pytest.mark.slow
+
 MINUTES = 0.8
 
 
