@@ -70,14 +70,14 @@ class Letters:
 def hinter() -> Hinter:
     """Networks that know nothing yet, which hint nothing by chance."""
     torch.manual_seed(0)
-    grounding = Grounding(6, 8, width=8, heads=2)
+    grounding = Grounding(6, 8, width=8, heads=2).eval()
     torch.nn.init.constant_(grounding.each()[0].mark.bias, -100.0)  # no event anywhere
     sight = Sight(6, ["person", "dog", "grass"], {"dogs": 1}, hidden=4)
     short = ShortAnswers(6, 8, [NONE, "red", "two"], width=8, heads=2)
     for layer in (sight.things, sight.people, short.answer[-1]):
         torch.nn.init.zeros_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    return Hinter(Grounder(grounding, Words(Letters(), torch.randn(64, 8)), sight), sight, short)
+    return Hinter(Grounder(grounding, Words(Letters(), torch.randn(64, 8)), sight), short)
 
 
 @pytest.fixture
@@ -118,12 +118,12 @@ def test_short_answers_are_told_where_one_is_likely(hinter, snapshot):
 def test_frames_of_the_longterm_memory_are_looked_at_once(hinter, snapshot):
     seen = []
     sights = hinter.grounder.grounding.sights
-    hinter.grounder._sights = Remembered(lambda features: seen.append(len(features)) or sights(features))
+    hinter.grounder.sights = Remembered(lambda features: seen.append(len(features)) or sights(features))
     hinter.grounder.look(snapshot)
     looked = sum(seen)
     whole = {*snapshot.retrieved.exemplar.tolist(), *snapshot.spatial.exemplar.tolist()}  # at full resolution
     assert looked == len(snapshot.longterm) + len(whole)
-    first = hinter.grounder._sights(snapshot.longterm.features)
+    first = hinter.grounder.sights(snapshot.longterm.features)
     assert sum(seen) == looked
     for own, remembered in zip(sights(snapshot.longterm.features), first, strict=True):
         torch.testing.assert_close(own, remembered)

@@ -113,7 +113,7 @@ def grounded():
     grounder = Grounder.__new__(Grounder)
     grounder.sight, grounder.grounding = sight, torch.nn.Identity()
     grounder.spans = Unmarked().spans
-    grounder._things = Remembered(lambda features: [grounder._shown(features)])
+    grounder.things = Remembered(grounder._things)
     return grounder
 
 

@@ -9,6 +9,10 @@ import typer
 from flash_vstream.cli.options import Model
 from flash_vstream.errors import UserError
 
+AnnotatedPictures = Annotated[
+    list[Path], typer.Option("--data", help="A prepared folder of annotated pictures (several allowed).")
+]
+
 app = typer.Typer(help="Train a model: prepare data, stage 1, stage 2.", no_args_is_help=True)
 
 
@@ -76,9 +80,7 @@ def train_grounding(
 @app.command("sight")
 def train_sight(
     config: Annotated[Path, typer.Argument()],
-    data: Annotated[
-        list[Path], typer.Option("--data", help="A prepared folder of annotated pictures (several allowed).")
-    ],
+    data: AnnotatedPictures,
     output: Annotated[Path, typer.Option("--output")],
 ) -> None:
     """Teach a model's sight which things a frame shows, and how many people."""
@@ -91,9 +93,7 @@ def train_sight(
 @app.command("short-answers")
 def train_short_answers(
     config: Annotated[Path, typer.Argument()],
-    data: Annotated[
-        list[Path], typer.Option("--data", help="A prepared folder of annotated pictures (several allowed).")
-    ],
+    data: AnnotatedPictures,
     output: Annotated[Path, typer.Option("--output")],
 ) -> None:
     """Teach a model's short answers what a few words can answer about a frame."""

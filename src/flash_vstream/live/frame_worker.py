@@ -122,7 +122,7 @@ class WatchedStream:
             if notes.get("state") == "ended":
                 return EndedReader(notes.get("error"))  # its file may have been deleted
         if restored is not None and self.memory.frames:
-            newest = self.memory.read().time
+            newest = self.notes["time"]
             if source.can_resume and self.notes["position"] is not None:
                 source = replace(source, begin=self.notes["position"] + RESUME_AFTER)
                 start = newest + RESUME_AFTER
@@ -196,8 +196,7 @@ class WatchedStream:
         status = asdict(self.reader.status)
         if self.failure is not None and status["state"] == "starting":
             status |= {"state": "failed", "error": self.failure.error}
-        stream_time = self.memory.read().time if self.memory.frames else None
-        self.shared.publish_status({**self.notes, "time": stream_time, **status})
+        self.shared.publish_status({**self.notes, **status})
         self.status_due = time.monotonic() + STATUS_SECONDS
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import MEMORY, memory_state, read_picture
+from flash_vstream.live.streams import restored_snapshot
 from flash_vstream.live.watch_rules import Change, WatchRule, WatchState, confirmed, step
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.event_score import EventScorer, newest_frames
@@ -237,9 +238,8 @@ class StandingQuestions:
         published = stream.shared.read(stream.memory_names)
         if published is None:
             return None, 0
-        memory = self._pipeline.new_memory()
-        memory.load_state_dict(memory_state(published[0]))
-        return (memory.read() if memory.frames else None), int(published[1].get("kept", 0))
+        state, notes = published
+        return restored_snapshot(memory_state(state), self._pipeline), int(notes.get("kept", 0))
 
     def _look_for(
         self, watch: Watch, lookout: Lookout, snapshot: MemorySnapshot, kept: int, shared: SharedTensors

@@ -9,6 +9,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from flash_vstream.errors import UserError
 from flash_vstream.live.frame_worker import Add, Remove, run_frame_worker
 from flash_vstream.live.shared_tensors import SharedTensors
@@ -200,8 +202,11 @@ class LiveStreams:
 def read_snapshot(shared: SharedTensors, pipeline: FlashVStream) -> MemorySnapshot | None:
     """A snapshot of the newest memory in a shared state; None before its first frame."""
     state = read_memory(shared)
-    if state is None:
-        return None
-    memory = pipeline.new_stream().memory
+    return restored_snapshot(state, pipeline) if state is not None else None
+
+
+def restored_snapshot(state: dict[str, Tensor], pipeline: FlashVStream) -> MemorySnapshot | None:
+    """A snapshot of the memory with this state; None before its first frame."""
+    memory = pipeline.new_memory()
     memory.load_state_dict(state)
     return memory.read() if memory.frames else None

@@ -65,17 +65,15 @@ class EventScorer:
         newest = newest_frames(snapshot, 1)
         if self.hinter is None:
             return self._likelihood(event, newest)[0]
-        sight, grounding = self.hinter.sight, self.hinter.grounder.grounding
+        sight, grounder = self.hinter.sight, self.hinter.grounder
         if event.thing is not None and sight is not None:
-            sight.eval()
-            logit = float(sight(newest.features).things[0, event.thing]) - sight.needed(1)
+            logit = float(grounder.things(newest.features)[0][0, event.thing]) - sight.needed(1)
         else:
-            grounding.eval()
             if event.text not in self._embedded:
-                self._embedded[event.text] = self.hinter.grounder.words.embed([" " + event.text])[:2]
-            sights = [grounding.sights(newest.features)]
-            found = grounding.compare_sights(*self._embedded[event.text], sights)
-            logit = float(found[0, 0]) - grounding.needed(1)
+                self._embedded[event.text] = grounder.words.embed([" " + event.text])[:2]
+            sights = [grounder.sights(newest.features)]
+            found = grounder.grounding.compare_sights(*self._embedded[event.text], sights)
+            logit = float(found[0, 0]) - grounder.grounding.needed(1)
         return float(torch.tensor(logit).sigmoid())
 
     def confirm(self, event: Event, snapshot: MemorySnapshot) -> tuple[float, Prefix]:

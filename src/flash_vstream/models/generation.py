@@ -201,10 +201,8 @@ class AnswerGenerator:
 
     def _lay_out_recalled(self, snapshot: MemorySnapshot | None, hints: Hints, time_stamps: bool = True) -> Layout:
         """The frames that a question recalls, as the beginning of its part of the prompt; empty if there are none."""
-        if hints.recalled is None or snapshot is None:
-            return Layout([], None, torch.zeros(0, dtype=torch.long))
-        slots = sum(len(part) for _, part in snapshot.parts())
-        return self.processor.lay_out_recalled(hints.recalled, slots, time_stamps, hints.cues)
+        slots = sum(len(part) for _, part in snapshot.parts()) if snapshot is not None else 0
+        return hints.lay_out_recalled(self.processor, slots, time_stamps)
 
     def ask(
         self,

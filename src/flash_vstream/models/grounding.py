@@ -278,8 +278,8 @@ class Grounder:
         self.words = words
         self.sight = sight
         # A stream's long-term memory is looked through at every question, and changes by a frame at a time.
-        self._sights = Remembered(grounding.sights)
-        self._things = Remembered(lambda features: [self._shown(features)])
+        self.sights = Remembered(self._sights)
+        self.things = Remembered(self._things)
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> "Grounder | None":
@@ -326,21 +326,24 @@ class Grounder:
     @torch.inference_mode()
     def look(self, snapshot: MemorySnapshot) -> None:
         """Look at the frames of a memory, so that the first question need not wait for it."""
-        self.grounding.eval()
         for slots in looked_at(snapshot):
-            self._sights(slots.features)
+            self.sights(slots.features)
             if self.sight is not None:
-                self._things(slots.features)
+                self.things(slots.features)
 
-    def _shown(self, features: Tensor) -> Tensor:
+    def _sights(self, features: Tensor) -> list[Tensor]:
+        self.grounding.eval()
+        return self.grounding.sights(features)
+
+    def _things(self, features: Tensor) -> list[Tensor]:
         assert self.sight is not None
         self.sight.eval()
-        return self.sight(features).things  # type: ignore[no-any-return]
+        return [self.sight(features).things]
 
     def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float], int]:
         """What each slot shows ``[n, V]``, the slots' times, and how many of the slots, the last ones, are of now."""
         known = looked_at(snapshot)
-        things = torch.cat([self._things(slots.features)[0] for slots in known])
+        things = torch.cat([self.things(slots.features)[0] for slots in known])
         times = [time for slots in known for time in slots.start.tolist()]
         return things, times, len(snapshot.spatial)
 
@@ -358,7 +361,7 @@ class Grounder:
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""
         embeddings, there, _ = self.words.embed([" " + text for text in named])
-        scores = self.grounding.compare_sights(embeddings, there, [self._sights(slots.features) for slots in parts])
+        scores = self.grounding.compare_sights(embeddings, there, [self.sights(slots.features) for slots in parts])
         times = [time for slots in parts for time in slots.start.tolist()]
         return scores - self.grounding.needed(len(set(times))), times
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.grounding import Grounder, Mention, annotate
+from flash_vstream.models.interface import Layout, StreamProcessor
 from flash_vstream.models.short_answers import NONE, ShortAnswers
 from flash_vstream.models.sight import Sight
 from flash_vstream.timecode import parse_time
@@ -59,20 +60,26 @@ class Hints:
         text = annotate(question, self.mentions)
         return text if self.short_answer is None else f"{text} ({self.short_answer})"
 
+    def lay_out_recalled(self, processor: StreamProcessor, first_slot: int, time_stamps: bool = True) -> Layout:
+        """The recalled frames as the beginning of the question's part of a prompt; empty if there are none."""
+        if self.recalled is None:
+            return Layout([], None, torch.zeros(0, dtype=torch.long))
+        return processor.lay_out_recalled(self.recalled, first_slot, time_stamps, self.cues)
+
 
 class Hinter:
     """Finds hints with the networks of a model, as far as it has them."""
 
-    def __init__(self, grounder: Grounder, sight: Sight | None = None, short_answers: ShortAnswers | None = None):
+    def __init__(self, grounder: Grounder, short_answers: ShortAnswers | None = None):
         self.grounder = grounder
-        self.sight = sight
+        self.sight: Sight | None = grounder.sight
         self.short_answers = short_answers
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> "Hinter | None":
         """The hinter of a model; None if the model has no grounding."""
         grounder = Grounder.from_model(model, tokenizer)
-        return None if grounder is None else cls(grounder, model.sight, model.short_answers)
+        return None if grounder is None else cls(grounder, model.short_answers)
 
     @torch.inference_mode()
     def cue(self, snapshot: MemorySnapshot) -> str:

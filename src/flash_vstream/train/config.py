@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from flash_vstream.errors import UserError
+
+Settings = TypeVar("Settings")
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,15 @@ class StageConfig:
                 f"{path} starts from an adapter but trains none; set tune.lora, or name a model that has the adapter"
                 " merged in"
             )
+
+
+def load_settings(kind: type[Settings], path: Path) -> Settings:
+    """A config of the dataclass ``kind`` from a YAML file; raises ``UserError`` naming what is wrong with it."""
+    try:
+        return kind(**read_settings(path))
+    except TypeError as error:
+        known = ", ".join(field.name for field in fields(kind))  # type: ignore[arg-type]
+        raise UserError(f"{path}: {error}; the settings are {known}") from None
 
 
 def read_settings(path: Path) -> dict[str, Any]:

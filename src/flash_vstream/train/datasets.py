@@ -207,10 +207,7 @@ class Collator:
         for turn, own in zip(turns, found, strict=True):
             own = replace(own, mentions=_less_sure(own.mentions))
             noted.append(replace(turn, question=own.annotate(turn.question)))
-            line = Layout([], None, torch.zeros(0, dtype=torch.long))
-            if own.recalled is not None:
-                line = self.processor.lay_out_recalled(own.recalled, 0, cues=own.cues)
-            lines.append(line)
+            lines.append(own.lay_out_recalled(self.processor, 0))
         return noted, lines
 
 

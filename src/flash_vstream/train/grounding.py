@@ -12,7 +12,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic import questions
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.events import Events, as_event, content_words
-from flash_vstream.train.config import read_settings
+from flash_vstream.train.config import load_settings
 
 PARTS_OF_CAPTIONS = 0.3
 """The share of events that are only part of a caption."""
@@ -111,12 +111,7 @@ class GroundingConfig:
     @classmethod
     def load(cls, path: Path) -> "GroundingConfig":
         """Load a YAML config. Raises ``UserError`` with the reason when it is invalid."""
-        values = read_settings(path)
-        try:
-            return cls(**values)
-        except TypeError as error:
-            names = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"{path}: {error}; the settings are {names}") from None
+        return load_settings(cls, path)
 
 
 class Vocabulary(nn.Module):

@@ -8,7 +8,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoProcessor
 
-from flash_vstream.errors import UserError
 from flash_vstream.memory import pool_grid
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.grounding import Words
@@ -30,7 +29,7 @@ from flash_vstream.synthetic.captions import sentence
 from flash_vstream.synthetic.events import as_event
 from flash_vstream.synthetic.short_questions import short_questions
 from flash_vstream.train.annotated import AnnotatedFeatures, grid_sides
-from flash_vstream.train.config import read_settings
+from flash_vstream.train.config import load_settings
 from flash_vstream.train.fitting import fit
 
 
@@ -55,11 +54,7 @@ class ShortAnswersConfig:
     @classmethod
     def load(cls, path: Path) -> "ShortAnswersConfig":
         """Read a YAML file; raises ``UserError`` naming what is wrong with it."""
-        try:
-            return cls(**read_settings(path))
-        except TypeError as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"{path}: {error}; the settings are {known}") from None
+        return load_settings(cls, path)
 
 
 @dataclass(frozen=True)

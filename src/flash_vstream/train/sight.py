@@ -8,7 +8,7 @@ not trained on.
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from flash_vstream.errors import UserError
 from flash_vstream.memory import pool_grid
 from flash_vstream.models.sight import Sight
 from flash_vstream.models.small_networks import save_network
@@ -27,7 +26,7 @@ from flash_vstream.synthetic.annotations import (
     wordings,
 )
 from flash_vstream.train.annotated import AnnotatedFeatures, grid_sides
-from flash_vstream.train.config import read_settings
+from flash_vstream.train.config import load_settings
 from flash_vstream.train.fitting import fit
 
 
@@ -48,11 +47,7 @@ class SightConfig:
     @classmethod
     def load(cls, path: Path) -> "SightConfig":
         """Read a YAML file; raises ``UserError`` naming what is wrong with it."""
-        try:
-            return cls(**read_settings(path))
-        except TypeError as error:
-            known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"{path}: {error}; the settings are {known}") from None
+        return load_settings(cls, path)
 
 
 @dataclass(frozen=True)
