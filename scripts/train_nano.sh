@@ -30,10 +30,10 @@ mkdir -p "$output/configs"
 cd "$output" # the configs refer to each other's results as runs/NAME/result
 
 model=${tiny_model:-nano-base}
-for file in "$configs"/nano-*.yaml; do
+for file in "$configs"/nano-{tower,stage1,stage2}.yaml; do
     if [ -n "$tiny_model" ]; then
         sed -e "s|^model: .*|model: $tiny_model|" -e 's/^steps: .*/steps: 2/' -e 's/^batch_size: .*/batch_size: 2/' \
-            -e 's/^compile: .*/compile: false/' -e 's/questions: [0-9]*/questions: 2/' "$file" > "configs/$(basename "$file")"
+            -e 's/questions: [0-9]*/questions: 2/' "$file" > "configs/$(basename "$file")"
     else
         cp "$file" configs/
     fi
@@ -56,21 +56,9 @@ stage() { # stage NUMBER NAME CONFIG
     step "$2" "runs/$2/result" train "stage$1" "configs/$3.yaml" --data prepared --output "runs/$2"
 }
 
-step prepare prepared/train.safetensors train prepare "$pictures" prepared --model "$model"
+step tower runs/tower/tower-check.json train tower configs/nano-tower.yaml --data "$pictures" --output runs/tower
+step prepare prepared/train.safetensors train prepare "$pictures" prepared --model runs/tower/model
 stage 1 stage1 nano-stage1
 stage 2 stage2 nano-stage2
-step grounding runs/grounding/grounding.safetensors \
-    train grounding configs/nano-grounding.yaml --data prepared --output runs/grounding
-stage 2 grounded nano-stage2-grounded
-stage 2 practice nano-stage2-practice
-stage 2 order nano-stage2-order
-stage 2 validation nano-stage2-validation
-step average runs/averaged/result train average runs/order/result runs/validation/result runs/averaged/result --share 0.4
-step sight runs/sight/sight.safetensors train sight configs/nano-sight.yaml --data prepared --output runs/sight
-step short-answers runs/short-answers/short_answers.safetensors \
-    train short-answers configs/nano-short-answers.yaml --data prepared --output runs/short-answers
-stage 2 pictures nano-stage2-pictures
-step average-pictures runs/second/result \
-    train average runs/averaged/result runs/pictures/result runs/second/result --share 0.7
-step export adapter/card.json train export runs/second/result adapter
+step export adapter/card.json train export runs/stage2/result adapter
 echo "train_nano: the adapter is in $PWD/adapter" >&2

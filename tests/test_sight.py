@@ -127,9 +127,9 @@ def test_a_question_about_now_reads_the_newest_frame_and_others_any(grounded):
     assert (asked_now.seen, asked_now.time) == (False, 3.0)
     assert asked_ever.seen
     assert asked_ever.time < 2
-    assert annotate(ever, [asked_ever]) == f"Is it true that you saw a dog ({asked_ever.time:.0f}s)?"
+    assert annotate(ever, [asked_ever]) == f"Was there a dog ({asked_ever.time:.0f}s)?"
     (anyone,) = grounded.mentions(["Is anyone there?"], memory.read())
-    assert annotate("Is anyone there?", anyone) == "Is it true that you saw a person (3s?)?"
+    assert annotate("Is anyone there?", anyone) == "Is there a person now (3s?)?"
     assert grounded.mentions(["Why?"], memory.read()) == [[]]
 
 

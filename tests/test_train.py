@@ -34,6 +34,7 @@ from flash_vstream.train.media import media_encoder
 from flash_vstream.train.packing import collate, pack
 from flash_vstream.train.prepare import prepare
 from flash_vstream.train.stage import last_checkpoint, run_stage
+from helpers.annotated import annotated_pictures, nano_like
 from helpers.videos import write_video
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "train_nano.sh"
@@ -417,43 +418,9 @@ def test_bad_configs_are_one_clear_error(llava, tiny_folder, tmp_path, changes, 
 
 @pytest.fixture
 def toy(tiny, tmp_path) -> tuple[Path, Path]:
-    """A folder of 24 captioned pictures, and the tiny model with an untrained grounding."""
-    pictures, folder = tmp_path / "pictures", tmp_path / "model"
-    pictures.mkdir()
-    keys = [f"{i:02}.png" for i in range(28)]
-    for i, key in enumerate(keys):
-        Image.new("RGB", (32, 32), (9 * i, 255 - 9 * i, 40 * (i % 6))).save(pictures / key)
-    captions = {key: [f"a dog number {i} runs", f"the dog {i} is outside"] for i, key in enumerate(keys)}
-    (pictures / "captions.json").write_text(json.dumps(captions))
-    (pictures / "splits.json").write_text(json.dumps({"train": keys[:24], "val": keys[24:]}))
-    (pictures / "annotations.jsonl").write_text(
-        "".join(json.dumps(annotation(i, key)) + "\n" for i, key in enumerate(keys))
-    )
-    model, processor = tiny
-    settings = {"grounding_config": {"width": 16, "members": 2}, "time_stamps": True}
-    lengths = {"temporal_length": 4, "abstract_length": 2, "retrieved_length": 1}
-    settings["memory_config"] = {"spatial_size": 2, "temporal_size": 1, **lengths}
-    config = FlashVStreamForConditionalGeneration.config_class(**{**model.config.to_dict(), **settings})
-    torch.manual_seed(0)
-    made = FlashVStreamForConditionalGeneration(config)
-    made.load_state_dict(model.state_dict(), strict=False)
-    made.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return pictures, folder
-
-
-def annotation(number: int, key: str) -> dict[str, object]:
-    """Every other picture shows somebody with a ball."""
-    somebody = number % 2
-    return {
-        "image": key,
-        "caption": f"a dog number {number} runs",
-        "short": "a dog outside",
-        "place": "park",
-        "people": somebody,
-        "objects": ["brown dog", "2 green trees", *["red ball"] * somebody],
-        "qa": [["What animal is this?", "A dog."], ["What color is the dog?", "Brown."]],
-    }
+    """A folder of annotated pictures, and a tiny model like nano."""
+    nano_like(*tiny, tmp_path / "model")
+    return annotated_pictures(tmp_path / "pictures"), tmp_path / "model"
 
 
 def run_script(pictures: Path, output: Path, *options: str | Path) -> subprocess.CompletedProcess:
@@ -472,11 +439,11 @@ def test_every_step_runs_and_finished_ones_are_not_repeated(toy, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     weights = load_file(output / "adapter" / "adapter_model.safetensors")
     assert any("lora_B" in name and value.any() for name, value in weights.items())
-    for network in SMALL_NETWORKS:
+    for network in (*SMALL_NETWORKS, "tower"):
         assert (output / "adapter" / f"{network}.safetensors").exists()
     again = run_script(pictures, output, "--tiny", model)
     assert again.returncode == 0
-    assert again.stderr.count("is finished") == 14
+    assert again.stderr.count("is finished") == 5
 
 
 @pytest.mark.parametrize("arguments", [["/none"], ["--tiny"], ["--what", "x"]])

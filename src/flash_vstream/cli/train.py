@@ -105,6 +105,21 @@ def train_short_answers(
     print(json.dumps(train(settings, fetch_model(settings.model), data, output)))
 
 
+@app.command("tower")
+def train_tower(
+    config: Annotated[Path, typer.Argument()],
+    data: Annotated[Path, typer.Option("--data", help="A folder of annotated pictures, as for train prepare.")],
+    output: Annotated[Path, typer.Option("--output")],
+) -> None:
+    """Train a model's vision tower together with its grounding, sight and short answers."""
+    from flash_vstream.models.hub import fetch_model
+    from flash_vstream.train.tower import TowerConfig
+    from flash_vstream.train.tower import train_tower as train
+
+    settings = TowerConfig.load(config)
+    print(json.dumps(train(settings, fetch_model(settings.model), data, output)))
+
+
 @app.command("average")
 def train_average(
     before: Annotated[Path, typer.Argument(help="The result folder of a stage.")],

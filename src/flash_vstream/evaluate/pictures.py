@@ -20,16 +20,9 @@ from rich.table import Table
 
 from flash_vstream.errors import UserError
 from flash_vstream.pipeline import FlashVStream
-from flash_vstream.synthetic.annotations import (
-    Annotation,
-    frequent_things,
-    head_noun,
-    is_person,
-    read_annotations,
-    thing,
-    things_in,
-)
+from flash_vstream.synthetic.annotations import Annotation, article, is_person, read_annotations, thing
 from flash_vstream.synthetic.captions import pictures_in
+from flash_vstream.synthetic.presence import Things
 from flash_vstream.synthetic.texts import yes_or_no
 
 LEAST_PICTURES = 12
@@ -52,75 +45,20 @@ class PictureQuestion:
     truth: str
 
 
-def article(noun: str) -> str:
-    """``"a dog"``, ``"an umbrella"``, ``"grass"``: a noun as a question about its presence names it."""
-    if noun in _UNCOUNTABLE or noun.endswith(("s", "ing")):
-        return noun
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
-
-
-_UNCOUNTABLE = frozenset(
-    [
-        "grass",
-        "water",
-        "snow",
-        "sand",
-        "hair",
-        "dirt",
-        "clothes",
-        "foam",
-        "paper",
-        "cheese",
-        "broccoli",
-        "meat",
-        "gravel",
-        "ice",
-        "smoke",
-        "food",
-        "bread",
-        "mud",
-        "lettuce",
-        "turf",
-        "fur",
-        "asphalt",
-        "tarmac",
-        "sunlight",
-        "bedding",
-        "clothing",
-        "concrete",
-        "fruit",
-        "graffiti",
-        "tennis",
-        "gear",
-        "text",
-        "dust",
-    ]
-)
-
-
 class PictureQuestions:
     """Makes the questions of a set of annotated pictures; ``captions`` are further texts that name things."""
 
     def __init__(self, annotations: Mapping[str, Annotation], captions: Mapping[str, Sequence[str]]):
         self.annotations = annotations
-        self.things = set(frequent_things(list(annotations.values()), LEAST_PICTURES))
-        self.listed = {key: self._listed(annotation) for key, annotation in annotations.items()}
-        self.named = {
-            key: things_in([*annotation.texts, *captions.get(key, ())], self.things)
-            for key, annotation in annotations.items()
-        }
-        self._drawn = [name for names in self.listed.values() for name in sorted(names)]
-
-    def _listed(self, annotation: Annotation) -> set[str]:
-        nouns = {head_noun(phrase) for phrase in annotation.objects}
-        return {noun for noun in nouns if noun in self.things and not is_person(noun)}
+        self.things = Things(annotations, captions, LEAST_PICTURES)
 
     def of(self, key: str, rng: random.Random) -> list[PictureQuestion]:
         """The questions about one picture; as many things that are there as things that are not."""
         annotation = self.annotations[key]
         made = []
-        for name in rng.sample(sorted(self.listed[key]), min(2, len(self.listed[key]))):
-            absent = self._absent(key, rng)
+        listed = sorted(self.things.listed[key])
+        for name in rng.sample(listed, min(2, len(listed))):
+            absent = self.things.absent([key], rng)
             made += [PictureQuestion("thing", f"Is there {article(name)}?", "yes")]
             made += [PictureQuestion("thing", f"Is there {article(absent)}?", "no")]
         form = rng.choice(("Is there a person?", "Is there anyone?", "Is somebody there?", "Are there any people?"))
@@ -132,12 +70,6 @@ class PictureQuestions:
         made.append(PictureQuestion("count", "How many people are there?", str(annotation.people)))
         made += [PictureQuestion("short", question, answer) for question, answer in annotation.qa]
         return [*made, PictureQuestion("description", "What is happening now?", "")]
-
-    def _absent(self, key: str, rng: random.Random) -> str:
-        """A thing that no text of the picture names, as frequent among the answers "no" as among "yes"."""
-        while (name := rng.choice(self._drawn)) in self.named[key]:
-            pass
-        return name
 
 
 def said_count(reply: str) -> int | None:

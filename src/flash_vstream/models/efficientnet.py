@@ -73,7 +73,7 @@ class ConvNorm(nn.Module):
         pad = [max((math.ceil(n / stride) - 1) * stride + kernel - n, 0) for n in (x.shape[-1], x.shape[-2])]
         if kernel > 1:
             x = F.pad(x, (pad[0] // 2, pad[0] - pad[0] // 2, pad[1] // 2, pad[1] - pad[1] // 2))
-        if self.training or conv.weight.requires_grad:
+        if self.training:
             x = self.norm(conv(x))
         else:
             weight, bias = self.folded()
@@ -81,7 +81,7 @@ class ConvNorm(nn.Module):
         return x if self.linear else F.relu6(x)
 
     def folded(self) -> tuple[Tensor, Tensor]:
-        """The convolution's weight and bias with the batch norm folded in (a third faster)."""
+        """The convolution's weight and bias with the batch norm folded in (a third faster), with gradients."""
         norm = self.norm
         assert norm.running_var is not None
         assert norm.running_mean is not None
@@ -138,10 +138,21 @@ class EfficientNetLiteModel(PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
+        return BaseModelOutput(last_hidden_state=self.last_blocks(self.first_blocks(pixel_values, 0), 0))
+
+    def first_blocks(self, pixel_values: Tensor, count: int) -> Tensor:
+        """What the stem and the first ``count`` blocks make of pixels: ``[B, channels, h, w]``."""
         x = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
-        for block in self.blocks:
+        for block in self.blocks[:count]:
             x = block(x)
-        return BaseModelOutput(last_hidden_state=self.head(x).flatten(2).transpose(1, 2))
+        return x
+
+    def last_blocks(self, x: Tensor, skipped: int) -> Tensor:
+        """The feature map ``[B, h * w, hidden_size]`` of what ``first_blocks`` made with ``skipped`` blocks."""
+        for block in self.blocks[skipped:]:
+            x = block(x)
+        features: Tensor = self.head(x).flatten(2).transpose(1, 2)
+        return features
 
 
 def convert_lukemelas_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:

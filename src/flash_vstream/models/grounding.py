@@ -30,7 +30,8 @@ LONGEST = 96
 """Questions and events are truncated to this many tokens."""
 FEW_SLOTS = 64
 """The number of slots up to which one threshold serves: some sixteen scenes, of a few frames each."""
-PRESENCE = "Is it true that you saw {thing}{note}?"
+IS_THERE = "Is there {thing} now{note}?"
+WAS_THERE = "Was there {thing}{note}?"
 
 
 def looked_at(snapshot: MemorySnapshot) -> list[Slots]:
@@ -49,7 +50,8 @@ class Mention:
 
     ``time`` is the start of the most similar slot in seconds of stream time. ``score`` is the
     similarity minus the model's threshold; above 0, the event counts as ``seen``. ``thing`` is set if the question
-    asks for nothing but the presence of a thing that sight knows, and names that thing.
+    asks for nothing but the presence of a thing that sight knows, and names that thing; ``is_about_now`` if it asks
+    for its presence now.
     """
 
     text: str
@@ -58,6 +60,7 @@ class Mention:
     time: float
     score: float
     thing: str | None = None
+    is_about_now: bool = False
 
     @property
     def seen(self) -> bool:
@@ -82,11 +85,12 @@ class Mention:
 def annotate(question: str, mentions: Sequence[Mention]) -> str:
     """The question with a note after each of its events.
 
-    A question about presence is put into words that the language model was trained on: it follows the note there, and
-    ignores it in others.
+    A question about presence is put into one of two forms, whatever its wording, which the language model always
+    answers by the note.
     """
     if len(mentions) == 1 and (thing := mentions[0].thing) is not None:
-        return PRESENCE.format(thing=thing, note=mentions[0].note())
+        form = IS_THERE if mentions[0].is_about_now else WAS_THERE
+        return form.format(thing=thing, note=mentions[0].note())
     text, at = "", 0
     for before, mention in zip((None, *mentions), mentions, strict=False):
         text += question[at : mention.end] + mention.note(before)
@@ -340,23 +344,23 @@ class Grounder:
         self.sight.eval()
         return [self.sight(features).things]
 
-    def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float], int]:
-        """What each slot shows ``[n, V]``, the slots' times, and how many of the slots, the last ones, are of now."""
+    def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float]]:
+        """What each slot shows ``[n, V]``, the newest frame last, and the slots' times."""
         known = looked_at(snapshot)
         things = torch.cat([self.things(slots.features)[0] for slots in known])
-        times = [time for slots in known for time in slots.start.tolist()]
-        return things, times, len(snapshot.spatial)
+        return things, [time for slots in known for time in slots.start.tolist()]
 
-    def _presence(self, question: str, asked: Presence, things: Tensor, times: list[float], newest: int) -> Mention:
-        """Whether the slots show a thing: the newest ones for a question in the present tense, else any."""
+    def _presence(self, question: str, asked: Presence, things: Tensor, times: list[float]) -> Mention:
+        """Whether the slots show a thing: the newest frame for a question in the present tense, else any."""
         assert self.sight is not None
-        begin = len(times) - newest if asked.is_about_now and newest else 0
+        begin = len(times) - 1 if asked.is_about_now else 0
         scores = things[begin:, asked.thing]
         best = int(scores.argmax())
         score = float(scores[best]) - self.sight.needed(len(set(times[begin:])))
         text = question[asked.begin : asked.end]
         thing = "a person" if self.sight.names[asked.thing] == "person" else text
-        return Mention(text, asked.begin, asked.end, times[begin + best], round(score, 3), thing)
+        time = times[begin + best]
+        return Mention(text, asked.begin, asked.end, time, round(score, 3), thing, asked.is_about_now)
 
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""

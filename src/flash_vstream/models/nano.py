@@ -35,14 +35,14 @@ LANGUAGE = WheelFile(
     "Apache-2.0",
 )
 
-# The memory holds 16 scenes before merging any. 2x2 tokens distinguish scenes; the newest frame and
-# the two retrieved ones keep the full 4x4 grid. 120 visual tokens and their time stamps make a prompt
-# of about 200 tokens, which 2 cores read in a third of a second.
+# The memory holds 16 scenes before merging any. 2x2 tokens distinguish scenes; the newest four frames and
+# the two retrieved ones keep the full 4x4 grid. 168 visual tokens and their time stamps make a prompt
+# of about 260 tokens, most of which is read before a question comes.
 MEMORY = StarConfig(
     spatial_size=4,
     temporal_size=2,
     abstract_size=1,
-    spatial_length=1,
+    spatial_length=4,
     temporal_length=16,
     abstract_length=8,
     retrieved_length=2,

@@ -9,6 +9,7 @@ better. The paper has nothing like it; models without ``short_answers_config`` g
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,10 @@ class ShortAnswers(nn.Module):
         self.answer = nn.Sequential(
             nn.Linear(6 * width, 2 * width), nn.GELU(), nn.Dropout(0.4), nn.Linear(2 * width, len(self.answers))
         )
+
+    def config(self) -> dict[str, Any]:
+        """What the network's size depends on, as ``short_answers_config`` of a model."""
+        return {"answers": self.answers, "width": self.places.shape[1]}
 
     def forward(self, embeddings: Tensor, there: Tensor, features: Tensor) -> Tensor:
         """Logits ``[B, V]``; ``there [B, L]`` is False for padding."""

@@ -9,6 +9,7 @@ takes its word for questions about the presence of one of them. The paper has no
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,8 @@ class Sight(nn.Module):
     def __init__(self, channels: int, things: Sequence[str], aliases: Mapping[str, int], hidden: int = 512):
         super().__init__()
         self.names = list(things)
-        self.aliases = {**{name.lower(): number for number, name in enumerate(things)}, **aliases}
+        self._singular = {name.lower(): number for number, name in enumerate(things)}
+        self.aliases = {**self._singular, **aliases}
         self.tokens = nn.Sequential(
             nn.LayerNorm(channels), nn.Dropout(0.15), nn.Linear(channels, hidden), nn.GELU(), nn.Dropout(0.3)
         )
@@ -78,6 +80,11 @@ class Sight(nn.Module):
         self.people = nn.Linear(2 * hidden, PEOPLE_CLASSES)
         self.register_buffer("prior", torch.zeros(len(self.names)))
         self.register_buffer("threshold", torch.zeros(2))
+
+    def config(self) -> dict[str, Any]:
+        """What the network's size depends on, as ``sight_config`` of a model."""
+        plain = {wording: number for wording, number in self.aliases.items() if wording not in self._singular}
+        return {"things": self.names, "aliases": plain, "hidden": self.things.in_features // 2}
 
     def forward(self, features: Tensor) -> Seen:
         """What feature maps ``[n, P², channels]`` show, relative to the things' frequency."""

@@ -109,6 +109,13 @@ def is_person(word: str) -> bool:
     return word.lower() in _nouns()["people"] or thing(word) in _nouns()["people"]
 
 
+def article(noun: str) -> str:
+    """``"a dog"``, ``"an umbrella"``, ``"grass"``: a noun as a question about its presence names it."""
+    if noun in _nouns()["uncountable"] or noun.endswith(("s", "ing")):
+        return noun
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
 def head_noun(phrase: str) -> str | None:
     """The thing that an object phrase is about: ``"white coffee cups on a tray"`` is about a cup."""
     before = re.split(r"\b(?:of|on|in|with|at|under|behind|near|from|beside|for|over|and)\b", phrase.lower())[0]

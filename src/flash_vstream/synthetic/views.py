@@ -9,10 +9,14 @@ about half of the pictures), in camera order.
 import hashlib
 import random
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 VIEWS = 5
 """Views per picture: whole, mirrored, and three windows along a camera drift."""
+
+
+CROPS = 3
+"""Random crops per picture, for training a vision tower."""
 
 
 def picture_views(picture: Image.Image, key: str, size: int = 256) -> list[Image.Image]:
@@ -20,7 +24,7 @@ def picture_views(picture: Image.Image, key: str, size: int = 256) -> list[Image
 
     ``key`` seeds the camera path, so a picture has the same views on every machine.
     """
-    rng = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+    rng = _seeded(key)
     picture = picture.convert("RGB")
     mirror = ImageOps.mirror(picture)
     views = [picture, mirror]
@@ -34,3 +38,28 @@ def picture_views(picture: Image.Image, key: str, size: int = 256) -> list[Image
         top = (start[1] + (end[1] - start[1]) * along) * height
         views.append(canvas.crop((round(left), round(top), round(left + scale * width), round(top + scale * height))))
     return [view.resize((size, size), Image.Resampling.BICUBIC) for view in views]
+
+
+def picture_crops(picture: Image.Image, key: str, size: int = 256) -> list[Image.Image]:
+    """``CROPS`` random parts of a picture, 35 to 80% of its area, half of them mirrored, in changed colors.
+
+    They are for training a vision tower; ``key`` seeds them.
+    """
+    rng = _seeded(f"crops/{key}")
+    width, height = picture.size
+    crops = []
+    for _ in range(CROPS):
+        area, shape = rng.uniform(0.35, 0.8), rng.uniform(0.8, 1.25)
+        across, down = min(1.0, (area * shape) ** 0.5) * width, min(1.0, (area / shape) ** 0.5) * height
+        left, top = rng.uniform(0, width - across), rng.uniform(0, height - down)
+        crop = picture.convert("RGB").resize(
+            (size, size), Image.Resampling.BILINEAR, (left, top, left + across, top + down)
+        )
+        for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            crop = change(crop).enhance(rng.uniform(0.75, 1.25))
+        crops.append(ImageOps.mirror(crop) if rng.random() < 0.5 else crop)
+    return crops
+
+
+def _seeded(key: str) -> random.Random:
+    return random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))

@@ -13,16 +13,39 @@ from flash_vstream.models.sight import PEOPLE_CLASSES
 from flash_vstream.synthetic.annotations import PERSON, Annotation, read_annotations, things_in
 
 
-class AnnotatedFeatures:
-    """Features of N annotated pictures or clips in memory, float16, from prepared folders.
+class AnnotatedPictures:
+    """N annotated pictures or clips, in the order of ``keys``, as targets for training."""
+
+    def __init__(self, annotations: dict[str, Annotation], captions: dict[str, list[str]]):
+        self.annotations = annotations
+        self.captions = captions
+        self.keys = list(annotations)
+
+    def labels(self, things: Sequence[str]) -> Tensor:
+        """Which things each picture has ``[N, V]``, 0 or 1."""
+        index = {name: number for number, name in enumerate(things)}
+        labels = torch.zeros(len(self.keys), len(things))
+        for row, key in enumerate(self.keys):
+            annotation = self.annotations[key]
+            named = things_in([*annotation.texts, *self.captions[key]], set(things))
+            named |= {PERSON} & set(things) if annotation.people else set()
+            labels[row, [index[name] for name in named]] = 1
+        return labels
+
+    def people(self) -> Tensor:
+        """The class of the number of people in each picture ``[N]``."""
+        counts = [self.annotations[key].people for key in self.keys]
+        return torch.tensor(counts).clamp(max=PEOPLE_CLASSES - 1)
+
+
+class AnnotatedFeatures(AnnotatedPictures):
+    """Features of annotated pictures or clips in memory, float16, from prepared folders.
 
     A picture has views and a clip has frames, each ``[P², D]``; their number may differ between folders.
     """
 
     def __init__(self, folders: Sequence[Path], split: str):
-        self.annotations: dict[str, Annotation] = {}
-        self.captions: dict[str, list[str]] = {}
-        self.keys: list[str] = []
+        super().__init__({}, {})
         parts: list[Tensor] = []
         for folder in folders:
             path = folder / f"{split}.safetensors"
@@ -53,22 +76,6 @@ class AnnotatedFeatures:
     def whole(self, rows: Tensor) -> Tensor:
         """The first view of each of ``rows [n]``, of the whole picture, float32 ``[n, P², D]``."""
         return self.maps[self.first[rows]].float()
-
-    def labels(self, things: Sequence[str]) -> Tensor:
-        """Which things each picture has ``[N, V]``, 0 or 1."""
-        index = {name: number for number, name in enumerate(things)}
-        labels = torch.zeros(len(self.keys), len(things))
-        for row, key in enumerate(self.keys):
-            annotation = self.annotations[key]
-            named = things_in([*annotation.texts, *self.captions[key]], set(things))
-            named |= {PERSON} & set(things) if annotation.people else set()
-            labels[row, [index[name] for name in named]] = 1
-        return labels
-
-    def people(self) -> Tensor:
-        """The class of the number of people in each picture ``[N]``."""
-        counts = [self.annotations[key].people for key in self.keys]
-        return torch.tensor(counts).clamp(max=PEOPLE_CLASSES - 1)
 
 
 def grid_sides(tokens: int) -> list[int]:

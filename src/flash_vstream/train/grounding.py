@@ -11,7 +11,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ from flash_vstream.train.config import load_settings
 
 PARTS_OF_CAPTIONS = 0.3
 """The share of events that are only part of a caption."""
+PHRASES = 0.15
+"""The share of events that name a single object, where pictures are annotated."""
 DROPPED_WORDS = 0.1
 LEAST_CAPTIONS = 8
 """The number of captions a word must appear in to be in the vocabulary."""
@@ -121,14 +123,17 @@ class Vocabulary(nn.Module):
     per-word bias absorbs the word's overall frequency, so the evidence must come from the picture.
     """
 
+    embeddings: Tensor
+    shares: Tensor
+
     def __init__(self, captions: Sequence[Sequence[str]], words: Words):
         super().__init__()
         bags = [[set(content_words(text)) for text in texts] for texts in captions]
         counts = Counter(word for texts in bags for bag in texts for word in bag)
         vocabulary = sorted(word for word, count in counts.items() if count >= LEAST_CAPTIONS)
         index = {word: i for i, word in enumerate(vocabulary)}
-        self.embeddings = words.embed_words(vocabulary)
-        self.shares = torch.zeros(len(bags), len(vocabulary))
+        self.register_buffer("embeddings", words.embed_words(vocabulary).cpu(), persistent=False)
+        self.register_buffer("shares", torch.zeros(len(bags), len(vocabulary)), persistent=False)
         for row, texts in enumerate(bags):
             for bag in texts:
                 self.shares[row, [index[word] for word in bag if word in index]] += 1 / len(texts)
@@ -142,18 +147,25 @@ class Vocabulary(nn.Module):
         return functional.binary_cross_entropy_with_logits(evidence, shares, reduction="sum") / len(shares)
 
 
-class LoadedPictures:
-    """A ``PictureSet`` with all its features in memory, plus each picture's caption words."""
+class DescribedPictures:
+    """Pictures as grounding is trained on them: their captions, the events these name, and which resemble one another.
 
-    def __init__(self, pictures: PictureSet, words: Words):
-        self.captions = pictures.captions
-        self.keys = sorted(pictures.captions)
+    ``phrases`` are further events of a picture, which may also fit others.
+    """
+
+    def __init__(
+        self,
+        captions: Mapping[str, Sequence[str]],
+        words: Words,
+        phrases: Mapping[str, Sequence[str]] | None = None,
+    ):
+        self.captions = captions
+        self.phrases = phrases or {}
+        self.keys = sorted(captions)
         self.index = {key: row for row, key in enumerate(self.keys)}
-        self.events = Events(pictures.captions)
-        self.words = [set(content_words(" ".join(pictures.captions[key]))) for key in self.keys]
-        self.vocabulary = Vocabulary([self.captions[key] for key in self.keys], words)
-        with safe_open(pictures.path, "pt") as file:
-            self.features = torch.stack([file.get_tensor(key) for key in self.keys])  # [N, VIEWS, P², D]
+        self.events = Events(captions)
+        self.words = [set(content_words(" ".join([*captions[key], *self.phrases.get(key, ())]))) for key in self.keys]
+        self.vocabulary = Vocabulary([captions[key] for key in self.keys], words)
 
     def batch(self, size: int, rng: random.Random) -> list[int]:
         """Rows of distinct pictures, some of them similar to others in the batch."""
@@ -166,11 +178,28 @@ class LoadedPictures:
         return rows
 
     def event(self, row: int, rng: random.Random) -> tuple[str, bool]:
-        """An event of a picture, and whether it is only part of a caption, which may also fit other pictures."""
+        """An event of a picture, and whether it is only part of a description, which may also fit other pictures."""
+        phrases = self.phrases.get(self.keys[row])
+        if phrases and rng.random() < PHRASES:
+            return rng.choice(phrases), True
         caption = as_event(rng.choice(self.captions[self.keys[row]]))
         if rng.random() < PARTS_OF_CAPTIONS:
             return part_of(caption, rng), True
         return " ".join(word for word in caption.split() if rng.random() > DROPPED_WORDS) or caption, False
+
+
+class LoadedPictures(DescribedPictures):
+    """A ``PictureSet`` with all its features in memory."""
+
+    def __init__(self, pictures: PictureSet, words: Words):
+        super().__init__(pictures.captions, words)
+        with safe_open(pictures.path, "pt") as file:
+            self.features = torch.stack([file.get_tensor(key) for key in self.keys])  # [N, VIEWS, P², D]
+
+    def draw(self, rows: Sequence[int]) -> Tensor:
+        """Features ``[n, P², D]`` of pictures: the mean of two views, as a slot averages several frames of a scene."""
+        views = torch.randint(0, self.features.shape[1], (2, len(rows)))
+        return self.features[rows, views].float().mean(0)
 
 
 def part_of(caption: str, rng: random.Random) -> str:
@@ -184,12 +213,18 @@ def part_of(caption: str, rng: random.Random) -> str:
 
 
 def comparison_loss(
-    member: Member, vocabulary: Vocabulary, words: Words, data: LoadedPictures, rows: list[int], rng: random.Random
+    member: Member,
+    vocabulary: Vocabulary,
+    words: Words,
+    data: DescribedPictures,
+    rows: list[int],
+    shown: Tensor,
+    rng: random.Random,
 ) -> Tensor:
-    """Contrastive cross entropy between events and pictures, both ways, plus the weighted vocabulary loss."""
-    # Average two views, as a slot averages several frames of a scene.
-    views = torch.randint(0, data.features.shape[1], (2, len(rows)))
-    shown = data.features[rows, views].float().mean(0)
+    """Contrastive cross entropy between events and pictures, both ways, plus the weighted vocabulary loss.
+
+    ``shown [n, P², D]`` are the features of the pictures ``rows``.
+    """
     side = math.isqrt(shown.shape[1])
     sides = [part for part in (side, side // 2, side // 2, side // 4) if part]
     sights = member.sights(pool_grid(shown, rng.choice(sides)))
@@ -200,13 +235,14 @@ def comparison_loss(
         for j, row in enumerate(rows if part else ()):
             also_true[i, j] = i != j and named <= data.words[row]
     embeddings, mask, _ = words.embed([" " + text for text, _ in drawn])
-    scores = member.compare(member.events(embeddings, mask), sights).masked_fill(also_true, -1e4)
-    targets = torch.arange(len(rows))
+    scores = member.compare(member.events(embeddings, mask), sights)
+    scores = scores.masked_fill(also_true.to(scores.device), -1e4)
+    targets = torch.arange(len(rows), device=scores.device)
     contrastive = (functional.cross_entropy(scores, targets) + functional.cross_entropy(scores.T, targets)) / 2
     return contrastive + WORDS_WEIGHT * vocabulary.loss(member, sights, rows)
 
 
-def marking_loss(member: Member, words: Words, data: LoadedPictures, count: int, rng: random.Random) -> Tensor:
+def marking_loss(member: Member, words: Words, data: DescribedPictures, count: int, rng: random.Random) -> Tensor:
     """Cross entropy of the prediction, per question token, of whether it is part of an event."""
     generated = [question_with_events(data, rng) for _ in range(count)]
     embeddings, mask, offsets = words.embed([text for text, _ in generated])
@@ -214,10 +250,11 @@ def marking_loss(member: Member, words: Words, data: LoadedPictures, count: int,
     for row, (_, spans) in enumerate(generated):
         for place, (begin, end) in enumerate(offsets[row]):
             inside[row, place] = any(begin < span[1] and end > span[0] for span in spans)
-    return functional.binary_cross_entropy_with_logits(member.marks(embeddings, mask)[mask], inside[mask])
+    marks = member.marks(embeddings, mask)
+    return functional.binary_cross_entropy_with_logits(marks[mask], inside.to(marks.device)[mask])
 
 
-def question_with_events(data: LoadedPictures, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
+def question_with_events(data: DescribedPictures, rng: random.Random) -> tuple[str, list[tuple[int, int]]]:
     """A generated question and the character spans of its events."""
     if rng.random() < 0.12:
         return rng.choice(NO_EVENT), []
@@ -261,11 +298,10 @@ class Check:
 
 
 @torch.inference_mode()
-def check(grounding: Grounding, words: Words, data: LoadedPictures, seed: int = 0) -> Check:
-    """Measure ``grounding`` on pictures at half resolution, as temporal slots store them."""
+def check(grounding: Grounding, words: Words, data: DescribedPictures, shown: Tensor, seed: int = 0) -> Check:
+    """Measure ``grounding`` on pictures ``shown [N, P², D]`` at half resolution, as temporal slots store them."""
     grounding.eval()
     rng = random.Random(f"check/{seed}")
-    shown = data.features[:, 0].float()
     slots = pool_grid(shown, max(1, math.isqrt(shown.shape[1]) // 2))
     events = [as_event(text) for key in data.keys for text in data.captions[key]]
     of = torch.tensor([data.index[key] for key in data.keys for _ in data.captions[key]])
@@ -305,13 +341,13 @@ def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
 
 def _scores(grounding: Grounding, words: Words, texts: Sequence[str], slots: Tensor) -> Tensor:
     embeddings, mask, _ = words.embed([" " + text for text in texts])
-    return grounding.compare(embeddings, mask, [slots])
+    return grounding.compare(embeddings, mask, [slots]).cpu()
 
 
 def _tell_apart(
     scores: Tensor,
     of: Tensor,
-    data: LoadedPictures,
+    data: DescribedPictures,
     rng: random.Random,
     hard: bool,
     count: int = 1500,
@@ -350,7 +386,7 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
         for number, member in enumerate(grounding.each()):
             kept = output / f"checkpoint-{number + 1}.pt"
             _fit(member, words, shown, replace(config, seed=config.seed + number), kept, progress)
-    result = check(grounding, words, unseen)
+    result = check(grounding, words, unseen, unseen.features[:, 0].float())
     grounding.threshold.data.fill_(result.threshold)
     grounding.slope.data.fill_(result.slope)
     save_network(grounding, "grounding", output, model.config.grounding_config)
@@ -383,7 +419,7 @@ def _fit(
         rng = random.Random(f"{config.seed}/{step}")
         torch.manual_seed(rng.getrandbits(63))
         rows = data.batch(config.batch_size, rng)
-        loss = comparison_loss(member, vocabulary, words, data, rows, rng)
+        loss = comparison_loss(member, vocabulary, words, data, rows, data.draw(rows), rng)
         loss = loss + marking_loss(member, words, data, max(1, config.batch_size // 4), rng)
         optimizer.zero_grad()
         loss.backward()

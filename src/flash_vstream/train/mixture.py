@@ -1,7 +1,7 @@
 """Build datasets from the ``data`` entries of a stage's config."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from flash_vstream.synthetic.annotations import Annotation, read_annotations
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.events import Events
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle
+from flash_vstream.synthetic.presence import PresenceTurns
 from flash_vstream.synthetic.questions import ASKERS, Turn, caption_questions, stream_questions
 from flash_vstream.synthetic.short_questions import picture_turns
 from flash_vstream.train.chat import ChatSamples
@@ -33,8 +34,8 @@ def build_dataset(
     - ``captions``: stage 1 on a prepared picture set (``split``, ``styles``, ``past_answers``)
     - ``questions``: stage 2 on a prepared picture set (``split``, ``styles``, ``mix`` of question kinds
       with weights, ``questions`` per stream)
-    - ``pictures``: descriptions and short ``questions`` about the scene that an annotated picture set shows last
-      (``split``, ``styles``)
+    - ``pictures``: descriptions, short ``questions`` and questions about ``presence`` on the scene that an annotated
+      picture set shows last (``split``, ``styles``)
     - ``chat``: plain chat (``questions`` per sample)
     - ``llava``: LLaVA-format JSON (``file``, ``independent``; ``images`` and ``videos``, the folders of its media)
 
@@ -76,7 +77,8 @@ def _part(
         if kind in COMPOSED:
             split, styles = settings.pop("split"), settings.pop("styles")
             if kind == "pictures":
-                settings["annotations"] = read_annotations(folder / "annotations.jsonl")
+                settings["annotations"] = _annotations(folder, split)
+                settings["captions"] = PictureSet.load(folder, split).captions
             ask = COMPOSED[kind](**settings)
             return _composed(ask, folder, samples, batch, f"{seed}/{i}", split, styles)
         if kind == "chat":
@@ -86,6 +88,12 @@ def _part(
     except (TypeError, KeyError) as error:
         raise UserError(f"data source {i + 1} ({kind}): {error}") from None
     raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, pictures, chat or llava")
+
+
+def _annotations(folder: Path, split: str) -> dict[str, Annotation]:
+    """The annotations of the pictures of a split: no question may come from those of another."""
+    known = PictureSet.load(folder, split).captions
+    return {key: one for key, one in read_annotations(folder / "annotations.jsonl").items() if key in known}
 
 
 def styles_of(entries: list[dict[str, Any]]) -> list[tuple[float, StreamStyle]]:
@@ -117,12 +125,20 @@ def _questions(mix: dict[str, float], questions: int) -> Ask:
     return ask
 
 
-def _pictures(annotations: Mapping[str, Annotation], questions: int) -> Ask:
+def _pictures(
+    annotations: Mapping[str, Annotation], captions: Mapping[str, Sequence[str]], questions: int, presence: int = 0
+) -> Ask:
+    turns = PresenceTurns(annotations, captions) if presence else None
+
     def ask(plan: StreamPlan, events: Events, rng: random.Random) -> list[Turn]:
         key = plan.scenes[-1].key
         if key not in annotations:
             return [question.turn for question in caption_questions(plan, events, rng)]
-        return picture_turns(annotations[key], events.captions[key], rng, questions)
+        asked = picture_turns(annotations[key], events.captions[key], rng, questions)
+        for number in range(presence if turns is not None else 0):
+            ever = number % 2 and len(plan.scenes) > 1
+            asked.append(turns.ever(plan, rng) if ever else turns.now(key, rng))
+        return asked
 
     return ask
 

@@ -2,17 +2,27 @@
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from PIL import Image
 from rich.progress import track
 from safetensors.torch import save_file
+from torch import Tensor
 
 from flash_vstream.errors import UserError
 from flash_vstream.files import atomic_write
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.captions import pictures_in
 from flash_vstream.synthetic.views import picture_views
+
+Item = TypeVar("Item")
+TOGETHER = 16
+"""Pictures that are encoded together."""
 
 
 def prepare(pictures: Path, output: Path, model_name: str) -> None:
@@ -38,10 +48,25 @@ def prepare(pictures: Path, output: Path, model_name: str) -> None:
         target = output / f"{split}.safetensors"
         if target.exists():
             continue
-        features = {}
-        for key, picture in track(pictures_in(pictures, set(keys)), f"encoding {split}", total=len(keys)):
-            features[key] = pipeline.encode(picture_views(picture, key)).to(torch.float16).contiguous()
+        shown = track(pictures_in(pictures, set(keys)), f"encoding {split}", total=len(keys))
+        features = {key: views for part in batched(shown, TOGETHER) for key, views in _encode(pipeline, part)}
         if len(features) < len(keys):
             raise UserError(f"{pictures} lacks {len(keys) - len(features)} of the {len(keys)} pictures of {split}")
         with atomic_write(target) as scratch:
             save_file(features, scratch)
+
+
+def _encode(pipeline: FlashVStream, pictures: Sequence[tuple[str, Image.Image]]) -> Iterator[tuple[str, Tensor]]:
+    """The features of the pictures' views, float16 ``[VIEWS, P², D]``."""
+    with ThreadPoolExecutor() as pool:
+        views = list(pool.map(lambda pair: picture_views(pair[1], pair[0]), pictures))
+    features = pipeline.encode([view for own in views for view in own]).to("cpu", torch.float16)
+    for (key, _), own in zip(pictures, features.split(len(views[0])), strict=True):
+        yield key, own.contiguous().clone()
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of ``size``, the last one perhaps shorter."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part

@@ -28,7 +28,7 @@ from flash_vstream.synthetic.annotations import Annotation
 from flash_vstream.synthetic.captions import sentence
 from flash_vstream.synthetic.events import as_event
 from flash_vstream.synthetic.short_questions import short_questions
-from flash_vstream.train.annotated import AnnotatedFeatures, grid_sides
+from flash_vstream.train.annotated import AnnotatedFeatures, AnnotatedPictures, grid_sides
 from flash_vstream.train.config import load_settings
 from flash_vstream.train.fitting import fit
 
@@ -86,7 +86,7 @@ def long_questions(annotation: Annotation, rng: random.Random) -> list[tuple[str
     return [(form.format(x=event, t=time), NONE) for form in rng.sample(LONG_FORMS, 2)]
 
 
-def frequent_answers(shown: AnnotatedFeatures, least: int, seed: int) -> list[str]:
+def frequent_answers(shown: AnnotatedPictures, least: int, seed: int) -> list[str]:
     """``NONE``, and the answers that at least ``least`` pictures have, the most frequent first."""
     rng = random.Random(f"answers/{seed}")
     counts = Counter(
@@ -97,7 +97,7 @@ def frequent_answers(shown: AnnotatedFeatures, least: int, seed: int) -> list[st
     return [answer for answer, count in counts.most_common() if count >= least]
 
 
-def asked_of(pictures: AnnotatedFeatures, answers: Sequence[str], seed: int, repeats: int = 1) -> Asked:
+def asked_of(pictures: AnnotatedPictures, answers: Sequence[str], seed: int, repeats: int = 1) -> Asked:
     """The questions about all pictures whose answers are among ``answers``."""
     number = {answer: i for i, answer in enumerate(answers)}
     texts: dict[str, int] = {}
@@ -147,19 +147,27 @@ def train_short_answers(
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         chosen = asked.pairs[torch.randint(0, len(asked.pairs), (config.batch_size,), generator=generator)]
         frames = pool_grid(shown.draw(chosen[:, 0], generator), rng.choice(sides))
-        logits = network(*questions.batch(chosen[:, 1].tolist()), frames)
-        return functional.cross_entropy(logits, chosen[:, 2], label_smoothing=0.05)
+        return short_answers_loss(network, *questions.batch(chosen[:, 1].tolist()), frames, chosen[:, 2])
 
     fit(network, "short answers", config, output / "short-answers-checkpoint.pt", loss)
-    result = check(network, unseen, words, config.seed)
-    save_network(network, "short_answers", output, {"answers": answers, "width": config.width})
+    result = check(network, unseen, unseen.whole(torch.arange(len(unseen.keys))), words, config.seed)
+    save_network(network, "short_answers", output, network.config())
     (output / "short-answers-check.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
+def short_answers_loss(
+    network: ShortAnswers, embeddings: Tensor, there: Tensor, frames: Tensor, answers: Tensor
+) -> Tensor:
+    """Cross entropy of the ``answers [n]`` to questions (see ``ShortAnswers.forward``)."""
+    return functional.cross_entropy(network(embeddings, there, frames), answers, label_smoothing=0.05)
+
+
 @torch.inference_mode()
-def check(network: ShortAnswers, unseen: AnnotatedFeatures, words: Words, seed: int) -> dict[str, Any]:
-    """The share of right answers about unseen pictures: of the annotations' own questions, of counts of people, of all.
+def check(network: ShortAnswers, unseen: AnnotatedPictures, maps: Tensor, words: Words, seed: int) -> dict[str, Any]:
+    """The share of right answers about unseen pictures with features ``maps [N, P², D]``.
+
+    It is given for the annotations' own questions, for the number of people, and for all.
 
     An answer that is not one of the network's counts as wrong.
     """
@@ -171,7 +179,7 @@ def check(network: ShortAnswers, unseen: AnnotatedFeatures, words: Words, seed: 
         rows = range(at, min(at + 64, len(unseen.keys)))
         asked = [(row, *pair) for row in rows for pair in short_questions(unseen.annotations[unseen.keys[row]], rng)]
         embeddings, there, _ = words.embed([question for _, question, _ in asked])
-        frames = unseen.whole(torch.tensor([row for row, _, _ in asked]))
+        frames = maps[[row for row, _, _ in asked]]
         best = network(embeddings, there, frames).argmax(1).tolist()
         for (row, question, answer), found in zip(asked, best, strict=True):
             own = {text for text, _ in unseen.annotations[unseen.keys[row]].qa}

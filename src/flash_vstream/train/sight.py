@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flash_vstream.memory import pool_grid
-from flash_vstream.models.sight import Sight
+from flash_vstream.models.sight import Seen, Sight
 from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic.annotations import (
     PERSON,
@@ -25,7 +25,7 @@ from flash_vstream.synthetic.annotations import (
     head_noun,
     wordings,
 )
-from flash_vstream.train.annotated import AnnotatedFeatures, grid_sides
+from flash_vstream.train.annotated import AnnotatedFeatures, AnnotatedPictures, grid_sides
 from flash_vstream.train.config import load_settings
 from flash_vstream.train.fitting import fit
 
@@ -72,37 +72,48 @@ def train_sight(config: SightConfig, folders: Sequence[Path], output: Path) -> d
     """
     torch.manual_seed(config.seed)
     shown, unseen = (AnnotatedFeatures(folders, split) for split in (config.train_split, config.val_split))
-    things = frequent_things([shown.annotations[key] for key in shown.keys], config.least)
-    if PERSON not in things:
-        things = [PERSON, *things]
-    aliases = wordings(things)
-    sight = Sight(shown.maps.shape[-1], things, aliases, config.hidden)
-    labels = shown.labels(things)
-    sight.prior.copy_(torch.logit(labels.mean(0).clamp(1e-4, 1 - 1e-4)))
-    with torch.no_grad():
-        sight.things.bias.copy_(sight.prior)
+    sight, labels = untrained_sight(shown, shown.maps.shape[-1], config.hidden, config.least)
     output.mkdir(parents=True, exist_ok=True)
     people, sides = shown.people(), grid_sides(shown.maps.shape[-2])
 
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         rows = torch.randint(0, len(shown.keys), (config.batch_size,), generator=generator)
-        seen = sight(pool_grid(shown.draw(rows, generator), rng.choice(sides)))
-        missed = functional.binary_cross_entropy_with_logits(seen.things + sight.prior, labels[rows], reduction="sum")
-        return missed / len(rows) + functional.cross_entropy(seen.people, people[rows])
+        return sight_loss(sight, pool_grid(shown.draw(rows, generator), rng.choice(sides)), labels[rows], people[rows])
 
     fit(sight, "sight", config, output / "sight-checkpoint.pt", loss)
-    result = calibrate(sight, unseen)
-    save_network(sight, "sight", output, {"things": things, "aliases": aliases, "hidden": config.hidden})
+    result = calibrate(sight, unseen, unseen.whole(torch.arange(len(unseen.keys))))
+    save_network(sight, "sight", output, sight.config())
     (output / "sight-check.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return asdict(result)
 
 
+def untrained_sight(shown: AnnotatedPictures, channels: int, hidden: int, least: int) -> tuple[Sight, Tensor]:
+    """A network for the things that at least ``least`` pictures have, and which pictures have them ``[N, V]``."""
+    things = frequent_things([shown.annotations[key] for key in shown.keys], least)
+    if PERSON not in things:
+        things = [PERSON, *things]
+    sight = Sight(channels, things, wordings(things), hidden)
+    labels = shown.labels(things)
+    sight.prior.copy_(torch.logit(labels.mean(0).clamp(1e-4, 1 - 1e-4)))
+    with torch.no_grad():
+        sight.things.bias.copy_(sight.prior)
+    return sight, labels
+
+
+def sight_loss(sight: Sight, maps: Tensor, labels: Tensor, people: Tensor) -> Tensor:
+    """Cross entropy of things, summed over ``labels [n, V]``, and of the numbers of ``people [n]``."""
+    seen = sight(maps)
+    missed = functional.binary_cross_entropy_with_logits(seen.things + sight.prior, labels, reduction="sum")
+    return missed / len(maps) + functional.cross_entropy(seen.people, people)
+
+
 @torch.inference_mode()
-def calibrate(sight: Sight, unseen: AnnotatedFeatures, seed: int = 0) -> Check:
-    """Measure on unseen pictures, and set the thresholds for one frame and for several."""
+def calibrate(sight: Sight, unseen: AnnotatedPictures, maps: Tensor, seed: int = 0) -> Check:
+    """Measure on unseen pictures with features ``maps [N, P², D]``; set the thresholds for one frame and several."""
     sight.eval()
     rng = random.Random(f"sight/{seed}")
-    seen = sight(pool_grid(unseen.whole(torch.arange(len(unseen.keys))), grid_sides(unseen.maps.shape[-2])[0]))
+    found = sight(maps)
+    seen = Seen(found.things.cpu(), found.people.cpu())
     labels = unseen.labels(sight.names)
     pairs = list(_pairs(sight, unseen, labels, rng))
     single = [(float(seen.things[row, name]), there) for row, name, there in pairs]
@@ -124,7 +135,7 @@ def calibrate(sight: Sight, unseen: AnnotatedFeatures, seed: int = 0) -> Check:
 
 
 def _pairs(
-    sight: Sight, unseen: AnnotatedFeatures, labels: Tensor, rng: random.Random
+    sight: Sight, unseen: AnnotatedPictures, labels: Tensor, rng: random.Random
 ) -> Iterator[tuple[int, int, bool]]:
     """Pictures with two things that are listed and two that no text names, drawn as often as they are listed."""
     index = {name: number for number, name in enumerate(sight.names)}

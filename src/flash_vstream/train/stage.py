@@ -1,8 +1,10 @@
 """Run one training stage on Transformers' Trainer: resumable, logged, and saved as a model at the end."""
 
+import copy
 import ctypes
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,17 @@ from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor
 from flash_vstream.models.adapters import merge_adapter, name_base
 from flash_vstream.models.configuration import FlashVStreamConfig
+from flash_vstream.models.grounding import Grounder, Words
 from flash_vstream.models.hints import Hinter
 from flash_vstream.models.prompts import TEMPLATES
-from flash_vstream.models.small_networks import SMALL_NETWORKS, add_configs, files_in, load_networks, save_networks
+from flash_vstream.models.small_networks import (
+    SMALL_NETWORKS,
+    TOWER,
+    add_configs,
+    files_in,
+    load_networks,
+    save_networks,
+)
 from flash_vstream.train.arguments import accumulation, check_resumed, training_arguments, world_size
 from flash_vstream.train.config import StageConfig
 from flash_vstream.train.datasets import Collator, Mixture
@@ -73,7 +83,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     if config.compile:
         for layer in model.language_model.get_decoder().layers:
             layer.forward = torch.compile(layer.forward, dynamic=True)
-    hinter = Hinter.from_model(model, processor.tokenizer)
+    hinter = _hinter(model, processor.tokenizer)
     chains = attention == "flash_attention_2"
     try:
         trainer = StageTrainer(
@@ -110,6 +120,19 @@ def _model(config: StageConfig, folder: Path) -> FlashVStreamForConditionalGener
     for networks in config.networks:
         load_networks(model, Path(networks))
     return model
+
+
+def _hinter(model: FlashVStreamForConditionalGeneration, tokenizer: Any) -> Hinter | None:
+    """The model's hinter, with networks of its own that stay on the CPU.
+
+    Batches are made by other processes, in which a GPU cannot be used.
+    """
+    if model.grounding is None:
+        return None
+    table: Any = model.get_input_embeddings().weight
+    words = Words(tokenizer, table.detach().clone())
+    grounding, sight, short_answers = (getattr(model, name) for name in SMALL_NETWORKS)
+    return Hinter(Grounder(copy.deepcopy(grounding), words, copy.deepcopy(sight)), copy.deepcopy(short_answers))
 
 
 def _datasets(config: StageConfig, data: Path, encode: Encode) -> tuple[Any, Any, int]:
@@ -151,6 +174,9 @@ def _save_result(
         base = Path(config.model)
         name_base(result, str(base.resolve()) if base.is_dir() else config.model)
         save_networks(model, result)
+        for networks in config.networks:
+            if (Path(networks) / TOWER).exists():
+                shutil.copyfile(Path(networks) / TOWER, result / TOWER)
         merge_adapter(model_folder, result, output / "model")
         processor.save_pretrained(output / "model")
 

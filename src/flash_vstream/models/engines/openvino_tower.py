@@ -19,29 +19,36 @@ from flash_vstream.models.engines.openvino_graph import cpu_options
 class OpenVinoTower(nn.Module):
     """Takes the place of an ``EfficientNetLiteModel``; threads may share it, and take turns.
 
-    Raises ``RuntimeError`` if OpenVINO does not run on this machine.
+    With ``blocks``, it has that many of the tower's first blocks and no head, for ``first_blocks`` alone. Raises
+    ``RuntimeError`` if OpenVINO does not run on this machine.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, tower: EfficientNetLiteModel):
+    def __init__(self, tower: EfficientNetLiteModel, blocks: int | None = None):
         super().__init__()
         self.config = tower.config
         ov: Any = importlib.import_module("openvino")
-        compiled = ov.Core().compile_model(_build(ov, tower), "CPU", cpu_options())
+        compiled = ov.Core().compile_model(_build(ov, tower, blocks), "CPU", cpu_options())
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
         """See ``EfficientNetLiteModel``."""
+        return BaseModelOutput(last_hidden_state=self._infer(pixel_values).flatten(2).transpose(1, 2))
+
+    def first_blocks(self, pixel_values: Tensor) -> Tensor:
+        """``EfficientNetLiteModel.first_blocks`` for the number of blocks that it has."""
+        return self._infer(pixel_values)
+
+    def _infer(self, pixel_values: Tensor) -> Tensor:
         with self._lock:
             self._request.infer([pixel_values.float().numpy()], share_inputs=True)
-            features = torch.from_numpy(self._request.get_output_tensor(0).data.copy())
-        return BaseModelOutput(last_hidden_state=features.flatten(2).transpose(1, 2))
+            return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
 
 
-def _build(ov: Any, tower: EfficientNetLiteModel) -> Any:
-    """An ``openvino.Model`` of pixels ``[B, 3, H, W]`` to features ``[B, hidden_size, H/32, W/32]``."""
+def _build(ov: Any, tower: EfficientNetLiteModel, count: int | None) -> Any:
+    """An ``openvino.Model`` of pixels ``[B, 3, H, W]`` to features ``[B, channels, h, w]``; see ``OpenVinoTower``."""
     op: Any = importlib.import_module("openvino.opset13")
 
     def convolved(x: Any, layer: ConvNorm) -> Any:
@@ -60,8 +67,9 @@ def _build(ov: Any, tower: EfficientNetLiteModel) -> Any:
     pixels = op.parameter([-1, 3, size, size], np.float32, name="pixel_values")
     x = convolved(pixels, tower.stem)
     blocks: Any = tower.blocks
-    for block in blocks:
+    for block in blocks[:count]:
         y = convolved(x, block.expand) if isinstance(block.expand, ConvNorm) else x
         y = convolved(convolved(y, block.depthwise), block.project)
         x = op.add(x, y) if block.skip else y
-    return ov.Model([op.result(convolved(x, tower.head))], [pixels], "vision_tower")
+    x = x if count is not None else convolved(x, tower.head)
+    return ov.Model([op.result(x)], [pixels], "vision_tower")
