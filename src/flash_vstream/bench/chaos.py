@@ -191,8 +191,7 @@ class Chaos:
             descriptors={kind: workers[kind].num_fds() for kind in sorted(workers)}
             | {"server": self.server.descriptors()},
             shared_files=sum(path.is_file() for path in self.server.shared.rglob("*")),
-            # The socket of a killed worker's own fork server stays, empty, until the server ends; then it must go.
-            temporary_files=sorted(_kind_of(path) for path in self.server.temporary.rglob("*") if not path.is_socket()),
+            temporary_files=sorted(_kind_of(path) for path in self.server.temporary.rglob("*")),
             questions=int(gauges["flash_vstream_questions_in_progress"]),
             clips=int(gauges["flash_vstream_clips_in_progress"]),
         )
