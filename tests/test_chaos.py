@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from flash_vstream.bench.chaos import Holdings
+from flash_vstream.bench.chaos import LOWER_PRIORITY, Chaos, Holdings
 from flash_vstream.bench.chaos_blows import KINDS, Blow
 from flash_vstream.bench.chaos_clock import SteppedClock
 from flash_vstream.bench.chaos_fuzz import check_installed
@@ -131,6 +132,24 @@ def test_what_a_stopped_server_leaves_is_noticed(left):
     clean = {"exit_code": 0, "processes": [], "shared_files": [], "temporary_files": []}
     assert left_behind(clean) == []
     assert len(left_behind(clean | left)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_callers_give_way_and_a_server_that_is_started_again_does_not(monkeypatch, tmp_path):
+    priorities = {}
+
+    def note(who):
+        return lambda *_: priorities.setdefault(who, os.getpriority(os.PRIO_PROCESS, 0))
+
+    chaos = object.__new__(Chaos)
+    chaos.seed, chaos.folder, chaos.tally = 0, tmp_path, SimpleNamespace(statuses={})
+    chaos.blows = SimpleNamespace(run=note("blows"), rounds=1, dealt=[])  # these start the server again
+    chaos._caller = lambda name: SimpleNamespace(run=note("callers"))
+    monkeypatch.setattr("flash_vstream.bench.chaos.fuzz", note("fuzz"))
+    chaos._disturb(0, lambda text: None)
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    lower = min(19, usual + LOWER_PRIORITY)
+    assert priorities == {"callers": lower, "fuzz": lower, "blows": usual}
 
 
 def test_the_stepped_clock_is_followed_by_children(tmp_path):

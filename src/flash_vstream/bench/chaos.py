@@ -9,6 +9,7 @@ What is done is drawn from a seed; how it falls together in time is not repeatab
 
 import os
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -117,8 +118,6 @@ class Chaos:
             self.server.start()
             tell("watching the witnesses")
             before = self._begin()
-            # Those who disturb must not take the processor from the server that they disturb.
-            os.nice(LOWER_PRIORITY)
             self._disturb(seconds, tell)
             tell("waiting for the server to let go")
             after = self._settled(before)
@@ -147,8 +146,10 @@ class Chaos:
 
     def _disturb(self, seconds: float, tell: Callable[[str], None]) -> None:
         over = threading.Event()
-        work: list[Callable[[], None]] = [partial(self._caller(f"caller{i}").run, over) for i in range(CALLERS)]
-        work += [partial(self.blows.run, over), partial(fuzz, self.tally, self.seed, self.folder, over)]
+        callers = [partial(self._caller(f"caller{i}").run, over) for i in range(CALLERS)]
+        callers.append(partial(fuzz, self.tally, self.seed, self.folder, over))
+        work = [partial(_at_lower_priority, run) for run in callers]
+        work.append(partial(self.blows.run, over))  # it starts servers, which inherit its priority
         failures: list[BaseException] = []
 
         def guarded(function: Callable[[], None]) -> None:
@@ -247,6 +248,13 @@ class Chaos:
                 progress.update(task, description=text, completed=min(seconds, time.monotonic() - started))
 
             yield tell
+
+
+def _at_lower_priority(run: Callable[[], None]) -> None:
+    """Run this thread so that it does not take the processor from the server that it disturbs."""
+    if sys.platform == "linux":  # elsewhere priorities are those of whole processes
+        os.nice(LOWER_PRIORITY)
+    run()
 
 
 def _kind_of(path: Path) -> str:
