@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flash_vstream.bench.chaos_blows import Blows
+from flash_vstream.bench.chaos_blows import KINDS, Blows
 from flash_vstream.bench.chaos_callers import Caller, Tally
 from flash_vstream.bench.chaos_fuzz import check_installed, fuzz
 from flash_vstream.bench.chaos_media import MutatedMedia, write_clip
@@ -89,10 +89,22 @@ class Holdings:
 
 
 class Chaos:
-    """One run: a server, its witnesses, those who call it and those who strike it."""
+    """One run: a server, its witnesses, those who call it and those who strike it.
 
-    def __init__(self, model: str, seed: int, folder: Path, shared: Path, console: Console):
-        self.seed, self.folder, self.console = seed, folder, console
+    Of the blows, only ``kinds`` are dealt. With ``callers`` 0 there is no schemathesis either.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        seed: int,
+        folder: Path,
+        shared: Path,
+        console: Console,
+        kinds: Sequence[str] = KINDS,
+        callers: int = CALLERS,
+    ):
+        self.seed, self.folder, self.console, self.callers = seed, folder, console, callers
         self.server = ServerUnderTest(model, folder, shared)
         self.tally = Tally(self.server)
         (folder / "media").mkdir()
@@ -101,7 +113,7 @@ class Chaos:
         rates = {"witness-file": WITNESS_FPS, "witness-camera": WITNESS_FPS, "witness-push": PUSH_FPS}
         self.witnesses = Witnesses(self.server, rates)
         camera, file = ("witness-camera", self.world.camera_port), ("witness-file", str(clip))
-        self.blows = Blows(self.server, self.witnesses, self.tally, camera, file, seed)
+        self.blows = Blows(self.server, self.witnesses, self.tally, camera, file, seed, kinds)
         self.sources: dict[str, dict[str, Any]] = {
             "witness-file": {"source": str(clip), "fps": WITNESS_FPS, "loop": True},
             "witness-camera": {"source": self.world.camera, "fps": WITNESS_FPS},
@@ -134,8 +146,9 @@ class Chaos:
             self.server.call("POST", "/v1/streams", {"name": name, **source}).raise_for_status()
         self.witnesses.start()
         self._until(lambda: self.witnesses.all_since(0.0), "a frame of every witness")
-        for action, _ in self._caller("first").actions:
-            action()
+        if self.callers:
+            for action, _ in self._caller("first").actions:
+                action()
         time.sleep(CALM_SECONDS)
         self._remove_others()
         return self._calm()
@@ -146,8 +159,9 @@ class Chaos:
 
     def _disturb(self, seconds: float, tell: Callable[[str], None]) -> None:
         over = threading.Event()
-        callers = [partial(self._caller(f"caller{i}").run, over) for i in range(CALLERS)]
-        callers.append(partial(fuzz, self.tally, self.seed, self.folder, over))
+        callers = [partial(self._caller(f"caller{i}").run, over) for i in range(self.callers)]
+        if callers:
+            callers.append(partial(fuzz, self.tally, self.seed, self.folder, over))
         work = [partial(_at_lower_priority, run) for run in callers]
         work.append(partial(self.blows.run, over))  # it starts servers, which inherit its priority
         failures: list[BaseException] = []
