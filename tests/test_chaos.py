@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
-from flash_vstream.bench.chaos import Holdings
-from flash_vstream.bench.chaos_blows import KINDS, Blow
+from flash_vstream.bench.chaos import LOWER_PRIORITY, Chaos, Holdings
+from flash_vstream.bench.chaos_blows import KILLS, KINDS, Blow
 from flash_vstream.bench.chaos_clock import SteppedClock
 from flash_vstream.bench.chaos_fuzz import check_installed
 from flash_vstream.bench.chaos_report import judge_gaps, leaks, left_behind
@@ -16,10 +20,31 @@ from flash_vstream.bench.chaos_witnesses import Gap, Witness
 from flash_vstream.bench.chaos_world import Slowness
 from flash_vstream.errors import UserError
 
-# Under a minute of trouble, but two to four with starting, stopping and waiting for the last processes.
-pytestmark = pytest.mark.slow
-
 MINUTES = 0.8
+
+
+@pytest.fixture
+def folder():
+    """A folder with a short path, as sockets need."""
+    with tempfile.TemporaryDirectory(prefix="fs", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+def test_every_process_may_be_killed(tiny_folder, folder):
+    """One kill of each, and nothing else: no promise breaks.
+
+    How long a witness is without frames is for the benchmark to judge, on a machine with nothing else to do.
+    """
+    shared = folder / "shared"
+    shared.mkdir()
+    chaos = Chaos(str(tiny_folder), 3, folder, shared, Console(stderr=True), KILLS, callers=0)
+    report = chaos.run(0)
+    assert [line for line in report["broken"] if " was without frames for " not in line] == []
+    assert set(report["blows"]) == set(KILLS)
+    assert report["answered"] >= len(KILLS)
+
+
+# --- all at once: under a minute of trouble, but two to four with all that is waited for
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +62,14 @@ def report(done):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_no_promise_is_broken(done, report):
     assert report["broken"] == []
     assert done.returncode == 0
     assert "No promise was broken." in done.stderr
 
 
+@pytest.mark.slow
 def test_everything_was_tried(report):
     """Otherwise nothing would be shown by it."""
     assert set(report["blows"]) == set(KINDS)
@@ -131,6 +158,24 @@ def test_what_a_stopped_server_leaves_is_noticed(left):
     clean = {"exit_code": 0, "processes": [], "shared_files": [], "temporary_files": []}
     assert left_behind(clean) == []
     assert len(left_behind(clean | left)) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have a priority of their own on Linux alone")
+def test_callers_give_way_and_a_server_that_is_started_again_does_not(monkeypatch, tmp_path):
+    priorities = {}
+
+    def note(who):
+        return lambda *_: priorities.setdefault(who, os.getpriority(os.PRIO_PROCESS, 0))
+
+    chaos = object.__new__(Chaos)
+    chaos.seed, chaos.folder, chaos.callers, chaos.tally = 0, tmp_path, 1, SimpleNamespace(statuses={})
+    chaos.blows = SimpleNamespace(run=note("blows"), rounds=1, dealt=[])  # these start the server again
+    chaos._caller = lambda name: SimpleNamespace(run=note("callers"))
+    monkeypatch.setattr("flash_vstream.bench.chaos.fuzz", note("fuzz"))
+    chaos._disturb(0, lambda text: None)
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    lower = min(19, usual + LOWER_PRIORITY)
+    assert priorities == {"callers": lower, "fuzz": lower, "blows": usual}
 
 
 def test_the_stepped_clock_is_followed_by_children(tmp_path):

@@ -112,3 +112,21 @@ def test_what_is_no_video_is_one_message(tiny_folder, tmp_path, medium):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("flash-vstream: ")
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback():
+    code = """
+import os, runpy, signal, sys
+
+class Pressed:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == "flash_vstream.cli.main":
+            os.kill(os.getpid(), signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+sys.meta_path.insert(0, Pressed)
+runpy.run_module("flash_vstream", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from flash_vstream.memory import SemanticAttention, StarConfig, StarMemory, abstract_memory, pool_grid
 from flash_vstream.memory.clustering import cheapest_pair, lloyd, merge_costs
+from flash_vstream.memory.flash_release import ReleaseFlashMemory
+from flash_vstream.memory.frames import FrameMemory, whole_frames
 from flash_vstream.memory.release import ReleaseMemory
 from flash_vstream.memory.retrieval import heaviest, nearest_frames
 
@@ -51,6 +53,19 @@ def assert_same(first: StarMemory, second: StarMemory) -> None:
     assert mine.keys() == yours.keys()
     for name in mine:
         assert torch.equal(mine[name].nan_to_num(), yours[name].nan_to_num()), name
+
+
+@pytest.mark.parametrize("make", [
+    lambda: new_memory(channels=10),
+    lambda: FrameMemory("recent", 3, whole_frames(4, 3), 10),
+    lambda: ReleaseMemory(VARIANTS[0], 10, SemanticAttention(10, 3)),
+    lambda: ReleaseFlashMemory(VARIANTS[0], 10),
+])  # fmt: skip
+def test_every_memory_knows_its_newest_frame_s_time_without_being_read(make):
+    memory = make()
+    assert memory.time is None
+    memory.write(torch.randn(2, 16, 10), [0.5, 1.5])
+    assert memory.time == memory.read().time == 1.5
 
 
 @pytest.mark.parametrize("config", VARIANTS)

@@ -63,7 +63,7 @@ class Stream:
     @property
     def time(self) -> float | None:
         """Stream time of the newest frame in seconds; None before the first."""
-        return self.memory.read().time if self.memory.frames else None
+        return self.memory.time
 
 
 class FlashVStream:

@@ -9,11 +9,12 @@ What is done is drawn from a seed; how it falls together in time is not repeatab
 
 import os
 import random
+import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flash_vstream.bench.chaos_blows import Blows
+from flash_vstream.bench.chaos_blows import KINDS, Blows
 from flash_vstream.bench.chaos_callers import Caller, Tally
 from flash_vstream.bench.chaos_fuzz import check_installed, fuzz
 from flash_vstream.bench.chaos_media import MutatedMedia, write_clip
@@ -88,10 +89,22 @@ class Holdings:
 
 
 class Chaos:
-    """One run: a server, its witnesses, those who call it and those who strike it."""
+    """One run: a server, its witnesses, those who call it and those who strike it.
 
-    def __init__(self, model: str, seed: int, folder: Path, shared: Path, console: Console):
-        self.seed, self.folder, self.console = seed, folder, console
+    Of the blows, only ``kinds`` are dealt. With ``callers`` 0 there is no schemathesis either.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        seed: int,
+        folder: Path,
+        shared: Path,
+        console: Console,
+        kinds: Sequence[str] = KINDS,
+        callers: int = CALLERS,
+    ):
+        self.seed, self.folder, self.console, self.callers = seed, folder, console, callers
         self.server = ServerUnderTest(model, folder, shared)
         self.tally = Tally(self.server)
         (folder / "media").mkdir()
@@ -100,7 +113,7 @@ class Chaos:
         rates = {"witness-file": WITNESS_FPS, "witness-camera": WITNESS_FPS, "witness-push": PUSH_FPS}
         self.witnesses = Witnesses(self.server, rates)
         camera, file = ("witness-camera", self.world.camera_port), ("witness-file", str(clip))
-        self.blows = Blows(self.server, self.witnesses, self.tally, camera, file, seed)
+        self.blows = Blows(self.server, self.witnesses, self.tally, camera, file, seed, kinds)
         self.sources: dict[str, dict[str, Any]] = {
             "witness-file": {"source": str(clip), "fps": WITNESS_FPS, "loop": True},
             "witness-camera": {"source": self.world.camera, "fps": WITNESS_FPS},
@@ -117,8 +130,6 @@ class Chaos:
             self.server.start()
             tell("watching the witnesses")
             before = self._begin()
-            # Those who disturb must not take the processor from the server that they disturb.
-            os.nice(LOWER_PRIORITY)
             self._disturb(seconds, tell)
             tell("waiting for the server to let go")
             after = self._settled(before)
@@ -135,8 +146,9 @@ class Chaos:
             self.server.call("POST", "/v1/streams", {"name": name, **source}).raise_for_status()
         self.witnesses.start()
         self._until(lambda: self.witnesses.all_since(0.0), "a frame of every witness")
-        for action, _ in self._caller("first").actions:
-            action()
+        if self.callers:
+            for action, _ in self._caller("first").actions:
+                action()
         time.sleep(CALM_SECONDS)
         self._remove_others()
         return self._calm()
@@ -147,8 +159,11 @@ class Chaos:
 
     def _disturb(self, seconds: float, tell: Callable[[str], None]) -> None:
         over = threading.Event()
-        work: list[Callable[[], None]] = [partial(self._caller(f"caller{i}").run, over) for i in range(CALLERS)]
-        work += [partial(self.blows.run, over), partial(fuzz, self.tally, self.seed, self.folder, over)]
+        callers = [partial(self._caller(f"caller{i}").run, over) for i in range(self.callers)]
+        if callers:
+            callers.append(partial(fuzz, self.tally, self.seed, self.folder, over))
+        work = [partial(_at_lower_priority, run) for run in callers]
+        work.append(partial(self.blows.run, over))  # it starts servers, which inherit its priority
         failures: list[BaseException] = []
 
         def guarded(function: Callable[[], None]) -> None:
@@ -191,8 +206,7 @@ class Chaos:
             descriptors={kind: workers[kind].num_fds() for kind in sorted(workers)}
             | {"server": self.server.descriptors()},
             shared_files=sum(path.is_file() for path in self.server.shared.rglob("*")),
-            # The socket of a killed worker's own fork server stays, empty, until the server ends; then it must go.
-            temporary_files=sorted(_kind_of(path) for path in self.server.temporary.rglob("*") if not path.is_socket()),
+            temporary_files=sorted(_kind_of(path) for path in self.server.temporary.rglob("*")),
             questions=int(gauges["flash_vstream_questions_in_progress"]),
             clips=int(gauges["flash_vstream_clips_in_progress"]),
         )
@@ -248,6 +262,13 @@ class Chaos:
                 progress.update(task, description=text, completed=min(seconds, time.monotonic() - started))
 
             yield tell
+
+
+def _at_lower_priority(run: Callable[[], None]) -> None:
+    """Run this thread so that it does not take the processor from the server that it disturbs."""
+    if sys.platform == "linux":  # elsewhere priorities are those of whole processes
+        os.nice(LOWER_PRIORITY)
+    run()
 
 
 def _kind_of(path: Path) -> str:

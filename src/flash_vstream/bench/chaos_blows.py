@@ -8,7 +8,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -24,7 +24,8 @@ RECOVERY_SECONDS = 300.0
 FULL_SECONDS = 60.0
 """How long the disk stays full at most: until the server says so, which it notices when it saves, every 10 s."""
 CLOCK_STEPS = (3600.0, -3600.0, 86400.0, -86400.0, 0.7, -0.7, 0.0)
-KINDS = ("reader", "frame worker", "question worker", "fork server", "server", "full disk", "clock step")
+KILLS = ("reader", "frame worker", "question worker", "fork server", "server")
+KINDS = (*KILLS, "full disk", "clock step")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Blow:
 
 
 class Blows:
-    """Deals blows in rounds of every kind, in random order.
+    """Deals blows in rounds of every one of ``kinds``, in random order.
 
     ``camera`` and ``file`` are witnesses' names, with the port and the path that their readers have open.
     """
@@ -56,9 +57,10 @@ class Blows:
         camera: tuple[str, int],
         file: tuple[str, str],
         seed: int,
+        kinds: Sequence[str] = KINDS,
     ):
         self.server, self.witnesses, self.tally = server, witnesses, tally
-        self._camera, self._file = camera, file
+        self._camera, self._file, self._kinds = camera, file, kinds
         self.rng = random.Random(f"{seed}/blows")
         self.dealt: list[Blow] = []
         self.rounds = 0
@@ -78,7 +80,7 @@ class Blows:
     def run(self, over: threading.Event) -> None:
         """Deal blows until ``over``; the last one's recovery is awaited."""
         while True:
-            for kind in self.rng.sample(KINDS, len(KINDS)):
+            for kind in self.rng.sample(self._kinds, len(self._kinds)):
                 if over.wait(self.rng.uniform(*PAUSE_SECONDS)):
                     return
                 if kind not in self.skipped:

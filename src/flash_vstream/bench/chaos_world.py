@@ -22,7 +22,8 @@ from flash_vstream.bench.chaos_media import picture
 CAMERA_FPS = 5.0
 PUSH_FPS = 2.0
 RETRY_SECONDS = 0.2
-START_SECONDS = 60.0
+START_SECONDS = 300.0
+"""How long a starved machine may take to import what this needs."""
 _DRIP_SECONDS = 0.1
 _PROBE_SECONDS = 0.02
 _PROBE_PAUSE_SECONDS = 1.0

@@ -50,7 +50,7 @@ def ensure_fork_server() -> ForkServerContext:
 def _note_address() -> str | None:
     """Remember the address of the running fork server, and return it.
 
-    Only our own are known: workers have fork servers as well, with sockets in the same folder.
+    Only those are removed: a manager of multiprocessing in the same program has its socket in the same folder.
     """
     address: str | None = getattr(forkserver._forkserver, "_forkserver_address", None)
     if address:

@@ -117,7 +117,7 @@ class WatchedStream:
             state, notes, seconds_ago = restored
             self.notes |= {name: notes[name] for name in self.notes if name in notes}
             self.slots = state["slots"]
-            self.notes["time"] = self.memory.read().time if self.memory.frames else None
+            self.notes["time"] = self.memory.time
             self.notes["monotonic"] = time.monotonic() - seconds_ago if self.memory.frames else None
             if notes.get("state") == "ended":
                 return EndedReader(notes.get("error"))  # its file may have been deleted

@@ -74,6 +74,11 @@ class FrameMemory(Locked):
         return int(self._frames)
 
     @property
+    def time(self) -> float | None:
+        """Stream time of the newest frame in seconds; None before the first."""
+        return float(self._time) if self.frames else None
+
+    @property
     def nbytes(self) -> int:
         """The memory's size in bytes."""
         return sum(value.numel() * value.element_size() for value in self.state_dict().values())

@@ -71,6 +71,11 @@ class ReleaseMemory(Locked):
         return len(self._buffer)
 
     @property
+    def time(self) -> float | None:
+        """Stream time of the newest frame in seconds; None before the first."""
+        return float(self._times[-1]) if self.frames else None
+
+    @property
     def nbytes(self) -> int:
         """The memory's size in bytes; grows with every frame."""
         return sum(value.numel() * value.element_size() for value in self.state_dict().values())

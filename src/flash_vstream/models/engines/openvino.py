@@ -4,7 +4,6 @@ Keys and values lie in blocks of a pool. A fork shares its blocks with the seque
 only the last one, when it writes to it; so a memory that was read once serves any number of questions.
 """
 
-import importlib
 import logging
 import shutil
 import threading
@@ -21,6 +20,7 @@ from filelock import FileLock
 from flash_vstream.files import atomic_folder
 from flash_vstream.models.engines.base import CHUNK_TOKENS, Feed, Row
 from flash_vstream.models.engines.openvino_graph import GROUPS, build_graph, cpu_options
+from flash_vstream.models.engines.openvino_library import import_openvino
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 from flash_vstream.wheels import cache_dir
 
@@ -45,7 +45,7 @@ class _Pool:
     """Blocks of keys and values of every layer, each used by any number of sequences."""
 
     def __init__(self, request: Any, inputs: Sequence[Any]):
-        self.tensor: Any = importlib.import_module("openvino").Tensor
+        self.tensor: Any = import_openvino().Tensor
         self.request, self.inputs = request, inputs
         self.arrays: list[np.ndarray] = []
         self.users: list[int] = []  # of each block
@@ -193,8 +193,8 @@ def _lengths(sequences: Sequence[PagedSequence]) -> list[int]:
 
 def _compile(language_model: Any) -> Any:
     """The language model, ready to run, with PagedAttention and an output of the attention paid."""
-    ov: Any = importlib.import_module("openvino")
-    transformations: Any = importlib.import_module("openvino._offline_transformations")
+    ov: Any = import_openvino()
+    transformations: Any = import_openvino("_offline_transformations")
     core = ov.Core()
     graph = _stored_graph(ov, core, language_model)
     transformations.paged_attention_transformation(graph, False, True)
@@ -230,7 +230,7 @@ def _stored_graph(ov: Any, core: Any, language_model: Any) -> Any:
 
 def _sum_scores(graph: Any) -> None:
     """Replace every layer's output of attention scores by one output of their sum, ``attention``."""
-    op: Any = importlib.import_module("openvino.opset13")
+    op: Any = import_openvino("opset13")
     results = [result for result in graph.get_results() if "logits" not in result.output(0).get_names()]
     total = results[0].input_value(0)
     for result in results[1:]:

@@ -4,12 +4,13 @@ Weights are rounded to 8 bits in groups of up to 64 along the input, each group 
 part in 250 of a group's largest weight. Embeddings come in and logits go out, so the vision side does not matter here.
 """
 
-import importlib
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from flash_vstream.models.engines.openvino_library import import_openvino
 
 GROUPS = (64, 32, 16, 8)
 """Sizes of a group of weights that share a scale, best first; the first that divides a layer's inputs is used."""
@@ -52,8 +53,8 @@ class _Builder:
     """Builds the graph layer by layer; ``op`` is OpenVINO's set of operations."""
 
     def __init__(self, language_model: Any):
-        self.ov: Any = importlib.import_module("openvino")
-        self.op: Any = importlib.import_module("openvino.opset13")
+        self.ov: Any = import_openvino()
+        self.op: Any = import_openvino("opset13")
         self.language_model = language_model
         config = language_model.config
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads

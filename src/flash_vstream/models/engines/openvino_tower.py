@@ -3,7 +3,6 @@
 The features are those of the PyTorch tower up to float32's rounding, so whatever was trained on them stays valid.
 """
 
-import importlib
 import threading
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from flash_vstream.models.efficientnet import ConvNorm, EfficientNetLiteModel
 from flash_vstream.models.engines.openvino_graph import cpu_options
+from flash_vstream.models.engines.openvino_library import import_openvino
 
 
 class OpenVinoTower(nn.Module):
@@ -28,7 +28,7 @@ class OpenVinoTower(nn.Module):
     def __init__(self, tower: EfficientNetLiteModel, blocks: int | None = None):
         super().__init__()
         self.config = tower.config
-        ov: Any = importlib.import_module("openvino")
+        ov: Any = import_openvino()
         compiled = ov.Core().compile_model(_build(ov, tower, blocks), "CPU", cpu_options())
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
@@ -49,7 +49,7 @@ class OpenVinoTower(nn.Module):
 
 def _build(ov: Any, tower: EfficientNetLiteModel, count: int | None) -> Any:
     """An ``openvino.Model`` of pixels ``[B, 3, H, W]`` to features ``[B, channels, h, w]``; see ``OpenVinoTower``."""
-    op: Any = importlib.import_module("openvino.opset13")
+    op: Any = import_openvino("opset13")
 
     def convolved(x: Any, layer: ConvNorm) -> Any:
         weight, bias = (part.detach().float().contiguous().numpy() for part in layer.folded())
