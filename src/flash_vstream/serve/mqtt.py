@@ -112,10 +112,12 @@ class _Connection:
                         self._news.wait(POLL_SECONDS)
                         self._news.clear()
             except Exception as error:  # of any kind: this thread must survive, and the next try may succeed
-                reason = str(error) or type(error).__name__
+                reason = (
+                    f"{self._broker.host}: {getattr(error, 'strerror', None) or str(error) or type(error).__name__}"
+                )
                 self.failures += 1
                 if self.error != reason:
-                    log.warning("an MQTT broker cannot be used", extra={"broker": self._broker.host, "reason": reason})
+                    log.warning("an MQTT broker cannot be used", extra={"reason": reason})
                 self.error = reason
             self._stopping.wait(wait * random.uniform(0.7, 1.0))
             wait = min(longest, 2 * wait)
