@@ -7,6 +7,7 @@ from playwright.sync_api import Page, expect
 
 from helpers.server import serving
 from helpers.videos import write_video
+from helpers.web_page import opened
 
 expect.set_options(timeout=30_000)  # for busy machines
 
@@ -22,15 +23,7 @@ def server(tiny_folder, tmp_path_factory):
 
 @pytest.fixture
 def page(browser, server):
-    """The page; afterwards, check that it raised no errors."""
-    opened = browser.new_page()
-    broken: list[str] = []
-    opened.on("pageerror", lambda error: broken.append(str(error)))
-    opened.on("console", lambda said: broken.append(said.text) if "Content Security Policy" in said.text else None)
-    opened.goto(server.url)
-    yield opened
-    opened.close()
-    assert not broken
+    yield from opened(browser, server.url)
 
 
 def remove_current_stream(page: Page) -> None:

@@ -3,9 +3,10 @@
 import socket
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from helpers.server import Server, serving
+from helpers.web_page import opened
 
 CAMERA_IS_KEPT = """
 const devices = navigator.mediaDevices;
@@ -46,19 +47,7 @@ def _no_streams_are_left(server):
 
 @pytest.fixture
 def page(browser, server):
-    yield from opened(browser, server.url)
-
-
-def opened(browser: Browser, url: str):
-    page = browser.new_page()
-    broken: list[str] = []
-    page.on("pageerror", lambda error: broken.append(str(error)))
-    page.add_init_script(CAMERA_IS_KEPT)
-    page.add_init_script(SOCKETS_ARE_KEPT)
-    page.goto(url)
-    yield page
-    page.close()
-    assert not broken
+    yield from opened(browser, server.url, CAMERA_IS_KEPT, SOCKETS_ARE_KEPT)
 
 
 def add_pushed(server: Server, *names: str) -> None:

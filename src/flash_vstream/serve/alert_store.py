@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,13 @@ create table if not exists alerts (
     body text not null, picture blob
 );
 create index if not exists alerts_of on alerts (stream, number);
+create index if not exists alerts_by on alerts (watch, number);
 create table if not exists deliveries (
     number integer not null, target text not null, tries integer not null, primary key (number, target)
 );
+create table if not exists retained (broker text not null, topic text not null, primary key (broker, topic));
 """
+_URL = "json_extract(d.target, '$.url')"
 log = logging.getLogger("flash_vstream.serve")
 
 
@@ -201,13 +204,20 @@ class AlertStore:
         self.newest = number
 
     def alerts(
-        self, stream: str | None = None, limit: int = 50, before: str | None = None, after: int | None = None
+        self,
+        stream: str | None = None,
+        limit: int = 50,
+        before: str | None = None,
+        after: int | None = None,
+        watch: str | None = None,
     ) -> list[SavedAlert]:
         """The newest ``limit`` alerts before the one with the id ``before``, or the next ones ``after`` a number.
 
-        Oldest first.
+        Of one ``stream`` or ``watch``, or all. Oldest first.
         """
         conditions: list[tuple[str, Any]] = []
+        if watch is not None:
+            conditions.append(("watch = ?", watch))
         if stream is not None:
             conditions.append(("stream = ?", stream))
         if before is not None:
@@ -237,14 +247,20 @@ class AlertStore:
 
     # --- deliveries
 
-    def deliveries(self, limit: int = 64, skip: Sequence[tuple[int, str]] = ()) -> list[Delivery]:
-        """What is to be delivered, oldest first, but for those in ``skip``, by number and target's URL."""
+    def deliveries(
+        self, limit: int = 64, skip: Sequence[tuple[int, str]] = (), broker: str | None = None
+    ) -> list[Delivery]:
+        """What is to be delivered to webhooks, or to a ``broker`` (its URL), oldest first.
+
+        Those in ``skip``, by number and target's URL, are left out.
+        """
         skipped = set(skip)
+        condition, values = (f"{_URL} not like 'mqtt%'", ()) if broker is None else (f"{_URL} = ?", (broker,))
         with self._lock:
             rows = self._db.execute(
                 "select a.number, a.id, a.watch, a.stream, a.body, a.picture, d.target, d.tries from deliveries d"
-                " join alerts a on a.number = d.number order by d.number limit ?",
-                (limit + len(skipped),),
+                f" join alerts a on a.number = d.number where {condition} order by d.number limit ?",
+                (*values, limit + len(skipped)),
             ).fetchall()
         found = [Delivery(_alert(row[:5]), json.loads(row[6]), row[7], row[5]) for row in rows]
         return [own for own in found if (own.alert.number, own.target["url"]) not in skipped][:limit]
@@ -257,6 +273,29 @@ class AlertStore:
                 self._db.execute("delete from deliveries where number = ? and target = ?", key)
             else:
                 self._db.execute("update deliveries set tries = tries + 1 where number = ? and target = ?", key)
+
+    # --- what brokers retain
+
+    def brokers(self) -> set[str]:
+        """The URLs of brokers that there is something to deliver to, or that retain something of ours."""
+        with self._lock:
+            rows = self._db.execute(
+                f"select broker from retained union select {_URL} from deliveries d where {_URL} like 'mqtt%'"
+            ).fetchall()
+        return {url for (url,) in rows}
+
+    def retained(self, broker: str) -> set[str]:
+        """The topics that a broker may retain messages of."""
+        with self._lock:
+            rows = self._db.execute("select topic from retained where broker = ?", (broker,)).fetchall()
+        return {topic for (topic,) in rows}
+
+    def note_retained(self, broker: str, added: Collection[str], removed: Collection[str]) -> None:
+        """Note topics that a broker will retain, and others that it does not any more; raises ``StoreError``."""
+        with self._lock, Writing(self._db):
+            self._db.executemany("insert or ignore into retained values (?, ?)", [(broker, topic) for topic in added])
+            rows = [(broker, topic) for topic in removed]
+            self._db.executemany("delete from retained where broker = ? and topic = ?", rows)
 
     def close(self) -> None:
         """Write what can be written, and close the database."""

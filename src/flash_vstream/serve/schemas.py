@@ -177,7 +177,10 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Target(BaseModel):
-    """A webhook: where alerts are posted, and the secret that they are signed with."""
+    """Where alerts go: a webhook (http, https) with the secret that it is signed with, or an MQTT broker.
+
+    A broker is ``mqtt[s]://[USER[:PASSWORD]@]HOST[:PORT][/PREFIX]``; ``PREFIX`` begins its topics.
+    """
 
     model_config = ConfigDict(extra="forbid")
     url: Annotated[str, StringConstraints(min_length=1, max_length=2000), AfterValidator(plain_text)]
@@ -197,7 +200,7 @@ class NewWatch(BaseModel):
     min_seconds: Seconds = Field(2.0, description="How long the event must be there.")
     cooldown_seconds: Seconds = Field(60.0, description="How long nothing is told after an alert.")
     threshold: Threshold = Field(0.5, description="The confidence from which the event is there.")
-    targets: Targets = Field([], description="Webhooks.")
+    targets: Targets = Field([], description="Webhooks and MQTT brokers.")
     paused: bool = False
 
 
@@ -221,10 +224,11 @@ class WatchEdit(BaseModel):
 
 
 class ShownTarget(BaseModel):
-    """A webhook without its secret."""
+    """A target without its secrets. ``error`` says why an MQTT broker is not reached."""
 
     url: str
     signed: bool
+    error: str | None
 
 
 class WatchInfo(BaseModel):
@@ -232,7 +236,7 @@ class WatchInfo(BaseModel):
 
     ``phase`` is ``away``, ``coming``, ``asking``, ``there``, ``refused`` (the language model did not agree) or
     ``paused``. ``looks`` counts the frames looked at, ``missed`` those that it came too late for, ``suppressed`` the
-    events that its cooldown kept quiet. ``look_seconds`` is what a look costs.
+    events that its cooldown kept quiet. ``look_seconds`` is what a look costs, ``newest_alert`` an alert's id.
     """
 
     id: str
@@ -249,6 +253,7 @@ class WatchInfo(BaseModel):
     confidence: float | None
     error: str | None
     look_seconds: float | None
+    newest_alert: str | None
     events: int
     refused: int
     suppressed: int

@@ -82,7 +82,9 @@ class Service:
             on_error.callback(alerts.close)
             self.live, self.question_client = _both(self.model)
             on_error.pop_all()
-        self.watches = Watches(alerts, self.question_client, access, self._place, self.store.stream_names())
+        self.watches = Watches(
+            alerts, self.question_client, access, self._place, self._is_live, self.store.stream_names()
+        )
         self.metrics = Metrics(self.statuses, self.restarts)
         self.started, self._began = time.time(), time.monotonic()
         self.saving_error: str | None = None
@@ -96,6 +98,8 @@ class Service:
         self.metrics.gauge("alerts", "Alerts told since the server started", lambda: self.watches.alerts)
         failed_webhooks = "Tries to deliver a webhook that failed since the server started"
         self.metrics.gauge("webhook_failures", failed_webhooks, lambda: self.watches.webhooks.failed)
+        failed_brokers = "Connections to MQTT brokers that failed or broke since the server started"
+        self.metrics.gauge("mqtt_failures", failed_brokers, lambda: self.watches.brokers.failures)
         self._stopping = threading.Event()
         self._saver = threading.Thread(target=self._save_often, name="saver", daemon=True)
         try:
@@ -156,6 +160,12 @@ class Service:
             return self.live.shared_state(name).path, self.live.order(name).source.fps
         except UserError:
             return None
+
+    def _is_live(self, name: str) -> bool:
+        """Whether frames of a stream arrive."""
+        with suppress(UserError):
+            return self.live.status(name).state == "live"
+        return False
 
     @contextmanager
     def changing(self, name: str) -> Iterator[None]:

@@ -11,10 +11,13 @@ from typing import Any
 from flash_vstream.live.question_client import QuestionClient
 from flash_vstream.live.standing_questions import Report, Watch
 from flash_vstream.live.watch_rules import WatchRule
-from flash_vstream.serve.alert_store import AlertStore, SavedWatch, new_watch_id
+from flash_vstream.serve.alert_store import AlertStore, SavedAlert, SavedWatch, new_watch_id
+from flash_vstream.serve.home_assistant import retained_messages
+from flash_vstream.serve.mqtt import MOST_BROKERS, SCHEMES, Broker, Brokers
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import StoreError
 from flash_vstream.serve.webhooks import Webhooks
+from flash_vstream.video.addresses import hide_secrets, scheme_of
 from flash_vstream.video.network import ForbiddenSourceError, parse_url
 
 MOST_WATCHES = 64
@@ -28,7 +31,7 @@ class Watches:
     """The watches of all ``streams``; those of other streams, which a full disk left over, are deleted.
 
     ``place`` tells where a stream is now: the path of its shared state and its frame rate, or None while it is not
-    watched. Watches wait for it then.
+    watched. Watches wait for it then. ``is_live`` tells whether frames of it arrive.
     """
 
     def __init__(
@@ -37,15 +40,19 @@ class Watches:
         client: QuestionClient,
         access: AccessRules,
         place: Callable[[str], tuple[str, float] | None],
+        is_live: Callable[[str], bool],
         streams: Sequence[str],
     ):
-        self.store, self._client, self._access, self._place = store, client, access, place
+        self.store, self._client, self._access, self._place, self._is_live = store, client, access, place, is_live
         self._lock = threading.RLock()
         with suppress(StoreError):
             store.remove_other_streams(streams)
         self._watches = {watch.id: watch for watch in store.watches() if watch.stream in streams}
         self.alerts = 0
+        self._newest: dict[str, tuple[int, SavedAlert | None, bytes | None]] = {}
         self.webhooks = Webhooks(store, access.rules)
+        self.brokers = Brokers(store, access.rules, self._retained)
+        self._follow_brokers()
         client.on_report = self._take
 
     # --- what callers do
@@ -54,6 +61,7 @@ class Watches:
         """Add a watch; raises ``ApiError`` if its id is taken, there are too many, or a target is forbidden."""
         self._check_targets(spec["targets"])
         with self._lock:
+            self._check_brokers(spec["targets"])
             if watch in self._watches:
                 raise ApiError(409, f"there is a watch called {watch!r} already; choose another id, or change that one")
             if len(self._watches) >= MOST_WATCHES:
@@ -62,13 +70,15 @@ class Watches:
             self.store.put_watch(saved)
             self._watches[saved.id] = saved
             self._send(saved)
-            return self._told(saved)
+        self._follow_brokers()
+        return self.get(stream, saved.id)
 
     def edit(self, stream: str, watch: str, changes: dict[str, Any]) -> dict[str, Any]:
         """Change a watch; it keeps its state unless its event changes. Raises ``ApiError``."""
         self._check_targets(changes.get("targets", ()))
         with self._lock:
             saved = self._get(stream, watch)
+            self._check_brokers(changes.get("targets", ()))
             spec = saved.spec | changes
             state = saved.state if spec["event"] == saved.spec["event"] else {}
             if spec["paused"]:
@@ -77,15 +87,16 @@ class Watches:
             self.store.put_watch(edited)
             self._watches[watch] = edited
             self._send(edited)
-            return self._told(edited)
+        self._follow_brokers()
+        return self.get(stream, watch)
 
     def remove(self, stream: str, watch: str) -> None:
         """Delete a watch; raises ``ApiError`` if there is none."""
         with self._lock:
             self._get(stream, watch)
             self.store.remove_watch(watch)
-            del self._watches[watch]
-            self._client.drop_watch(watch)
+            self._forget(watch)
+        self._follow_brokers()
 
     def list(self, stream: str) -> "list[dict[str, Any]]":
         """A stream's watches, oldest first."""
@@ -106,23 +117,81 @@ class Watches:
     def _told(self, watch: SavedWatch) -> dict[str, Any]:
         """A watch as callers see it: its targets without their secrets."""
         state = watch.state
-        targets = [{"url": target["url"], "signed": bool(target.get("secret"))} for target in watch.spec["targets"]]
+        targets = [self._told_target(target) for target in watch.spec["targets"]]
         status = {name: state.get(name) for name in ("phase", "time", "confidence", "error", "look_seconds")}
         counts = {name: state.get(name, 0) for name in ("events", "refused", "suppressed", "looks", "missed")}
         status["phase"] = "paused" if watch.spec["paused"] else status["phase"] or "away"
+        newest, _ = self._newest_of(watch)
+        status["newest_alert"] = newest.id if newest is not None else None
         return {"id": watch.id, "stream": watch.stream, **watch.spec, "targets": targets, **status, **counts}
+
+    def _told_target(self, target: dict[str, Any]) -> dict[str, Any]:
+        url = target["url"]
+        error = self.brokers.error(url) if scheme_of(url) in SCHEMES else None
+        return {"url": hide_secrets(url), "signed": bool(target.get("secret")), "error": error}
 
     def _check_targets(self, targets: Any) -> None:
         """Raise ``ApiError`` (403) for a target that the server's rules forbid, ``UserError`` for a malformed one."""
+        rules = self._access.rules
         for target in targets:
-            parts = parse_url(target["url"])
-            if parts.scheme.lower() not in ("http", "https"):
-                raise ApiError(422, "a target's url must begin with http:// or https://")
-            if self._access.rules is not None:
-                try:
-                    self._access.rules.check(target["url"])
-                except ForbiddenSourceError as error:
-                    raise ApiError(403, str(error)) from None
+            url, scheme = target["url"], scheme_of(target["url"])
+            host = parse_url(url).hostname or ""
+            if scheme in SCHEMES:
+                Broker(url)
+                if target.get("secret"):
+                    raise ApiError(422, "a secret signs webhooks; an MQTT broker's password belongs into its url")
+            elif scheme not in ("http", "https"):
+                raise ApiError(422, "a target's url must begin with http://, https://, mqtt:// or mqtts://")
+            if rules is None:
+                continue
+            try:
+                if scheme not in SCHEMES:
+                    rules.check(url)
+                elif host not in rules.hosts:  # an allowed host need not be up yet
+                    rules.addresses(host)
+            except ForbiddenSourceError as error:
+                raise ApiError(403, str(error)) from None
+
+    def _check_brokers(self, targets: Any) -> None:
+        """Raise ``ApiError`` (429) if new targets need too many brokers."""
+        new = {target["url"] for target in targets if scheme_of(target["url"]) in SCHEMES}
+        if new - (known := self._brokers()) and len(new | known) > MOST_BROKERS:
+            raise ApiError(429, f"watches name {MOST_BROKERS} MQTT brokers, the maximum")
+
+    # --- what brokers are told
+
+    def _brokers(self) -> set[str]:
+        """The URLs of the brokers that watches name."""
+        urls = (target["url"] for watch in self._watches.values() for target in watch.spec["targets"])
+        return {url for url in urls if scheme_of(url) in SCHEMES}
+
+    def _follow_brokers(self) -> None:
+        with self._lock:
+            urls = self._brokers()
+        self.brokers.follow(urls)
+
+    def _retained(self, url: str, prefix: str) -> dict[str, bytes]:
+        """What the broker at ``url`` should retain, by topic."""
+        with self._lock:
+            told = [own for own in self._watches.values() if any(to["url"] == url for to in own.spec["targets"])]
+            newest = [self._newest_of(watch) for watch in told]
+        messages: dict[str, bytes] = {}
+        for watch, (alert, picture) in zip(told, newest, strict=True):
+            messages |= retained_messages(prefix, watch, self._is_live(watch.stream), alert, picture)
+        return messages
+
+    def _newest_of(self, watch: SavedWatch) -> tuple[SavedAlert | None, bytes | None]:
+        """A watch's newest alert and its picture, looked up only if there are new alerts."""
+        number = self.store.newest
+        known = self._newest.get(watch.id)
+        if known is None or known[0] != number:
+            alert = next(iter(self.store.alerts(watch.stream, 1, watch=watch.id)), None)
+            if known is None or known[1] is None or known[1] != alert:
+                picture = self.store.picture(alert.id) if alert is not None else None
+            else:
+                picture = known[2]
+            self._newest[watch.id] = number, alert, picture
+        return self._newest[watch.id][1:]
 
     # --- what streams do
 
@@ -139,8 +208,8 @@ class Watches:
             with suppress(StoreError):
                 self.store.remove_stream(stream)
             for watch in [own.id for own in self._watches.values() if own.stream == stream]:
-                del self._watches[watch]
-                self._client.drop_watch(watch)
+                self._forget(watch)
+        self._follow_brokers()
 
     def rename_stream(self, name: str, new_name: str) -> None:
         """Keep a stream's watches under its new name; raises ``StoreError``."""
@@ -148,6 +217,11 @@ class Watches:
             self.store.rename_stream(name, new_name)
             for watch in [own for own in self._watches.values() if own.stream == name]:
                 self._watches[watch.id] = replace(watch, stream=new_name)
+
+    def _forget(self, watch: str) -> None:
+        del self._watches[watch]
+        self._newest.pop(watch, None)
+        self._client.drop_watch(watch)
 
     def _send(self, watch: SavedWatch) -> None:
         """Tell the question worker of a watch, or to forget it while it is paused or its stream is not watched."""
@@ -167,16 +241,20 @@ class Watches:
             watch = self._watches.get(report.watch)
             if watch is None:
                 return
+            changed = watch.state.get("phase") != report.state.get("phase") or report.alert is not None
             watch = self._watches[watch.id] = replace(watch, state=report.state)
-            if report.alert is None:
-                return
-            self.alerts += 1
-            body = {"event": watch.spec["event"], "when": watch.spec["when"], **report.alert.to_dict()}
-            self.store.add_alert(watch, report.state, body, report.alert.picture, watch.spec["targets"])
-        self.webhooks.wake()
+            if report.alert is not None:
+                self.alerts += 1
+                body = {"event": watch.spec["event"], "when": watch.spec["when"], **report.alert.to_dict()}
+                self.store.add_alert(watch, report.state, body, report.alert.picture, watch.spec["targets"])
+        if report.alert is not None:
+            self.webhooks.wake()
+        if changed:
+            self.brokers.wake()
 
     def save(self) -> None:
         """Save every watch's state, and the alerts that could not be saved; raises ``StoreError``."""
+        self._follow_brokers()  # some may have nothing to hear of any more
         with self._lock:
             self.store.flush()
             self.store.put_states({watch.id: watch.state for watch in self._watches.values()})
@@ -184,4 +262,5 @@ class Watches:
     def close(self) -> None:
         """Stop delivering and close the store; what is not delivered yet is delivered by the next server."""
         self.webhooks.close()
+        self.brokers.close()
         self.store.close()

@@ -138,9 +138,26 @@ def open_client(rules: SourceRules | None) -> httpx.Client:
     return httpx.Client(timeout=timeout, trust_env=rules is None, verify=tls_context())
 
 
-def tls_context() -> ssl.SSLContext:
-    """A TLS context that trusts the system's certificates and certifi's, or those that ``SSL_CERT_FILE`` names."""
-    context = ssl.create_default_context()
+class NamedContext(ssl.SSLContext):
+    """A TLS context that asks for the certificate of the host ``name``, whatever address is connected to."""
+
+    name = ""
+
+    def wrap_socket(self, sock: socket.socket, *_: Any, **options: Any) -> ssl.SSLSocket:
+        return super().wrap_socket(sock, **(options | {"server_hostname": self.name}))
+
+
+def tls_context(name: str | None = None) -> ssl.SSLContext:
+    """A TLS context that trusts the system's certificates and certifi's, or those that ``SSL_CERT_FILE`` names.
+
+    With ``name``, it verifies that host's certificate at whatever address.
+    """
+    if name is None:
+        context = ssl.create_default_context()
+    else:
+        context = NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.name = name
+        context.load_default_certs()
     if "SSL_CERT_FILE" not in os.environ and "SSL_CERT_DIR" not in os.environ:
         import certifi
 

@@ -1,4 +1,5 @@
 // The page: chooses the view, and polls the streams once a second.
+import { openAlerts, updateAlerts } from "/page/alerts.js";
 import { call, streamPath } from "/page/api.js";
 import { cameraObstacle, cameraStream, renameCamera, setCameraRate, startCamera, stopCamera } from "/page/camera.js";
 import { draftOf, dropDraft, openChat, renameDraft, updateChat } from "/page/chat.js";
@@ -53,6 +54,7 @@ function open(view, name) {
   setText($("stream-name"), name);
   openStage(name);
   openMemory(name);
+  openAlerts(name);
   openChat(name);
 }
 
@@ -174,7 +176,9 @@ async function look() {
     if (state.view !== "watching") return;
     await updateChat();
     const stream = state.streams.find((one) => one.name === state.name);
-    if (stream) await updateMemory(stream);
+    if (!stream) return;
+    await updateMemory(stream);
+    await updateAlerts(stream);
   } catch (error) {
     if (error.status === 401) lock();
     else if (error.away) drawConnection("The server does not answer. Trying again…");

@@ -1,4 +1,4 @@
-// Adding, editing and removing streams, and the token.
+// Adding, editing and removing streams, deleting watches, and the token.
 import { call, canBeSent, getToken, setToken, streamPath } from "/page/api.js";
 import { $, setText } from "/page/dom.js";
 
@@ -79,6 +79,14 @@ export function openRemove(name) {
 
 export function setUpRemove(remove) {
   onSubmit($("remove"), () => remove($("remove-name").textContent));
+}
+
+// --- deleting a watch
+
+export function openDelete(event, remove) {
+  setText($("delete-event"), event);
+  onSubmit($("delete-watch"), remove);
+  open($("delete-watch"));
 }
 
 // --- the token

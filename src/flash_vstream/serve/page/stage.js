@@ -57,13 +57,15 @@ function draw(blob) {
   if (before) URL.revokeObjectURL(before);
 }
 
-// Shows a picture from the memory in place of the live one; `about` describes it.
-export function showMoment(url, about) {
+// Shows a picture of the past in place of the live one; `about` describes it. An alert's need not be in the memory.
+export function showMoment(url, about, isRemembered = true) {
   cameFrom = document.activeElement;
   if (url) $("moment-picture").src = url;
   $("moment-picture").hidden = !url;
   $("moment-none").hidden = Boolean(url);
   setText($("moment-about"), about);
+  setText($("moment-kind"), isRemembered ? "Remembered" : "Told");
+  $("show-in-memory").hidden = !isRemembered;
   $("moment").hidden = false;
   $("stage").classList.add("past");
 }
