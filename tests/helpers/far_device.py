@@ -1,8 +1,8 @@
-"""A device that is not the CPU, for machines without one: its tensors compute, but mix with the CPU's as little as CUDA's.
+"""A device that is not the CPU, for machines without one: its tensors compute, but mix with no others, as on CUDA.
 
-PyTorch's meta device lends its name. A ``FarTensor`` says that it is there and has its values on the CPU, where ``FarMode``
-computes with them. Whatever CUDA refuses is refused: a tensor of each device in one operation, or an index that is far
-away for a tensor that is not.
+PyTorch's meta device lends its name. A ``FarTensor`` says that it is there and has its values on the CPU, where
+``FarMode`` computes with them. Whatever CUDA refuses is refused: a tensor of each device in one operation, or an index
+that is far away for a tensor that is not.
 """
 
 from typing import Any

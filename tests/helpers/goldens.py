@@ -1,16 +1,32 @@
-"""What the golden files were recorded with: the weights of the tiny models, drawn again from their seeds."""
+"""What was recorded from the released code: golden tensors, and the weights of its tiny models drawn again by seed."""
 
 import json
 import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
+EVERY = 4
+"""Of large results every fourth number of a row is kept; inputs are whole."""
 _SPREADS = {"embed_tokens.weight": 0.5, "position_embedding.weight": 0.3}
+
+
+def load_goldens(path: Path) -> dict[str, Tensor]:
+    """Tensors by name; whole numbers are kept in 16 bits and come back as int64."""
+    with np.load(path) as file:
+        tensors = {name: torch.from_numpy(file[name]) for name in file.files}
+    return {name: value.long() if value.dtype == torch.int16 else value for name, value in tensors.items()}
+
+
+def close(ours: Tensor, golden: Tensor, every: int = 1) -> None:
+    """Assert that results agree to 1e-5; with ``every``, the golden one has only so many of a row's numbers."""
+    ours = ours[..., ::every].to(golden)
+    torch.testing.assert_close(ours, golden, rtol=1e-5, atol=1e-5 * float(golden.abs().max()))
 
 
 def drawn_weights(shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor]:

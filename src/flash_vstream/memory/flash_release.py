@@ -99,7 +99,10 @@ def least_components(features: Tensor, count: int) -> Tensor:
 
 
 def synopsis(method: str, features: Tensor, length: int, permute: Permute, weights: Tensor | None = None) -> Synopsis:
-    """The release's ``temporal_compress`` by ``flash_memory_temporal_method``, as far as its methods run."""
+    """The release's ``temporal_compress`` by ``flash_memory_temporal_method``, as far as its methods run.
+
+    ``features [T, n, 4C]`` hold the four tokens of C channels that the merger joins side by side.
+    """
     if method == "sample" and len(features) > length:
         kept = torch.linspace(0, len(features) - 1, length).long()
         return Synopsis(features[kept], torch.ones(length), kept.double())
@@ -107,7 +110,11 @@ def synopsis(method: str, features: Tensor, length: int, permute: Permute, weigh
         raise ValueError(
             f"flash_memory_temporal_method {method!r} is not supported; the published one is kmeans_ordered"
         )
-    return ordered_kmeans(features, length, permute, weights, PCA_DIM if method.startswith("torchpca") else None)
+    if method != "torchpca_kmeans_ordered":
+        return ordered_kmeans(features, length, permute, weights)
+    single = features.reshape(len(features), 4 * features.shape[1], -1)  # the merger's four tokens are one row of ours
+    centroids, totals, stamps = ordered_kmeans(single, length, permute, weights, PCA_DIM)
+    return Synopsis(centroids.reshape(-1, *features.shape[1:]), totals, stamps)
 
 
 def detailed_steps(method: str, context: Synopsis, bank: Tensor, length: int) -> Tensor:
