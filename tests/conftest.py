@@ -9,19 +9,19 @@ import pytest
 import torch
 from PIL import Image
 from playwright.sync_api import sync_playwright
-from safetensors.torch import load_file
 
 from flash_vstream.models import hub
 from flash_vstream.models.convert import convert_checkpoint
 from flash_vstream.train.prepare import prepare
 from helpers.environment import missing
-from helpers.models import GOLDENS, char_tokenizer
+from helpers.goldens import GOLDENS, load_goldens, write_tiny
+from helpers.models import char_tokenizer
 
 
 @pytest.fixture(scope="session")
 def goldens() -> dict[str, torch.Tensor]:
     """Tensors recorded from the released code."""
-    return load_file(GOLDENS / "goldens.safetensors")
+    return load_goldens(GOLDENS / "goldens.npz")
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,7 @@ def golden_notes() -> dict:
 def published(tmp_path_factory) -> Path:
     """A tiny checkpoint in the authors' layout, with a tokenizer."""
     folder = tmp_path_factory.mktemp("published") / "vstream-tiny"
-    shutil.copytree(GOLDENS / "tiny", folder)
+    write_tiny(folder)
     char_tokenizer().save_pretrained(folder)
     return folder
 

@@ -1,8 +1,4 @@
-"""Flash-VStream-Qwen: agreement with the released code (golden files, float32), and none of its defects by default.
-
-The goldens hold the random orders that k-means started from. Slots whose two nearest steps are equally far from a
-centroid are left out: there rounding decides.
-"""
+"""Flash-VStream-Qwen: none of the released code's defects by default, loading, watching in pairs of frames."""
 
 import json
 import shutil
@@ -13,182 +9,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flash_vstream.errors import UserError
-from flash_vstream.memory import StarConfig
-from flash_vstream.memory.flash import FlashMemory, join_resolutions, split_resolutions
-from flash_vstream.memory.flash_release import ReleaseFlashMemory, ordered_kmeans
+from flash_vstream.memory.flash import FlashMemory, split_resolutions
+from flash_vstream.memory.flash_release import ReleaseFlashMemory
 from flash_vstream.models import download, hub
-from flash_vstream.models.am_rope import real_time_positions, release_am_rope
-from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.flash_qwen import FlashQwenProcessor, visual_positions
-from flash_vstream.models.interface import VIDEO_TOKEN
 from flash_vstream.pipeline import FlashVStream
-from helpers.models import GOLDENS
-from helpers.vlms import marked_tokenizer
-
-FOLDER = GOLDENS / "qwen"
-SIZES = {"temporal_length": 8, "retrieved_length": 4, "spatial_length": 0, "abstract_length": 0, "abstract_size": 1}
-SMALL = StarConfig(spatial_size=4, temporal_size=2, **SIZES)
-RELEASE = StarConfig(spatial_size=4, temporal_size=2, compat="release", **SIZES)
-CHANNELS = 160
-VIDEO_ID = 506
-
-
-@pytest.fixture(scope="module")
-def notes() -> dict:
-    return json.loads((FOLDER / "goldens.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def qwen() -> dict[str, torch.Tensor]:
-    return load_file(FOLDER / "goldens.safetensors")
+from helpers.cli import run
+from helpers.flash_qwen import CHANNELS, RELEASE, SMALL, load_tiny, released_memory, write_folder
+from helpers.videos import write_video
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """The tiny checkpoint with a tokenizer."""
-    folder = tmp_path_factory.mktemp("qwen") / "flash-vstream-qwen"
-    shutil.copytree(FOLDER / "tiny", folder)
-    marked_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def load(folder, star: StarConfig = SMALL, attn: str | None = None) -> FlashVStream:
-    return FlashVStream.from_pretrained(ModelChoice(str(folder), "cpu", "float32", attn, star=star))
+    return write_folder(tmp_path_factory.mktemp("qwen") / "flash-vstream-qwen")
 
 
 @pytest.fixture(scope="module")
 def pipeline(folder) -> FlashVStream:
-    return load(folder)
-
-
-def close(ours: torch.Tensor, golden: torch.Tensor) -> None:
-    torch.testing.assert_close(ours.to(golden), golden, rtol=1e-5, atol=1e-5 * float(golden.abs().max()))
-
-
-@pytest.mark.parametrize(
-    "case", ["kmeans_ordered_30to8_weights_times", "kmeans_ordered_9to8", "kmeans_ordered_few_unique"]
-)
-def test_ordered_kmeans(qwen, case):
-    own = {name.split(".")[2]: value for name, value in qwen.items() if name.startswith(f"compress.{case}.")}
-    ours = ordered_kmeans(own["input"], 8, lambda n: own["randperm_full"], own.get("weights"))
-    close(ours.features, own["output"])
-    close(ours.weights, own["weights_out"])
-    close(ours.stamps, own["timestamps"])
-
-
-def steps(hidden: torch.Tensor, count: int) -> torch.Tensor:
-    """Encoded frames from the release's tokens: all of them in high resolution, then all in low."""
-    high, low = hidden[: len(hidden) * 4 // 5], hidden[len(hidden) * 4 // 5 :]
-    return join_resolutions(high.reshape(count, -1, 128), low.reshape(count, -1, 128))
-
-
-def written(features: torch.Tensor, permutation: torch.Tensor | None):
-    memory = ReleaseFlashMemory(RELEASE, CHANNELS, offline=True, permute=lambda n: permutation)
-    memory.write(features, [float(i) for i in range(len(features))])
-    return memory.read()
-
-
-@pytest.mark.parametrize("case", ["t9_one_over", "t3_shorter"])
-def test_offline_memory(qwen, notes, case):
-    count, rows, columns = notes["memory"][case]["thw"]
-    features = steps(qwen[f"memory.{case}.input_x"], count)
-    snapshot = written(features, qwen.get(f"memory.{case}.randperm_full.0"))
-    close(snapshot.temporal.features.reshape(-1, 32), qwen[f"memory.{case}.csm_x"])
-    close(snapshot.temporal.weight, qwen[f"memory.{case}.csm_weights"])
-    golden, ties = qwen[f"memory.{case}.dam_positions"], notes["memory"][case].get("dam_tie_sensitive_slots", [])
-    settled = [slot for slot in range(len(golden)) if slot not in ties]
-    assert snapshot.retrieved.mean[settled].tolist() == golden[settled].tolist()
-    visual = qwen[f"memory.{case}.visual_position_ids"][0] >= 0
-    stamps = qwen[f"memory.{case}.csm_timestamps"].double()
-    start = int(visual.nonzero()[0, 0])
-    grids = (rows // 2, columns // 2), (rows // 4, columns // 4)
-    placed = release_am_rope(golden, grids[0], stamps, grids[1], start)
-    output = qwen[f"memory.{case}.output_position_ids"][:, 0]
-    assert torch.equal(placed.positions, output[:, visual])
-    assert placed.following == int(output[0, int(visual.nonzero()[-1, 0]) + 1])
-
-
-def test_real_time_memory(qwen, notes, pipeline):
-    features = steps(torch.cat([qwen["realtime.call28.x_bank"], qwen["realtime.call28.small_x_bank"]]), 40)
-    call, at = 0, 0
-    memory = ReleaseFlashMemory(RELEASE, CHANNELS, permute=lambda n: qwen[f"realtime.call{call}.randperm_full"])
-    for frames in notes["realtime"]["clips"]:
-        call, clip = call + 1, features[at : at + max(1, frames // 2)]
-        memory.write(clip, [float(at + i) for i in range(len(clip))])
-        at += len(clip)
-        if f"realtime.call{call}.tem_x" not in qwen:
-            continue
-        snapshot = memory.read()
-        close(snapshot.temporal.features.reshape(-1, 32), qwen[f"realtime.call{call}.tem_x"])
-        close(snapshot.temporal.weight, qwen[f"realtime.call{call}.tem_weights"])
-        close(snapshot.temporal.mean, qwen[f"realtime.call{call}.tem_timestamp"])
-        golden, ties = qwen[f"realtime.call{call}.spa_positions"], notes["realtime"]["ties"][str(call)]
-        settled = [slot for slot in range(len(golden)) if slot not in ties]
-        assert snapshot.retrieved.mean[settled].tolist() == golden[settled].tolist()
-    ids = qwen["realtime.call28.query_input_ids"][0]
-    ours, _, positions = logits(pipeline, ids, snapshot, (2, 4), real_time=True)
-    assert torch.equal(positions, qwen["realtime.call28.query_position_ids_in"][:, 0])
-    close(ours[:, -8:], qwen["realtime.call28.query_logits_last8"])
-
-
-def logits(pipeline, ids, snapshot, grid, real_time=False, **options):
-    """Our logits for one of the release's prompts, its memory and AM-RoPE; also the ids and positions."""
-    start, count = int((ids == VIDEO_ID).nonzero()[0, 0]), int((ids == VIDEO_ID).sum())
-    low = grid[0] // 2, grid[1] // 2
-    placed = release_am_rope(snapshot.retrieved.mean, grid, snapshot.temporal.mean, low, start)
-    if real_time:
-        placed = real_time_positions(len(snapshot.retrieved), grid, len(snapshot.temporal), low, start)
-    after = torch.arange(len(ids) - start - count) + placed.following
-    positions = torch.cat([torch.arange(start).expand(3, -1), placed.positions, after.expand(3, -1)], 1)
-    own = torch.where(ids == VIDEO_ID, VIDEO_TOKEN, ids)[None]
-    tokens = torch.cat([part.features.flatten(0, 1) for part in (snapshot.retrieved, snapshot.temporal)])
-    with torch.inference_mode():
-        output = pipeline.model(own, [tokens], position_ids=positions[:, None], **options)
-    return output.logits, output.loss, positions
-
-
-def test_vision_tower(qwen, pipeline):
-    frames = pipeline.processor.image_processor.pixels(qwen["forward.frames"].numpy())
-    with torch.inference_mode():
-        high, low = split_resolutions(pipeline.model.family.encode_clips(pipeline.model.network, frames[None]))
-    golden = qwen["forward.main.vision_hidden_before_memory"]
-    close(high.reshape(-1, 32), golden[:96])
-    close(low.reshape(-1, 32), golden[1920 : 1920 + 24])
-
-
-def test_forward_and_loss(qwen, notes, pipeline):
-    features = steps(qwen["forward.main.vision_hidden_before_memory"], 20)
-    snapshot = written(features, qwen["forward.main.randperm_full.0"])
-    labels = qwen["forward.main_labels.labels"]
-    ours, loss, positions = logits(pipeline, qwen["forward.main.input_ids"][0], snapshot, (4, 6), labels=labels)
-    assert torch.equal(positions, qwen["forward.main.position_ids_after_am_rope"][:, 0])
-    close(ours[:, -10:], qwen["forward.main.logits_last10"])
-    assert loss.item() == pytest.approx(notes["forward"]["loss"], rel=1e-5)
-    short = written(features[:6], None)
-    ours, _, positions = logits(pipeline, qwen["forward.t6.input_ids"][0], short, (4, 6))
-    assert torch.equal(positions, qwen["forward.t6.position_ids_after_am_rope"][:, 0])
-    close(ours[:, -10:], qwen["forward.t6.logits_last10"])
-    with torch.inference_mode():
-        text = pipeline.model(qwen["forward.text_only.input_ids"]).logits
-    close(text[:, -4:], qwen["forward.text_only.logits_last4"])
-
-
-def test_generation(qwen, notes, pipeline):
-    from transformers import DynamicCache
-
-    features = steps(qwen["forward.main.vision_hidden_before_memory"], 20)
-    snapshot = written(features, qwen["forward.generate.randperm_full.0"])
-    cache = DynamicCache(config=pipeline.model.language_model.config)
-    ids, generated = qwen["forward.main.input_ids"][0], []
-    last = logits(pipeline, ids, snapshot, (4, 6), past_key_values=cache)[0]
-    for _ in range(12):
-        generated.append(int(last[0, -1].argmax()))
-        with torch.inference_mode():
-            last = pipeline.model(torch.tensor([[generated[-1]]]), past_key_values=cache).logits
-    assert generated == notes["forward"]["new_tokens"]
-
-
-# --- the default has none of the release's defects
+    return load_tiny(folder)
 
 
 def encoded(count: int, noise: float = 1.0, seed: int = 0) -> torch.Tensor:
@@ -245,7 +84,7 @@ def test_no_visual_token_stands_at_or_after_the_question(count):
 
 
 def test_the_release_does_put_tokens_after_the_question():
-    snapshot = written(encoded(40), torch.randperm(40))
+    snapshot = released_memory(encoded(40), torch.randperm(40))
     placed = visual_positions(snapshot, 10)
     assert int(placed.positions.max()) >= placed.following
 
@@ -273,7 +112,7 @@ def test_positions_do_not_leak_between_questions(pipeline, folder):
 
 
 def test_released_form_answers_too(folder):
-    pipeline = load(folder, RELEASE)
+    pipeline = load_tiny(folder, RELEASE)
     assert isinstance(pipeline.new_stream().memory, ReleaseFlashMemory)
     assert isinstance(pipeline.processor, FlashQwenProcessor)
     stream = pipeline.new_stream()
@@ -305,7 +144,7 @@ def test_loads_strictly(folder, tmp_path, change):
         weights[name] = torch.zeros(3)
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="broken"):
-        load(copy)
+        load_tiny(copy)
 
 
 def test_refuses_unpublished_methods(folder, tmp_path):
@@ -325,3 +164,55 @@ def test_is_loaded_by_its_name(folder, tmp_path, monkeypatch):
     assert config.star.temporal_length == 8
     assert isinstance(processor, FlashQwenProcessor)
     assert hub.pull("flash-vstream-qwen-7b").parent == tmp_path / "models"
+
+
+# --- pairs of frames, as the tower was trained
+
+
+def clip(count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(1).integers(0, 255, (count, 56, 56, 3), dtype=np.uint8))
+
+
+def test_frames_of_one_write_are_encoded_in_pairs(pipeline):
+    frames = clip(5)
+    maps, times = pipeline.encode_steps(frames, [0.0, 1.0, 2.0, 3.0, 4.0])
+    assert times == [1.0, 3.0, 4.0]  # a pair has the time of its newer frame
+    images = pipeline.processor.image_processor
+    pixels = images.pixels(np.stack([images.square(frame) for frame in frames]))
+    pairs = pipeline.model.family.encode_clips(pipeline.model.network, pixels[:4].unflatten(0, (2, 2)))
+    torch.testing.assert_close(maps[:2], pairs)
+    torch.testing.assert_close(maps[2:], pipeline.encode(frames[4:]))  # an odd last frame stands alone
+    assert not torch.allclose(maps[0], pipeline.encode(frames[1:2])[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("times", [[1.0, 0.0], [0.0], [float("nan"), 1.0]])
+def test_pairs_need_times_that_do_not_decrease(pipeline, times):
+    with pytest.raises(ValueError, match="times"):
+        pipeline.new_stream().write(clip(2), times)
+
+
+def test_a_file_is_watched_in_pairs(pipeline, tmp_path):
+    video = tmp_path / "clip.mp4"
+    write_video(video, 7, rate=1)
+    shown = []
+    stream = pipeline.watch(video, on_frame=lambda stream, frame: shown.append((frame.time, stream.frames)))
+    assert [steps for _, steps in shown] == [1, 1, 2, 2, 3, 3, 4]
+    by_hand, maps = pipeline.new_stream(), list(pipeline.encode_file(video))
+    for times, features in maps:
+        by_hand.memory.write(features, times)
+    assert [time for times, _ in maps for time in times] == [1.0, 3.0, 5.0, 6.0]
+    for (_, ours), (_, theirs) in zip(stream.snapshot().parts(), by_hand.snapshot().parts(), strict=True):
+        torch.testing.assert_close(ours.features, theirs.features)
+
+
+def test_ask_pairs_frames_and_has_seen_everything_up_to_its_time(folder, tmp_path):
+    video = tmp_path / "clip.mp4"
+    write_video(video, 8, rate=1)
+    done = run("ask", str(video), "What?", "--model", str(folder), "--at", "2", "--at", "7", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["frames"] == 8
+    assert [answer["stream_time"] for answer in report["answers"]] == [2.0, 7.0]
+    # (0, 1), then 2 alone for the first answer, (3, 4), (5, 6), and 7 alone
+    weights = [sum(s["weight"] for s in answer["evidence"] if s["part"] == "temporal") for answer in report["answers"]]
+    assert weights == [2, 5]

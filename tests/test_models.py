@@ -24,7 +24,7 @@ from flash_vstream.models.generation import AnswerGenerator
 from flash_vstream.models.half_linear import HalfLinear
 from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.prompts import TEMPLATES, layout
-from helpers.models import GOLDENS, char_tokenizer
+from helpers.models import char_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +165,12 @@ def test_published_layout_is_recognised(published, tiny_folder):
     assert not hub._is_published_layout(tiny_folder)
 
 
-def test_every_golden_weight_is_converted(tiny):
+def test_every_golden_weight_is_converted(tiny, published):
     ours = tiny[0].state_dict()
-    theirs = load_file(GOLDENS / "tiny" / "model.safetensors")
+    theirs = load_file(published / "model.safetensors")
     assert torch.equal(ours["projector.0.weight"], theirs["model.mm_projector.0.weight"])
     assert torch.equal(ours["language_model.lm_head.weight"], theirs["lm_head.weight"])
-    tower = load_file(GOLDENS / "tiny" / "clip_vit_tiny" / "model.safetensors")
+    tower = load_file(published / "clip_vit_tiny" / "model.safetensors")
     name = "encoder.layers.1.mlp.fc1.weight"
     mine = next(value for key, value in ours.items() if key.startswith("vision_tower.") and key.endswith(name))
     assert torch.equal(mine, tower[f"vision_model.{name}"])

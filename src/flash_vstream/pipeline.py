@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from flash_vstream.models.engines import PyTorchEngine, fastest_engine, speed_up
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
 from flash_vstream.models.interface import Memory
 from flash_vstream.models.processing import pad_rows
-from flash_vstream.video import Frame, read_frames
 from flash_vstream.video.pictures import LOCAL_FORMATS, decode_picture
-from flash_vstream.video.sources import Source, watch_source
+
+if TYPE_CHECKING:  # frames can be encoded without FFmpeg
+    from flash_vstream.video import Frame
 
 Picture = np.ndarray | Image.Image
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -47,9 +48,10 @@ class Stream:
     def write(self, frames: Sequence[Picture] | np.ndarray, times: Sequence[float]) -> None:
         """Write ``frames`` (RGB, ``[H, W, 3]`` uint8 or PIL pictures) seen at ``times`` (seconds, non-decreasing).
 
+        The frames of one write follow one another, so they may be encoded together (``FlashVStream.encode_steps``).
         Raises ``ValueError`` if times decrease or are not finite.
         """
-        self.memory.write(self._pipeline.encode(frames), list(times))
+        self.memory.write(*self._pipeline.encode_steps(frames, times))
 
     def snapshot(self) -> MemorySnapshot:
         """A snapshot of the memory; later frames do not change it."""
@@ -57,7 +59,7 @@ class Stream:
 
     @property
     def frames(self) -> int:
-        """Frames seen so far."""
+        """Frames seen so far; a step of two frames counts as one."""
         return self.memory.frames
 
     @property
@@ -115,6 +117,28 @@ class FlashVStream:
             features: torch.Tensor = self._seeing.encode(self.processor.image_processor.pixels(square))
         return features
 
+    def encode_steps(
+        self, frames: Sequence[Picture] | np.ndarray, times: Sequence[float]
+    ) -> tuple[torch.Tensor, list[float]]:
+        """Feature maps ``[S, P², D]`` of frames that follow one another, and the time of each in seconds.
+
+        A map shows one frame, or two with Flash-VStream-Qwen, whose tower was trained on pairs. A pair has the time
+        of its newer frame, so that a memory never shows more than its time says. An odd last frame stands alone.
+        Raises ``ValueError`` if there is not one time for each frame, or if times decrease.
+        """
+        together, times = self.model.frames_per_step, list(times)
+        if together == 1:
+            return self.encode(frames), times
+        if len(times) != len(frames) or not all(before <= after for before, after in pairwise(times)):
+            raise ValueError(f"{len(frames)} frames need as many times that do not decrease; got {times[:4]}…")
+        square = np.stack([self.processor.image_processor.square(frame) for frame in frames])
+        pixels = self.processor.image_processor.pixels(square)
+        last = len(pixels) // together * together
+        parts = [self._seeing.encode(pixels[:last].unflatten(0, (-1, together)))] if last else []
+        parts += [self._seeing.encode(pixels[last:])] if last < len(pixels) else []
+        newest = [times[min(at + together, len(times)) - 1] for at in range(0, len(times), together)]
+        return torch.cat(parts), newest
+
     @cached_property
     def _seeing(self) -> Any:
         """The model with its vision tower in its fastest form, made on first use: a question worker sees nothing."""
@@ -125,8 +149,9 @@ class FlashVStream:
     def encode_file(
         self, path: Path, fps: float = 1.0, until: float | None = None
     ) -> Iterator[tuple[list[float], torch.Tensor]]:
-        """Yield times (seconds) and float32 feature maps ``[T, P², D]`` of a file, up to eight frames at a time.
+        """Yield times (seconds) and float32 feature maps ``[T, P², D]`` of a file, from up to eight frames at a time.
 
+        Frames are joined as in ``encode_steps``.
         ``path`` is a video, a folder of pictures, or a single picture, which becomes a frame at 0 s. A
         ``.safetensors`` file holds ``feature [T, P², D]`` at one frame per second, as the papers' authors
         store them. Raises ``UserError`` naming the path if it cannot be read.
@@ -141,6 +166,9 @@ class FlashVStream:
                 raise UserError(f"{path} is not a picture that can be read ({error})") from None
             yield [0.0], self.encode([picture]).float()
             return
+        from flash_vstream.video import read_frames
+        from flash_vstream.video.sources import Source, watch_source
+
         size = self.processor.image_processor.size
         if path.is_dir():
             frames = watch_source(Source(str(path), fps, size, pace="fast"))
@@ -149,7 +177,8 @@ class FlashVStream:
         while batch := list(islice(frames, 8)):
             shown = [frame for frame in batch if until is None or frame.time <= until + 1e-6]
             if shown:
-                yield [frame.time for frame in shown], self.encode([frame.image for frame in shown]).float()
+                maps, times = self.encode_steps([frame.image for frame in shown], [frame.time for frame in shown])
+                yield times, maps.float()
             if len(shown) < len(batch):
                 return
 
@@ -192,28 +221,30 @@ class FlashVStream:
 
     def watch(
         self,
-        source: str | Path | Iterable[Frame],
+        source: "str | Path | Iterable[Frame]",
         fps: float = 1.0,
         until: float | None = None,
         stream: Stream | None = None,
-        on_frame: Callable[[Stream, Frame], None] | None = None,
+        on_frame: "Callable[[Stream, Frame], None] | None" = None,
     ) -> Stream:
         """Watch a video file as fast as it can be read, and return the stream.
 
         Watches ``fps`` frames per second of stream time, up to stream time ``until`` (seconds), and calls
         ``on_frame`` after each. With ``stream``, continues that stream and skips frames no newer than its
-        newest. ``source`` can also be any iterable of ``Frame``. Raises ``UserError`` if the video cannot
-        be read.
+        newest. ``source`` can also be any iterable of ``Frame``. With a model that encodes frames in twos, they are
+        taken in twos. Raises ``UserError`` if the video cannot be read.
         """
         stream = stream or self.new_stream()
-        size = self.processor.image_processor.size
-        frames = read_frames(source, fps, size, until) if isinstance(source, str | Path) else source
-        seen = stream.time
-        for frame in frames:
-            if seen is not None and frame.time <= seen:
-                continue
-            stream.write([frame.image], [frame.time])
-            if on_frame is not None:
+        size, seen = self.processor.image_processor.size, stream.time
+        frames: Iterable[Frame] = [] if isinstance(source, str | Path) else source
+        if isinstance(source, str | Path):
+            from flash_vstream.video import read_frames
+
+            frames = read_frames(source, fps, size, until)
+        fresh = (frame for frame in frames if seen is None or frame.time > seen)
+        while step := list(islice(fresh, self.model.frames_per_step)):
+            stream.write([frame.image for frame in step], [frame.time for frame in step])
+            for frame in step if on_frame is not None else ():
                 on_frame(stream, frame)
         return stream
 

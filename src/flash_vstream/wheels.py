@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from flash_vstream.errors import UserError
 from flash_vstream.files import atomic_write, file_sha256
 
@@ -35,8 +33,11 @@ class WheelFile:
 
 def cache_dir() -> Path:
     """The folder for fetched and assembled files: ``$FLASH_VSTREAM_CACHE`` or the user's cache folder."""
-    named = os.environ.get("FLASH_VSTREAM_CACHE")
-    return Path(named).expanduser() if named else Path(platformdirs.user_cache_dir("flash-vstream"))
+    if named := os.environ.get("FLASH_VSTREAM_CACHE"):
+        return Path(named).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("flash-vstream"))
 
 
 @contextmanager

@@ -1,11 +1,7 @@
 """Tokenizers and tensors for tiny models."""
 
-from pathlib import Path
-
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-
-GOLDENS = Path(__file__).parent.parent / "goldens"
 
 
 def char_tokenizer(bos: bool = True) -> PreTrainedTokenizerFast:

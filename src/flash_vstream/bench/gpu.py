@@ -2,13 +2,16 @@
 
 This is the first paper's headline figure, and it needs no checkpoint: neither depends on what the weights say. Frames
 are random features in changing scenes, written to this project's memory and to the released code's, which keeps
-every frame; what encoding a frame costs is measured apart.
+every frame; what encoding a frame costs is measured apart. Nothing here needs FFmpeg, OpenVINO or a server.
 """
 
+import gc
 import json
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +31,10 @@ from transformers import (
 )
 
 from flash_vstream.errors import UserError
+from flash_vstream.evaluate.plots import pyplot
 from flash_vstream.memory import StarConfig
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
-from flash_vstream.models.flash_qwen import FlashQwenFamily, FlashQwenProcessor, FlashVStreamQwen, flash_star
+from flash_vstream.models.flash_qwen import SIDE, FlashQwenFamily, FlashQwenProcessor, FlashVStreamQwen, flash_star
 from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.interface import Memory
 from flash_vstream.models.vlm import TransformersVlm
@@ -40,9 +44,13 @@ from flash_vstream.pipeline import FlashVStream
 
 COUNTS = (1, 10, 100, 1000, 10_000)
 QUESTION = "What is happening now?"
-TOKENS = 16
-CELL_SECONDS = 240.0
+TOKENS = 4
+"""The first is what is measured."""
+CELL_SECONDS = 120.0
 """A memory that takes longer than this from one count of frames to the next is given up."""
+CLIP = 100
+"""Frames in a write while a memory grows; the last of them come one by one."""
+TIMED_WRITES = 5
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'][0]['text'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -58,33 +66,46 @@ class Sizes:
     released: bool
 
 
-def run_gpu_bench(model: str, most: int, device: str | None) -> None:
-    """Measure the models named by ``model`` (or all), print a table, and JSON on the last line of stdout."""
+def run_gpu_bench(model: str, most: int, device: str | None, output: Path | None = None) -> None:
+    """Measure the models named by ``model`` (or all, or tiny), print a table, and JSON on the last line of stdout.
+
+    Each row is printed on stderr as it is measured, so that a run that is cut off leaves what it has. With ``output``,
+    also plots them.
+    """
     if device is None and not torch.cuda.is_available():
         raise UserError("there is no GPU here; to try it on a CPU: bench gpu --model tiny --device cpu")
-    chosen = [name for name in SIZES if name != "tiny"] if model == "all" else [model]
+    tiny = [name for name in SIZES if name.startswith("tiny")]
+    chosen = {"all": [name for name in SIZES if name not in tiny], "tiny": tiny}.get(model, [model])
     if unknown := [name for name in chosen if name not in SIZES]:
-        raise UserError(f"bench gpu has no sizes called {unknown[0]!r}; choose from {', '.join(SIZES)} or all")
-    rows = [row for name in chosen for row in bench_sizes(name, most, device or "cuda")]
+        raise UserError(f"bench gpu has no sizes called {unknown[0]!r}; choose from {', '.join(SIZES)}, tiny or all")
+    device = device or "cuda"
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    rows = [row for name in chosen for row in bench_sizes(name, most, device, dtype)]
+    if output is not None:
+        plot(rows, output)
     _print_table(rows)
-    print(json.dumps({"gpu": rows, "device": _device_name(device or "cuda"), "question_tokens": TOKENS}))
+    print(json.dumps({"gpu": rows, "device": _device_name(device), "question_tokens": TOKENS}))
 
 
-def bench_sizes(name: str, most: int, device: str) -> list[dict[str, Any]]:
+def bench_sizes(name: str, most: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     """Rows of figures for one model: for each memory and number of frames up to ``most``."""
-    pipeline = _built(SIZES[name], device)
+    pipeline = _built(SIZES[name], device, dtype)
     encode = _encode_seconds(pipeline)
     pipeline.ask(None, QUESTION, max_new_tokens=2).finish()  # warm
     rows = []
     for memory in ("star", "release") if SIZES[name].released else ("star",):
-        rows += [{"model": name, "encode_ms": 1000 * encode, **row} for row in _grown(pipeline, memory, most)]
+        for row in _grown(pipeline, memory, most):
+            rows.append({"model": name, "encode_ms": 1000 * encode, **row})
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    del pipeline
+    gc.collect()  # so that the next model finds the space
     return rows
 
 
-def _built(sizes: Sizes, device: str) -> FlashVStream:
+def _built(sizes: Sizes, device: str, dtype: torch.dtype) -> FlashVStream:
     """The model on ``device``, made there, so that it never takes space on the CPU."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
+    torch.set_default_dtype(dtype)
     torch.manual_seed(0)
     try:
         with torch.device(device):
@@ -113,30 +134,47 @@ def _new_memory(pipeline: FlashVStream, kind: str) -> Memory:
     return memory
 
 
-def _grown(pipeline: FlashVStream, kind: str, most: int) -> list[dict[str, Any]]:
+def _grown(pipeline: FlashVStream, kind: str, most: int) -> Iterator[dict[str, Any]]:
     """Figures for one memory as it grows; those that do not fit or take too long are not measured."""
     device, (tokens, channels) = pipeline.model.device, pipeline.model.feature_shape
     generator = torch.Generator().manual_seed(0)
     scenes = torch.randn(16, tokens, channels, generator=generator).to(device, pipeline.model.dtype)
-    memory, rows, given_up = _new_memory(pipeline, kind), [], False
+    memory, given_up = _new_memory(pipeline, kind), False
     for count in (count for count in COUNTS if count <= most):
         row: dict[str, Any] = {"memory": kind, "frames": count, "measured": False}
-        rows.append(row)
-        if given_up:
-            continue
-        try:
-            _reset_peak(pipeline)
-            begun, written = time.perf_counter(), memory.frames
-            while memory.frames < count and time.perf_counter() - begun < CELL_SECONDS:
-                memory.write(scenes[memory.frames // 5 % 16][None], [float(memory.frames)])
-            _wait(pipeline)
-            writing = (time.perf_counter() - begun) / (memory.frames - written)
-            given_up = memory.frames < count
-            if not given_up:
-                row |= _asked(pipeline, memory) | {"write_ms": 1000 * writing, "measured": True}
-        except torch.OutOfMemoryError:
-            given_up = True
-    return rows
+        if not given_up:
+            try:
+                _reset_peak(pipeline)
+                writing = _fill(pipeline, memory, count, scenes)
+                given_up = writing is None
+                if writing is not None:
+                    row |= _asked(pipeline, memory) | {"write_ms": 1000 * writing, "measured": True}
+            except torch.OutOfMemoryError:
+                given_up = True
+        yield row
+
+
+def _fill(pipeline: FlashVStream, memory: Memory, count: int, scenes: torch.Tensor) -> float | None:
+    """Write frames until there are ``count``; the median seconds of a single frame, or None if it takes too long.
+
+    Frames of a scene differ by a third of what scenes differ by.
+    """
+    begun, alone = time.perf_counter(), []
+    while memory.frames < count:
+        left = count - memory.frames
+        size = min(CLIP, left - TIMED_WRITES) if left > TIMED_WRITES and memory.frames else 1
+        numbers = range(memory.frames, memory.frames + size)
+        clip = scenes[torch.tensor(numbers) // 5 % len(scenes)]
+        clip = clip + torch.randn_like(clip) / 3
+        _wait(pipeline)
+        started = time.perf_counter()
+        memory.write(clip, [float(number) for number in numbers])
+        _wait(pipeline)
+        if size == 1:
+            alone.append(time.perf_counter() - started)
+        if time.perf_counter() - begun > CELL_SECONDS:
+            return None
+    return float(np.median(alone[-TIMED_WRITES:]))
 
 
 def _asked(pipeline: FlashVStream, memory: Memory) -> dict[str, Any]:
@@ -188,6 +226,28 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     Console(stderr=True).print(table)
 
 
+def plot(rows: list[dict[str, Any]], output: Path) -> None:
+    """Plot first token and peak memory against the number of frames, each model's memories beside each other."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+    values = {"first token, s": ("first_token_seconds", 1), "peak memory, GiB": ("peak_bytes", 2**30)}
+    for axis, (title, (name, unit)) in zip(axes, values.items(), strict=True):
+        for number, model in enumerate(dict.fromkeys(row["model"] for row in rows)):
+            for memory, style in (("star", "-"), ("release", "--")):
+                own = [r for r in rows if (r["model"], r["memory"], r["measured"]) == (model, memory, True)]
+                label = f"{model}, {'this project' if memory == 'star' else 'released code'}"
+                places = [row["frames"] for row in own], [row[name] / unit for row in own]
+                if own:
+                    axis.plot(*places, style, marker="o", color=f"C{number}", label=label)
+        axis.set(xscale="log", xlabel="frames seen", title=title)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(output, dpi=120)
+    plt.close(figure)
+
+
 # --- the models
 
 
@@ -209,44 +269,53 @@ def _llava(vision: dict[str, Any], text: dict[str, Any]) -> tuple[Any, FlashVStr
     return model, FlashVStreamProcessor(FrameProcessor(config.vision_config.image_size), byte_tokenizer())
 
 
-def _flash_qwen() -> tuple[Any, FlashVStreamProcessor]:
-    text = {
-        **{"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
-        **{"num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 32768},
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    }
-    vision = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16}
-    config = Qwen2VLConfig(text_config=text, vision_config=vision)
-    family = FlashQwenFamily(config)
-    model = FlashVStreamQwen(Qwen2VLForConditionalGeneration(config), family, flash_star({}))
+def _flash_qwen(
+    vision: dict[str, Any], text: dict[str, Any], sections: list[int], side: int = SIDE
+) -> tuple[Any, FlashVStreamProcessor]:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
+    config = Qwen2VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision)
+    family = FlashQwenFamily(config, side)
+    model = FlashVStreamQwen(Qwen2VLForConditionalGeneration(config), family, flash_star({}, side))
     return model, FlashQwenProcessor(FrameProcessor(family.pixels), byte_tokenizer(), family)
 
 
-def _qwen3() -> tuple[Any, FlashVStreamProcessor]:
-    text = {
-        **{"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-        **{"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 262144},
-        "rope_parameters": {
-            **{"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
-            "mrope_interleaved": True,
-        },
-    }
-    vision = {
-        **{"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 2560},
-        "deepstack_visual_indexes": [5, 11, 17],
-    }
-    config = Qwen3VLConfig(text_config=text, vision_config=vision)
-    family = Qwen3Vl(config)
+def _qwen3(
+    vision: dict[str, Any], text: dict[str, Any], sections: list[int], side: int | None = None
+) -> tuple[Any, FlashVStreamProcessor]:
+    rope = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": sections, "mrope_interleaved": True}
+    config = Qwen3VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision)
+    family = Qwen3Vl(config, side)
     model = TransformersVlm(Qwen3VLForConditionalGeneration(config), family)
     return model, VlmProcessor(FrameProcessor(family.pixels), byte_tokenizer(), family)
 
 
 _VIT_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 _VICUNA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+_QWEN2_VISION = {"depth": 32, "embed_dim": 1280, "hidden_size": 3584, "num_heads": 16}
+_QWEN2 = {
+    **{"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+    **{"num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 32768},
+}
+_QWEN3_VISION = {
+    **{"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 2560},
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+_QWEN3 = {
+    **{"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
+    **{"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 262144},
+}
 _TINY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+_TINY_LANGUAGE = {**_TINY, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 512}
+_TINY_QWEN2_VISION = {"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 4}
+_TINY_QWEN3_VISION = {
+    **{"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "out_hidden_size": 32},
+    "deepstack_visual_indexes": [0],
+}
 SIZES = {
     "flash-vstream-7b": Sizes(lambda: _llava({**_VIT_L, "image_size": 224}, {**_VICUNA, "vocab_size": 32000}), True),
-    "flash-vstream-qwen-7b": Sizes(_flash_qwen, True),
-    "qwen3-vl-4b": Sizes(_qwen3, False),
+    "flash-vstream-qwen-7b": Sizes(lambda: _flash_qwen(_QWEN2_VISION, _QWEN2, [16, 24, 24]), True),
+    "qwen3-vl-4b": Sizes(lambda: _qwen3(_QWEN3_VISION, _QWEN3, [24, 20, 20]), False),
     "tiny": Sizes(lambda: _llava({**_TINY, "image_size": 112}, {**_TINY, "vocab_size": 512}), True),
+    "tiny-qwen": Sizes(lambda: _flash_qwen(_TINY_QWEN2_VISION, _TINY_LANGUAGE, [2, 1, 1], 4), True),
+    "tiny-qwen3-vl": Sizes(lambda: _qwen3(_TINY_QWEN3_VISION, _TINY_LANGUAGE, [2, 1, 1], 4), False),
 }

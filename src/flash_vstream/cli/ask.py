@@ -97,9 +97,16 @@ class Session:
         progress bar.
         """
         stream = self.pipeline.new_stream()
-        waiting = list(schedule)
+        waiting, together = list(schedule), self.pipeline.model.frames_per_step
         answers: list[dict[str, Any]] = []
-        watched_seconds = 0.0
+        step: list[Frame] = []
+        watched, watched_seconds = 0, 0.0
+
+        def write_step() -> None:
+            if step:
+                stream.write([frame.image for frame in step], [frame.time for frame in step])
+                step.clear()
+
         bar = Progress(
             TextColumn("watching"),
             BarColumn(),
@@ -113,18 +120,23 @@ class Session:
             started = time.perf_counter()
             for frame in frames:
                 while waiting and waiting[0][0] is not None and frame.time > waiting[0][0]:
+                    write_step()  # also half of one: an answer has seen everything up to its time
                     watched_seconds += time.perf_counter() - started
                     bar.stop()
                     answers += self._answer(stream, waiting.pop(0)[1])
                     bar.start()
                     started = time.perf_counter()
-                stream.write([frame.image], [frame.time])
-                rate = stream.frames / (watched_seconds + time.perf_counter() - started)
+                step.append(frame)
+                if len(step) == together:
+                    write_step()
+                watched += 1
+                rate = watched / (watched_seconds + time.perf_counter() - started)
                 bar.update(task, completed=frame.time, moment=format_time(frame.time), rate=rate)
+            write_step()
             watched_seconds += time.perf_counter() - started
         for _, questions in waiting:
             answers += self._answer(stream, questions)
-        return {"frames": stream.frames, "watch_seconds": watched_seconds, "answers": answers}
+        return {"frames": watched, "watch_seconds": watched_seconds, "answers": answers}
 
     def _answer(self, stream: "Stream", questions: Sequence[str]) -> list[dict[str, Any]]:
         snapshot = stream.snapshot()

@@ -19,7 +19,7 @@ def bench(
     seconds: Annotated[float, typer.Option("--seconds", help="How long live watches one stream.")] = 600.0,
     model: Model = "nano",
     output: Annotated[
-        Path | None, typer.Option("--output", help="Where efficiency puts its plot (PNG or SVG).")
+        Path | None, typer.Option("--output", help="Where efficiency and gpu put their plot (PNG or SVG).")
     ] = None,
     minutes: Annotated[float, typer.Option("--minutes", help="How long chaos disturbs a server.")] = 30.0,
     seed: Annotated[int, typer.Option("--seed", help="What chaos draws its requests, media and kills from.")] = 0,
@@ -41,7 +41,7 @@ def bench(
     if what == "gpu":
         from flash_vstream.bench.gpu import run_gpu_bench
 
-        run_gpu_bench("all" if model == "nano" else model, min(frames, 10_000), device)
+        run_gpu_bench("all" if model == "nano" else model, min(frames, 10_000), device, output)
         return
     if what == "compare":
         from flash_vstream.bench.compare import run_compare

@@ -3,8 +3,9 @@
 Only for parity with published numbers and for comparison. What it calls a step is a frame here: a feature map at high
 resolution and one at low resolution. Its quirks: both banks keep every step, so they grow without limit; a centroid's
 time stamp is the mean place of its members in the window that was clustered, whatever their times; k-means starts at
-random and divides by zero when a cluster stays empty; with fewer different steps than slots every weight is 1; and in
-real time the tokens' positions tell neither rows nor times apart.
+random and divides by zero when a cluster stays empty; with fewer different steps than slots every weight is 1; its PCA
+keeps the directions in which tokens differ least, and averages without weights; and in real time the tokens' positions
+tell neither rows nor times apart.
 """
 
 import math
@@ -24,6 +25,8 @@ from flash_vstream.memory.locks import Locked
 from flash_vstream.memory.snapshot import MemorySnapshot, Slots
 
 Permute = Callable[[int], Tensor]
+PCA_DIM = 32
+"""The release's ``flash_memory_temporal_pca_dim``."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,24 @@ class Synopsis(NamedTuple):
 
 
 def ordered_kmeans(
-    features: Tensor, length: int, permute: Permute = torch.randperm, weights: Tensor | None = None
+    features: Tensor,
+    length: int,
+    permute: Permute = torch.randperm,
+    weights: Tensor | None = None,
+    pca_dim: int | None = None,
 ) -> Synopsis:
     """The release's ``weighted_kmeans_ordered_feature``: steps ``[T, n, D]`` to ``length`` centroids in time order.
 
     ``permute(n)`` is the random order that it starts from, over the n different steps in lexicographic order. Up to
-    ``length`` steps are returned unchanged. Raises ``ZeroDivisionError`` where the release does.
+    ``length`` steps are returned unchanged. With ``pca_dim``, it is ``torchpca_weighted_kmeans_ordered_feature``.
+    Raises ``ZeroDivisionError`` where the release does.
     """
     if weights is None:
         weights = torch.ones(len(features), dtype=features.dtype, device=features.device)
     if not 0 < length < len(features):
         kept = slice(min(length, len(features)))
         return Synopsis(features[kept], weights[kept], torch.arange(len(features[kept]), dtype=torch.float64))
-    points = features.flatten(1)
+    points = features.flatten(1) if pca_dim is None else least_components(features, pca_dim)
     different, kind = torch.unique(points, dim=0, return_inverse=True)
     kinds = [(kind == i).nonzero()[:, 0] for i in range(len(different))]
     if len(kinds) < length:
@@ -70,21 +78,43 @@ def ordered_kmeans(
             raise ZeroDivisionError("a cluster is empty, and the released code divides by its size; use compat='none'")
         members.sort(key=lambda own: float(own.double().mean()))
         totals = torch.stack([weights[own].sum() for own in members])
-    centroids = torch.stack([weights[own] @ points[own] / weights[own].sum() for own in members])
+    shares = weights.to(features.dtype) if pca_dim is None else torch.ones_like(weights, dtype=features.dtype)
+    whole = features.flatten(1)
+    centroids = torch.stack([shares[own] @ whole[own] / shares[own].sum() for own in members])
     stamps = torch.stack([own.double().mean() for own in members]).cpu()
     return Synopsis(centroids.reshape(length, *features.shape[1:]), totals, stamps)
 
 
+def least_components(features: Tensor, count: int) -> Tensor:
+    """Steps ``[T, n, D]`` as ``[T, n · count]``: each token in the ``count`` directions in which tokens differ least.
+
+    The directions of least variance, which the release takes for the principal ones. An eigenvector has no sign of its
+    own; here its largest entry is positive, so that a recorded order has one meaning.
+    """
+    tokens = features.flatten(0, 1).float()
+    tokens = tokens - tokens.mean(0)
+    directions = torch.linalg.eigh(tokens.T @ tokens / (len(tokens) - 1)).eigenvectors[:, :count]
+    directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
+    return (tokens @ directions).reshape(len(features), -1)
+
+
 def synopsis(method: str, features: Tensor, length: int, permute: Permute, weights: Tensor | None = None) -> Synopsis:
-    """The release's ``temporal_compress`` by ``flash_memory_temporal_method``, as far as its methods run."""
+    """The release's ``temporal_compress`` by ``flash_memory_temporal_method``, as far as its methods run.
+
+    ``features [T, n, 4C]`` hold the four tokens of C channels that the merger joins side by side.
+    """
     if method == "sample" and len(features) > length:
         kept = torch.linspace(0, len(features) - 1, length).long()
         return Synopsis(features[kept], torch.ones(length), kept.double())
-    if method not in ("kmeans_ordered", "fast_kmeans_ordered", "sample"):
+    if method not in ("kmeans_ordered", "fast_kmeans_ordered", "torchpca_kmeans_ordered", "sample"):
         raise ValueError(
             f"flash_memory_temporal_method {method!r} is not supported; the published one is kmeans_ordered"
         )
-    return ordered_kmeans(features, length, permute, weights)
+    if method != "torchpca_kmeans_ordered":
+        return ordered_kmeans(features, length, permute, weights)
+    single = features.reshape(len(features), 4 * features.shape[1], -1)  # the merger's four tokens are one row of ours
+    centroids, totals, stamps = ordered_kmeans(single, length, permute, weights, PCA_DIM)
+    return Synopsis(centroids.reshape(-1, *features.shape[1:]), totals, stamps)
 
 
 def detailed_steps(method: str, context: Synopsis, bank: Tensor, length: int) -> Tensor:

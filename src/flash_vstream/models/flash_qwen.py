@@ -86,6 +86,15 @@ class FlashVStreamQwen(TransformersVlm):
     """Flash-VStream-Qwen as a ``StreamModel``; ``compat="release"`` in its ``StarConfig`` is the released behaviour."""
 
     family: FlashQwenFamily
+    frames_per_step = 2
+
+    @torch.no_grad()
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """Steps ``[B, P², D]`` of normalised pixels: single frames ``[B, 3, S, S]``, or pairs ``[B, 2, 3, S, S]``."""
+        pixels = pixel_values.to(self.device, self.dtype)
+        if pixels.ndim == 4:
+            return self.family.encode(self.network, pixels)
+        return self.family.encode_clips(self.network, pixels)
 
     def new_memory(
         self, dtype: torch.dtype | None = None, star: StarConfig | None = None, offline: bool = False

@@ -75,6 +75,8 @@ class StreamModel(Protocol):
     """The weights: a vision tower, and a language model that reads what the tower saw."""
 
     config: Any
+    frames_per_step: int
+    """How many frames in a row a map may show: 2 where the tower was trained on pairs of frames, else 1."""
     attention_is_chosen: bool
     """Whether the user chose how attention is computed; otherwise CPUs compute it in the way that shows evidence."""
 
@@ -94,7 +96,10 @@ class StreamModel(Protocol):
         ...
 
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """Feature maps ``[B, P², D]`` of pixels ``[B, 3, H, W]``, without gradients."""
+        """Feature maps ``[B, P², D]`` of pixels ``[B, 3, H, W]``, without gradients.
+
+        Where ``frames_per_step`` is n > 1, also of that many frames in a row, ``[B, n, 3, H, W]``.
+        """
         ...
 
     def new_memory(

@@ -65,6 +65,7 @@ class FlashVStreamForConditionalGeneration(FlashVStreamPreTrainedModel, Generati
     _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
     attention_is_chosen = False
+    frames_per_step = 1
 
     def __init__(self, config: FlashVStreamConfig):
         super().__init__(config)

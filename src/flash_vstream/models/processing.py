@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, Slots, StarConfig
@@ -55,6 +55,15 @@ class FlashVStreamProcessor(ProcessorMixin):
         self.video_token_id = video_token_id
         self.time_stamps = time_stamps
         self.memory_config = memory_config
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path: Any, *_: Any, **kwargs: Any) -> list[Any]:
+        """The frame processor and the tokenizer of a folder, without Transformers' Auto class for the first.
+
+        Some versions have ``AutoImageProcessor`` only where torchvision is installed, which nothing here needs.
+        """
+        parts = (FrameProcessor, AutoTokenizer)
+        return [part.from_pretrained(pretrained_model_name_or_path, **kwargs) for part in parts]
 
     @property
     def template(self) -> PromptTemplate:

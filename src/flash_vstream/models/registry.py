@@ -1,5 +1,7 @@
 """The model classes, registered with Transformers' Auto classes."""
 
+from contextlib import suppress
+
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from flash_vstream.models.configuration import FlashVStreamConfig
@@ -13,7 +15,8 @@ AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel)
 AutoConfig.register(FlashVStreamConfig.model_type, FlashVStreamConfig)
 AutoModel.register(FlashVStreamConfig, FlashVStreamForConditionalGeneration)
 AutoModelForImageTextToText.register(FlashVStreamConfig, FlashVStreamForConditionalGeneration)
-AutoImageProcessor.register(FlashVStreamConfig, slow_image_processor_class=FrameProcessor)
+with suppress(ImportError):  # in some versions of Transformers this class needs torchvision
+    AutoImageProcessor.register(FlashVStreamConfig, slow_image_processor_class=FrameProcessor)
 AutoProcessor.register(FlashVStreamConfig, FlashVStreamProcessor)
 
 __all__ = [

@@ -70,6 +70,8 @@ class TransformersVlm(nn.Module):
     comes after its longer side.
     """
 
+    frames_per_step = 1
+
     def __init__(
         self,
         network: PreTrainedModel,
