@@ -225,12 +225,12 @@ def _add_push(app: FastAPI, service: Service) -> None:
                     image, whole = await anyio.to_thread.run_sync(
                         pictures_of, data, source.size, service.limits.frame_bytes
                     )
-                except ApiError as error:
+                    number = max(number, sink.taken) + 1
+                    # In a thread, since the frame may go to another machine.
+                    await anyio.to_thread.run_sync(sink.write, number, Frame(time.monotonic(), image, whole))
+                except (ApiError, UserError) as error:
                     await socket.send_json({"error": str(error)})
                     continue
-                number = max(number, sink.taken) + 1
-                # In a thread, since the frame may go to another machine.
-                await anyio.to_thread.run_sync(sink.write, number, Frame(time.monotonic(), image, whole))
                 await socket.send_json({"frame": number})
             await socket.close(1001, "the stream was changed or deleted")
 
