@@ -29,7 +29,7 @@ def cluster():
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_worker_niceness"] = "0"  # otherwise 15, which gets nothing beside other tests
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - its name; otherwise 15, which gets nothing beside other tests
 
     # A raylet that is silent for three seconds is dead; Ray's default is fifteen.
     config = {"health_check_period_ms": 1000, "health_check_timeout_ms": 1000, "health_check_failure_threshold": 3}

@@ -7,6 +7,7 @@ end with it, like the local engine's: a camera must not be watched by what nobod
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Generator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ try:
     from ray import serve
     from ray.exceptions import RayError, RayTaskError
     from ray.serve.exceptions import BackPressureError, RayServeException
+    from ray.serve.schema import ApplicationStatus
 except ImportError:
     raise UserError("--engine ray needs Ray; install flash-vstream[ray]") from None
 
 START_SECONDS = 600.0
 """How long a worker may take to start; the first on a machine may have to fetch the model."""
+LOOK_SECONDS = 0.2
 THREADS = 16
 """How many calls a host serves at once, most of which wait."""
 ONGOING = 16
@@ -143,9 +146,20 @@ def _started(model: ModelChoice, choice: RayChoice, actors: list[Any]) -> Engine
         health_check_timeout_s=10,
     )  # fmt: skip
     serve.start(proxy_location="Disabled")
-    handle = serve.run(replicas.bind(model), name=choice.name, route_prefix=None)
+    application = serve.RunTarget(replicas.bind(model), name=choice.name, route_prefix=None)
+    (handle,) = serve.run_many([application], wait_for_applications_running=False)
     streams = RemoteStreams(hosts, START_SECONDS, lambda: _end(choice, actors))
+    _wait_for(choice.name)
     return Engine(streams, RemoteQuestions(_asking(handle), lambda: place(QuestionHost), streams.about))
+
+
+def _wait_for(application: str) -> None:
+    """Wait until an application runs; raises ``UserError`` if it does not."""
+    deadline = time.monotonic() + START_SECONDS
+    while (found := serve.status().applications[application]).status != ApplicationStatus.RUNNING:
+        if found.status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
+            raise UserError(f"the question workers did not start on the Ray cluster ({found.message or found.status})")
+        time.sleep(LOOK_SECONDS)
 
 
 def _asking(handle: Any) -> AskHost:

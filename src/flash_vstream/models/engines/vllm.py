@@ -13,8 +13,9 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,13 +24,17 @@ from torch import Tensor
 
 from flash_vstream.errors import UserError
 from flash_vstream.models.engines.base import Feed, Row
-from flash_vstream.models.interface import StreamModel
+from flash_vstream.models.interface import StreamModel, StreamProcessor
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 
 KEY_VARIABLE = "VLLM_API_KEY"
 """Names vLLM's own variable for the key that it wants."""
 LOGPROBS = 20
 """How many of the likeliest tokens vLLM tells the likelihood of, unless it is run with ``--max-logprobs``."""
+NOT_OURS = (
+    "vLLM can read the memories of nano and flash-vstream-7b alone: it gives prompt embeddings the positions of text,"
+    " and this model has positions of its own for pictures"
+)
 CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0
 log = logging.getLogger("flash_vstream.models")
 
@@ -111,18 +116,15 @@ class _Generating:
 class VllmEngine:
     """The language model that vLLM serves at ``url``, such as ``http://host:8000/v1``; ``url#NAME`` picks one of many.
 
-    ``stop`` is a token that ends an answer. Raises ``UserError`` if vLLM does not answer, or cannot read this model.
+    ``stops`` are the tokens that end an answer. Raises ``UserError`` if vLLM does not answer or cannot read the model.
     """
 
     name, together = "vllm", True
 
-    def __init__(self, model: StreamModel, url: str, stop: int):
+    def __init__(self, model: StreamModel, url: str, stops: Collection[int]):
         if not isinstance(model, FlashVStreamForConditionalGeneration):
-            raise UserError(
-                "--language-engine vllm reads the memories of nano and flash-vstream-7b only: vLLM gives prompt"
-                " embeddings the positions of text, and this model has positions of its own for pictures"
-            )
-        self.model, self._stop = model, stop
+            raise UserError(NOT_OURS)
+        self.model, self._stops = model, sorted(stops)
         self._url, _, self._name = url.partition("#")
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
@@ -178,19 +180,18 @@ class VllmEngine:
         embeds = torch.cat(sequence.parts)
         if not embeds.isfinite().all():  # vLLM would read them, and answer nonsense
             return UserError("what the model saw is not made of finite numbers; try another --dtype")
-        sequence.follow(_Generating(self._client, self._body(embeds, feed.ahead), self._stop))
+        sequence.follow(_Generating(self._client, self._body(embeds, feed.ahead), self._stops[0]))
         return None
 
     def _body(self, embeds: Tensor, ahead: int) -> dict[str, Any]:
-        written = io.BytesIO()
-        torch.save(embeds, written)
         body = {
             "model": self._name,
-            "prompt_embeds": base64.b64encode(written.getvalue()).decode(),
+            "prompt_embeds": encoded(embeds),
             "max_tokens": ahead + 1,
             "temperature": 0,
             "stream": True,
             "return_token_ids": True,
+            "stop_token_ids": self._stops,
         }
         # Whoever asks for no further token wants to know how likely each is.
         return body if ahead else body | {"logprobs": LOGPROBS, "return_tokens_as_token_ids": True}
@@ -211,6 +212,21 @@ class VllmEngine:
         else:
             logits[0, token.id] = 0.0
         return Row(logits)
+
+
+def encoded(embeds: Tensor) -> str:
+    """Embeddings ``[L, width]`` as vLLM takes them."""
+    written = io.BytesIO()
+    torch.save(embeds, written)
+    return base64.b64encode(written.getvalue()).decode()
+
+
+def export_language(model: StreamModel, processor: StreamProcessor, folder: Path) -> None:
+    """Write a model's language model alone to ``folder``, as Transformers and vLLM load it."""
+    if not isinstance(model, FlashVStreamForConditionalGeneration):
+        raise UserError(NOT_OURS)
+    model.language_model.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
 
 
 def refusal(response: httpx.Response) -> UserError:
