@@ -9,13 +9,14 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Memory, Model, Pair
+from flash_vstream.cli.options import Attn, Bits, Device, Dtype, LanguageEngine, Memory, Model, Pair
 from flash_vstream.cli.terminal import clean_end_on_signals
 from flash_vstream.errors import UserError
 from flash_vstream.models.choice import ModelChoice
@@ -58,9 +59,10 @@ def serve(
     attn: Attn = None,
     bits: Bits = None,
     pair: Pair = None,
+    language_engine: LanguageEngine = None,
 ) -> None:
     """Serve the HTTP API and the web page."""
-    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair)
+    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair, language_engine=language_engine)
     from flash_vstream.live.fork_server import ensure_fork_server
 
     access = access_rules(
@@ -80,13 +82,19 @@ def serve(
     log_to_stderr(log_requests)
 
     from flash_vstream.models.hub import fetch_model, silence_transformers
-    from flash_vstream.serve.service import Service
+    from flash_vstream.serve.service import Limits, Service
 
     silence_transformers()
     with listener, clean_end_on_signals():
         with Console(stderr=True).status(f"loading {model}") as status:
             fetch_model(model, status.update)
-            service = Service(choice, access, state, streams=named, start_engine=start_engine)
+            each = Limits()  # of a worker
+            limits = replace(
+                each,
+                streams=each.streams * frame_workers,
+                questions_at_once=each.questions_at_once * question_workers,
+            )
+            service = Service(choice, access, state, limits, named, start_engine)
         try:
             shown = f"[{host}]" if ":" in host else host
             scheme = "https" if tls_cert else "http"
