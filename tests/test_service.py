@@ -268,7 +268,7 @@ def test_the_command_line_wins_over_what_was_saved(tiny_folder, tmp_path, video)
         running = Service(str(tiny_folder), AccessRules(), tmp_path / "state", streams={"door": given})
         try:
             until(lambda: running.status("door").time is not None)
-            source = running.live.order("door").source
+            source = running.live.source("door")
             return source.name, source.fps
         finally:
             running.close()

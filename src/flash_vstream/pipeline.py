@@ -21,7 +21,7 @@ from flash_vstream.memory import MemorySnapshot, pool_grid
 from flash_vstream.memory.frames import FrameMemory
 from flash_vstream.models import FlashVStreamProcessor, hub
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.models.engines import PyTorchEngine, fastest_engine, speed_up_vision
+from flash_vstream.models.engines import Engine, PyTorchEngine, fastest_engine, speed_up_vision
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
 from flash_vstream.models.interface import Memory
 from flash_vstream.models.processing import pad_rows
@@ -77,8 +77,15 @@ class FlashVStream:
     ...     print(text, end="", flush=True)
     """
 
-    def __init__(self, model: Any, processor: FlashVStreamProcessor, memory: str = "star", as_is: bool = True):
-        """``model`` is any ``StreamModel``; ``memory`` as in ``ModelChoice``.
+    def __init__(
+        self,
+        model: Any,
+        processor: FlashVStreamProcessor,
+        memory: str = "star",
+        as_is: bool = True,
+        language_engine: str | None = None,
+    ):
+        """``model`` is any ``StreamModel``; ``memory`` and ``language_engine`` as in ``ModelChoice``.
 
         Unless the model is to run ``as_is``, in PyTorch and its own dtype, the fastest engine for this machine is
         chosen.
@@ -87,11 +94,18 @@ class FlashVStream:
         self.processor = processor
         self.memory = memory
         self._as_is = as_is
+        self._language_engine = language_engine
 
     @cached_property
     def generator(self) -> AnswerGenerator:
         """Reads memories and generates answers; created on first use, since a frame worker does not need it."""
-        engine = PyTorchEngine(self.model) if self._as_is else fastest_engine(self.model)
+        if self._language_engine is not None:
+            from flash_vstream.models.engines.vllm import VllmEngine
+
+            url = self._language_engine.removeprefix("vllm=")
+            engine: Engine = VllmEngine(self.model, url, self.processor.stop_ids)
+        else:
+            engine = PyTorchEngine(self.model) if self._as_is else fastest_engine(self.model)
         return AnswerGenerator(self.model, self.processor, engine)
 
     @classmethod
@@ -108,7 +122,7 @@ class FlashVStream:
         """
         choice = ModelChoice.of(name)
         as_is = any(value is not None for value in (dtype, choice.dtype, choice.attn, choice.bits))
-        return cls(*hub.load(choice, device, dtype), choice.memory, as_is)
+        return cls(*hub.load(choice, device, dtype), choice.memory, as_is, choice.language_engine)
 
     def encode(self, frames: Sequence[Picture] | np.ndarray) -> torch.Tensor:
         """Feature maps ``[T, P², D]`` of T RGB frames of any size (``[H, W, 3]`` uint8 or PIL pictures)."""

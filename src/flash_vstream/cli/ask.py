@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Json, Memory, Model, Pair
+from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Json, LanguageEngine, Memory, Model, Pair
 from flash_vstream.cli.terminal import describe_evidence, load_pipeline
 from flash_vstream.errors import UserError
 from flash_vstream.models.choice import ModelChoice
@@ -33,10 +33,11 @@ def ask(
     attn: Attn = None,
     bits: Bits = None,
     pair: Pair = None,
+    language_engine: LanguageEngine = None,
     as_json: Json = False,
 ) -> None:
     """Watch a video file and answer questions about it, from the memory as of --at (default: its end)."""
-    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair)
+    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair, language_engine=language_engine)
     ask_file(video, questions, at or [], fps, choice, as_json)
 
 

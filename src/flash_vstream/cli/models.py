@@ -1,6 +1,7 @@
 """``models`` and ``pull``: list the models, and fetch one ahead of time."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,10 +33,24 @@ def models(as_json: Json = False) -> None:
     Console().print(families)
 
 
-def pull(name: Annotated[str, typer.Argument(help="A model's name.")], as_json: Json = False) -> None:
+def pull(
+    name: Annotated[str, typer.Argument(help="A model's name.")],
+    language_to: Annotated[
+        Path | None, typer.Option(help="Also write the language model alone to this new folder, for vLLM.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Fetch and assemble a model ahead of time."""
+    from flash_vstream.models.hub import load
     from flash_vstream.models.hub import pull as pull_model
 
     with Console(stderr=True).status(f"looking for {name}") as status:
         folder = pull_model(name, status.update)
+        if language_to is not None:
+            from flash_vstream.files import atomic_folder
+            from flash_vstream.models.engines.vllm import export_language
+
+            status.update(f"writing {language_to}")
+            with atomic_folder(language_to) as scratch:
+                export_language(*load(name), scratch)
     print(json.dumps({"name": name, "folder": str(folder)}) if as_json else f"{name} is at {folder}")

@@ -20,6 +20,9 @@ Memory = Annotated[str, typer.Option("--memory", help="star (the model's own), r
 Pair = Annotated[
     str | None, typer.Option("--pair", help="SigLIP or CLIP that finds what a question asks for: a folder or hub id.")
 ]
+LanguageEngine = Annotated[
+    str | None, typer.Option("--language-engine", help="vllm=http://HOST:PORT/v1: vLLM runs the language model.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Fps = Annotated[float, typer.Option("--fps", help="Frames per second of stream time to look at.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the annotations and media.")]

@@ -1,6 +1,7 @@
 """``serve``: the HTTP server from the command line."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -8,18 +9,20 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Memory, Model, Pair
+from flash_vstream.cli.options import Attn, Bits, Device, Dtype, LanguageEngine, Memory, Model, Pair
 from flash_vstream.cli.terminal import clean_end_on_signals
 from flash_vstream.errors import UserError
 from flash_vstream.models.choice import ModelChoice
 
 if TYPE_CHECKING:
+    from flash_vstream.live.engine import StartEngine
     from flash_vstream.serve.security import AccessRules
     from flash_vstream.serve.service import NamedSource, Service
 
@@ -43,25 +46,35 @@ def serve(
     log_requests: Annotated[
         bool, typer.Option("--log-requests", help="Log each request as a line of JSON on stderr.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option("--engine", help="local (two processes), or ray (workers on a Ray cluster).")
+    ] = "local",
+    frame_workers: Annotated[int, typer.Option(min=1, help="With ray: share the streams among so many.")] = 1,
+    question_workers: Annotated[int, typer.Option(min=1, help="With ray: answer with at most so many.")] = 1,
+    worker_gpus: Annotated[float, typer.Option(min=0, help="With ray: GPUs for each worker, such as 0.25.")] = 0.0,
+    worker_cpus: Annotated[float, typer.Option(min=0, help="With ray: cores for each worker.")] = 1.0,
     memory: Memory = "star",
     device: Device = None,
     dtype: Dtype = None,
     attn: Attn = None,
     bits: Bits = None,
     pair: Pair = None,
+    language_engine: LanguageEngine = None,
 ) -> None:
     """Serve the HTTP API and the web page."""
-    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair)
+    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair, language_engine=language_engine)
     from flash_vstream.live.fork_server import ensure_fork_server
 
     access = access_rules(
         host, os.environ.get("FLASH_VSTREAM_TOKEN"), allow_origin or [], allow_host or [], allow_folder or []
     )
     check_certificate(tls_cert, tls_key)
+    start_engine = engine_of(engine, state, frame_workers, question_workers, worker_gpus, worker_cpus)
     from flash_vstream.serve.connections import connection_limit
 
     most_connections = connection_limit()  # before any process starts, since processes inherit it
-    ensure_fork_server()
+    if engine == "local":
+        ensure_fork_server()
     from flash_vstream.serve.logging import log_to_stderr
 
     named = command_line_streams(stream or [], fps)
@@ -69,13 +82,19 @@ def serve(
     log_to_stderr(log_requests)
 
     from flash_vstream.models.hub import fetch_model, silence_transformers
-    from flash_vstream.serve.service import Service
+    from flash_vstream.serve.service import Limits, Service
 
     silence_transformers()
     with listener, clean_end_on_signals():
         with Console(stderr=True).status(f"loading {model}") as status:
             fetch_model(model, status.update)
-            service = Service(choice, access, state, streams=named)
+            each = Limits()  # of a worker
+            limits = replace(
+                each,
+                streams=each.streams * frame_workers,
+                questions_at_once=each.questions_at_once * question_workers,
+            )
+            service = Service(choice, access, state, limits, named, start_engine)
         try:
             shown = f"[{host}]" if ":" in host else host
             scheme = "https" if tls_cert else "http"
@@ -112,6 +131,28 @@ def run_server(
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])
+
+
+def engine_of(
+    engine: str, state: Path | None, frame_workers: int, question_workers: int, gpus: float, cpus: float
+) -> "StartEngine":
+    """What starts the engine of that name; raises ``UserError`` for one that there is not, or that lacks something."""
+    if engine == "local":
+        if (frame_workers, question_workers, gpus, cpus) != (1, 1, 0.0, 1.0):
+            raise UserError("--frame-workers, --question-workers, --worker-gpus and --worker-cpus need --engine ray")
+        from flash_vstream.live.engine import local_engine
+
+        return local_engine
+    if engine != "ray":
+        raise UserError(f"there is no engine called {engine!r}; choose from local, ray")
+    if state is None:
+        raise UserError(
+            "--engine ray needs --state FOLDER: a stream whose machine dies goes on from what is saved there"
+        )
+    from flash_vstream.live.ray_engine import RayChoice, ray_engine
+
+    name = f"flash-vstream-{hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]}"
+    return ray_engine(RayChoice(name, frame_workers, question_workers, gpus, cpus))
 
 
 def check_certificate(cert: Path | None, key: Path | None) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Json, Memory, Model, Pair
+from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Json, LanguageEngine, Memory, Model, Pair
 from flash_vstream.cli.tell import Tell, dry_run, tell_live
 from flash_vstream.cli.terminal import clean_end_on_signals, describe_evidence, interrupts_wait, load_pipeline
 from flash_vstream.errors import UserError
@@ -45,6 +45,7 @@ def watch(
     attn: Attn = None,
     bits: Bits = None,
     pair: Pair = None,
+    language_engine: LanguageEngine = None,
     tell: Annotated[
         list[str] | None,
         typer.Option("--tell", help="Say when this happens; takes no questions (repeatable)."),
@@ -65,7 +66,7 @@ def watch(
     as_json: Json = False,
 ) -> None:
     """Watch a live source: answer questions as you type them, or say when something happens."""
-    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair)
+    choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair, language_engine=language_engine)
     told = Tell(tuple(tell), when, min_seconds, cooldown, threshold, tuple(expect or ()), as_json) if tell else None
     if told is None and (rehearse or expect):
         raise UserError('--dry-run and --expect belong to --tell; say what to look out for, such as --tell "a dog"')

@@ -12,6 +12,7 @@ from typing import Any
 
 from flash_vstream.live.question_worker import WATCHES, Ask, Cancel, DropWatch, run_question_worker
 from flash_vstream.live.standing_questions import Report, Watch
+from flash_vstream.live.streams import WorkerHealth, health
 from flash_vstream.live.supervisor import Supervisor
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS
@@ -59,6 +60,10 @@ class QuestionClient:
         self.worker = Supervisor(
             run_question_worker, ModelChoice.of(model), "question worker", self._listen_to, self._fail_all
         )
+
+    def workers(self) -> dict[str, WorkerHealth]:
+        """The question worker."""
+        return {"question": health(self.worker)}
 
     def ask(
         self,

@@ -105,7 +105,7 @@ class SharedTensors:
         _erase_text(place[self._tensor_bytes :])
         checksums = []
         for name, (at, _, _) in self._fields.items():
-            raw = _bytes_of(state[name].detach().cpu().contiguous())
+            raw = bytes_of(state[name].detach().cpu().contiguous())
             place[at : at + raw.size] = raw
             checksums.append(xxhash.xxh3_64_intdigest(raw.data))
         head = json.dumps([version, checksums]).encode()
@@ -158,7 +158,7 @@ class SharedTensors:
         for (name, (at, shape, dtype)), checksum in zip(self._fields.items(), checksums, strict=True):
             if names is None or name in names:
                 state[name] = torch.empty(shape, dtype=dtype)
-                raw = _bytes_of(state[name])
+                raw = bytes_of(state[name])
                 raw[:] = place[at : at + raw.size]
                 if xxhash.xxh3_64_intdigest(raw.data) != checksum:
                     return None
@@ -173,7 +173,8 @@ class SharedTensors:
         return self._map[begin : begin + self._place_bytes]
 
 
-def _bytes_of(tensor: Tensor) -> np.ndarray:
+def bytes_of(tensor: Tensor) -> np.ndarray:
+    """The bytes of a contiguous tensor, without copying them."""
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import xxhash
@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flash_vstream.files import atomic_write
-from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.memory import PARTS, MemorySnapshot
 from flash_vstream.models.interface import Memory
 from flash_vstream.video import Frame
@@ -33,6 +32,28 @@ LONGTERM_PIXELS = 72
 _LONGTERM_BYTES = 2048
 _THUMBNAILS = tuple(f"thumbnails.{name}" for name in ("time", "size", "data"))
 _LONGTERM_THUMBNAILS = tuple(f"longterm_{name}" for name in _THUMBNAILS)
+
+
+class PublishedState(Protocol):
+    """What is published of a stream, wherever it is: ``SharedTensors`` on this machine."""
+
+    @property
+    def path(self) -> str:
+        """What names the state to questions and watches."""
+        ...
+
+    @property
+    def names(self) -> Collection[str]:
+        """The tensors' names."""
+        ...
+
+    def read(self, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Copies of the newest tensors (all, or those in ``names``) and their notes; None before the first."""
+        ...
+
+    def read_status(self) -> dict[str, Any] | None:
+        """The newest status; None before the first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -178,13 +199,13 @@ def memory_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(MEMORY): value for name, value in state.items() if name.startswith(MEMORY)}
 
 
-def read_memory(shared: SharedTensors) -> dict[str, Tensor] | None:
+def read_memory(shared: PublishedState) -> dict[str, Tensor] | None:
     """The newest memory's ``state_dict``; None before the first."""
     published = shared.read([name for name in shared.names if name.startswith(MEMORY)])
     return memory_state(published[0]) if published is not None else None
 
 
-def frames_seen(shared: SharedTensors) -> tuple[int, float]:
+def frames_seen(shared: PublishedState) -> tuple[int, float]:
     """The number of frames in the newest shared memory (0 before the first), and the last frame's age in seconds."""
     published = shared.read((MEMORY + "frames",))
     if published is None:
@@ -207,7 +228,7 @@ class MemoryTable:
     longterm: list[float]
 
 
-def read_memory_table(shared: SharedTensors) -> MemoryTable:
+def read_memory_table(shared: PublishedState) -> MemoryTable:
     """The newest memory's table, from a single read: two reads could mix two moments."""
     published = shared.read((MEMORY + "frames", "slots", *_THUMBNAILS, _LONGTERM_THUMBNAILS[0]))
     if published is None:
@@ -229,7 +250,7 @@ def unpack_thumbnails(state: dict[str, Tensor], names: tuple[str, ...] = _THUMBN
     }
 
 
-def read_thumbnails(shared: SharedTensors) -> dict[float, bytes]:
+def read_thumbnails(shared: PublishedState) -> dict[float, bytes]:
     """Thumbnails (JPEG) of the frames in a memory, those of the long-term memory included, by frame time."""
     published = shared.read((*_THUMBNAILS, *_LONGTERM_THUMBNAILS))
     if published is None:
@@ -246,7 +267,7 @@ class Picture:
     kept: int
 
 
-def read_picture(shared: SharedTensors) -> Picture | None:
+def read_picture(shared: PublishedState) -> Picture | None:
     """The newest frame's picture, from a single read; None before the first."""
     published = shared.read(("picture.size", "picture.data"))
     if published is None or not (size := int(published[0]["picture.size"])):
@@ -255,7 +276,7 @@ def read_picture(shared: SharedTensors) -> Picture | None:
     return Picture(bytes(state["picture.data"][:size].numpy()), notes["time"], notes["kept"])
 
 
-def save_state(shared: SharedTensors, path: Path) -> bool:
+def save_state(shared: PublishedState, path: Path) -> bool:
     """Write a shared state to ``path`` atomically; returns False when there is none yet."""
     published = shared.read()
     if published is None:

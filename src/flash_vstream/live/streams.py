@@ -14,7 +14,7 @@ from torch import Tensor
 from flash_vstream.errors import UserError
 from flash_vstream.live.frame_worker import Add, Remove, run_frame_worker
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import read_memory
+from flash_vstream.live.stream_state import PublishedState, read_memory
 from flash_vstream.live.supervisor import Supervisor
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.choice import ModelChoice
@@ -55,6 +55,42 @@ class StreamStatus:
     write_seconds: float | None = None
     gaps: tuple[tuple[float, float], ...] = ()
 
+    @classmethod
+    def of(cls, name: str, source: Source, status: dict[str, Any] | None) -> "StreamStatus":
+        """The status that a frame worker published for a stream; None before it has."""
+        if status is None:
+            return cls(name, source.shown, "starting", source.fps)
+        return cls(
+            name=name,
+            source=source.shown,
+            state=status["state"],
+            fps=source.fps,
+            error=status["error"],
+            note=status.get("note"),
+            time=status.get("time"),
+            came=status.get("came", 0),
+            kept=status.get("kept", 0),
+            skipped=status.get("skipped", 0),
+            restarts=status["restarts"],
+            lag=time.monotonic() - status["monotonic"] if status.get("monotonic") else None,
+            encode_seconds=status.get("encode_seconds"),
+            write_seconds=status.get("write_seconds"),
+            gaps=tuple((begin, end) for begin, end in status.get("gaps", ())),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class WorkerHealth:
+    """A worker: whether it runs, its process's id (None while it has none), and how often it was restarted."""
+
+    alive: bool
+    pid: int | None
+    restarts: int
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON."""
         return asdict(self)
@@ -91,6 +127,15 @@ class LiveStreams:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def capacity(self) -> dict[str, Any]:
+        """A memory's size, see ``memory_capacity``."""
+        return dict(self.worker.info["memory"])
+
+    def workers(self) -> dict[str, WorkerHealth]:
+        """The frame worker."""
+        return {"frame": health(self.worker)}
+
     def _send_all(self, pipe: Connection) -> None:
         for order in self._orders.values():
             pipe.send(order)
@@ -99,11 +144,12 @@ class LiveStreams:
         """The streams' status versions, which change twice a second while the worker works; None without streams."""
         return tuple(shared.status_version for shared in list(self._shared_states.values())) or None
 
-    def add(self, name: str, source: Source, saved: Path | None = None) -> None:
+    def add(self, name: str, source: Source, saved: Path | None = None, carry: bool = False) -> None:
         """Start watching ``source`` as ``name``, resuming from ``saved`` (written by ``save_state``) if it exists.
 
         Frames are resized to the model's input size. Raises ``UserError`` when the name is taken or there is too little
-        shared memory; nothing of the stream remains then.
+        shared memory; nothing of the stream remains then. ``carry`` changes nothing: the frame worker is on this
+        machine.
         """
         with self.worker.lock:
             if name in self._orders:
@@ -160,6 +206,15 @@ class LiveStreams:
         except KeyError:
             raise UserError(f"no stream is called {name!r}") from None
 
+    def source(self, name: str) -> Source:
+        """What the stream watches; raises ``UserError`` when there is no such stream."""
+        return self.order(name).source
+
+    def sink(self, name: str) -> FrameRing | None:
+        """Where the frames of a pushed stream go; None for other streams."""
+        order = self.order(name)
+        return FrameRing(order.ring, order.source.size) if order.ring is not None else None
+
     def shared_state(self, name: str) -> SharedTensors:
         """The stream's shared state; raises ``UserError`` when there is no such stream."""
         self.order(name)
@@ -171,27 +226,7 @@ class LiveStreams:
 
     def status(self, name: str) -> StreamStatus:
         """The stream's status."""
-        source = self.order(name).source
-        status = self.shared_state(name).read_status()
-        if status is None:
-            return StreamStatus(name, source.shown, "starting", source.fps)
-        return StreamStatus(
-            name=name,
-            source=source.shown,
-            state=status["state"],
-            fps=source.fps,
-            error=status["error"],
-            note=status.get("note"),
-            time=status.get("time"),
-            came=status.get("came", 0),
-            kept=status.get("kept", 0),
-            skipped=status.get("skipped", 0),
-            restarts=status["restarts"],
-            lag=time.monotonic() - status["monotonic"] if status.get("monotonic") else None,
-            encode_seconds=status.get("encode_seconds"),
-            write_seconds=status.get("write_seconds"),
-            gaps=tuple((begin, end) for begin, end in status.get("gaps", ())),
-        )
+        return StreamStatus.of(name, self.order(name).source, self.shared_state(name).read_status())
 
     def close(self) -> None:
         """Stop watching: end the frame worker and the readers and free shared memory. Safe to call twice."""
@@ -199,7 +234,12 @@ class LiveStreams:
         self._folder.cleanup()
 
 
-def read_snapshot(shared: SharedTensors, pipeline: FlashVStream) -> MemorySnapshot | None:
+def health(worker: Supervisor) -> WorkerHealth:
+    """A supervised worker's health."""
+    return WorkerHealth(worker.alive, worker.pid, worker.restarts)
+
+
+def read_snapshot(shared: PublishedState, pipeline: FlashVStream) -> MemorySnapshot | None:
     """A snapshot of the newest memory in a shared state; None before its first frame."""
     state = read_memory(shared)
     return restored_snapshot(state, pipeline) if state is not None else None

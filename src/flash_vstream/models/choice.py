@@ -23,6 +23,7 @@ class ModelChoice:
     - ``bits``: 4 or 8 to load weights quantized, by bitsandbytes or torchao.
     - ``memory``: ``star`` is the model's own memory; ``recent:N``, ``uniform:N`` and ``all`` keep frames instead.
     - ``star``: sizes of the model's memory; ``pair``: a text-image model that finds the frames that fit a question.
+    - ``language_engine``: ``vllm=URL`` to let vLLM run the language model (``engines.vllm``).
     - ``compat="release"``: the memory of the authors' released code, where the model has one.
 
     Raises ``UserError`` for values that cannot be.
@@ -37,6 +38,7 @@ class ModelChoice:
     star: "StarConfig | None" = None
     pair: str | None = None
     compat: str = "none"
+    language_engine: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -45,6 +47,8 @@ class ModelChoice:
             raise UserError(f"--bits is {self.bits}; weights can be loaded in 4 or 8 bits")
         if self.compat not in ("none", "release"):
             raise UserError(f"--compat is {self.compat!r}; choose from none, release")
+        if self.language_engine is not None and not self.language_engine.startswith(("vllm=http://", "vllm=https://")):
+            raise UserError(f"--language-engine is {self.language_engine!r}; it must be vllm=http://HOST:PORT/v1")
         method, _, count = self.memory.partition(":")
         counted = method in ("recent", "uniform") and count.isdigit() and int(count) > 0
         if not (counted or self.memory in ("star", "all")):

@@ -161,7 +161,7 @@ class AnswerGenerator:
         """
         shown = self._lay_out(snapshot, time_stamps)
         sequence = self.engine.new_sequence()
-        self.engine.step([Feed(sequence, shown.ids, shown.features, shown.positions)])
+        self.engine.step([Feed(sequence, shown.ids, shown.features, shown.positions)])[0].checked()
         return Prefix(snapshot, sequence, shown.ids, shown.slot_of_token, time_stamps)
 
     def _lay_out(self, snapshot: MemorySnapshot | None, time_stamps: bool = True) -> Layout:
@@ -352,11 +352,15 @@ class AnswerGenerator:
         asked = [*shown.ids, *self.processor.question_ids(hints.annotate(question))]
         start = self.processor.template.answer.partition("{}")[0]
         rows = [self.processor.tokenize([start, Typed(answer.strip())], first=False) for answer in answers]
+        if all(len(row) == 1 for row in rows):  # such as yes and no: what may follow the question tells all
+            (step,) = self.engine.step([Feed(self.engine.fork(prefix.sequence), asked, shown.features)])
+            (log,) = step.checked().logits.log_softmax(-1)
+            return [float(log[token]) for (token,) in rows]
         feeds = [
             Feed(self.engine.fork(prefix.sequence), [*asked, *row], shown.features, keep=len(row) + 1) for row in rows
         ]
         # The first row of logits follows the question's last token.
-        logs = [step.logits.log_softmax(-1)[:-1] for step in self.engine.step(feeds)]
+        logs = [step.checked().logits.log_softmax(-1)[:-1] for step in self.engine.step(feeds)]
         return [log.gather(1, torch.tensor(row)[:, None]).mean().item() for log, row in zip(logs, rows, strict=True)]
 
     def _generate(
@@ -384,10 +388,11 @@ class AnswerGenerator:
         generated: list[int] = []
         steps = 0  # after the first token
         while True:
-            row = yield Feed(prefix.sequence, ids, features, attention=bool(generated))
+            ahead = max_new_tokens - len(generated) - 1
+            row = yield Feed(prefix.sequence, ids, features, attention=bool(generated), ahead=ahead)
             assert row is not None
             features = None
-            token = int(row.logits[-1].argmax())
+            token = int(row.checked().logits[-1].argmax())
             if row.attention is not None:
                 attention += row.attention[: len(attention)]
             if not generated:

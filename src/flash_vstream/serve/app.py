@@ -106,8 +106,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["server"], response_model=schemas.Health)
     def health() -> dict[str, Any]:
         """Whether the server is healthy, and any problems."""
-        supervisors = {"frame": service.live.worker, "question": service.question_client.worker}
-        workers = {name: {"alive": s.alive, "pid": s.pid, "restarts": s.restarts} for name, s in supervisors.items()}
+        workers = {name: worker.to_dict() for name, worker in service.workers().items()}
         problems = service.problems()
         status = "degraded" if problems else "ok"
         if not all(worker["alive"] for worker in workers.values()):
@@ -165,9 +164,8 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         table = read_memory_table(service.shared(name))
         pictures = {at: data_url(jpeg) for at, jpeg in table.thumbnails.items() if at > thumbnails_after}
         slots = [{**slot.to_dict(), "thumbnail": pictures.get(slot.exemplar)} for slot in table.slots]
-        capacity = service.live.worker.info["memory"]
         held = {"slots": slots, "longterm": table.longterm}
-        return {"time": table.time, "frames": table.frames, "capacity": capacity, **held}
+        return {"time": table.time, "frames": table.frames, "capacity": service.live.capacity, **held}
 
     @app.get("/v1/streams/{name}/picture", tags=["streams"], response_class=Response)
     def picture(name: Name) -> Response:
@@ -211,35 +209,36 @@ def _add_push(app: FastAPI, service: Service) -> None:
         Each is acknowledged with ``{"frame": number}``, so that the sender can match its pace.
         """
         try:
-            order, ring = service.live.order(name), service.ring(name)
+            source, sink = service.live.source(name), service.sink(name)
         except (ApiError, UserError) as error:
             await socket.close(1008, str(error)[:120])
             return
         await socket.accept()
-        number = ring.taken + 1
+        number = sink.taken + 1
         with contextlib.suppress(WebSocketDisconnect):  # the sender left
-            while _is_watched(service, name, order):
+            while _is_watched(service, name, source):
                 message = await socket.receive()
                 if message["type"] == "websocket.disconnect":
                     return
                 data = message.get("bytes") or b""
                 try:
                     image, whole = await anyio.to_thread.run_sync(
-                        pictures_of, data, order.source.size, service.limits.frame_bytes
+                        pictures_of, data, source.size, service.limits.frame_bytes
                     )
-                except ApiError as error:
+                    number = max(number, sink.taken) + 1
+                    # In a thread, since the frame may go to another machine.
+                    await anyio.to_thread.run_sync(sink.write, number, Frame(time.monotonic(), image, whole))
+                except (ApiError, UserError) as error:
                     await socket.send_json({"error": str(error)})
                     continue
-                number = max(number, ring.taken) + 1
-                ring.write(number, Frame(time.monotonic(), image, whole))
                 await socket.send_json({"frame": number})
             await socket.close(1001, "the stream was changed or deleted")
 
 
-def _is_watched(service: Service, name: str, order: Any) -> bool:
-    """Whether the stream called ``name`` is still the one created with ``order``."""
+def _is_watched(service: Service, name: str, source: Source) -> bool:
+    """Whether the stream called ``name`` is still the one created with ``source``."""
     with contextlib.suppress(UserError):
-        return service.live.order(name) is order
+        return service.live.source(name) is source
     return False
 
 

@@ -14,7 +14,7 @@ import anyio
 from PIL import Image
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.streams import LiveStreams
+from flash_vstream.live.engine import Streams
 from flash_vstream.serve.in_progress import InProgress
 from flash_vstream.serve.security import ApiError
 from flash_vstream.video.shared_memory import OwnedFolder
@@ -52,7 +52,7 @@ def is_container(data: bytes) -> bool:
 class Clips:
     """The clips of one server: ``add`` one, await ``watched``, ask about it, then ``remove`` it."""
 
-    def __init__(self, live: LiveStreams):
+    def __init__(self, live: Streams):
         self._live = live
         self._places = InProgress(AT_ONCE)
         self._owned = OwnedFolder(FOLDER)
@@ -83,7 +83,7 @@ class Clips:
                 for i, picture in enumerate(media):
                     picture.save(path / f"{i:05}.png", compress_level=1)
             fps = fps if isinstance(media, bytes) else PICTURE_FPS
-            self._live.add(name, Source(str(path), fps, pace="fast"))
+            self._live.add(name, Source(str(path), fps, pace="fast"), carry=True)
         except BaseException as error:
             self._delete(name)
             self._places.end()

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated
 
+import anyio
 from fastapi import FastAPI, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
@@ -50,7 +51,9 @@ async def _parts(service: Service, name: str, ending: Callable[[], bool]) -> Asy
         try:
             status = service.status(name)
             due = status.kept > shown or time.monotonic() - sent > REPEAT_SECONDS
-            picture = read_picture(service.shared(name)) if due and status.time is not None else None
+            picture = None
+            if due and status.time is not None:  # read in a thread, since the stream may be on another machine
+                picture = await anyio.to_thread.run_sync(read_picture, service.shared(name))
         except (ApiError, UserError):  # deleted
             return
         if picture is not None:

@@ -5,7 +5,6 @@ import threading
 import time
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -13,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.question_client import QuestionClient
-from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import read_thumbnails, save_state
-from flash_vstream.live.streams import LiveStreams, StreamStatus
+from flash_vstream.live.engine import FrameSink, StartEngine, local_engine
+from flash_vstream.live.stream_state import PublishedState, read_thumbnails, save_state
+from flash_vstream.live.streams import StreamStatus, WorkerHealth
 from flash_vstream.models import hub
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS
@@ -30,7 +28,6 @@ from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
 from flash_vstream.serve.watches import Watches
-from flash_vstream.video.capture import FrameRing
 from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source, hide_secrets
 
@@ -59,7 +56,7 @@ class NamedSource:
 
 
 class Service:
-    """Live streams, the question client and the state folder of one server.
+    """An engine's streams and questions, and the state folder, of one server.
 
     ``streams`` are watched from the start and override saved streams of the same name. Raises
     ``UserError`` if the model cannot be loaded or the state folder cannot be used.
@@ -72,6 +69,7 @@ class Service:
         state: Path | None = None,
         limits: Limits | None = None,
         streams: Mapping[str, NamedSource] | None = None,
+        start_engine: StartEngine = local_engine,
     ):
         self.model = ModelChoice.of(model)
         self.model_name, self.access, self.limits = str(self.model), access, limits or Limits()
@@ -80,7 +78,8 @@ class Service:
             on_error.callback(self.store.close)
             alerts = AlertStore(state)
             on_error.callback(alerts.close)
-            self.live, self.question_client = _both(self.model)
+            engine = start_engine(self.model)
+            self.live, self.question_client = engine.streams, engine.questions
             on_error.pop_all()
         self.watches = Watches(
             alerts, self.question_client, access, self._place, self._is_live, self.store.stream_names()
@@ -157,7 +156,7 @@ class Service:
     def _place(self, name: str) -> tuple[str, float] | None:
         """The path of a stream's shared state and its frame rate; None while it is not watched."""
         try:
-            return self.live.shared_state(name).path, self.live.order(name).source.fps
+            return self.live.shared_state(name).path, self.live.source(name).fps
         except UserError:
             return None
 
@@ -202,7 +201,7 @@ class Service:
             self.check_stream(name)
             if name not in self.live.names():
                 raise ApiError(409, f"stream {name!r} cannot be watched now; edit it when it can, or delete it")
-            source, new_name = replace(self.live.order(name).source, rules=None), new_name or name
+            source, new_name = replace(self.live.source(name), rules=None), new_name or name
             edited = replace(source, fps=fps or source.fps)
             if (new_name, edited) == (name, source):
                 return
@@ -264,9 +263,13 @@ class Service:
                 statuses.append(self.status(name))
         return statuses
 
+    def workers(self) -> dict[str, WorkerHealth]:
+        """The engine's workers by name."""
+        return {**self.live.workers(), **self.question_client.workers()}
+
     def restarts(self) -> dict[str, int]:
         """How often each worker was restarted."""
-        return {"frame": self.live.worker.restarts, "question": self.question_client.worker.restarts}
+        return {name: worker.restarts for name, worker in self.workers().items()}
 
     @property
     def uptime(self) -> float:
@@ -276,16 +279,14 @@ class Service:
     def problems(self) -> list[str]:
         """Current problems in plain words; empty if there are none."""
         problems = [
-            f"the {name} worker is being started again"
-            for name, worker in (("frame", self.live.worker), ("question", self.question_client.worker))
-            if not worker.alive
+            f"the {name} worker is being started again" for name, worker in self.workers().items() if not worker.alive
         ]
         if self.saving_error is not None:
             problems.append(f"the state folder cannot be written: {self.saving_error}")
         failed = [status for status in self.statuses() if status.state == "failed"]
         return problems + [f"stream {status.name} failed: {status.error}" for status in failed]
 
-    def shared(self, name: str) -> SharedTensors:
+    def shared(self, name: str) -> PublishedState:
         """A stream's shared state; raises ``ApiError`` (409) before its first frame."""
         self.check_stream(name)
         shared = self._shared_state(name)
@@ -293,19 +294,19 @@ class Service:
             raise ApiError(409, f"stream {name!r} has not shown a frame yet; ask again in a moment")
         return shared
 
-    def _shared_state(self, name: str) -> SharedTensors | None:
+    def _shared_state(self, name: str) -> PublishedState | None:
         """A stream's shared state; None if it has none yet."""
         return self.live.shared_state(name) if name in self.live.names() else None
 
-    def ring(self, name: str) -> FrameRing:
-        """The ring that takes frames for a ``push`` stream; raises ``ApiError`` for other streams."""
+    def sink(self, name: str) -> FrameSink:
+        """What takes frames for a ``push`` stream; raises ``ApiError`` for other streams."""
         self.check_stream(name)
-        order = self.live.order(name)
-        if order.ring is None:
+        sink = self.live.sink(name)
+        if sink is None:
             raise ApiError(
                 409, f"stream {name!r} has a source of its own; create one with source 'push' to send frames"
             )
-        return FrameRing(order.ring, order.source.size)
+        return sink
 
     # --- questions
 
@@ -431,7 +432,7 @@ def _failed(waiting: SavedStream) -> StreamStatus:
     return StreamStatus(name=waiting.name, source=shown, state="failed", fps=fps, error=waiting.error)
 
 
-def _save(shared: SharedTensors, path: Path) -> bool:
+def _save(shared: PublishedState, path: Path) -> bool:
     """``save_state``, with any error raised as ``StoreError`` (safetensors' errors are not ``OSError``)."""
     try:
         return save_state(shared, path)
@@ -449,15 +450,3 @@ def _disk_errors() -> Iterator[None]:
     except StoreError as error:
         log.error("the state folder cannot be written", extra={"reason": str(error)})
         raise ApiError(409, f"the state folder cannot be written ({error}); nothing was changed") from None
-
-
-def _both(model: ModelChoice) -> tuple[LiveStreams, QuestionClient]:
-    """Start both workers in parallel; if one fails, neither is left running."""
-    with ThreadPoolExecutor(2) as pool:
-        live, question_client = pool.submit(LiveStreams, model), pool.submit(QuestionClient, model)
-    if (error := live.exception() or question_client.exception()) is not None:
-        for started in (live, question_client):
-            if started.exception() is None:
-                started.result().close()
-        raise error
-    return live.result(), question_client.result()

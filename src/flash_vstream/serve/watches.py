@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from flash_vstream.live.question_client import QuestionClient
+from flash_vstream.live.engine import Questions
 from flash_vstream.live.standing_questions import Report, Watch
 from flash_vstream.live.watch_rules import WatchRule
 from flash_vstream.serve.alert_store import AlertStore, SavedAlert, SavedWatch, new_watch_id
@@ -37,7 +37,7 @@ class Watches:
     def __init__(
         self,
         store: AlertStore,
-        client: QuestionClient,
+        client: Questions,
         access: AccessRules,
         place: Callable[[str], tuple[str, float] | None],
         is_live: Callable[[str], bool],

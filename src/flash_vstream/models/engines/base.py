@@ -15,7 +15,8 @@ class Feed:
     """At least one token to be read after what ``sequence`` holds, which is of the engine that made it.
 
     ``ids``, ``features`` and ``positions`` as in ``interface.Layout``. The logits after the last ``keep`` tokens are
-    wanted, and the ``attention`` that the last one pays only if it says so.
+    wanted, and the ``attention`` that the last one pays only if it says so. Up to ``ahead`` further tokens will be fed,
+    each the likeliest after the one before; an engine may generate them in advance.
     """
 
     sequence: Any
@@ -24,6 +25,7 @@ class Feed:
     positions: Tensor | None = None
     keep: int = 1
     attention: bool = False
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,19 @@ class Row:
     """What comes of a ``Feed``: float32 ``logits [keep, V]``.
 
     ``attention [T]`` is what the last token read paid to each of the sequence's T tokens, averaged over heads and
-    summed over layers; None if it was not wanted, or the engine cannot tell.
+    summed over layers; None if it was not wanted, or the engine cannot tell. ``error`` is why nothing came of this
+    feed, where an engine can fail for one alone.
     """
 
     logits: Tensor
     attention: Tensor | None = None
+    error: Exception | None = None
+
+    def checked(self) -> "Row":
+        """The row itself; raises its error."""
+        if self.error is not None:
+            raise self.error
+        return self
 
 
 class Engine(Protocol):

@@ -1,0 +1,253 @@
+"""A language model that vLLM serves, over HTTP: the memory's tokens go as prompt embeddings.
+
+What the model reads is embedded here, with its own table and projector; vLLM has the layers. A prompt that begins like
+an earlier one is read from there only (prefix caching), so the questions about one memory share its reading. vLLM must
+run with ``--enable-prompt-embeds``, and serve the language model alone (``flash-vstream pull --language-to``).
+"""
+
+import base64
+import io
+import json
+import logging
+import os
+import queue
+import threading
+import weakref
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from torch import Tensor
+
+from flash_vstream.errors import UserError
+from flash_vstream.models.engines.base import Feed, Row
+from flash_vstream.models.interface import StreamModel, StreamProcessor
+from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
+
+KEY_VARIABLE = "VLLM_API_KEY"
+"""Names vLLM's own variable for the key that it wants."""
+LOGPROBS = 20
+"""How many of the likeliest tokens vLLM tells the likelihood of, unless it is run with ``--max-logprobs``."""
+NOT_OURS = (
+    "vLLM can read the memories of nano and flash-vstream-7b alone: it gives prompt embeddings the positions of text,"
+    " and this model has positions of its own for pictures"
+)
+CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0
+log = logging.getLogger("flash_vstream.models")
+
+
+class VllmSequence:
+    """What has been read: embeddings ``[L, width]`` in parts, and the tokens that vLLM generates after them."""
+
+    def __init__(self, parts: Sequence[Tensor] = ()):
+        self.parts = list(parts)
+        self.last: int | None = None
+        self.generating: _Generating | None = None
+
+    def follow(self, generating: "_Generating") -> None:
+        """Take the tokens of ``generating``, which ends when nobody has this sequence any more."""
+        self.generating = generating
+        weakref.finalize(self, generating.left.set).atexit = False
+
+
+@dataclass(frozen=True)
+class _Token:
+    """A token that vLLM generated, with the logarithms of the likeliest tokens' probabilities if they were wanted."""
+
+    id: int
+    logs: dict[int, float]
+
+
+class _Generating:
+    """A completion under way, read in a thread of its own; ``left`` ends it."""
+
+    def __init__(self, client: httpx.Client, body: dict[str, Any], stop: int):
+        self.left = threading.Event()
+        self._tokens: queue.SimpleQueue[_Token | UserError] = queue.SimpleQueue()
+        self._stop = stop
+        threading.Thread(target=self._read, args=(client, body), name="vllm", daemon=True).start()
+
+    def next(self) -> _Token:
+        """The next token, as soon as it is there; raises ``UserError``."""
+        token = self._tokens.get()
+        if isinstance(token, UserError):
+            self._tokens.put(token)  # for whoever asks again
+            raise token
+        return token
+
+    def _read(self, client: httpx.Client, body: dict[str, Any]) -> None:
+        try:
+            with client.stream("POST", "completions", json=body) as response:
+                if response.is_error:
+                    response.read()
+                    raise refusal(response)
+                for line in response.iter_lines():
+                    if self.left.is_set():
+                        return
+                    if line.startswith("data:") and line != "data: [DONE]":
+                        self._take(json.loads(line.removeprefix("data:")))
+            self._tokens.put(UserError("the language engine stopped before the answer was complete; ask again"))
+        except UserError as error:
+            self._tokens.put(error)
+        except httpx.HTTPError as error:
+            self._tokens.put(UserError(f"the language engine cannot be reached ({_cause(error)}); ask again later"))
+        except Exception as error:
+            log.error("vLLM's answer cannot be understood", exc_info=error)
+            self._tokens.put(UserError(f"the language engine's answer cannot be understood ({_cause(error)})"))
+
+    def _take(self, chunk: dict[str, Any]) -> None:
+        if "error" in chunk:
+            raise UserError(f"the language engine failed ({chunk['error'].get('message', chunk['error'])}); ask again")
+        for choice in chunk["choices"]:
+            ids = choice.get("token_ids")
+            if ids is None:
+                raise UserError("the language engine does not tell the ids of its tokens; it needs vLLM 0.11 or later")
+            tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}] * len(ids)
+            for number, top in zip(ids, tops, strict=False):
+                logs = {int(name.removeprefix("token_id:")): value for name, value in (top or {}).items()}
+                self._tokens.put(_Token(number, logs))
+            if choice.get("finish_reason") == "stop":  # vLLM knows when an answer ends, and may not tell by which token
+                self._tokens.put(_Token(self._stop, {}))
+
+
+class VllmEngine:
+    """The language model that vLLM serves at ``url``, such as ``http://host:8000/v1``; ``url#NAME`` picks one of many.
+
+    ``stops`` are the tokens that end an answer. Raises ``UserError`` if vLLM does not answer or cannot read the model.
+    """
+
+    name, together = "vllm", True
+
+    def __init__(self, model: StreamModel, url: str, stops: Collection[int]):
+        if not isinstance(model, FlashVStreamForConditionalGeneration):
+            raise UserError(NOT_OURS)
+        self.model, self._stops = model, sorted(stops)
+        self._url, _, self._name = url.partition("#")
+        key = os.environ.get(KEY_VARIABLE)
+        self._client = httpx.Client(
+            base_url=self._url,
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=None),
+        )
+        self._name = self._served()
+
+    def _served(self) -> str:
+        """The name of the model to ask."""
+        try:
+            response = self._client.get("models")
+            if response.is_error:
+                raise refusal(response)
+            served = {str(entry["id"]): entry for entry in response.json()["data"]}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"no vLLM answers at {self._url} ({_cause(error)}); start `vllm serve FOLDER --enable-prompt-embeds`"
+            ) from None
+        name = self._name or next(iter(served), "")
+        if name not in served:
+            raise UserError(f"vLLM at {self._url} serves {', '.join(served) or 'nothing'}, and no model {name!r}")
+        longest, own = served[name].get("max_model_len"), self.model.config.text_config.max_position_embeddings
+        if longest is not None and longest < own:
+            log.warning("vLLM takes %d tokens, this model %d: long conversations will be refused", longest, own)
+        return name
+
+    def new_sequence(self) -> VllmSequence:
+        """An empty sequence."""
+        return VllmSequence()
+
+    def fork(self, sequence: VllmSequence) -> VllmSequence:
+        """A sequence with the same embeddings, which are never changed."""
+        return VllmSequence(sequence.parts)
+
+    @torch.inference_mode()
+    def step(self, feeds: Sequence[Feed]) -> list[Row]:
+        """See ``Engine.step``. All feeds are on their way before the first token is waited for."""
+        return [self._row(feed, error) for feed, error in [(feed, self._send(feed)) for feed in feeds]]
+
+    def _send(self, feed: Feed) -> UserError | None:
+        """See that ``feed``'s token is generated; returns why it cannot be."""
+        sequence = feed.sequence
+        if sequence.generating is not None and list(feed.ids) == [sequence.last]:
+            return None  # it is on its way
+        if feed.keep > 1:
+            return UserError("vLLM tells what may follow a prompt, and not what may follow each of its tokens")
+        ids = torch.tensor([list(feed.ids)], device=self.model.device)
+        features = [] if feed.features is None else [feed.features]
+        sequence.parts.append(self.model.embed(ids, features)[0].cpu())
+        embeds = torch.cat(sequence.parts)
+        if not embeds.isfinite().all():  # vLLM would read them, and answer nonsense
+            return UserError("what the model saw is not made of finite numbers; try another --dtype")
+        sequence.follow(_Generating(self._client, self._body(embeds, feed.ahead), self._stops[0]))
+        return None
+
+    def _body(self, embeds: Tensor, ahead: int) -> dict[str, Any]:
+        body = {
+            "model": self._name,
+            "prompt_embeds": encoded(embeds),
+            "max_tokens": ahead + 1,
+            "temperature": 0,
+            "stream": True,
+            "return_token_ids": True,
+            "stop_token_ids": self._stops,
+        }
+        # Whoever asks for no further token wants to know how likely each is.
+        return body if ahead else body | {"logprobs": LOGPROBS, "return_tokens_as_token_ids": True}
+
+    def _row(self, feed: Feed, error: UserError | None) -> Row:
+        """The next token as logits: one-hot, or as far down as vLLM has told, and the least of that for the others."""
+        logits = torch.full((1, self.model.config.text_config.vocab_size), -torch.inf)
+        try:
+            if error is not None:
+                raise error
+            token = feed.sequence.generating.next()
+        except UserError as failed:
+            return Row(logits, error=failed)
+        feed.sequence.last = token.id
+        if token.logs:
+            logits.fill_(min(token.logs.values()))
+            logits[0, list(token.logs)] = torch.tensor(list(token.logs.values()))
+        else:
+            logits[0, token.id] = 0.0
+        return Row(logits)
+
+
+def encoded(embeds: Tensor) -> str:
+    """Embeddings ``[L, width]`` as vLLM takes them."""
+    written = io.BytesIO()
+    torch.save(embeds, written)
+    return base64.b64encode(written.getvalue()).decode()
+
+
+def export_language(model: StreamModel, processor: StreamProcessor, folder: Path) -> None:
+    """Write a model's language model alone to ``folder``, as Transformers and vLLM load it."""
+    if not isinstance(model, FlashVStreamForConditionalGeneration):
+        raise UserError(NOT_OURS)
+    model.language_model.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+
+
+def refusal(response: httpx.Response) -> UserError:
+    """What a status says, with a remedy."""
+    status = response.status_code
+    try:
+        body = response.json()
+        said = body.get("error", body).get("message") or response.text
+    except (ValueError, AttributeError):
+        said = response.text
+    said = f"status {status}: {' '.join(str(said).split())[:300]}"
+    if status in (401, 403):
+        return UserError(f"the language engine wants a key ({said}); put it into {KEY_VARIABLE}")
+    if status == 404:
+        return UserError(f"the language engine does not have this model any more ({said}); restart the server")
+    if status in (408, 429, 503):
+        return UserError(f"the language engine is busy ({said}); ask again in a moment")
+    if status < 500:
+        return UserError(f"the language engine refused the question ({said})")
+    return UserError(f"the language engine failed ({said}); ask again")
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,294 @@
+"""The language engine that asks vLLM: against a stand-in, and (slow) against vLLM itself."""
+
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+
+import httpx
+import pytest
+import torch
+
+from flash_vstream.errors import UserError
+from flash_vstream.live.question_worker import Ask
+from flash_vstream.models.choice import ModelChoice
+from flash_vstream.models.engines import Feed, PyTorchEngine
+from flash_vstream.models.engines.vllm import KEY_VARIABLE, LOGPROBS, VllmEngine, encoded, export_language
+from flash_vstream.models.generation import AnswerGenerator
+from flash_vstream.pipeline import FlashVStream
+from flash_vstream.sample_clips import CLIPS
+from flash_vstream.wheels import fetch
+from helpers.vllm import standing_in
+from helpers.waiting import until
+from test_question_worker import Worker
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny):
+    return FlashVStream(*tiny)
+
+
+@pytest.fixture
+def vllm(pipeline):
+    with standing_in(pipeline.model.language_model) as served:
+        yield served
+
+
+@pytest.fixture
+def engine(pipeline, vllm):
+    return VllmEngine(pipeline.model, vllm.url, pipeline.processor.stop_ids)
+
+
+@pytest.fixture
+def generator(pipeline, engine):
+    return AnswerGenerator(pipeline.model, pipeline.processor, engine)
+
+
+@pytest.fixture(scope="module")
+def snapshot(pipeline):
+    memory = pipeline.new_memory()
+    config = pipeline.model.config
+    shape = (6, config.pooled_size**2, config.vision_config.hidden_size)
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    memory.write(features, [float(second) for second in range(6)])
+    return memory.read()
+
+
+QUESTIONS = ["what?", "and who is there?", "is it?"]
+
+
+def test_texts_are_those_of_our_own_engine(pipeline, generator, snapshot):
+    own = AnswerGenerator(pipeline.model, pipeline.processor, PyTorchEngine(pipeline.model))
+    for context in (snapshot, None):
+        prefix, expected = generator.read(context), own.read(context)
+        for question in QUESTIONS:
+            told = generator.ask(prefix, question, max_new_tokens=12).finish()
+            wanted = own.ask(expected, question, max_new_tokens=12).finish()
+            assert told.text == wanted.text
+            assert (told.tokens, told.finish_reason) == (wanted.tokens, wanted.finish_reason)
+            assert [slot.exemplar for slot in told.evidence] == [slot.exemplar for slot in wanted.evidence]
+            assert all(slot.share is None for slot in told.evidence)  # vLLM does not tell where it looked
+
+
+def test_every_prompt_about_a_memory_begins_like_the_one_that_read_it(generator, vllm, snapshot):
+    prefix = generator.read(snapshot)
+    for question in QUESTIONS:
+        generator.ask(prefix, question, max_new_tokens=2).finish()
+    read, *asked = vllm.prompts
+    assert vllm.bodies[0]["max_tokens"] == 1
+    assert len(read) == len(prefix.ids)
+    assert all(torch.equal(prompt[: len(read)], read) and len(prompt) > len(read) for prompt in asked)
+
+
+def test_questions_are_answered_together(generator, vllm, snapshot):
+    alone = [generator.ask(snapshot, question, max_new_tokens=8).finish().text for question in QUESTIONS]
+    prefix = generator.read(snapshot)
+    assert generator.ask_many(prefix, QUESTIONS, max_new_tokens=8) == alone
+
+
+def test_the_likeliest_tokens_have_the_likelihoods_of_our_own_engine(pipeline, engine):
+    own = PyTorchEngine(pipeline.model)
+    feeds = [Feed(each.new_sequence(), [1, 100, 101, 102]) for each in (own, engine)]
+    (expected,), (told,) = own.step(feeds[:1]), engine.step(feeds[1:])
+    logs = expected.logits[0].log_softmax(-1)
+    best = logs.topk(LOGPROBS).indices
+    assert torch.allclose(told.logits[0, best], logs[best], atol=1e-4)
+    assert (told.logits <= told.logits[0, best[-1]]).sum() == told.logits.numel() - LOGPROBS + 1  # no other is likelier
+    (row,) = engine.step([Feed(engine.new_sequence(), [1, 100], keep=2)])
+    with pytest.raises(UserError, match="what may follow a prompt"):
+        row.checked()
+
+
+def test_yes_and_no_are_compared_by_what_may_follow_the_question(pipeline, monkeypatch, snapshot):
+    own = AnswerGenerator(pipeline.model, pipeline.processor, PyTorchEngine(pipeline.model))
+    prefix = own.read(snapshot)
+    tokenize = pipeline.processor.tokenize
+    whole = own.likelihoods(prefix, "is it?", ["a", "b"])
+
+    def one_token(text, first=True):
+        return tokenize(text, first)[-1:] if text[0] == start else tokenize(text, first)
+
+    start = pipeline.processor.template.answer.partition("{}")[0]
+    monkeypatch.setattr(pipeline.processor, "tokenize", one_token)
+    told = own.likelihoods(prefix, "is it?", ["a", "b"])
+    feeds = []
+    step = own.engine.step
+    monkeypatch.setattr(own.engine, "step", lambda given: feeds.extend(given) or step(given))
+    assert own.likelihoods(prefix, "is it?", ["a", "b"]) == told != whole
+    assert len(feeds) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (400, "refused the question (status 400: it was told to)"),
+        (401, "put it into VLLM_API_KEY"),
+        (404, "does not have this model any more"),
+        (422, "refused the question"),
+        (429, "is busy"),
+        (500, "failed (status 500: it was told to); ask again"),
+        (503, "is busy"),
+    ],
+)
+def test_every_status_is_an_error_with_a_remedy(generator, vllm, snapshot, status, said):
+    prefix = generator.read(snapshot)
+    vllm.status = status
+    with pytest.raises(UserError, match=re.escape(said)):
+        generator.ask(prefix, "what?").finish()
+    with pytest.raises(UserError, match=re.escape(said)):
+        generator.read(snapshot)
+
+
+def test_an_error_ends_its_own_question_alone(pipeline, engine, vllm, snapshot, monkeypatch):
+    worker = Worker(pipeline)
+    monkeypatch.setattr(worker.worker.generator, "engine", engine)
+    vllm.longest = 400
+    worker.worker.take(Ask(0, None, "hello", max_new_tokens=500))
+    worker.worker.take(Ask(1, None, "hello", max_new_tokens=3))
+    ends = worker.ends()
+    assert ends[0] == ("error", "the language engine refused the question (status 400: This model's maximum context"
+                       " length is 400 tokens.)")  # fmt: skip
+    assert ends[1][0] == "done"
+
+
+def test_a_stream_that_breaks_off_is_an_error(generator, vllm):
+    vllm.cut = 2
+    with pytest.raises(UserError, match="before the answer was complete"):
+        generator.ask(None, "what?", max_new_tokens=8).finish()
+
+
+def test_numbers_that_are_not_finite_never_leave(generator, vllm, snapshot):
+    broken = snapshot.tokens() * float("nan")
+    vllm.prompts.clear()
+    sequence = generator.engine.new_sequence()
+    ids = [generator.model.config.video_token_id] * len(broken)
+    (row,) = generator.engine.step([Feed(sequence, ids, broken)])
+    with pytest.raises(UserError, match="finite numbers"):
+        row.checked()
+    assert vllm.prompts == []
+
+
+def test_an_answer_that_nobody_wants_any_more_is_given_up(generator, vllm):
+    vllm.endless, vllm.pace = True, threading.Semaphore(2)
+    answer = generator.ask(None, "what?", max_new_tokens=400)
+    generator.begin(answer)
+    generator.advance([answer])
+    del answer
+    vllm.pace.release(400)
+    until(lambda: vllm.left == 1)
+
+
+def test_what_vllm_serves_is_checked_at_the_start(pipeline, vllm, monkeypatch):
+    model, stops = pipeline.model, pipeline.processor.stop_ids
+    assert VllmEngine(model, f"{vllm.url}#language", stops)
+    with pytest.raises(UserError, match="serves language, and no model 'other'"):
+        VllmEngine(model, f"{vllm.url}#other", stops)
+    vllm.key = "secret"
+    with pytest.raises(UserError, match="put it into VLLM_API_KEY"):
+        VllmEngine(model, vllm.url, stops)
+    monkeypatch.setenv(KEY_VARIABLE, "secret")
+    assert VllmEngine(model, vllm.url, stops)
+    with pytest.raises(UserError, match="no vLLM answers at"):
+        VllmEngine(model, "http://127.0.0.1:1/v1", stops)
+    with pytest.raises(UserError, match="positions of its own"):
+        VllmEngine(object(), vllm.url, stops)
+
+
+def test_the_engine_is_chosen_by_name(tiny_folder, vllm):
+    pipeline = FlashVStream.from_pretrained(ModelChoice(str(tiny_folder), language_engine=f"vllm={vllm.url}"))
+    assert pipeline.ask(None, "what?", max_new_tokens=2).finish().tokens <= 2
+    assert pipeline.generator.engine.name == "vllm"
+    for wrong in ("vllm", "vllm=host:8000", "other=http://host/v1"):
+        with pytest.raises(UserError, match="vllm=http://HOST:PORT/v1"):
+            ModelChoice("nano", language_engine=wrong)
+
+
+# --- vLLM itself
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return FlashVStream.from_pretrained("nano", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def real_vllm(nano, tmp_path_factory):
+    """vLLM with nano's language model: the command that ``FLASH_VSTREAM_VLLM`` names, in an environment of its own."""
+    command = os.environ.get("FLASH_VSTREAM_VLLM")
+    if command is None:
+        pytest.skip("FLASH_VSTREAM_VLLM names no vllm command")
+    folder = tmp_path_factory.mktemp("language")
+    export_language(nano.model, nano.processor, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--enable-prompt-embeds", "--dtype=float32", "--enforce-eager", "--max-num-seqs=8", "--block-size=32"]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    arguments = [command, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), *options]
+    with open(folder / "log", "wb") as log, subprocess.Popen(arguments, env=environment, stdout=log, stderr=log) as run:
+        url = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: run.poll() is not None or _is_up(url), seconds=900.0)
+            assert run.poll() is None, (folder / "log").read_text()[-3000:]
+            yield url
+        finally:
+            run.terminate()
+
+
+def _is_up(url):
+    try:
+        return httpx.get(f"{url}/health").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def prefix_hits(url):
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:prefix_cache_hits_total"))
+
+
+@pytest.mark.slow
+def test_vllm_itself_gives_the_texts_of_our_own_engine_and_reads_a_memory_once(nano, real_vllm):
+    engine = VllmEngine(nano.model, f"{real_vllm}/v1", nano.processor.stop_ids)
+    generator = AnswerGenerator(nano.model, nano.processor, engine)
+    for clip in CLIPS:
+        snapshot = nano.watch(fetch([clip])[0], fps=2).snapshot()
+        began = time.perf_counter()
+        prefix, own = generator.read(snapshot), nano.generator.read(snapshot)
+        print(f"{clip}: {len(prefix.ids)} tokens read in {time.perf_counter() - began:.2f} s")
+        for question in ("What is happening now?", "What happened at 3s?", "How many people are there?"):
+            before = prefix_hits(real_vllm)
+            told = generator.ask(prefix, question, max_new_tokens=24).finish()
+            hits = prefix_hits(real_vllm) - before
+            wanted = nano.ask(own, question, max_new_tokens=24).finish()
+            print(f"{question} {told.text!r}, first token {told.first_token_seconds:.2f} s, {hits:.0f} tokens cached")
+            assert told.text == wanted.text
+            assert hits >= len(prefix.ids) // 32 * 32
+        answers = [
+            each.likelihoods(each.read(snapshot), "Is there a dog?", ["Yes", "No"])
+            for each in (generator, nano.generator)
+        ]
+        assert answers[0] == pytest.approx(answers[1], abs=1e-2)
+
+
+@pytest.mark.slow
+def test_vllm_itself_refuses_what_the_stand_in_refuses(nano, real_vllm):
+    (model,) = httpx.get(f"{real_vllm}/v1/models").json()["data"]
+    embeds = nano.model.embed(torch.tensor([[1, 100, 200]]))[0].detach()
+
+    def status(embeds=embeds, **changes):
+        body = {"model": model["id"], "prompt_embeds": encoded(embeds), "max_tokens": 2} | changes
+        response = httpx.post(f"{real_vllm}/v1/completions", json=body, timeout=120)
+        print(response.status_code, response.text[:300])
+        return response.status_code
+
+    assert status() == 200
+    assert status(model="other") == 404
+    assert status(embeds[:, :100]) == 400
+    assert status(embeds.repeat(4000, 1)) == 400
+    assert status(prompt_embeds=None) == 400
+    assert status(prompt_embeds="junk") == 400
+    assert status(embeds * float("nan")) == 200  # so ours are checked before they are sent
