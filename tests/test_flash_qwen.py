@@ -2,19 +2,21 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flash_vstream.cli.ask import Session
 from flash_vstream.errors import UserError
 from flash_vstream.memory.flash import FlashMemory, split_resolutions
 from flash_vstream.memory.flash_release import ReleaseFlashMemory
 from flash_vstream.models import download, hub
 from flash_vstream.models.flash_qwen import FlashQwenProcessor, visual_positions
 from flash_vstream.pipeline import FlashVStream
-from helpers.cli import run
+from flash_vstream.video import read_frames
 from helpers.flash_qwen import CHANNELS, RELEASE, SMALL, load_tiny, released_memory, write_folder
 from helpers.videos import write_video
 
@@ -192,8 +194,7 @@ def test_pairs_need_times_that_do_not_decrease(pipeline, times):
 
 
 def test_a_file_is_watched_in_pairs(pipeline, tmp_path):
-    video = tmp_path / "clip.mp4"
-    write_video(video, 7, rate=1)
+    video = write_video(tmp_path / "clip.mp4", 7, rate=1)
     shown = []
     stream = pipeline.watch(video, on_frame=lambda stream, frame: shown.append((frame.time, stream.frames)))
     assert [steps for _, steps in shown] == [1, 1, 2, 2, 3, 3, 4]
@@ -205,12 +206,11 @@ def test_a_file_is_watched_in_pairs(pipeline, tmp_path):
         torch.testing.assert_close(ours.features, theirs.features)
 
 
-def test_ask_pairs_frames_and_has_seen_everything_up_to_its_time(folder, tmp_path):
-    video = tmp_path / "clip.mp4"
-    write_video(video, 8, rate=1)
-    done = run("ask", str(video), "What?", "--model", str(folder), "--at", "2", "--at", "7", "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+def test_ask_pairs_frames_and_has_seen_everything_up_to_its_time(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "ask", partial(pipeline.ask, max_new_tokens=2))
+    video = write_video(tmp_path / "clip.mp4", 8, rate=1)
+    frames = read_frames(video, 1.0, pipeline.processor.image_processor.size)
+    report = Session(pipeline, as_json=True).run(frames, [(2.0, ["What?"]), (7.0, ["What?"])], None)
     assert report["frames"] == 8
     assert [answer["stream_time"] for answer in report["answers"]] == [2.0, 7.0]
     # (0, 1), then 2 alone for the first answer, (3, 4), (5, 6), and 7 alone

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from flash_vstream.errors import UserError
@@ -36,6 +36,15 @@ def message(*content, role: str = "user") -> dict:
 def test_auto_classes_find_it(tiny_folder):
     for auto in (AutoModel, AutoModelForImageTextToText):
         assert isinstance(auto.from_pretrained(tiny_folder), FlashVStreamForConditionalGeneration)
+
+
+def test_a_folder_loads_where_transformers_image_processors_need_torchvision(tiny_folder, monkeypatch):
+    def missing(*_, **__):
+        raise ImportError("AutoImageProcessor requires the Torchvision library")
+
+    monkeypatch.setattr(AutoImageProcessor, "from_pretrained", missing)
+    loaded = FlashVStream.from_pretrained(str(tiny_folder))
+    assert loaded.encode([RED]).shape[0] == 1
 
 
 def test_a_saved_folder_loads_as_remote_code_or_names_the_package(tiny_folder, monkeypatch):
