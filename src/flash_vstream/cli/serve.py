@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Memory, Model, Pair
+from flash_vstream.cli.options import Attn, Bits, Describe, Device, Dtype, Memory, Model, Pair, describe_seconds
 from flash_vstream.cli.terminal import clean_end_on_signals
 from flash_vstream.errors import UserError
 from flash_vstream.models.choice import ModelChoice
@@ -35,6 +35,7 @@ def serve(
         float | None, typer.Option("--fps", help="Frames per second of stream time to look at.  [default: as saved, 1]")
     ] = None,
     state: Annotated[Path | None, typer.Option("--state", help="Folder to keep memories and answers in.")] = None,
+    describe: Describe = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate chain (PEM); serves HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's private key (PEM).")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="Web origin whose pages may call.")] = None,
@@ -52,6 +53,7 @@ def serve(
 ) -> None:
     """Serve the HTTP API and the web page."""
     choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair)
+    seconds = describe_seconds(describe)
     from flash_vstream.live.fork_server import ensure_fork_server
 
     access = access_rules(
@@ -75,7 +77,7 @@ def serve(
     with listener, clean_end_on_signals():
         with Console(stderr=True).status(f"loading {model}") as status:
             fetch_model(model, status.update)
-            service = Service(choice, access, state, streams=named)
+            service = Service(choice, access, state, streams=named, describe=seconds)
         try:
             shown = f"[{host}]" if ":" in host else host
             scheme = "https" if tls_cert else "http"

@@ -15,6 +15,7 @@ from typing import Any
 from flash_vstream.errors import UserError
 from flash_vstream.live.question_client import QuestionClient
 from flash_vstream.live.shared_tensors import SharedTensors
+from flash_vstream.live.standing_questions import Report
 from flash_vstream.live.stream_state import read_thumbnails, save_state
 from flash_vstream.live.streams import LiveStreams, StreamStatus
 from flash_vstream.models import hub
@@ -29,6 +30,7 @@ from flash_vstream.serve.metrics import Metrics
 from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
+from flash_vstream.serve.transcript import MARK, Descriptions, Transcript
 from flash_vstream.serve.watches import Watches
 from flash_vstream.video.capture import FrameRing
 from flash_vstream.video.shared_memory import OwnedFolder
@@ -61,8 +63,9 @@ class NamedSource:
 class Service:
     """Live streams, the question client and the state folder of one server.
 
-    ``streams`` are watched from the start and override saved streams of the same name. Raises
-    ``UserError`` if the model cannot be loaded or the state folder cannot be used.
+    ``streams`` are watched from the start and override saved streams of the same name. ``describe`` is how often
+    (seconds of stream time) every stream is described. Raises ``UserError`` if the model cannot be loaded or the state
+    folder cannot be used.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Service:
         state: Path | None = None,
         limits: Limits | None = None,
         streams: Mapping[str, NamedSource] | None = None,
+        describe: float | None = None,
     ):
         self.model = ModelChoice.of(model)
         self.model_name, self.access, self.limits = str(self.model), access, limits or Limits()
@@ -80,11 +84,14 @@ class Service:
             on_error.callback(self.store.close)
             alerts = AlertStore(state)
             on_error.callback(alerts.close)
+            transcript = Transcript(state)
+            on_error.callback(transcript.close)
             self.live, self.question_client = _both(self.model)
             on_error.pop_all()
-        self.watches = Watches(
-            alerts, self.question_client, access, self._place, self._is_live, self.store.stream_names()
-        )
+        names = self.store.stream_names()
+        self.watches = Watches(alerts, self.question_client, access, self._place, self._is_live, names)
+        self.descriptions = Descriptions(transcript, self.question_client, self._place, describe, names)
+        self.question_client.on_report = self._take_report
         self.metrics = Metrics(self.statuses, self.restarts)
         self.started, self._began = time.time(), time.monotonic()
         self.saving_error: str | None = None
@@ -153,6 +160,11 @@ class Service:
         """Watch a source under this server's access rules, which are not saved with it."""
         self.live.add(name, replace(source, rules=self.access.rules), saved)
         self.watches.follow(name)
+        self.descriptions.follow(name)
+
+    def _take_report(self, report: Report) -> None:
+        takes = self.descriptions.take if report.watch.startswith(MARK) else self.watches.take
+        takes(report)
 
     def _place(self, name: str) -> tuple[str, float] | None:
         """The path of a stream's shared state and its frame rate; None while it is not watched."""
@@ -213,12 +225,13 @@ class Service:
             with _disk_errors():
                 if shared is None or not _save(shared, memory):
                     raise ApiError(409, f"stream {name!r} is still starting; try again in a moment")
-                self.watches.rename_stream(name, new_name)
-                try:
+                with ExitStack() as on_error:
+                    for own in (self.watches, self.descriptions.transcript):
+                        own.rename_stream(name, new_name)
+                        on_error.callback(own.rename_stream, new_name, name)
                     self.store.edit_stream(name, new_name, edited)
-                except StoreError:
-                    self.watches.rename_stream(new_name, name)
-                    raise
+                    on_error.pop_all()
+            self.descriptions.forget(name)
             self.live.remove(name)
             try:
                 self._watch(new_name, edited, memory)
@@ -237,6 +250,7 @@ class Service:
             with _disk_errors():
                 self.store.remove_stream(name)
             self.watches.remove_stream(name)
+            self.descriptions.remove_stream(name)
             if self._waiting.pop(name, None) is None:
                 self.live.remove(name)
 
@@ -414,6 +428,7 @@ class Service:
         self.question_client.close()
         self.live.close()
         self.watches.close()
+        self.descriptions.transcript.close()
         self.store.close()
         self.clips.close()
         self._scratch.cleanup()
