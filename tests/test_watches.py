@@ -1,16 +1,16 @@
 """Standing questions from the frame to the receiver: the real workers, HTTP, and the command line."""
 
 import json
-import time
+import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from flash_vstream.live.frame_worker import state_layout
-from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.standing_questions import Lookout, StandingQuestions, Watch
-from flash_vstream.live.stream_state import Pictures, empty_slots, stream_state
 from flash_vstream.live.watch_rules import WatchRule
 from flash_vstream.models.event_score import EventScorer
 from flash_vstream.pipeline import FlashVStream
@@ -22,25 +22,11 @@ from helpers.asynchronous import run_async
 from helpers.cli import run
 from helpers.videos import write_video
 from helpers.waiting import until
+from helpers.watching import Shared, work
 from helpers.webhooks import receiving
 
 ANYTHING = 1e-9
 """A threshold that whatever the tiny model says exceeds."""
-
-
-class Shared:
-    """A shared state to which frames of random features are written."""
-
-    def __init__(self, pipeline: FlashVStream, path):
-        self.memory, self.kept = pipeline.new_memory(), 0
-        self.shared = SharedTensors.create(str(path), state_layout(self.memory))
-        self.config = pipeline.model.config
-
-    def write(self, at: float, skipped: int = 0):
-        self.memory.write(torch.randn(1, self.config.pooled_size**2, self.config.vision_config.hidden_size), [at])
-        self.kept += 1 + skipped
-        state = stream_state(self.memory, empty_slots(self.memory), Pictures.of(self.memory))
-        self.shared.publish(state, {"monotonic": time.monotonic(), "kept": self.kept, "time": at})
 
 
 class Certain:
@@ -69,14 +55,6 @@ def watching(tiny, tmp_path):
     standing = StandingQuestions(pipeline, share=1.0)
     standing._scorer = Certain(pipeline)
     return standing, Shared(pipeline, tmp_path / "state")
-
-
-def work(standing: StandingQuestions):
-    """Every report until there is nothing to do."""
-    found, turns = [], standing.turns()
-    while (reports := next(turns)) is not None:
-        found += reports
-    return found
 
 
 def test_an_event_is_confirmed_and_told_once_with_its_sentence(watching):
@@ -247,3 +225,34 @@ def test_a_recording_is_rehearsed(tiny_folder, video):
     assert scored == {"alerts": 1, "precision": 1.0, "recall": 1.0, "median_delay": 1.0}
     for wrong in (["--dry-run"], ["--tell", "a", "--expect", "1s"], ["--tell", "a", "--when", "never"]):
         assert run("watch", video, *wrong).returncode == 2
+
+
+LIVE = [sys.executable, "-m", "flash_vstream", "watch"]
+
+
+def test_a_live_source_is_told_of_and_described_until_it_ends(tiny_folder, video):
+    options = ["--model", str(tiny_folder), "--fps", "5", "--threshold", str(ANYTHING), "--min-seconds", "1"]
+    command = [*LIVE, str(video), "--tell", "anything", "--when", "every", "--describe", "2s", "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    (alert,) = [own for own in told if own["state"] == "start"]
+    assert (alert["event"], alert["began"] <= alert["time"] - 1, alert["time"] < 4) == ("anything", True, True)
+    captions = [own for own in told if own["state"] == "caption"]
+    assert captions
+    assert all(own["text"] for own in captions)
+
+
+def test_ctrl_c_ends_the_telling_and_every_process(tiny_folder, video):
+    options = ["--model", str(tiny_folder), "--fps", "5", "--threshold", str(ANYTHING), "--min-seconds", "0"]
+    command = [*LIVE, str(video), "--loop", "--tell", "anything", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        line = running.stdout.readline()
+        assert "start  anything" in line
+        children = psutil.Process(running.pid).children(recursive=True)
+        assert children
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=120)
+    assert running.returncode in (0, 130)
+    assert "Traceback" not in err
+    assert psutil.wait_procs(children, timeout=60)[1] == []

@@ -39,5 +39,4 @@ class Server:
     def report(self, watch="dog", kind="start", time=7.0, phase="there"):
         state = WatchState(phase, time, 0.9, looks=8, events=1).to_dict()
         alert = Alert(kind, 5.0, time, 1.7e9, 0.9, 0.8, "A dog runs.", (6.0, 7.0), b"jpeg")
-        self.client.on_report = self.watches._take
-        self.watches._take(Report(watch, state, alert))
+        self.watches.take(Report(watch, state, alert))

@@ -4,11 +4,12 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
-from flash_vstream.cli import ablate, ask, bench, demo, evaluate, models, serve, train, vstream_qa, watch
+from flash_vstream.cli import ablate, ask, bench, demo, evaluate, models, search, serve, train, vstream_qa, watch
 from flash_vstream.errors import UserError
 
 USERS_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
@@ -22,7 +23,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (ask.ask, watch.watch, serve.serve, demo.demo, models.models, models.pull, bench.bench, ablate.ablate):
+COMMANDS: tuple[Callable[..., None], ...] = (
+    *(ask.ask, watch.watch, serve.serve, search.search, demo.demo),
+    *(models.models, models.pull, bench.bench, ablate.ablate),
+)
+for command in COMMANDS:
     app.command()(command)
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="eval")

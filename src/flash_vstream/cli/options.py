@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from flash_vstream.errors import UserError
+from flash_vstream.timecode import parse_time
+
 Model = Annotated[
     str, typer.Option("--model", help="A model's name, a model folder or a hub id: ORG/MODEL or ORG/MODEL@REVISION.")
 ]
@@ -26,3 +29,16 @@ LanguageEngine = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Fps = Annotated[float, typer.Option("--fps", help="Frames per second of stream time to look at.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the annotations and media.")]
+Describe = Annotated[
+    str | None, typer.Option("--describe", help="Describe what happens at most this often, such as 10s, on changes.")
+]
+
+
+def describe_seconds(text: str | None) -> float | None:
+    """The seconds in ``--describe``; raises ``UserError`` for what is no duration above 0."""
+    if text is None:
+        return None
+    seconds = parse_time(text)
+    if seconds <= 0:
+        raise UserError(f"--describe {text} must be more than nothing; say how often, such as 10s")
+    return seconds

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Attn, Bits, Device, Dtype, LanguageEngine, Memory, Model, Pair
+from flash_vstream.cli.options import (
+    Attn,
+    Bits,
+    Describe,
+    Device,
+    Dtype,
+    LanguageEngine,
+    Memory,
+    Model,
+    Pair,
+    describe_seconds,
+)
 from flash_vstream.cli.terminal import clean_end_on_signals
 from flash_vstream.errors import UserError
 from flash_vstream.models.choice import ModelChoice
@@ -38,6 +49,7 @@ def serve(
         float | None, typer.Option("--fps", help="Frames per second of stream time to look at.  [default: as saved, 1]")
     ] = None,
     state: Annotated[Path | None, typer.Option("--state", help="Folder to keep memories and answers in.")] = None,
+    describe: Describe = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate chain (PEM); serves HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's private key (PEM).")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="Web origin whose pages may call.")] = None,
@@ -63,6 +75,7 @@ def serve(
 ) -> None:
     """Serve the HTTP API and the web page."""
     choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair, language_engine=language_engine)
+    seconds = describe_seconds(describe)
     from flash_vstream.live.fork_server import ensure_fork_server
 
     access = access_rules(
@@ -94,7 +107,7 @@ def serve(
                 streams=each.streams * frame_workers,
                 questions_at_once=each.questions_at_once * question_workers,
             )
-            service = Service(choice, access, state, limits, named, start_engine)
+            service = Service(choice, access, state, limits, named, start_engine, seconds)
         try:
             shown = f"[{host}]" if ":" in host else host
             scheme = "https" if tls_cert else "http"

@@ -1,8 +1,11 @@
-"""``watch --tell``: say when something happens, live or, with ``--dry-run``, when it would have been said."""
+"""``watch --tell`` and ``--describe``: say when something happens, and what, live or as it would have been said.
+
+The latter is ``--dry-run``, which reads a recording as fast as it can.
+"""
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
@@ -24,7 +27,7 @@ IDLE_SECONDS = 0.02
 
 @dataclass(frozen=True)
 class Tell:
-    """What ``--tell`` and the options beside it ask for."""
+    """What ``--tell``, ``--describe`` (seconds) and the options beside them ask for."""
 
     events: tuple[str, ...]
     when: str = "starts"
@@ -33,6 +36,7 @@ class Tell:
     threshold: float = 0.5
     expected: tuple[str, ...] = ()
     as_json: bool = False
+    describe: float | None = None
 
     def rule(self, fps: float) -> "WatchRule":
         """The rule; raises ``UserError`` for an option that makes no sense."""
@@ -73,10 +77,12 @@ def dry_run(source: str, fps: float, pipeline: "FlashVStream", tell: Tell) -> No
     told: list[float] = []
     kind = "end" if tell.when == "ends" else "start"
     seconds: list[float] = []
-    for event, alert in _alerts(source, fps, pipeline, tell.events, rule, seconds):
+    for event, alert in _alerts(source, fps, pipeline, tell, rule, seconds):
         _print(event, alert, console, tell.as_json)
         if alert.kind == kind:
             told.append(alert.time)
+    if not tell.events:
+        return
     summary = f"{len(told)} alerts; {sum(seconds) / max(1, len(seconds)) * 1000:.1f} ms a look"
     scored: dict[str, float | int | None] = {"alerts": len(told)}
     if expected:
@@ -93,15 +99,17 @@ def _share(value: float | None) -> str:
 
 
 def _alerts(
-    source: str, fps: float, pipeline: "FlashVStream", events: Sequence[str], rule: "WatchRule", seconds: list[float]
+    source: str, fps: float, pipeline: "FlashVStream", tell: Tell, rule: "WatchRule", seconds: list[float]
 ) -> "Iterator[tuple[str, Alert]]":
-    """The alerts in a recording, in order; adds the seconds that each look takes to ``seconds``."""
-    from flash_vstream.live.standing_questions import Lookout
+    """The alerts in a recording, in order; adds the seconds that each look for an event takes to ``seconds``."""
+    from flash_vstream.live.standing_questions import Describe, Lookout, Narrator
     from flash_vstream.models.event_score import EventScorer
     from flash_vstream.video import read_frames
 
     scorer = EventScorer(pipeline.generator)
-    lookouts = [(event, Lookout(scorer, event, rule)) for event in events]
+    lookouts: list[tuple[str, Lookout | Narrator]] = [(event, Lookout(scorer, event, rule)) for event in tell.events]
+    if tell.describe is not None:
+        lookouts.append(("", Narrator(scorer, Describe(tell.describe))))
     found: list[tuple[str, Alert]] = []
 
     def look(stream: "Stream", frame: "Frame") -> None:
@@ -111,7 +119,9 @@ def _alerts(
                 continue
             started, asked = time.perf_counter(), lookout.state.events + lookout.state.refused
             found.extend((event, alert) for alert in lookout.look(snapshot) if alert is not None)
-            if lookout.state.events + lookout.state.refused == asked:  # else the language model was asked, too
+            if (
+                event and lookout.state.events + lookout.state.refused == asked
+            ):  # else the language model was asked, too
                 seconds.append(time.perf_counter() - started)
 
     stream = pipeline.new_stream()
@@ -123,12 +133,14 @@ def _alerts(
 
 def tell_live(live: "LiveStreams", name: str, fps: float, pipeline: "FlashVStream", tell: Tell) -> None:
     """Print alerts about the live stream ``name`` until it ends; raises ``UserError`` if it fails."""
-    from flash_vstream.live.standing_questions import StandingQuestions, Watch
+    from flash_vstream.live.standing_questions import Describe, StandingQuestions, Watch
 
     rule = tell.rule(fps)
     standing = StandingQuestions(pipeline, share=1.0)  # this process has nothing else to do
     for event in tell.events:
         standing.set(Watch(event, live.shared_state(name).path, event, rule))
+    if tell.describe is not None:
+        standing.set(Watch("", live.shared_state(name).path, "", Describe(tell.describe)))
     console = Console(highlight=False)
     ended = False
     for reports in standing.turns():
@@ -146,6 +158,13 @@ def tell_live(live: "LiveStreams", name: str, fps: float, pipeline: "FlashVStrea
 
 
 def _print(event: str, alert: "Alert", console: Console, as_json: bool) -> None:
+    if alert.kind == "caption":
+        if as_json:
+            said = {"state": alert.kind, "time": alert.time, "clock": alert.clock, "text": alert.sentence}
+            console.print(json.dumps(said), markup=False, soft_wrap=True)
+            return
+        console.print(f"[bold]{format_time(alert.time)}[/bold]  {escape(alert.sentence)}", soft_wrap=True)
+        return
     if as_json:
         console.print(json.dumps({"event": event, **alert.to_dict()}), markup=False, soft_wrap=True)
         return

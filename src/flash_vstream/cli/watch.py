@@ -1,6 +1,6 @@
 """``watch``: a live source with a status line and a prompt; watching continues while an answer is printed.
 
-With ``--tell`` there is no prompt: ``tell`` prints alerts.
+With ``--tell`` or ``--describe`` there is no prompt: ``tell`` prints alerts and captions.
 """
 
 import os
@@ -17,7 +17,20 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 from rich.console import Console
 
-from flash_vstream.cli.options import Attn, Bits, Device, Dtype, Fps, Json, LanguageEngine, Memory, Model, Pair
+from flash_vstream.cli.options import (
+    Attn,
+    Bits,
+    Describe,
+    Device,
+    Dtype,
+    Fps,
+    Json,
+    LanguageEngine,
+    Memory,
+    Model,
+    Pair,
+    describe_seconds,
+)
 from flash_vstream.cli.tell import Tell, dry_run, tell_live
 from flash_vstream.cli.terminal import clean_end_on_signals, describe_evidence, interrupts_wait, load_pipeline
 from flash_vstream.errors import UserError
@@ -56,6 +69,7 @@ def watch(
     min_seconds: Annotated[float, typer.Option("--min-seconds", help="How long it must be there to be told.")] = 2.0,
     cooldown: Annotated[float, typer.Option("--cooldown", help="Seconds after an alert without another.")] = 60.0,
     threshold: Annotated[float, typer.Option("--threshold", help="The confidence from which it is there.")] = 0.5,
+    describe: Describe = None,
     rehearse: Annotated[
         bool, typer.Option("--dry-run", help="Print when a recording's events would have been told, at full speed.")
     ] = False,
@@ -65,13 +79,18 @@ def watch(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Watch a live source: answer questions as you type them, or say when something happens."""
+    """Watch a live source: answer questions as you type them, or say when something happens or what."""
     choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair, language_engine=language_engine)
-    told = Tell(tuple(tell), when, min_seconds, cooldown, threshold, tuple(expect or ()), as_json) if tell else None
-    if told is None and (rehearse or expect):
-        raise UserError('--dry-run and --expect belong to --tell; say what to look out for, such as --tell "a dog"')
-    if expect and not rehearse:
-        raise UserError("--expect scores a --dry-run; add it")
+    told = None
+    if tell or describe:
+        told = Tell(
+            tuple(tell or ()), when, min_seconds, cooldown, threshold, tuple(expect or ()), as_json,
+            describe_seconds(describe),
+        )  # fmt: skip
+    if told is None and rehearse:
+        raise UserError('--dry-run belongs to --tell and --describe; say what to look out for, such as --tell "a dog"')
+    if expect and not (rehearse and tell):
+        raise UserError('--expect scores the --dry-run of a --tell; add both, such as --tell "a dog" --dry-run')
     if told is not None:
         told.rule(fps)  # fail before anything is loaded
         told.intervals()

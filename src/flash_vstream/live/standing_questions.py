@@ -1,6 +1,7 @@
 """Standing questions: every new frame is looked at for the events that somebody waits for.
 
 ``Lookout`` is one watch: it scores frames, and asks the language model once for each event before telling of it.
+``Narrator`` describes a stream every so often instead.
 ``StandingQuestions`` runs the watches of many streams in turns within the question worker, next to the questions.
 """
 
@@ -17,7 +18,8 @@ from flash_vstream.live.stream_state import MEMORY, memory_state, read_picture
 from flash_vstream.live.streams import restored_snapshot
 from flash_vstream.live.watch_rules import Change, WatchRule, WatchState, confirmed, step
 from flash_vstream.memory import MemorySnapshot
-from flash_vstream.models.event_score import EventScorer, newest_frames
+from flash_vstream.models.event_score import CONFIRMING_FRAMES, EventScorer, newest_frames
+from flash_vstream.models.generation import Prefix
 from flash_vstream.pipeline import FlashVStream
 
 SHARE = 0.25
@@ -43,7 +45,8 @@ log = logging.getLogger("flash_vstream.live")
 class Alert:
     """What is told of an event.
 
-    ``kind`` is start, update or end; ``began`` and ``time`` are in seconds of stream time, ``clock`` in Unix time.
+    ``kind`` is start, update or end, or caption for a description; ``began`` and ``time`` are in seconds of stream
+    time, ``clock`` in Unix time.
     ``confirmation`` is the careful score at its start, ``sentence`` what the language model says is happening.
     ``evidence`` lists the times of the frames that were read. ``picture`` is a JPEG.
     """
@@ -65,13 +68,23 @@ class Alert:
 
 
 @dataclass(frozen=True)
+class Describe:
+    """The wish to have a stream described: at most once in so many ``seconds`` of stream time, when it has changed."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Watch:
-    """A standing question about the stream at ``shared_path``, and the ``state`` to go on from."""
+    """A standing question about the stream at ``shared_path``, and the ``state`` to go on from.
+
+    With ``Describe`` as its rule, it asks about no event but for descriptions.
+    """
 
     id: str
     shared_path: str
     event: str
-    rule: WatchRule
+    rule: WatchRule | Describe
     state: dict[str, Any] = field(default_factory=dict)
 
 
@@ -109,7 +122,7 @@ class Lookout:
             change = confirmed(self.rule, self.state, verdict >= min(LEAST_CONFIRMATION, self.rule.threshold))
             if change is not None:
                 pieces = []
-                for piece in self.scorer.generator.ask(prefix, TOLD_QUESTION, max_new_tokens=TOLD_TOKENS):
+                for piece in _sentence(self.scorer, prefix):
                     pieces.append(piece)
                     yield None
                 sentence = "".join(pieces).strip()
@@ -121,10 +134,9 @@ class Lookout:
         if self.scorer.is_cheap:
             return self.scorer.score(self.event, snapshot)
         features = newest_frames(snapshot, 1).features[0].float()
-        if self._read is not None and self.state.confidence is not None:
-            moved = float((features - self._read).norm() / self._read.norm().clamp(min=1e-6))
-            if moved < CHANGED:
-                return self.state.confidence
+        known = self.state.confidence
+        if known is not None and self._read is not None and _moved(features, self._read) < CHANGED:
+            return known
         self._read = features
         return self.scorer.score(self.event, snapshot)
 
@@ -134,6 +146,47 @@ class Lookout:
             change.kind, change.began, change.time, time.time(), change.confidence, confirmation, sentence,
             tuple(evidence),
         )  # fmt: skip
+
+
+class Narrator:
+    """Describes one stream, going on from ``state``."""
+
+    def __init__(self, scorer: EventScorer, rule: Describe, state: WatchState | None = None):
+        self.scorer, self.rule, self.state = scorer, rule, state or WatchState()
+        self._described: Tensor | None = None  # the features of the frame that was last described
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for a description."""
+        told = self.state.told
+        return told is None or now < told or now - told >= self.rule.seconds
+
+    def look(self, snapshot: MemorySnapshot) -> Iterator[Alert | None]:
+        """Look at the newest frame of a memory: Nones after pieces of work, then a caption if it has changed."""
+        newest = newest_frames(snapshot, CONFIRMING_FRAMES)
+        self.state.time = snapshot.time
+        self.state.looks += 1
+        features = newest.features[-1].float()
+        if self._described is not None and _moved(features, self._described) < CHANGED:
+            return
+        prefix = self.scorer.read(newest)
+        pieces = []
+        for piece in _sentence(self.scorer, prefix):
+            pieces.append(piece)
+            yield None
+        self._described, self.state.told = features, snapshot.time
+        self.state.events += 1
+        sentence, evidence = "".join(pieces).strip(), tuple(newest.exemplar.tolist())
+        yield Alert("caption", snapshot.time, snapshot.time, time.time(), 1.0, None, sentence, evidence)
+
+
+def _sentence(scorer: EventScorer, prefix: Prefix) -> Iterator[str]:
+    """What is happening, piece by piece."""
+    yield from scorer.generator.ask(prefix, TOLD_QUESTION, max_new_tokens=TOLD_TOKENS)
+
+
+def _moved(features: Tensor, before: Tensor) -> float:
+    """How far a frame's features are from those of another, relative to their size."""
+    return float((features - before).norm() / before.norm().clamp(min=1e-6))
 
 
 class _Stream:
@@ -157,7 +210,7 @@ class StandingQuestions:
     def __init__(self, pipeline: FlashVStream, share: float = SHARE):
         self._pipeline, self._share = pipeline, share
         self._scorer = EventScorer(pipeline.generator)
-        self._watches: dict[str, tuple[Watch, Lookout]] = {}
+        self._watches: dict[str, tuple[Watch, Lookout | Narrator]] = {}
         self._streams: dict[str, _Stream] = {}
         self._reported: dict[str, tuple[str, float]] = {}
         self._rest_until = 0.0
@@ -166,8 +219,11 @@ class StandingQuestions:
 
     def set(self, watch: Watch) -> None:
         """Add a watch, or replace the one with its id."""
-        lookout = Lookout(self._scorer, watch.event, watch.rule, WatchState.from_dict(watch.state))
-        self._watches[watch.id] = watch, lookout
+        state = WatchState.from_dict(watch.state)
+        if isinstance(watch.rule, Describe):
+            self._watches[watch.id] = watch, Narrator(self._scorer, watch.rule, state)
+        else:
+            self._watches[watch.id] = watch, Lookout(self._scorer, watch.event, watch.rule, state)
         self._reported.pop(watch.id, None)
         self._drop_unused()
         if watch.shared_path in self._streams:
@@ -242,7 +298,7 @@ class StandingQuestions:
         return restored_snapshot(memory_state(state), self._pipeline), int(notes.get("kept", 0))
 
     def _look_for(
-        self, watch: Watch, lookout: Lookout, snapshot: MemorySnapshot, kept: int, shared: SharedTensors
+        self, watch: Watch, lookout: Lookout | Narrator, snapshot: MemorySnapshot, kept: int, shared: SharedTensors
     ) -> Iterator[list[Report]]:
         state = lookout.state
         if state.kept == kept:

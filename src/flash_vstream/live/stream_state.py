@@ -253,9 +253,12 @@ def unpack_thumbnails(state: dict[str, Tensor], names: tuple[str, ...] = _THUMBN
 def read_thumbnails(shared: PublishedState) -> dict[float, bytes]:
     """Thumbnails (JPEG) of the frames in a memory, those of the long-term memory included, by frame time."""
     published = shared.read((*_THUMBNAILS, *_LONGTERM_THUMBNAILS))
-    if published is None:
-        return {}
-    return unpack_thumbnails(published[0], _LONGTERM_THUMBNAILS) | unpack_thumbnails(published[0])
+    return all_thumbnails(published[0]) if published is not None else {}
+
+
+def all_thumbnails(state: dict[str, Tensor]) -> dict[float, bytes]:
+    """Thumbnails (JPEG) of the frames in a memory, those of the long-term memory included, by frame time."""
+    return unpack_thumbnails(state, _LONGTERM_THUMBNAILS) | unpack_thumbnails(state)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.generation import AnswerGenerator, Prefix
 from flash_vstream.models.hints import Hinter
@@ -64,27 +65,51 @@ class EventScorer:
         """How well the newest frame of a memory shows the event."""
         newest = newest_frames(snapshot, 1)
         if self.hinter is None:
-            return self._likelihood(event, newest)[0]
+            return self.likelihood(event, self.read(newest))
+        return float(self._above(event, newest.features, 1)[0].sigmoid())
+
+    @torch.inference_mode()
+    def scores(self, event: Event, slots: Slots, among: int) -> tuple[Tensor, bool]:
+        """How well each of n slots shows the event ``[n]``, and whether above 0 means that it does; none is read.
+
+        ``among`` is how many slots are compared in all. Without grounding, the scores only rank them. Raises
+        ``UserError`` if the model has no means, or the event nothing to go by.
+        """
+        if self.hinter is not None:
+            return self._above(event, slots.features, among), True
+        if self.generator.fit is None:
+            raise UserError(
+                "this model cannot tell what frames show without reading them; choose another, such as nano"
+            )
+        found = self.generator.fit(event.text, slots)
+        if found is None:
+            raise UserError(f"{event.text!r} names nothing that a frame could show; name a thing or what happens")
+        return found.float().cpu(), False
+
+    def _above(self, event: Event, features: Tensor, among: int) -> Tensor:
+        """How far above the bar for ``among`` slots the small networks find feature maps ``[n, P², D]``, as logits."""
+        assert self.hinter is not None
         sight, grounder = self.hinter.sight, self.hinter.grounder
         if event.thing is not None and sight is not None:
-            logit = float(grounder.things(newest.features)[0][0, event.thing]) - sight.needed(1)
-        else:
-            if event.text not in self._embedded:
-                self._embedded[event.text] = grounder.words.embed([" " + event.text])[:2]
-            sights = [grounder.sights(newest.features)]
-            found = grounder.grounding.compare_sights(*self._embedded[event.text], sights)
-            logit = float(found[0, 0]) - grounder.grounding.needed(1)
-        return float(torch.tensor(logit).sigmoid())
+            return grounder.things(features)[0][:, event.thing] - sight.needed(among)
+        if event.text not in self._embedded:
+            self._embedded[event.text] = grounder.words.embed([" " + event.text])[:2]
+        found = grounder.grounding.compare_sights(*self._embedded[event.text], [grounder.sights(features)])
+        return found[0] - grounder.grounding.needed(among)
 
     def confirm(self, event: Event, snapshot: MemorySnapshot) -> tuple[float, Prefix]:
         """How likely the language model finds it that the newest frames show the event, and those frames, read."""
-        return self._likelihood(event, newest_frames(snapshot, CONFIRMING_FRAMES))
+        prefix = self.read(newest_frames(snapshot, CONFIRMING_FRAMES))
+        return self.likelihood(event, prefix), prefix
 
-    def _likelihood(self, event: Event, frames: Slots) -> tuple[float, Prefix]:
-        shown = self.generator.model.snapshot_of(frames.features, frames.start.tolist(), True)
-        prefix = self.generator.read(shown)
+    def read(self, frames: Slots) -> Prefix:
+        """A few frames, read by the language model."""
+        return self.generator.read(self.generator.model.snapshot_of(frames.features, frames.start.tolist(), True))
+
+    def likelihood(self, event: Event, prefix: Prefix) -> float:
+        """How likely the language model finds it that frames which were read show the event."""
         logs = torch.tensor(self.generator.likelihoods(prefix, event.question, ["Yes", "No"]))
-        return float(logs.softmax(0)[0]), prefix
+        return float(logs.softmax(0)[0])
 
 
 def newest_frames(snapshot: MemorySnapshot, count: int) -> Slots:

@@ -281,3 +281,13 @@ class AlertInfo(BaseModel):
     confirmation: float | None
     sentence: str
     evidence: list[float]
+
+
+class Caption(BaseModel):
+    """What was said of a stream at ``time`` (seconds of stream time) and ``clock`` (Unix time)."""
+
+    id: int
+    stream: str
+    time: float
+    clock: float
+    text: str

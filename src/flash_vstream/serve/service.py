@@ -13,6 +13,7 @@ from typing import Any
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.engine import FrameSink, StartEngine, local_engine
+from flash_vstream.live.standing_questions import Report
 from flash_vstream.live.stream_state import PublishedState, read_thumbnails, save_state
 from flash_vstream.live.streams import StreamStatus, WorkerHealth
 from flash_vstream.models import hub
@@ -27,6 +28,7 @@ from flash_vstream.serve.metrics import Metrics
 from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
+from flash_vstream.serve.transcript import MARK, Descriptions, Transcript
 from flash_vstream.serve.watches import Watches
 from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source, hide_secrets
@@ -58,8 +60,9 @@ class NamedSource:
 class Service:
     """An engine's streams and questions, and the state folder, of one server.
 
-    ``streams`` are watched from the start and override saved streams of the same name. Raises
-    ``UserError`` if the model cannot be loaded or the state folder cannot be used.
+    ``streams`` are watched from the start and override saved streams of the same name. ``describe`` is how often
+    (seconds of stream time) every stream is described. Raises ``UserError`` if the model cannot be loaded or the state
+    folder cannot be used.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Service:
         limits: Limits | None = None,
         streams: Mapping[str, NamedSource] | None = None,
         start_engine: StartEngine = local_engine,
+        describe: float | None = None,
     ):
         self.model = ModelChoice.of(model)
         self.model_name, self.access, self.limits = str(self.model), access, limits or Limits()
@@ -78,12 +82,15 @@ class Service:
             on_error.callback(self.store.close)
             alerts = AlertStore(state)
             on_error.callback(alerts.close)
+            transcript = Transcript(state)
+            on_error.callback(transcript.close)
             engine = start_engine(self.model)
             self.live, self.question_client = engine.streams, engine.questions
             on_error.pop_all()
-        self.watches = Watches(
-            alerts, self.question_client, access, self._place, self._is_live, self.store.stream_names()
-        )
+        names = self.store.stream_names()
+        self.watches = Watches(alerts, self.question_client, access, self._place, self._is_live, names)
+        self.descriptions = Descriptions(transcript, self.question_client, self._place, describe, names)
+        self.question_client.on_report = self._take_report
         self.metrics = Metrics(self.statuses, self.restarts)
         self.started, self._began = time.time(), time.monotonic()
         self.saving_error: str | None = None
@@ -152,6 +159,11 @@ class Service:
         """Watch a source under this server's access rules, which are not saved with it."""
         self.live.add(name, replace(source, rules=self.access.rules), saved)
         self.watches.follow(name)
+        self.descriptions.follow(name)
+
+    def _take_report(self, report: Report) -> None:
+        takes = self.descriptions.take if report.watch.startswith(MARK) else self.watches.take
+        takes(report)
 
     def _place(self, name: str) -> tuple[str, float] | None:
         """The path of a stream's shared state and its frame rate; None while it is not watched."""
@@ -212,12 +224,13 @@ class Service:
             with _disk_errors():
                 if shared is None or not _save(shared, memory):
                     raise ApiError(409, f"stream {name!r} is still starting; try again in a moment")
-                self.watches.rename_stream(name, new_name)
-                try:
+                with ExitStack() as on_error:
+                    for own in (self.watches, self.descriptions.transcript):
+                        own.rename_stream(name, new_name)
+                        on_error.callback(own.rename_stream, new_name, name)
                     self.store.edit_stream(name, new_name, edited)
-                except StoreError:
-                    self.watches.rename_stream(new_name, name)
-                    raise
+                    on_error.pop_all()
+            self.descriptions.forget(name)
             self.live.remove(name)
             try:
                 self._watch(new_name, edited, memory)
@@ -236,6 +249,7 @@ class Service:
             with _disk_errors():
                 self.store.remove_stream(name)
             self.watches.remove_stream(name)
+            self.descriptions.remove_stream(name)
             if self._waiting.pop(name, None) is None:
                 self.live.remove(name)
 
@@ -415,6 +429,7 @@ class Service:
         self.question_client.close()
         self.live.close()
         self.watches.close()
+        self.descriptions.transcript.close()
         self.store.close()
         self.clips.close()
         self._scratch.cleanup()

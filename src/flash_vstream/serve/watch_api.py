@@ -1,4 +1,4 @@
-"""Watches and alerts over HTTP; new alerts as server-sent events."""
+"""Watches, alerts and the transcript over HTTP; what is new as server-sent events."""
 
 import asyncio
 import json
@@ -81,9 +81,7 @@ def add_watches(app: FastAPI, service: Service) -> None:
         if last_event_id:
             known = watches.store.number_of(last_event_id)
             number = known if known is not None else 0  # too old to be known: all that are kept
-        events = _events(service, stream, number, request.app.state.ending)
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        return EventSourceResponse(events, ping=PING_SECONDS, sep="\n", headers=headers, send_timeout=SEND_SECONDS)
+        return _sent(_events(service, stream, number, request.app.state.ending))
 
     @app.get("/v1/alerts/{alert}/picture", tags=["watches"], response_class=Response)
     def alert_picture(alert: Annotated[str, Path(max_length=64)]) -> Response:
@@ -92,6 +90,49 @@ def add_watches(app: FastAPI, service: Service) -> None:
         if picture is None:
             raise ApiError(404, f"there is no picture of an alert {alert!r}")
         return Response(picture, media_type="image/jpeg")
+
+    @app.get("/v1/streams/{name}/transcript", tags=["watches"], response_model=list[schemas.Caption])
+    def transcript(
+        name: Name,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+        before: Annotated[int | None, Query(ge=1, le=2**62, description="Captions older than this id.")] = None,
+        q: Annotated[str, Query(max_length=200, description="Only captions with all of these words.")] = "",
+    ) -> list[dict[str, Any]]:
+        """What was said of a stream while the server describes streams (``--describe``), oldest first."""
+        service.check_stream(name)
+        found = service.descriptions.transcript.captions(name, limit, before, words=q)
+        return [caption.to_dict() for caption in found]
+
+    @app.get("/v1/streams/{name}/transcript/events", tags=["watches"], response_class=Response)
+    def transcript_events(
+        request: Request,
+        name: Name,
+        last_event_id: Annotated[str | None, Header(max_length=20, pattern=r"^\d+$")] = None,
+    ) -> Response:
+        """Captions as server-sent events (``caption``) as they are said; ``Last-Event-ID`` continues after one."""
+        service.check_stream(name)
+        number = int(last_event_id) if last_event_id else service.descriptions.transcript.newest
+        return _sent(_captions(service, name, number, request.app.state.ending))
+
+
+def _sent(events: AsyncIterator[dict[str, str]]) -> Response:
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return EventSourceResponse(events, ping=PING_SECONDS, sep="\n", headers=headers, send_timeout=SEND_SECONDS)
+
+
+async def _captions(
+    service: Service, stream: str, number: int, ending: Callable[[], bool]
+) -> AsyncIterator[dict[str, str]]:
+    """A stream's captions after the one with the id ``number``, without end."""
+    transcript = service.descriptions.transcript
+    while not ending():
+        if transcript.newest > number:
+            newest = transcript.newest
+            captions = await anyio.to_thread.run_sync(partial(transcript.captions, stream, AT_ONCE, after=number))
+            for caption in captions:
+                yield {"event": "caption", "id": str(caption.id), "data": json.dumps(caption.to_dict())}
+            number = captions[-1].id if len(captions) == AT_ONCE else newest
+        await asyncio.sleep(POLL_SECONDS)
 
 
 async def _events(

@@ -53,7 +53,6 @@ class Watches:
         self.webhooks = Webhooks(store, access.rules)
         self.brokers = Brokers(store, access.rules, self._retained)
         self._follow_brokers()
-        client.on_report = self._take
 
     # --- what callers do
 
@@ -236,7 +235,8 @@ class Watches:
 
     # --- what the question worker reports
 
-    def _take(self, report: Report) -> None:
+    def take(self, report: Report) -> None:
+        """Take what the question worker reports of a watch."""
         with self._lock:
             watch = self._watches.get(report.watch)
             if watch is None:
