@@ -231,7 +231,7 @@ def real_vllm(nano, tmp_path_factory):
     with open(folder / "log", "wb") as log, subprocess.Popen(arguments, env=environment, stdout=log, stderr=log) as run:
         url = f"http://127.0.0.1:{port}"
         try:
-            until(lambda: run.poll() is not None or _is_up(url), seconds=900.0)
+            until(lambda: run.poll() is not None or _is_up(url), seconds=1800.0)
             assert run.poll() is None, (folder / "log").read_text()[-3000:]
             yield url
         finally:
