@@ -144,6 +144,28 @@ def test_streams_of_a_dead_host_return_with_their_memories(streams, hosts, video
     assert sorted(worker.restarts for worker in streams.workers().values()) == [0, 1]
 
 
+def test_a_stream_that_is_refused_on_its_return_is_offered_again(streams, video, tiny_folder, monkeypatch):
+    monkeypatch.setattr(remote, "REFUSED_SECONDS", 0.5)
+    streams.add("door", Source(str(video), 5.0, pace="fast"))
+    host = streams.about(streams.shared_state("door").path).host
+    host.die()
+    room = []
+
+    class Full(FrameHost):
+        def add(self, order):
+            if not room:
+                raise UserError("there is no room")
+            super().add(order)
+
+    make, host.make = host.make, lambda: Full(ModelChoice(str(tiny_folder)))
+    host.come_back()
+    until(lambda: streams.status("door").state == "failed")
+    assert streams.status("door").error == "there is no room"
+    room.append(True)
+    until(lambda: streams.status("door").state == "ended")
+    host.make = make
+
+
 def test_a_stream_removed_while_its_host_is_away_does_not_return(streams, hosts, video):
     streams.add("door", Source(str(video)))
     host = streams.about(streams.shared_state("door").path).host

@@ -39,6 +39,8 @@ POLL_SECONDS = 0.25
 """How often each host is asked for its streams' statuses."""
 ADD_SECONDS = 60.0
 """How long a host may take to accept a stream with its snapshot."""
+REFUSED_SECONDS = 10.0
+"""How long to wait before a host is given a stream again that it refused."""
 REPORTS_SECONDS = 1.0
 """How long a call for the reports of watches waits for the first; a new watch waits for the call."""
 AWAY = "its frame worker is away; the stream goes on from its last snapshot as soon as another is there"
@@ -80,6 +82,7 @@ class _Stream:
     saved: Path | None
     status: StreamStatus
     refused: str | None = None
+    retry_at: float = 0.0
 
 
 class RemoteStreams:
@@ -125,9 +128,10 @@ class RemoteStreams:
         """
         try:
             pulse: Pulse = host.remote.call("pulse")
-            for stream in [stream for path, stream in list(host.streams.items()) if path not in pulse.statuses]:
-                self._give(stream)
-            for path in pulse.statuses.keys() - host.streams.keys():
+            for path, stream in list(host.streams.items()):
+                if path not in pulse.statuses and time.monotonic() >= stream.retry_at:
+                    self._give(stream)
+            for path in set(pulse.statuses).difference(list(host.streams)):
                 host.remote.call("remove", path, seconds=ADD_SECONDS)
         except HostAwayError as error:
             if host.pulse is not None and not self._stopping.is_set():
@@ -146,15 +150,15 @@ class RemoteStreams:
         with stream.host.lock:
             if stream.order.path not in stream.host.streams:
                 return  # removed
-            saved = stream.saved.read_bytes() if stream.saved is not None and stream.saved.exists() else None
             try:
+                saved = stream.saved.read_bytes() if stream.saved is not None and stream.saved.exists() else None
                 stream.host.remote.call("add", replace(stream.order, saved=saved), seconds=ADD_SECONDS)
                 stream.refused = None
                 stream.status = replace(stream.status, state="starting", error=None, lag=None)
             except HostAwayError:
                 raise
-            except UserError as error:
-                stream.refused = str(error)
+            except (UserError, OSError) as error:
+                stream.refused, stream.retry_at = str(error), time.monotonic() + REFUSED_SECONDS
 
     # --- streams
 
