@@ -69,7 +69,6 @@ class Site:
     disk_bytes: float = 1e9
     frame_workers: int = 1
     question_workers: int = 1
-    machine_bytes: float = 64e9
 
 
 def needs(costs: Costs, site: Site, streams: int) -> dict[str, Any]:
