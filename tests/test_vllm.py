@@ -226,7 +226,8 @@ def real_vllm(nano, tmp_path_factory):
         port = free.getsockname()[1]
     options = ["--enable-prompt-embeds", "--dtype=float32", "--enforce-eager", "--max-num-seqs=8", "--block-size=32"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3000"}  # otherwise the first tokens wait for a C++ compiler
+    # Otherwise the first tokens wait for a C++ compiler.
+    environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3000"}
     environment.pop("PYTHONPATH", None)
     arguments = [command, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), *options]
     with open(folder / "log", "wb") as log, subprocess.Popen(arguments, env=environment, stdout=log, stderr=log) as run:
