@@ -74,6 +74,10 @@ def test_ask_tells_a_person(tiny_folder, video):
         (["bench", "memory", "--frames", "5"], "--frames must be at least"),
         (["train", "stage1", "none.yaml", "--data", ".", "--output", "out"], "cannot read the training config"),
         (["train", "export", "nowhere", "out"], "holds no adapter"),
+        (["serve", "--engine", "other"], "no engine called 'other'"),
+        (["serve", "--engine", "ray"], "needs --state FOLDER"),
+        (["serve", "--frame-workers", "2"], "need --engine ray"),
+        (["ask", "VIDEO", "what?", "--language-engine", "host:8000"], "must be vllm=http://HOST:PORT/v1"),
         (["dance"], "dance"),
     ],
 )

@@ -30,10 +30,10 @@ class CalledHere:
     """A host of this process that travels by pickle, can die, and is replaced."""
 
     def __init__(self, make):
-        self.make, self.host = make, make()
+        self.make, self.host, self.unreachable = make, make(), False
 
     def call(self, method, *arguments, seconds=None):
-        if self.host is None:
+        if self.host is None or self.unreachable:
             raise HostAwayError("it does not answer")
         arguments = tuple(argument if hasattr(argument, "host") else travelled(argument) for argument in arguments)
         return travelled(getattr(self.host, method)(*arguments))
@@ -144,6 +144,28 @@ def test_streams_of_a_dead_host_return_with_their_memories(streams, hosts, video
     assert sorted(worker.restarts for worker in streams.workers().values()) == [0, 1]
 
 
+def test_a_stream_that_is_refused_on_its_return_is_offered_again(streams, video, tiny_folder, monkeypatch):
+    monkeypatch.setattr(remote, "REFUSED_SECONDS", 0.5)
+    streams.add("door", Source(str(video), 5.0, pace="fast"))
+    host = streams.about(streams.shared_state("door").path).host
+    host.die()
+    room = []
+
+    class Full(FrameHost):
+        def add(self, order):
+            if not room:
+                raise UserError("there is no room")
+            super().add(order)
+
+    make, host.make = host.make, lambda: Full(ModelChoice(str(tiny_folder)))
+    host.come_back()
+    until(lambda: streams.status("door").state == "failed")
+    assert streams.status("door").error == "there is no room"
+    room.append(True)
+    until(lambda: streams.status("door").state == "ended")
+    host.make = make
+
+
 def test_a_stream_removed_while_its_host_is_away_does_not_return(streams, hosts, video):
     streams.add("door", Source(str(video)))
     host = streams.about(streams.shared_state("door").path).host
@@ -152,6 +174,19 @@ def test_a_stream_removed_while_its_host_is_away_does_not_return(streams, hosts,
     host.come_back()
     until(lambda: all(worker.alive for worker in streams.workers().values()))
     assert host.host.pulse().statuses == {}
+
+
+def test_a_stream_removed_while_its_host_cannot_be_reached_is_dropped_later(streams, hosts, video):
+    streams.add("door", Source(str(video)))
+    host = streams.about(streams.shared_state("door").path).host
+    host.unreachable = True
+    streams.remove("door")
+    streams.add("door", Source(str(video), 5.0))  # the name is free again
+    assert len(host.host.pulse().statuses) == 1
+    host.unreachable = False
+    until(lambda: sum(len(each.host.pulse().statuses) for each in hosts) == 1)
+    until(lambda: streams.status("door").time is not None)
+    assert streams.status("door").name == "door"
 
 
 def test_a_stream_added_while_no_host_answers_is_watched_when_one_does(streams, hosts, video):

@@ -226,12 +226,14 @@ def real_vllm(nano, tmp_path_factory):
         port = free.getsockname()[1]
     options = ["--enable-prompt-embeds", "--dtype=float32", "--enforce-eager", "--max-num-seqs=8", "--block-size=32"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    # Otherwise the first tokens wait for a C++ compiler.
+    environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3000"}
     environment.pop("PYTHONPATH", None)
     arguments = [command, "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), *options]
     with open(folder / "log", "wb") as log, subprocess.Popen(arguments, env=environment, stdout=log, stderr=log) as run:
         url = f"http://127.0.0.1:{port}"
         try:
-            until(lambda: run.poll() is not None or _is_up(url), seconds=900.0)
+            until(lambda: run.poll() is not None or _is_up(url), seconds=1800.0)
             assert run.poll() is None, (folder / "log").read_text()[-3000:]
             yield url
         finally:

@@ -37,7 +37,7 @@ STREAMS = (100, 10_000, 1_000_000)
 
 @dataclass(frozen=True)
 class Costs:
-    """What one stream and one question cost; the best of several tries, since a machine may have other work.
+    """What one stream and one question cost: processor seconds of one core on a CPU, seconds on a GPU; best of several.
 
     ``frame_seconds`` of a frame worker: encoding, in a batch, and writing and publishing. ``question_seconds`` of a
     question worker among sixteen questions at once: a memory read anew, and its share of every step. ``state_bytes``
@@ -69,7 +69,6 @@ class Site:
     disk_bytes: float = 1e9
     frame_workers: int = 1
     question_workers: int = 1
-    machine_bytes: float = 64e9
 
 
 def needs(costs: Costs, site: Site, streams: int) -> dict[str, Any]:
@@ -103,6 +102,7 @@ def _whole(amount: float) -> int:
 
 def run_scale(model: ModelChoice, site: Site) -> dict[str, Any]:
     """Measure a model's costs here and say what 100, 10,000 and a million streams need."""
+    torch.set_num_threads(1)  # before loading, since engines take as many: a worker is then one core
     with Console(stderr=True).status(f"measuring {model}"):
         costs = measured(FlashVStream.from_pretrained(model))
     found = [needs(costs, site, streams) for streams in STREAMS]
@@ -119,7 +119,8 @@ def measured(pipeline: FlashVStream) -> Costs:
     memory, features = _full_memory(pipeline)
     side = pipeline.processor.image_processor.size
     pictures = [torch.randint(0, 256, (side, side, 3), dtype=torch.uint8).numpy() for _ in range(FRAMES)]
-    encode = best(lambda: pipeline.encode(pictures)) / FRAMES
+    clock = _Clock(pipeline.model.device.type)
+    encode = clock.best(lambda: pipeline.encode(pictures)) / FRAMES
     with tempfile.TemporaryDirectory() as folder:
         shared = SharedTensors.create(f"{folder}/state", state_layout(memory))
         end = memory.read().time
@@ -130,12 +131,12 @@ def measured(pipeline: FlashVStream) -> Costs:
             notes = {"monotonic": time.monotonic(), "clock": time.time(), "position": None}
             shared.publish(stream_state(memory, slots, Pictures.of(memory)), notes)
 
-        written = min(_timed(lambda n=n: write(n)) for n in range(4 * REPEATS))  # type: ignore[misc]
+        written = min(clock.timed(lambda n=n: write(n)) for n in range(4 * REPEATS))  # type: ignore[misc]
         tensors, notes = shared.read() or ({}, {})
         sent = pickle.dumps(Published(("host", 1), tensors, notes, time.monotonic()), protocol=5)
-        copy = best(lambda: shared.read()) + best(lambda: pickle.loads(sent))
-        save = best(lambda: save_state(shared, Path(folder) / "saved.safetensors"))
-    question, prompt = _question(pipeline, memory)
+        copy = clock.best(lambda: shared.read()) + clock.best(lambda: pickle.loads(sent))
+        save = clock.best(lambda: save_state(shared, Path(folder) / "saved.safetensors"))
+    question, prompt = _question(pipeline, memory, clock)
     size = sum(value.nbytes for value in tensors.values())
     return Costs(encode + written, question, size, copy + save, copy, prompt)
 
@@ -151,11 +152,11 @@ def _full_memory(pipeline: FlashVStream) -> tuple[Memory, torch.Tensor]:
     return memory, features
 
 
-def _question(pipeline: FlashVStream, memory: Memory) -> tuple[float, int | None]:
+def _question(pipeline: FlashVStream, memory: Memory, clock: "_Clock") -> tuple[float, int | None]:
     """The seconds of one of ``TOGETHER`` questions about as many memories, and the bytes of its prompt for vLLM."""
     generator = pipeline.generator
     snapshot = memory.read()
-    read = best(lambda: generator.read(snapshot))
+    read = clock.best(lambda: generator.read(snapshot))
     prefix = generator.read(snapshot)
 
     def answer() -> None:
@@ -165,7 +166,7 @@ def _question(pipeline: FlashVStream, memory: Memory) -> tuple[float, int | None
         while still := [each for each in answers if generator.is_open(each)]:
             generator.advance(still)
 
-    return read + best(answer) / TOGETHER, _prompt_bytes(pipeline, generator, memory)
+    return read + clock.best(answer) / TOGETHER, _prompt_bytes(pipeline, generator, memory)
 
 
 def _prompt_bytes(pipeline: FlashVStream, generator: AnswerGenerator, memory: Memory) -> int | None:
@@ -178,12 +179,21 @@ def _prompt_bytes(pipeline: FlashVStream, generator: AnswerGenerator, memory: Me
     return len(encoded(embeds))
 
 
-def best(work: Callable[[], object], repeats: int = REPEATS) -> float:
-    """The shortest of several durations in seconds."""
-    return min(_timed(work) for _ in range(repeats))
+class _Clock:
+    """Processor time on a CPU, which other work on the machine does not lengthen; time on a GPU, which works alone."""
 
+    def __init__(self, device: str):
+        self._device = device
+        self._now = time.process_time if device == "cpu" else time.perf_counter
 
-def _timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    def timed(self, work: Callable[[], object]) -> float:
+        """How long ``work`` takes, in seconds."""
+        started = self._now()
+        work()
+        if self._device == "cuda":
+            torch.cuda.synchronize()  # it computes on after calls have returned
+        return self._now() - started
+
+    def best(self, work: Callable[[], object]) -> float:
+        """The shortest of several tries, in seconds."""
+        return min(self.timed(work) for _ in range(REPEATS))

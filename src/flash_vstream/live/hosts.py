@@ -54,13 +54,12 @@ class RemoteHost(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """A stream to watch: ``path`` names its state everywhere.
+    """A stream to watch. ``path`` names it and its state, here and on every host, and no other stream ever.
 
     ``saved`` is the content of the file that an earlier host's state was saved to. ``files`` are the source's own
     files by name, where it can only be read on the caller's machine; a single one is the source itself.
     """
 
-    name: str
     path: str
     source: Source
     saved: bytes | None = None
@@ -106,7 +105,7 @@ class Description:
 
 @dataclass(frozen=True)
 class Pulse:
-    """A host's sign of life: its id, its worker, and the status of every stream."""
+    """A host's sign of life: its id, its worker, and the status of every stream by its path."""
 
     id: str
     worker: WorkerHealth
@@ -121,7 +120,6 @@ class FrameHost:
         self._live = LiveStreams(model)
         self._folder = OwnedFolder("flash-vstream-carried")
         self._lock = threading.Lock()
-        self._orders: dict[str, Order] = {}
         self._pushed: dict[str, int] = {}  # by path, the number of the newest frame
 
     def describe(self) -> Description:
@@ -131,15 +129,15 @@ class FrameHost:
 
     def pulse(self) -> Pulse:
         """A sign of life."""
-        statuses = {name: self._live.status(name) for name in list(self._orders)}
+        statuses = {path: self._live.status(path) for path in self._live.names()}
         return Pulse(self.id, replace(self._live.workers()["frame"], pid=os.getpid()), statuses)
 
     def add(self, order: Order) -> None:
         """Start watching a stream, or do nothing if it is being watched; raises ``UserError`` if there is no room."""
         with self._lock:
-            if (watched := self._orders.get(order.name)) is not None and watched.path == order.path:
+            if order.path in self._live.names():
                 return
-            folder = self._own_folder(order)
+            folder = self._own_folder(order.path)
             folder.mkdir()
             source, saved = order.source, None
             try:
@@ -148,42 +146,40 @@ class FrameHost:
                     saved.write_bytes(order.saved)
                 if order.files is not None:
                     source = replace(source, name=str(_unpacked(order.files, folder / "source")))
-                self._live.add(order.name, source, saved)
+                self._live.add(order.path, source, saved)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-            self._orders[order.name] = replace(order, saved=None, files=None)
 
-    def remove(self, name: str) -> None:
+    def remove(self, path: str) -> None:
         """Stop watching a stream; do nothing if there is none."""
         with self._lock:
-            if (order := self._orders.pop(name, None)) is not None:
-                self._live.remove(name)
-                self._pushed.pop(order.path, None)
-                shutil.rmtree(self._own_folder(order), ignore_errors=True)
+            if path in self._live.names():
+                self._live.remove(path)
+                self._pushed.pop(path, None)
+                shutil.rmtree(self._own_folder(path), ignore_errors=True)
 
-    def _own_folder(self, order: Order) -> Path:
-        return Path(self._folder.path) / os.path.basename(order.path)
+    def _own_folder(self, path: str) -> Path:
+        return Path(self._folder.path) / path
 
-    def read(self, name: str, names: Collection[str] | None = None, known: Stamp | None = None) -> Published | None:
+    def read(self, path: str, names: Collection[str] | None = None, known: Stamp | None = None) -> Published | None:
         """A stream's newest state, or the tensors in ``names`` of it; None unless there is another than ``known``."""
-        shared = self._live.shared_state(name)
+        shared = self._live.shared_state(path)
         stamp = self.id, shared.version
         if stamp == known or (published := shared.read(names)) is None:
             return None
         return Published(stamp, *published, time.monotonic())
 
-    def read_status(self, name: str) -> dict[str, Any] | None:
+    def read_status(self, path: str) -> dict[str, Any] | None:
         """A stream's status as it was published; None before the first."""
-        return self._live.shared_state(name).read_status()
+        return self._live.shared_state(path).read_status()
 
-    def push(self, name: str, frame: Frame) -> int:
+    def push(self, path: str, frame: Frame) -> int:
         """Give a pushed stream its next frame, which was taken just now; returns the frame's number."""
-        sink = self._live.sink(name)
+        sink = self._live.sink(path)
         if sink is None:
-            raise UserError(f"stream {name!r} has a source of its own")
+            raise UserError(f"stream {path!r} has a source of its own")
         with self._lock:
-            path = self._orders[name].path
             number = self._pushed[path] = max(sink.taken, self._pushed.get(path, 0)) + 1
             sink.write(number, replace(frame, time=time.monotonic()))
         return number
@@ -207,10 +203,9 @@ def _unpacked(files: dict[str, bytes], place: Path) -> Path:
 
 @dataclass(frozen=True)
 class About:
-    """A stream that a question or a watch is about: its state's ``path``, and the host to read it from by name."""
+    """A stream that a question or a watch is about, and the host to read it from."""
 
     path: str
-    name: str
     host: RemoteHost
 
 
@@ -224,7 +219,7 @@ class Mirror:
 
     def path(self, about: About) -> str:
         """Where the copy of a stream's state is, or will be."""
-        return os.path.join(self._folder.path, os.path.basename(about.path))
+        return os.path.join(self._folder.path, about.path)
 
     def refresh(self, about: About) -> None:
         """Bring a copy up to date. Raises ``UserError`` if there is no copy and none can be made.
@@ -233,7 +228,7 @@ class Mirror:
         """
         copy = self._copies.get(about.path)
         try:
-            published = about.host.call("read", about.name, None, copy[1] if copy is not None else None)
+            published = about.host.call("read", about.path, None, copy[1] if copy is not None else None)
         except UserError:  # also of a host that has just come back, without its streams
             if copy is None:
                 raise
@@ -337,7 +332,7 @@ class QuestionHost:
                 except HostAwayError:
                     pass  # its successor has the stream in a moment
                 except Exception as error:  # such as a stream that was removed; whoever asks next is told
-                    log.debug("the state of %r cannot be copied: %s", about.name, error)
+                    log.debug("the state of %r cannot be copied: %s", about.path, error)
                     with self._lock:
                         self._asked.pop(about.path, None)
 

@@ -39,6 +39,8 @@ POLL_SECONDS = 0.25
 """How often each host is asked for its streams' statuses."""
 ADD_SECONDS = 60.0
 """How long a host may take to accept a stream with its snapshot."""
+REFUSED_SECONDS = 10.0
+"""How long to wait before a host is given a stream again that it refused."""
 REPORTS_SECONDS = 1.0
 """How long a call for the reports of watches waits for the first; a new watch waits for the call."""
 AWAY = "its frame worker is away; the stream goes on from its last snapshot as soon as another is there"
@@ -51,7 +53,7 @@ AskHost = Callable[[About | None, str, tuple[tuple[str, str], ...], int, tuple[s
 
 @dataclass
 class _Host:
-    """A host, what it last said of itself (None while it is away), and the streams that belong to it."""
+    """A host, what it last said of itself (None while it is away), and the streams that belong to it by path."""
 
     remote: RemoteHost
     name: str
@@ -74,11 +76,13 @@ class _Host:
 class _Stream:
     """A stream: its host, its snapshot's file (which may not exist yet), and the newest that is known of it."""
 
+    name: str
     host: _Host
     order: Order
     saved: Path | None
     status: StreamStatus
     refused: str | None = None
+    retry_at: float = 0.0
 
 
 class RemoteStreams:
@@ -118,11 +122,17 @@ class RemoteStreams:
                 log.error("what the %s worker says cannot be understood", host.name, exc_info=error)
 
     def _listen(self, host: _Host) -> None:
-        """Take a host's pulse, and give it the streams that it lacks: it may have taken a dead one's place."""
+        """Take a host's pulse, and see to it that it has its streams and no others.
+
+        It lacks them if it has taken a dead one's place, and has others if it could not be told to drop them.
+        """
         try:
             pulse: Pulse = host.remote.call("pulse")
-            for stream in [stream for name, stream in list(host.streams.items()) if name not in pulse.statuses]:
-                self._give(stream)
+            for path, stream in list(host.streams.items()):
+                if path not in pulse.statuses and time.monotonic() >= stream.retry_at:
+                    self._give(stream)
+            for path in set(pulse.statuses).difference(list(host.streams)):
+                host.remote.call("remove", path, seconds=ADD_SECONDS)
         except HostAwayError as error:
             if host.pulse is not None and not self._stopping.is_set():
                 log.warning("the %s worker is away: %s", host.name, error)
@@ -131,24 +141,24 @@ class RemoteStreams:
         if host.id not in (None, pulse.id):
             host.restarts += 1
         host.pulse, host.id, host.heard = pulse, pulse.id, time.monotonic()
-        for name, status in pulse.statuses.items():
-            if (known := host.streams.get(name)) is not None:
-                known.status = status
+        for path, status in pulse.statuses.items():
+            if (known := host.streams.get(path)) is not None:
+                known.status = replace(status, name=known.name, source=known.status.source)
 
     def _give(self, stream: _Stream) -> None:
         """Give a stream to its host, with its last snapshot; note if the host refuses it."""
         with stream.host.lock:
-            if stream.host.streams.get(stream.order.name) is not stream:
+            if stream.order.path not in stream.host.streams:
                 return  # removed
-            saved = stream.saved.read_bytes() if stream.saved is not None and stream.saved.exists() else None
             try:
+                saved = stream.saved.read_bytes() if stream.saved is not None and stream.saved.exists() else None
                 stream.host.remote.call("add", replace(stream.order, saved=saved), seconds=ADD_SECONDS)
                 stream.refused = None
                 stream.status = replace(stream.status, state="starting", error=None, lag=None)
             except HostAwayError:
                 raise
-            except UserError as error:
-                stream.refused = str(error)
+            except (UserError, OSError) as error:
+                stream.refused, stream.retry_at = str(error), time.monotonic() + REFUSED_SECONDS
 
     # --- streams
 
@@ -160,25 +170,25 @@ class RemoteStreams:
             host = min(self._hosts, key=lambda host: (host.pulse is None, len(host.streams)))
             files = _carried(Path(source.name)) if carry else None
             source = replace(source, size=self._description.size)
-            order = Order(name, f"{host.name}/{secrets.token_hex(8)}", source, files=files)
-            stream = _Stream(host, order, saved, StreamStatus.of(name, source, None))
-            host.streams[name] = self._streams[name] = stream
+            order = Order(f"{name}.{secrets.token_hex(8)}", source, files=files)
+            stream = _Stream(name, host, order, saved, StreamStatus.of(name, source, None))
+            host.streams[order.path] = self._streams[name] = stream
             try:
                 self._give(stream)
             except HostAwayError as error:
                 log.warning("stream %r waits for the %s worker: %s", name, host.name, error)
             if stream.refused is not None:
-                del host.streams[name], self._streams[name]
+                del host.streams[order.path], self._streams[name]
                 raise UserError(stream.refused)
 
     def remove(self, name: str) -> None:
-        """Stop watching ``name``; a host that is away never gets it back."""
+        """Stop watching ``name``; a host that is away drops it when it is back, if it still has it."""
         stream = self._stream(name)
         with stream.host.lock:
             self._streams.pop(name, None)
-            stream.host.streams.pop(name, None)
+            stream.host.streams.pop(stream.order.path, None)
             try:
-                stream.host.remote.call("remove", name, seconds=ADD_SECONDS)
+                stream.host.remote.call("remove", stream.order.path, seconds=ADD_SECONDS)
             except HostAwayError as error:
                 log.warning("stream %r was not taken from the %s worker: %s", name, stream.host.name, error)
 
@@ -199,19 +209,19 @@ class RemoteStreams:
     def sink(self, name: str) -> "RemoteSink | None":
         """Where the frames of a pushed stream go; None for other streams."""
         stream = self._stream(name)
-        return RemoteSink(stream.host.remote, name) if stream.order.source.is_push else None
+        return RemoteSink(stream.host.remote, stream.order.path) if stream.order.source.is_push else None
 
     def shared_state(self, name: str) -> "RemoteState":
         """What is published of the stream."""
         stream = self._stream(name)
         names = [entry[0] for entry in self._description.layout]
-        return RemoteState(stream.order.path, names, stream.host.remote, name, stream.saved)
+        return RemoteState(stream.order.path, names, stream.host.remote, stream.saved)
 
     def about(self, path: str) -> About:
         """The stream whose state has that path; raises ``UserError`` if there is none."""
-        for name, stream in list(self._streams.items()):
-            if stream.order.path == path:
-                return About(path, name, stream.host.remote)
+        for host in self._hosts:
+            if path in host.streams:
+                return About(path, host.remote)
         raise UserError("the stream is not watched any more")
 
     def status(self, name: str) -> StreamStatus:
@@ -243,14 +253,14 @@ def _carried(place: Path) -> dict[str, bytes]:
 class RemoteState:
     """A stream's state on its host; while that is away or has not restored it yet, its last snapshot."""
 
-    def __init__(self, path: str, names: Collection[str], host: RemoteHost, stream: str, saved: Path | None):
+    def __init__(self, path: str, names: Collection[str], host: RemoteHost, saved: Path | None):
         self.path, self.names = path, names
-        self._host, self._stream, self._saved = host, stream, saved
+        self._host, self._saved = host, saved
 
     def read(self, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """See ``PublishedState``."""
         try:
-            published: Published | None = self._host.call("read", self._stream, names)
+            published: Published | None = self._host.call("read", self.path, names)
         except UserError:  # away, or just back without its streams
             published = None
         if published is not None:
@@ -271,7 +281,7 @@ class RemoteState:
     def read_status(self) -> dict[str, Any] | None:
         """See ``PublishedState``."""
         try:
-            status: dict[str, Any] | None = self._host.call("read_status", self._stream)
+            status: dict[str, Any] | None = self._host.call("read_status", self.path)
         except UserError:
             return None
         return status
@@ -280,13 +290,13 @@ class RemoteState:
 class RemoteSink:
     """Takes frames for a pushed stream on a host (``engine.FrameSink``), which counts them itself."""
 
-    def __init__(self, host: RemoteHost, stream: str):
-        self._host, self._stream = host, stream
+    def __init__(self, host: RemoteHost, path: str):
+        self._host, self._path = host, path
         self.taken = 0
 
     def write(self, number: int, frame: Frame) -> None:
         """Send a frame; raises ``HostAwayError``."""
-        self.taken = self._host.call("push", self._stream, frame)
+        self.taken = self._host.call("push", self._path, frame)
 
 
 class RemoteQuestions:

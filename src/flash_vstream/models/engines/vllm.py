@@ -104,7 +104,9 @@ class _Generating:
         for choice in chunk["choices"]:
             ids = choice.get("token_ids")
             if ids is None:
-                raise UserError("the language engine does not tell the ids of its tokens; it needs vLLM 0.11 or later")
+                raise UserError(
+                    "the language engine does not tell its tokens' ids (return_token_ids); use a newer vLLM"
+                )
             tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}] * len(ids)
             for number, top in zip(ids, tops, strict=False):
                 logs = {int(name.removeprefix("token_id:")): value for name, value in (top or {}).items()}
