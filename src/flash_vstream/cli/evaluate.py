@@ -140,6 +140,22 @@ def eval_pictures(
     print(json.dumps(report)) if as_json else print_pictures(report)
 
 
+@app.command("watches")
+def eval_watches(
+    data: Annotated[Path, typer.Option("--data", help="Annotated pictures with splits.json, or clips without one.")],
+    model: Model = "nano",
+    split: Annotated[str, typer.Option("--split", help="Of pictures; every third group of clips is held out.")] = "val",
+    streams: Annotated[int, typer.Option("--streams", min=1, help="How many streams of ten scenes.")] = 8,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Wait for events in streams of held-out scenes: precision, recall and delay, and of asking every second."""
+    from flash_vstream.bench.watches import print_watches, run_watches
+
+    report = run_watches(data, model, split, streams, seed)
+    print(json.dumps(report)) if as_json else print_watches(report)
+
+
 @app.command("captions")
 def eval_captions(
     data: Annotated[Path, typer.Option("--data", help="A prepared folder.")],

@@ -136,18 +136,19 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def run_pictures(data: Path, model_name: str, split: str, limit: int | None, seed: int) -> dict[str, Any]:
     """Ask about the annotated pictures of a split in ``data`` (pictures, splits, captions, annotations)."""
     annotations = read_annotations(data / "annotations.jsonl")
-    keys = [key for key in _json(data / "splits.json").get(split, ()) if key in annotations]
+    keys = [key for key in read_json(data / "splits.json").get(split, ()) if key in annotations]
     if not keys:
         raise UserError(f"{data} has no annotated pictures in a split called {split!r}")
     chosen = set(random.Random(seed).sample(sorted(keys), min(len(keys), limit or len(keys))))
     pipeline = FlashVStream.from_pretrained(model_name)
     pictures = {key: picture.convert("RGB") for key, picture in pictures_in(data, chosen)}
-    captions = _json(data / "captions.json")
+    captions = read_json(data / "captions.json")
     rows = ask_pictures(pipeline, pictures, PictureQuestions(annotations, captions), seed)
     return {"model": model_name, "split": split, "seed": seed, "scores": summary(rows), "rows": rows}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises ``UserError``."""
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
