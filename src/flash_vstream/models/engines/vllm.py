@@ -105,7 +105,7 @@ class _Generating:
             ids = choice.get("token_ids")
             if ids is None:
                 raise UserError(
-                    "the language engine does not tell its tokens' ids (return_token_ids); use a newer vLLM"
+                    "the language engine tells no token ids (return_token_ids); use a newer vLLM"
                 )
             tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}] * len(ids)
             for number, top in zip(ids, tops, strict=False):
