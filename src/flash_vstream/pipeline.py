@@ -258,8 +258,9 @@ class FlashVStream:
         fresh = (frame for frame in frames if seen is None or frame.time > seen)
         while step := list(islice(fresh, self.model.frames_per_step)):
             stream.write([frame.image for frame in step], [frame.time for frame in step])
-            for frame in step if on_frame is not None else ():
-                on_frame(stream, frame)
+            if on_frame is not None:
+                for frame in step:
+                    on_frame(stream, frame)
         return stream
 
     def ask(

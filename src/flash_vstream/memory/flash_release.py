@@ -95,7 +95,8 @@ def least_components(features: Tensor, count: int) -> Tensor:
     tokens = tokens - tokens.mean(0)
     directions = torch.linalg.eigh(tokens.T @ tokens / (len(tokens) - 1)).eigenvectors[:, :count]
     directions = directions * directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
-    return (tokens @ directions).reshape(len(features), -1)
+    projected: Tensor = tokens @ directions
+    return projected.reshape(len(features), -1)
 
 
 def synopsis(method: str, features: Tensor, length: int, permute: Permute, weights: Tensor | None = None) -> Synopsis:
