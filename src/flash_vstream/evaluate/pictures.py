@@ -113,7 +113,7 @@ def ask_pictures(
         asked = questions.of(key, random.Random(f"{seed}/{key}"))
         replies = pipeline.generator.ask_many(prefix, [question.text for question in asked], max_new_tokens=40)
         for question, reply in zip(asked, replies, strict=True):
-            right = is_right(question, reply, questions.listed[key], questions.annotations[key].people)
+            right = is_right(question, reply, questions.things.listed[key], questions.annotations[key].people)
             row = {"picture": key, "kind": question.kind, "question": question.text, "truth": question.truth}
             rows.append({**row, "reply": reply, "correct": right})
     return rows

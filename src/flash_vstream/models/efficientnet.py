@@ -142,7 +142,7 @@ class EfficientNetLiteModel(PreTrainedModel):
 
     def first_blocks(self, pixel_values: Tensor, count: int) -> Tensor:
         """What the stem and the first ``count`` blocks make of pixels: ``[B, channels, h, w]``."""
-        x = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
+        x: Tensor = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         for block in self.blocks[:count]:
             x = block(x)
         return x

@@ -135,9 +135,9 @@ def _pictures(
         if key not in annotations:
             return [question.turn for question in caption_questions(plan, events, rng)]
         asked = picture_turns(annotations[key], events.captions[key], rng, questions)
-        for number in range(presence if turns is not None else 0):
-            ever = number % 2 and len(plan.scenes) > 1
-            asked.append(turns.ever(plan, rng) if ever else turns.now(key, rng))
+        if turns is not None:
+            about_past = [number % 2 == 1 and len(plan.scenes) > 1 for number in range(presence)]
+            asked += [turns.ever(plan, rng) if past else turns.now(key, rng) for past in about_past]
         return asked
 
     return ask

@@ -134,7 +134,7 @@ def _encoded(folder: Path, keys: Sequence[str], encode: Encode, path: Path) -> n
     np.save(done, filled)
     if not filled.all():
         raise UserError(f"{folder} lacks {int((~filled).sum())} of {len(keys)} annotated pictures")
-    return views
+    return np.asarray(views)
 
 
 def _sentences(annotation: Annotation) -> list[str]:
@@ -195,8 +195,7 @@ class Lesson:
         self.device = next(learner.parameters()).device
         self.labels, self.people = labels.to(self.device), shown.people().to(self.device)
         self.described = shown.described(words)
-        self.vocabularies = nn.ModuleList(copy.deepcopy(self.described.vocabulary) for _ in learner.grounding.each())
-        self.vocabularies.to(self.device)
+        self.vocabularies = [copy.deepcopy(self.described.vocabulary).to(self.device) for _ in learner.grounding.each()]
         self.questions = Questions(shown, learner.short_answers.answers, config.seed)
 
     def loss(self, learner: Learner, rng: random.Random) -> Tensor:
@@ -235,7 +234,8 @@ def train_tower(config: TowerConfig, model_folder: Path, data: Path, output: Pat
     answers = frequent_answers(shown, config.least_answers, config.seed)
     model.sight, model.short_answers = sight, ShortAnswers(channels, width, answers, config.answers_width)
     model.config.sight_config, model.config.short_answers_config = sight.config(), model.short_answers.config()
-    words = Words(processor.tokenizer, model.get_input_embeddings().weight.detach().to(device))  # type: ignore[union-attr]
+    table: Any = model.get_input_embeddings().weight
+    words = Words(processor.tokenizer, table.detach().to(device))
     side = model.config.pooled_size
     learner = Learner(model.vision_tower, model.grounding, sight, model.short_answers, side, config.frozen).to(device)
 
@@ -289,10 +289,10 @@ def _fit(learner: Learner, lesson: Lesson, config: TowerConfig, output: Path, me
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=lesson.device.type == "cuda")
     rates = [group["lr"] for group in groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=config.steps, pct_start=0.1)
-    averaged = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(config.average))
+    averaged: Any = AveragedModel(learner, multi_avg_fn=get_ema_multi_avg_fn(config.average))
     parts: dict[str, Any] = {
         "learner": learner,
-        "vocabularies": lesson.vocabularies,
+        "vocabularies": nn.ModuleList(lesson.vocabularies),
         "optimizer": optimizer,
         "schedule": schedule,
         "averaged": averaged,
@@ -340,7 +340,11 @@ def _groups(learner: Learner, lesson: Lesson, config: TowerConfig) -> Iterator[d
     networks = [learner.grounding, learner.sight, learner.short_answers]
     parameters = [parameter for network in networks for parameter in network.requires_grad_(True).parameters()]
     yield {"params": parameters, "lr": config.learning_rate, "weight_decay": config.weight_decay}
-    yield {"params": list(lesson.vocabularies.parameters()), "lr": config.learning_rate, "weight_decay": 0.0}
+    yield {
+        "params": list(nn.ModuleList(lesson.vocabularies).parameters()),
+        "lr": config.learning_rate,
+        "weight_decay": 0.0,
+    }
 
 
 @torch.inference_mode()

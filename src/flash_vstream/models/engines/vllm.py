@@ -104,9 +104,7 @@ class _Generating:
         for choice in chunk["choices"]:
             ids = choice.get("token_ids")
             if ids is None:
-                raise UserError(
-                    "the language engine tells no token ids (return_token_ids); use a newer vLLM"
-                )
+                raise UserError("the language engine tells no token ids (return_token_ids); use a newer vLLM")
             tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}] * len(ids)
             for number, top in zip(ids, tops, strict=False):
                 logs = {int(name.removeprefix("token_id:")): value for name, value in (top or {}).items()}
