@@ -65,15 +65,15 @@ def test_answers_do_not_depend_on_how_they_are_asked(pipeline, clip):
     assert pipeline.ask(pipeline.generator.read(snapshot), "What is happening now?").finish().text == cold
 
 
-def test_the_demo_answers_three_questions_at_two_moments(pipeline):
+def test_the_demo_answers_five_questions_at_three_moments(pipeline):
     done = run("demo", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     moments = [answer["stream_time"] for answer in report["answers"]]
-    assert len(moments) == 3
-    assert len(set(moments)) == 2
+    assert len(moments) == 5
+    assert len(set(moments)) == 3
     assert all(answer["answer"] for answer in report["answers"])
-    assert run("demo").stdout.count("looked at") == 3
+    assert run("demo").stdout.count("looked at") == 5
 
 
 # --- the README

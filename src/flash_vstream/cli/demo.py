@@ -1,4 +1,4 @@
-"""``demo``: three real clips played in turn as one stream, and three questions at two times."""
+"""``demo``: three real clips played in turn as one stream, and questions at three times."""
 
 import json
 from collections.abc import Iterator
@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from flash_vstream.video import Frame
 
 FPS = 2.0
+QUESTIONS: tuple[tuple[float | None, list[str]], ...] = (
+    (6.0, ["Where is this?"]),
+    (12.0, ["What is happening now?"]),
+    (
+        None,
+        [
+            "Is there a person?",
+            "Did you see a car?",
+            "When did you see a man on a bicycle?",
+        ],
+    ),
+)
+"""When what is asked; None is the end."""
 
 
 def demo_frames(clips: list[Path], size: int) -> "Iterator[Frame]":
@@ -31,14 +44,10 @@ def demo_frames(clips: list[Path], size: int) -> "Iterator[Frame]":
 
 
 def demo(as_json: Json = False) -> None:
-    """Watch a short real video (a street, a man in a car, a cartoon) and answer three questions about it."""
+    """Watch a short real video (a street, a man in a car, a cartoon) and answer questions about it as it goes on."""
     pipeline = load_pipeline("nano")
     clips = fetch(list(CLIPS))
     frames = demo_frames(clips, pipeline.processor.image_processor.size)
-    questions = [
-        (6.0, ["What is happening now?"]),
-        (None, ["What is happening now?", "What was happening at 12s?"]),
-    ]
-    report = Session(pipeline, as_json).run(frames, questions, None)
+    report = Session(pipeline, as_json).run(frames, QUESTIONS, None)
     if as_json:
         print(json.dumps({"model": "nano", "fps": FPS, **report}))
