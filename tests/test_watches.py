@@ -231,13 +231,13 @@ LIVE = [sys.executable, "-m", "flash_vstream", "watch"]
 
 
 def test_a_live_source_is_told_of_and_described_until_it_ends(tiny_folder, video):
-    options = ["--model", str(tiny_folder), "--fps", "5", "--threshold", str(ANYTHING), "--min-seconds", "1"]
+    options = ["--model", str(tiny_folder), "--fps", "5", "--threshold", str(ANYTHING), "--min-seconds", "0"]
     command = [*LIVE, str(video), "--tell", "anything", "--when", "every", "--describe", "2s", "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines()]
     (alert,) = [own for own in told if own["state"] == "start"]
-    assert (alert["event"], alert["began"] <= alert["time"] - 1, alert["time"] < 4) == ("anything", True, True)
+    assert (alert["event"], alert["time"] < 4) == ("anything", True)
     captions = [own for own in told if own["state"] == "caption"]
     assert captions
     assert all(own["text"] for own in captions)
