@@ -96,6 +96,7 @@ def test_the_likeliest_tokens_have_the_likelihoods_of_our_own_engine(pipeline, e
     best = logs.topk(LOGPROBS).indices
     assert torch.allclose(told.logits[0, best], logs[best], atol=1e-4)
     assert (told.logits <= told.logits[0, best[-1]]).sum() == told.logits.numel() - LOGPROBS + 1  # no other is likelier
+    assert float(told.logits.logsumexp(-1)) == pytest.approx(0.0, abs=1e-4)
     (row,) = engine.step([Feed(engine.new_sequence(), [1, 100], keep=2)])
     with pytest.raises(UserError, match="what may follow a prompt"):
         row.checked()
@@ -157,6 +158,14 @@ def test_a_stream_that_breaks_off_is_an_error(generator, vllm):
     vllm.cut = 2
     with pytest.raises(UserError, match="before the answer was complete"):
         generator.ask(None, "what?", max_new_tokens=8).finish()
+
+
+def test_numbers_of_vllm_that_are_not_finite_are_an_error(engine, vllm, monkeypatch):
+    chunk = {"choices": [{"index": 0, "token_ids": [0], "logprobs": {"top_logprobs": [{"token_id:0": None}]}}]}
+    monkeypatch.setattr(vllm, "chunks", lambda embeds, body: iter([chunk]))
+    (row,) = engine.step([Feed(engine.new_sequence(), [1, 100])])
+    with pytest.raises(UserError, match="restart vLLM"):
+        row.checked()
 
 
 def test_numbers_that_are_not_finite_never_leave(generator, vllm, snapshot):

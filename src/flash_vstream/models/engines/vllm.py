@@ -108,6 +108,8 @@ class _Generating:
             tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}] * len(ids)
             for number, top in zip(ids, tops, strict=False):
                 logs = {int(name.removeprefix("token_id:")): value for name, value in (top or {}).items()}
+                if None in logs.values():  # what somebody else's NaN left in vLLM's cache
+                    raise UserError("the language engine computes with numbers that are not finite; restart vLLM")
                 self._tokens.put(_Token(number, logs))
             if choice.get("finish_reason") == "stop":  # vLLM knows when an answer ends, and may not tell by which token
                 self._tokens.put(_Token(self._stop, {}))
@@ -197,8 +199,9 @@ class VllmEngine:
         return body if ahead else body | {"logprobs": LOGPROBS, "return_tokens_as_token_ids": True}
 
     def _row(self, feed: Feed, error: UserError | None) -> Row:
-        """The next token as logits: one-hot, or as far down as vLLM has told, and the least of that for the others."""
-        logits = torch.full((1, self.model.config.text_config.vocab_size), -torch.inf)
+        """The next token as logits: one-hot, or as far down as vLLM has told; the others share the rest evenly."""
+        size = self.model.config.text_config.vocab_size
+        logits = torch.full((1, size), -torch.inf)
         try:
             if error is not None:
                 raise error
@@ -207,8 +210,10 @@ class VllmEngine:
             return Row(logits, error=failed)
         feed.sequence.last = token.id
         if token.logs:
-            logits.fill_(min(token.logs.values()))
-            logits[0, list(token.logs)] = torch.tensor(list(token.logs.values()))
+            told = torch.tensor(list(token.logs.values()), dtype=torch.float64)
+            rest = (1 - told.exp().sum()).clamp_min(1e-12) / max(1, size - len(told))
+            logits.fill_(rest.log())
+            logits[0, list(token.logs)] = told.float()
         else:
             logits[0, token.id] = 0.0
         return Row(logits)
