@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "serve": {"memory", "models", "pipeline", "live", "video"},
     "train": {"memory", "models", "pipeline", "synthetic", "video"},
     "evaluate": {"memory", "models", "pipeline", "synthetic", "video", "sample_clips"},
-    "bench": {"memory", "models", "pipeline", "live", "serve", "evaluate", "video", "sample_clips"},
+    "bench": {"memory", "models", "pipeline", "synthetic", "live", "serve", "evaluate", "video", "sample_clips"},
 }
 ALLOWED["cli"] = {*ALLOWED, "cli"}
 
