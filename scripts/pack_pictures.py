@@ -45,7 +45,8 @@ class Pieces:
         data = buffer.getvalue()
         if self.tar is None or self.size + len(data) + 1024 > PIECE:
             self.close()
-            self.tar, self.size = tarfile.open(self.folder / f"pictures-{self.count:02}.tar", "w"), 0
+            path = self.folder / f"pictures-{self.count:02}.tar"
+            self.tar, self.size = tarfile.open(path, "w"), 0  # noqa: SIM115 - closed by close()
             self.count += 1
         entry = tarfile.TarInfo(name)
         entry.size = len(data)
@@ -87,6 +88,7 @@ def read_clips(folder: Path, captions: dict, splits: dict, rows: list[dict]) -> 
 
 
 def main() -> None:
+    """Pack the sets named on the command line."""
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     output, *sets = map(Path, sys.argv[1:])
