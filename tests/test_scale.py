@@ -65,7 +65,7 @@ def test_a_load_is_put_on_a_server_and_taken_away(tiny_folder, tmp_path, monkeyp
         assert found["slowest_stream_frames_per_second"] > 0
         assert found["first_token_seconds"]["p95"] <= found["answer_seconds"]["p95"]
         monkeypatch.setattr(load, "fetch", lambda clips: ["/etc/hostname"])
-        with pytest.raises(UserError, match="refuses stream load-0"):
+        with pytest.raises(UserError, match="cannot watch stream load-0"):
             load.run_load(server.url, 1, 5.0, 2.0, 1.0, None)
     with pytest.raises(UserError, match="does not answer"):
         load.run_load(server.url, 1, 5.0, 2.0, 1.0, None)

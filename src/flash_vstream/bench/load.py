@@ -70,7 +70,9 @@ class _Load:
                     f"the server refuses stream {name} (status {response.status_code}: {response.text[:300]})"
                 )
         deadline = time.monotonic() + START_SECONDS
-        while any(status["time"] is None for status in (await self._statuses()).values()):
+        while waiting := [each for each in (await self._statuses()).values() if each["time"] is None]:
+            if failed := [each for each in waiting if each["state"] == "failed"]:
+                raise UserError(f"the server cannot watch stream {failed[0]['name']}: {failed[0]['error']}")
             if time.monotonic() > deadline:
                 raise UserError(f"not every stream has shown a frame after {START_SECONDS:.0f} s")
             await anyio.sleep(POLL_SECONDS)
