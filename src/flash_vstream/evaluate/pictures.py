@@ -58,9 +58,9 @@ class PictureQuestions:
         made = []
         listed = sorted(self.things.listed[key])
         for name in rng.sample(listed, min(2, len(listed))):
-            absent = self.things.absent([key], rng)
             made += [PictureQuestion("thing", f"Is there {article(name)}?", "yes")]
-            made += [PictureQuestion("thing", f"Is there {article(absent)}?", "no")]
+            if (absent := self.things.absent([key], rng)) is not None:
+                made += [PictureQuestion("thing", f"Is there {article(absent)}?", "no")]
         form = rng.choice(("Is there a person?", "Is there anyone?", "Is somebody there?", "Are there any people?"))
         made.append(PictureQuestion("people", form, "yes" if annotation.people else "no"))
         words = {thing(word) for text in annotation.texts for word in re.findall(r"[A-Za-z]+", text)}

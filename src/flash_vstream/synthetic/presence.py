@@ -33,10 +33,16 @@ class Things:
             for key, annotation in annotations.items()
         }
         self._drawn = [name for names in self.listed.values() for name in sorted(names)]
+        self._known = set(self._drawn)
 
-    def absent(self, keys: Iterable[str], rng: random.Random) -> str:
-        """A thing that no text of these pictures names, as frequent among what is absent as among what is listed."""
+    def absent(self, keys: Iterable[str], rng: random.Random) -> str | None:
+        """A thing that no text of these pictures names, as frequent among what is absent as among what is listed.
+
+        None if they name everything.
+        """
         named = set().union(*(self.named[key] for key in keys))
+        if named >= self._known:
+            return None
         while (name := rng.choice(self._drawn)) in named:
             pass
         return name
@@ -57,19 +63,22 @@ class PresenceTurns:
     def now(self, key: str, rng: random.Random) -> Turn:
         """Whether a thing or anybody is in the picture ``key``."""
         form = rng.choice(IS_THERE)
-        if rng.random() < PEOPLE_SHARE:
+        listed, absent = sorted(self.things.listed[key]), self.things.absent([key], rng)
+        if rng.random() < PEOPLE_SHARE or (not listed and absent is None):
             return Turn(form.format(x=rng.choice(SOMEBODY)), ("Yes." if self.annotations[key].people else "No.",))
-        listed = sorted(self.things.listed[key])
-        if listed and rng.random() < 0.5:
+        if absent is None or (listed and rng.random() < 0.5):
             return Turn(form.format(x=article(rng.choice(listed))), ("Yes.",))
-        return Turn(form.format(x=article(self.things.absent([key], rng))), ("No.",))
+        return Turn(form.format(x=article(absent)), ("No.",))
 
-    def ever(self, plan: StreamPlan, rng: random.Random) -> Turn:
-        """Whether a thing has been in the stream, and when; one that is there is named in a single scene."""
+    def ever(self, plan: StreamPlan, rng: random.Random) -> Turn | None:
+        """Whether a thing has been in the stream, and when; one that is there is named in a single scene.
+
+        None if the stream gives nothing to ask.
+        """
         keys = [scene.key for scene in plan.scenes if scene.key in self.annotations]
         form, scene = rng.choice(WAS_THERE), rng.choice(plan.scenes)
         others = set().union(*(self.things.named[key] for key in keys if key != scene.key))
-        listed = sorted(self.things.listed.get(scene.key, set()) - others)
-        if listed and rng.random() < 0.5:
+        listed, absent = sorted(self.things.listed.get(scene.key, set()) - others), self.things.absent(keys, rng)
+        if listed and (absent is None or rng.random() < 0.5):
             return Turn(form.format(x=article(rng.choice(listed))), (f"Yes, at {stamp(scene.start)}.",))
-        return Turn(form.format(x=article(self.things.absent(keys, rng))), ("No.",))
+        return None if absent is None else Turn(form.format(x=article(absent)), ("No.",))

@@ -137,7 +137,8 @@ def _pictures(
         asked = picture_turns(annotations[key], events.captions[key], rng, questions)
         if turns is not None:
             about_past = [number % 2 == 1 and len(plan.scenes) > 1 for number in range(presence)]
-            asked += [turns.ever(plan, rng) if past else turns.now(key, rng) for past in about_past]
+            made = [turns.ever(plan, rng) if past else turns.now(key, rng) for past in about_past]
+            asked += [turn for turn in made if turn is not None]
         return asked
 
     return ask
