@@ -4,9 +4,6 @@ It never waits for a frame. While idle, it reads the memory of the most recently
 question (the warm prefix), so that a question costs only its own tokens. Concurrent questions about any streams are
 generated together, one token each in a step, and a new one joins at the next step. A memory that was not read ahead is
 read between two steps, one at a time. An error or a timeout ends only the question it belongs to.
-=======
-question (the warm prefix), so that a question costs only its own tokens. Concurrent questions take turns, one token
-each, so none waits for another to finish. An error or a timeout ends only the question it belongs to.
 
 Standing questions take their turns too (``standing_questions``); what they find is sent under the number ``WATCHES``.
 """
