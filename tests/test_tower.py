@@ -37,8 +37,8 @@ def folder(tiny, tmp_path_factory):
 
 
 def config(**changes) -> TowerConfig:
-    values = {"steps": 60, "batch_size": 12, "learning_rate": 3e-3, "tower_rate": 1e-3, "average": 0.9}
-    return TowerConfig(**{"model": "given", "least_things": 4, "hidden": 32, "answers_width": 16, **values, **changes})
+    values = {"steps": 80, "batch_size": 12, "learning_rate": 4e-3, "tower_rate": 1e-3, "average": 0.9}
+    return TowerConfig(**{"model": "given", "least_things": 4, "hidden": 32, "answers_width": 64, **values, **changes})
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from flash_vstream.bench.watches import EACH, FRAMES, METHODS, SCENES, compose, watch_stream
-from flash_vstream.evaluate.pictures import PictureQuestions
+from flash_vstream.evaluate.pictures import LEAST_PICTURES
 from flash_vstream.models.event_score import EventScorer
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.annotations import Annotation
+from flash_vstream.synthetic.presence import Things
 from helpers.cli import run
 
 
@@ -24,7 +25,7 @@ def annotation(number: int) -> Annotation:
 
 @pytest.fixture
 def made():
-    return PictureQuestions({own.key: own for own in map(annotation, range(60))}, {})
+    return Things({own.key: own for own in map(annotation, range(60))}, {}, LEAST_PICTURES)
 
 
 def shown(key: str) -> list[Image.Image]:

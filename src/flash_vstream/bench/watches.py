@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from flash_vstream.errors import UserError
-from flash_vstream.evaluate.pictures import PictureQuestions, article, read_json
+from flash_vstream.evaluate.pictures import LEAST_PICTURES, read_json
 from flash_vstream.evaluate.watching import AlertScore, score_alerts
 from flash_vstream.live.standing_questions import Lookout
 from flash_vstream.live.watch_rules import WatchRule, WatchState, confirmed, step
@@ -31,10 +31,11 @@ from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.event_score import CONFIRMING_FRAMES, EventScorer, newest_frames
 from flash_vstream.models.generation import Prefix
 from flash_vstream.pipeline import FlashVStream
-from flash_vstream.synthetic.annotations import Annotation, read_annotations
+from flash_vstream.synthetic.annotations import Annotation, article, read_annotations
 from flash_vstream.synthetic.captions import pictures_in
 from flash_vstream.synthetic.clips import frames_of_clips, held_out
 from flash_vstream.synthetic.plans import scene_views
+from flash_vstream.synthetic.presence import Things
 from flash_vstream.synthetic.views import picture_views
 
 FPS = 1.0
@@ -68,7 +69,7 @@ class WatchedStream:
 
 
 def compose(
-    keys: Sequence[str], shown: Callable[[str], list[Image.Image]], made: PictureQuestions, rng: random.Random
+    keys: Sequence[str], shown: Callable[[str], list[Image.Image]], made: Things, rng: random.Random
 ) -> WatchedStream:
     """A stream that shows ``keys`` one after the other, and its events: ``EACH`` things and scenes, and people."""
     frames: list[Image.Image] = []
@@ -181,7 +182,7 @@ def run_watches(data: Path, model: str, split: str, streams: int, seed: int) -> 
     wanted = {key for own in chosen for key in own}
     shown = _clips(data, known, wanted) if is_clips else _pictures(data, wanted)
     captions = read_json(data / "captions.json") if (data / "captions.json").exists() else {}
-    made = PictureQuestions(known, captions)
+    made = Things(known, captions, LEAST_PICTURES)
     pipeline = FlashVStream.from_pretrained(model)
     scorer = EventScorer(pipeline.generator)
     seconds, looks = dict.fromkeys(METHODS, 0.0), 0

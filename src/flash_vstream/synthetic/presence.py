@@ -26,6 +26,7 @@ class Things:
     """
 
     def __init__(self, annotations: Mapping[str, Annotation], captions: Mapping[str, Sequence[str]], least: int):
+        self.annotations = annotations
         known = set(frequent_things(list(annotations.values()), least))
         self.listed = {key: _listed(annotation, known) for key, annotation in annotations.items()}
         self.named = {
@@ -57,7 +58,6 @@ class PresenceTurns:
     """Makes questions about presence with their answers, half of them yes, for training."""
 
     def __init__(self, annotations: Mapping[str, Annotation], captions: Mapping[str, Sequence[str]], least: int = 4):
-        self.annotations = annotations
         self.things = Things(annotations, captions, least)
 
     def now(self, key: str, rng: random.Random) -> Turn:
@@ -65,7 +65,8 @@ class PresenceTurns:
         form = rng.choice(IS_THERE)
         listed, absent = sorted(self.things.listed[key]), self.things.absent([key], rng)
         if rng.random() < PEOPLE_SHARE or (not listed and absent is None):
-            return Turn(form.format(x=rng.choice(SOMEBODY)), ("Yes." if self.annotations[key].people else "No.",))
+            answer = "Yes." if self.things.annotations[key].people else "No."
+            return Turn(form.format(x=rng.choice(SOMEBODY)), (answer,))
         if absent is None or (listed and rng.random() < 0.5):
             return Turn(form.format(x=article(rng.choice(listed))), ("Yes.",))
         return Turn(form.format(x=article(absent)), ("No.",))
@@ -75,7 +76,7 @@ class PresenceTurns:
 
         None if the stream gives nothing to ask.
         """
-        keys = [scene.key for scene in plan.scenes if scene.key in self.annotations]
+        keys = [scene.key for scene in plan.scenes if scene.key in self.things.annotations]
         form, scene = rng.choice(WAS_THERE), rng.choice(plan.scenes)
         others = set().union(*(self.things.named[key] for key in keys if key != scene.key))
         listed, absent = sorted(self.things.listed.get(scene.key, set()) - others), self.things.absent(keys, rng)

@@ -92,7 +92,7 @@ def frequent_answers(shown: AnnotatedPictures, least: int, seed: int) -> list[st
     counts = Counter(
         answer
         for key in shown.keys
-        for answer in {answer for _, answer in short_questions(shown.annotations[key], rng)}
+        for answer in sorted({answer for _, answer in short_questions(shown.annotations[key], rng)})
     )
     return [answer for answer, count in counts.most_common() if count >= least]
 
