@@ -13,6 +13,7 @@ from playwright.sync_api import sync_playwright
 from flash_vstream.models import hub
 from flash_vstream.models.convert import convert_checkpoint
 from flash_vstream.train.prepare import prepare
+from helpers.alerts import Server as AlertServer
 from helpers.environment import missing
 from helpers.goldens import GOLDENS, load_goldens, write_tiny
 from helpers.models import char_tokenizer
@@ -65,6 +66,20 @@ def pictures(tmp_path_factory, tiny_folder) -> Path:
     (source / "splits.json").write_text(json.dumps({"train": [f"{name}.png" for name in colours]}))
     prepare(source, output, str(tiny_folder))
     return output
+
+
+@pytest.fixture
+def open_server(tmp_path):
+    """Opens servers' watches over one folder, and closes them at the end."""
+    opened = []
+
+    def start(**more) -> AlertServer:
+        opened.append(AlertServer(tmp_path, **more))
+        return opened[-1]
+
+    yield start
+    for server in opened:
+        server.watches.close()
 
 
 @pytest.fixture(scope="session")

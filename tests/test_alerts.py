@@ -10,22 +10,8 @@ import pytest
 from flash_vstream.serve import alert_store, webhooks
 from flash_vstream.serve.schemas import WatchEdit
 from flash_vstream.serve.security import AccessRules, ApiError
-from helpers.alerts import Server
 from helpers.waiting import until
 from helpers.webhooks import receiving
-
-
-@pytest.fixture
-def open_server(tmp_path):
-    opened = []
-
-    def start(**more):
-        opened.append(Server(tmp_path, **more))
-        return opened[-1]
-
-    yield start
-    for server in opened:
-        server.watches.close()
 
 
 @pytest.fixture(autouse=True)

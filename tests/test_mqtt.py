@@ -9,7 +9,6 @@ import trustme
 
 from flash_vstream.serve import mqtt
 from flash_vstream.serve.security import AccessRules, ApiError
-from helpers.alerts import Server
 from helpers.mqtt import running, subscribed
 from helpers.server import serving
 from helpers.videos import write_video
@@ -17,19 +16,6 @@ from helpers.waiting import until
 
 ANYONE = "allow_anonymous true"
 BASE = "flash-vstream/door/dog"
-
-
-@pytest.fixture
-def open_server(tmp_path):
-    opened = []
-
-    def start(**more):
-        opened.append(Server(tmp_path, **more))
-        return opened[-1]
-
-    yield start
-    for server in opened:
-        server.watches.close()
 
 
 @pytest.fixture(autouse=True)

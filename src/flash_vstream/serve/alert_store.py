@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flash_vstream.errors import UserError
-from flash_vstream.serve.store import StoreError, Writing
+from flash_vstream.serve.store import StoreError, Writing, open_database
 
 KEPT_ALERTS = 1000
 """The newest alerts kept, with their pictures of up to 64 kB each; what was not delivered of older ones is lost."""
@@ -83,12 +83,7 @@ class AlertStore:
         self._lock = threading.RLock()
         self._unwritten: deque[tuple[Any, ...]] = deque(maxlen=KEPT_ALERTS)
         try:
-            path = ":memory:" if folder is None else str(folder / "alerts.sqlite")
-            self._db = sqlite3.connect(path, check_same_thread=False)
-            with self._db:
-                self._db.executescript(_TABLES)
-                if folder is not None:
-                    self._db.execute("pragma journal_mode = wal")
+            self._db = open_database(folder, "alerts.sqlite", _TABLES)
             self.newest = int(self._db.execute("select coalesce(max(number), 0) from alerts").fetchone()[0])
         except sqlite3.Error as error:
             raise UserError(f"the state folder {folder} cannot be used ({error}); name another with --state") from None

@@ -89,12 +89,8 @@ class StateFolder:
                 (folder / "memories").mkdir(parents=True, exist_ok=True)
                 folder.chmod(0o700)  # sources may contain passwords
                 self._own(folder)
-            path = ":memory:" if folder is None else str(folder / "log.sqlite")
-            self._db = sqlite3.connect(path, check_same_thread=False)
+            self._db = open_database(folder, "log.sqlite", _TABLES)
             with self._db:
-                self._db.executescript(_TABLES)
-                if folder is not None:
-                    self._db.execute("pragma journal_mode = wal")
                 # These were in progress when a server died, so they were never answered.
                 self._db.execute(
                     "update questions set error = 'the server stopped' where answer is null and error is null"
@@ -283,6 +279,19 @@ class StateFolder:
         with self._lock:
             self._db.close()
         self._disown()
+
+
+def open_database(folder: Path | None, file: str, tables: str) -> sqlite3.Connection:
+    """The database in ``file`` of the state folder, or with None one in memory; raises ``sqlite3.Error``.
+
+    ``tables`` is SQL that creates what is missing.
+    """
+    db = sqlite3.connect(":memory:" if folder is None else str(folder / file), check_same_thread=False)
+    with db:
+        db.executescript(tables)
+        if folder is not None:
+            db.execute("pragma journal_mode = wal")
+    return db
 
 
 class Writing:

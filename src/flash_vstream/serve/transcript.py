@@ -11,7 +11,7 @@ from typing import Any
 from flash_vstream.errors import UserError
 from flash_vstream.live.engine import Questions
 from flash_vstream.live.standing_questions import Describe, Report, Watch
-from flash_vstream.serve.store import StoreError, Writing
+from flash_vstream.serve.store import StoreError, Writing, open_database
 
 KEPT_CAPTIONS = 100_000
 MARK = "describe "
@@ -47,12 +47,7 @@ class Transcript:
     def __init__(self, folder: Path | None):
         self._lock = threading.Lock()
         try:
-            path = ":memory:" if folder is None else str(folder / FILE)
-            self._db = sqlite3.connect(path, check_same_thread=False)
-            with self._db:
-                self._db.executescript(_TABLES)
-                if folder is not None:
-                    self._db.execute("pragma journal_mode = wal")
+            self._db = open_database(folder, FILE, _TABLES)
             self.newest = int(self._db.execute("select coalesce(max(id), 0) from captions").fetchone()[0])
         except sqlite3.Error as error:
             raise UserError(f"the state folder {folder} cannot be used ({error}); name another with --state") from None

@@ -11,9 +11,11 @@ from fastapi import FastAPI, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse
 
 from flash_vstream.serve import schemas
+from flash_vstream.serve.alert_store import AlertStore
 from flash_vstream.serve.answers import PING_SECONDS, SEND_SECONDS
 from flash_vstream.serve.security import ApiError
 from flash_vstream.serve.service import Service
+from flash_vstream.serve.transcript import Transcript
 
 POLL_SECONDS = 0.1
 AT_ONCE = 100
@@ -120,31 +122,34 @@ def _sent(events: AsyncIterator[dict[str, str]]) -> Response:
     return EventSourceResponse(events, ping=PING_SECONDS, sep="\n", headers=headers, send_timeout=SEND_SECONDS)
 
 
-async def _captions(
-    service: Service, stream: str, number: int, ending: Callable[[], bool]
-) -> AsyncIterator[dict[str, str]]:
+def _captions(service: Service, stream: str, number: int, ending: Callable[[], bool]) -> AsyncIterator[dict[str, str]]:
     """A stream's captions after the one with the id ``number``, without end."""
     transcript = service.descriptions.transcript
-    while not ending():
-        if transcript.newest > number:
-            newest = transcript.newest
-            captions = await anyio.to_thread.run_sync(partial(transcript.captions, stream, AT_ONCE, after=number))
-            for caption in captions:
-                yield {"event": "caption", "id": str(caption.id), "data": json.dumps(caption.to_dict())}
-            number = captions[-1].id if len(captions) == AT_ONCE else newest
-        await asyncio.sleep(POLL_SECONDS)
+    return _following("caption", transcript, partial(transcript.captions, stream, AT_ONCE), number, "id", ending)
 
 
-async def _events(
+def _events(
     service: Service, stream: str | None, number: int, ending: Callable[[], bool]
 ) -> AsyncIterator[dict[str, str]]:
     """Alerts after the one with ``number``, without end."""
     store = service.watches.store
+    return _following("alert", store, partial(store.alerts, stream, AT_ONCE), number, "number", ending)
+
+
+async def _following(
+    kind: str,
+    store: AlertStore | Transcript,
+    read: Callable[..., list[Any]],
+    number: int,
+    counted_by: str,
+    ending: Callable[[], bool],
+) -> AsyncIterator[dict[str, str]]:
+    """What a store gets after the entry with ``number`` (its attribute ``counted_by``), as events of a ``kind``."""
     while not ending():
         if store.newest > number:
             newest = store.newest
-            alerts = await anyio.to_thread.run_sync(partial(store.alerts, stream, AT_ONCE, after=number))
-            for alert in alerts:
-                yield {"event": "alert", "id": alert.id, "data": json.dumps(alert.to_dict())}
-            number = alerts[-1].number if len(alerts) == AT_ONCE else newest
+            entries = await anyio.to_thread.run_sync(partial(read, after=number))
+            for entry in entries:
+                yield {"event": kind, "id": str(entry.id), "data": json.dumps(entry.to_dict())}
+            number = getattr(entries[-1], counted_by) if len(entries) == AT_ONCE else newest
         await asyncio.sleep(POLL_SECONDS)

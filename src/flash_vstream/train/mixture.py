@@ -76,11 +76,10 @@ def _part(
     try:
         if kind in COMPOSED:
             split, styles = settings.pop("split"), settings.pop("styles")
+            pictures = PictureSet.load(folder, split)
             if kind == "pictures":
-                settings["annotations"] = _annotations(folder, split)
-                settings["captions"] = PictureSet.load(folder, split).captions
-            ask = COMPOSED[kind](**settings)
-            return _composed(ask, folder, samples, batch, f"{seed}/{i}", split, styles)
+                settings |= {"annotations": _annotations(folder, pictures), "captions": pictures.captions}
+            return _composed(COMPOSED[kind](**settings), pictures, samples, batch, f"{seed}/{i}", styles)
         if kind == "chat":
             return ChatSamples(settings.pop("questions"), samples, f"{seed}/{i}", **settings)
         if kind == "llava":
@@ -90,10 +89,10 @@ def _part(
     raise UserError(f"data source {i + 1} has kind {kind!r}; choose captions, questions, pictures, chat or llava")
 
 
-def _annotations(folder: Path, split: str) -> dict[str, Annotation]:
-    """The annotations of the pictures of a split: no question may come from those of another."""
-    known = PictureSet.load(folder, split).captions
-    return {key: one for key, one in read_annotations(folder / "annotations.jsonl").items() if key in known}
+def _annotations(folder: Path, pictures: PictureSet) -> dict[str, Annotation]:
+    """The annotations of a split's pictures: no question may come from those of another."""
+    every = read_annotations(folder / "annotations.jsonl")
+    return {key: annotation for key, annotation in every.items() if key in pictures.captions}
 
 
 def styles_of(entries: list[dict[str, Any]]) -> list[tuple[float, StreamStyle]]:
@@ -149,8 +148,7 @@ COMPOSED: dict[str, Callable[..., Ask]] = {"captions": _captions, "questions": _
 
 
 def _composed(
-    ask: Ask, folder: Path, length: int, batch: int, seed: str, split: str, styles: list[dict[str, Any]]
+    ask: Ask, pictures: PictureSet, length: int, batch: int, seed: str, styles: list[dict[str, Any]]
 ) -> StreamSamples:
-    pictures = PictureSet.load(folder, split)
     events = Events(pictures.captions)
     return StreamSamples(pictures, styles_of(styles), lambda plan, rng: ask(plan, events, rng), length, seed, batch)

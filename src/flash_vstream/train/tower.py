@@ -123,13 +123,13 @@ def _encoded(folder: Path, keys: Sequence[str], encode: Encode, path: Path) -> n
     wanted = {key for key in keys if not filled[row[key]]}
     shown = track(pictures_in(folder, wanted), f"encoding {path.stem}", total=len(wanted), console=Console(stderr=True))
     with ThreadPoolExecutor() as pool:
-        for part in batched(shown, TOGETHER):
+        for number, part in enumerate(batched(shown, TOGETHER), 1):
             drawn = list(pool.map(lambda pair: [*picture_views(*pair[::-1]), *picture_crops(*pair[::-1])], part))
             features = encode([view for own in drawn for view in own])
             rows = [row[key] for key, _ in part]
             views[rows] = features.reshape(len(rows), VIEWS + CROPS, *features.shape[1:])
             filled[rows] = True
-            if rows[-1] % 64 < TOGETHER:
+            if number % 8 == 0:
                 np.save(done, filled)
     np.save(done, filled)
     if not filled.all():
@@ -252,7 +252,8 @@ def train_tower(config: TowerConfig, model_folder: Path, data: Path, output: Pat
     model.save_pretrained(output / "model")
     processor.save_pretrained(output / "model")
     save_networks(model, output)
-    save_tower(model, output, trained_weights(model.vision_tower, config.frozen))
+    trained = [name for name, weight in model.vision_tower.named_parameters() if weight.requires_grad]
+    save_tower(model, output, trained)
     (output / "tower-check.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
@@ -272,12 +273,6 @@ def _first_blocks(tower: Any, frames: Any, count: int) -> Encode:
         return first(pixels.to(tower.device)).half().cpu().numpy()
 
     return encode
-
-
-def trained_weights(tower: Any, frozen: int) -> list[str]:
-    """The names of the tower's weights that are trained when its first ``frozen`` blocks are not."""
-    kept = ("stem.", *(f"blocks.{number}." for number in range(frozen)))
-    return [name for name, _ in tower.named_parameters() if not name.startswith(kept)]
 
 
 def _fit(learner: Learner, lesson: Lesson, config: TowerConfig, output: Path, measure: Measure) -> Learner:
