@@ -53,11 +53,10 @@ step() {
 }
 
 stage() { # stage NUMBER NAME CONFIG
-    step "$2" "runs/$2/result" train "stage$1" "configs/$3.yaml" --data prepared --output "runs/$2"
+    step "$2" "runs/$2/result" train "stage$1" "configs/$3.yaml" --data runs/tower/prepared --output "runs/$2"
 }
 
 step tower runs/tower/tower-check.json train tower configs/nano-tower.yaml --data "$pictures" --output runs/tower
-step prepare prepared/train.safetensors train prepare "$pictures" prepared --model runs/tower/model
 stage 1 stage1 nano-stage1
 stage 2 stage2 nano-stage2
 step export adapter/card.json train export runs/stage2/result adapter

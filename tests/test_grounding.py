@@ -106,7 +106,7 @@ def test_members_differ_and_their_mean_counts(pipeline):
     grounding = pipeline.model.grounding
     first, second = grounding.each()
     assert not torch.equal(first.sight[2].weight, second.sight[2].weight)
-    embeddings, there, _ = pipeline.generator.hinter.grounder.words.embed(["all red", "it is blue"])
+    embeddings, there = pipeline.generator.hinter.grounder.words.embed(["all red", "it is blue"])
     features = torch.randn(3, 4, 32)
     each = [member.compare(member.events(embeddings, there), member.sights(features)) for member in (first, second)]
     torch.testing.assert_close(grounding.compare(embeddings, there, [features]), (each[0] + each[1]) / 2)

@@ -11,8 +11,9 @@ from flash_vstream.live.fork_server import PRELOADED
 
 SOURCE = Path(__file__).parent.parent / "src" / "flash_vstream"
 # The packages and modules that each may import from, besides itself and the shared leaves.
-SHARED = {"errors", "files", "timecode", "wheels", "__version__"}
+SHARED = {"descriptors", "errors", "files", "timecode", "wheels", "__version__"}
 ALLOWED: dict[str, set[str]] = {
+    "descriptors": set(),
     "errors": set(),
     "files": set(),
     "timecode": set(),

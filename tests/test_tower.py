@@ -15,8 +15,10 @@ from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
 from flash_vstream.models.engines.openvino_tower import OpenVinoTower
 from flash_vstream.models.small_networks import TOWER, add_configs, load_networks
-from flash_vstream.synthetic.views import CROPS, picture_crops
+from flash_vstream.synthetic.captions import PictureSet
+from flash_vstream.synthetic.views import picture_crops
 from flash_vstream.train import tower as training
+from flash_vstream.train.prepare import prepare
 from flash_vstream.train.tower import TowerConfig, train_tower
 from helpers.annotated import annotated_pictures, nano_like
 
@@ -75,6 +77,18 @@ def test_what_was_trained_loads_into_the_model_it_started_from(trained, folder):
     torch.testing.assert_close(made.encode(pixels), whole, rtol=1e-2, atol=1e-2)  # the files are in float16
 
 
+def test_prepared_features_are_those_of_train_prepare_with_the_trained_model(trained, data, tmp_path):
+    output, _ = trained
+    prepare(data, tmp_path, str(output / "model"))
+    for split in ("train", "val"):
+        made, wanted = (load_file(folder / f"{split}.safetensors") for folder in (output / "prepared", tmp_path))
+        assert made.keys() == wanted.keys()
+        apart = [float((made[key].float() - own.float()).norm() / own.float().norm()) for key, own in wanted.items()]
+        assert max(apart) < 0.1  # the first blocks may be computed in bfloat16
+    loaded = PictureSet.load(output / "prepared", "train")
+    assert set(loaded.captions) == set(load_file(tmp_path / "train.safetensors"))
+
+
 def test_a_tower_of_other_weights_is_refused_by_name(folder, tmp_path):
     model = FlashVStreamForConditionalGeneration.from_pretrained(folder)
     save_file({"blocks.99.weight": torch.zeros(1)}, tmp_path / TOWER)
@@ -129,7 +143,7 @@ def test_a_tower_is_the_sum_of_its_parts():
 def test_crops_depend_on_the_key_alone_and_differ():
     rng = random.Random(0)
     picture = Image.frombytes("RGB", (40, 30), rng.randbytes(3600))
-    first, again = (picture_crops(picture, "key", 32) for _ in range(2))
+    first, again = (picture_crops(picture, "key", 3, 32) for _ in range(2))
     assert [crop.tobytes() for crop in first] == [crop.tobytes() for crop in again]
-    assert len({crop.tobytes() for crop in first}) == CROPS
+    assert len({crop.tobytes() for crop in first}) == 3
     assert {crop.size for crop in first} == {(32, 32)}

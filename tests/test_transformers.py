@@ -132,6 +132,15 @@ def test_ways_to_generate(model, processor, options):
     assert torch.equal(sequences[0, :prompt], batch["input_ids"][0])
 
 
+def test_a_config_without_a_padding_token_generates(model, processor, monkeypatch):
+    monkeypatch.setattr(model, "config", FlashVStreamConfig.from_dict({**model.config.to_dict(), "pad_token_id": None}))
+    batch = processor(QUESTION, images=RED)
+    assert model.generate(**batch, max_new_tokens=2).shape[1] > batch["input_ids"].shape[1]
+    settings = FlashVStreamConfig().to_dict()
+    del settings["pad_token_id"]
+    assert FlashVStreamConfig.from_dict(settings).pad_token_id is None
+
+
 def test_prompt_lookup_is_refused_by_name(model, processor):
     batch = processor(QUESTION, images=RED)
     with pytest.raises(UserError, match="prompt_lookup_num_tokens"):

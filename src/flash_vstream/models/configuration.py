@@ -49,6 +49,7 @@ class FlashVStreamConfig(PretrainedConfig):
         sight_config: dict[str, Any] | None = None,
         short_answers_config: dict[str, Any] | None = None,
         prompt_template: str = "vicuna_v1",
+        pad_token_id: int | None = None,
         **kwargs: Any,
     ):
         self.vision_config = _sub_config(vision_config, CLIPVisionConfig)
@@ -63,6 +64,7 @@ class FlashVStreamConfig(PretrainedConfig):
         self.pooled_size = pooled_size
         self.video_token_id = video_token_id
         self.time_stamps = time_stamps
+        self.pad_token_id = pad_token_id
         self.grounding_config = grounding_config
         self.sight_config = sight_config
         self.short_answers_config = short_answers_config

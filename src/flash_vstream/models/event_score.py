@@ -93,7 +93,7 @@ class EventScorer:
         if event.thing is not None and sight is not None:
             return grounder.things(features)[0][:, event.thing] - sight.needed(among)
         if event.text not in self._embedded:
-            self._embedded[event.text] = grounder.words.embed([" " + event.text])[:2]
+            self._embedded[event.text] = grounder.words.embed([" " + event.text])
         found = grounder.grounding.compare_sights(*self._embedded[event.text], [grounder.sights(features)])
         return found[0] - grounder.grounding.needed(among)
 

@@ -248,19 +248,24 @@ class Words:
         self.table = table
         self.mean = table.detach().mean(0, dtype=torch.float32)
 
-    def embed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
-        """Embeddings ``[B, L, width]``, a mask ``[B, L]`` (False: padding), and each token's character span."""
-        coded = self.tokenizer(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, truncation=True, max_length=LONGEST
-        )
-        longest = max(1, *(len(row) for row in coded.input_ids))
-        ids = torch.zeros(len(texts), longest, dtype=torch.long)
-        there = torch.zeros(ids.shape, dtype=torch.bool)
-        there[:, 0] = True  # a softmax over nothing is NaN
-        for row, tokens in enumerate(coded.input_ids):
-            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
-            there[row, : len(tokens)] = True
-        return self._scaled(self.table[ids]), there.to(self.table.device), coded.offset_mapping
+    def embed(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Embeddings ``[B, L, width]`` and a mask ``[B, L]`` (False: padding)."""
+        return self._embedded(self._coded(texts).input_ids)
+
+    def embed_with_spans(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, list[list[tuple[int, int]]]]:
+        """What ``embed`` returns, and each token's character span."""
+        coded = self._coded(texts, return_offsets_mapping=True)
+        return *self._embedded(coded.input_ids), coded.offset_mapping
+
+    def _coded(self, texts: Sequence[str], **settings: Any) -> Any:
+        return self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=LONGEST, **settings)
+
+    def _embedded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+        longest = max(1, *(len(row) for row in rows))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+        # A softmax over nothing is NaN.
+        there = torch.arange(longest) < torch.tensor([max(1, len(row)) for row in rows])[:, None]
+        return self._scaled(self.table[ids.to(self.table.device)]), there.to(self.table.device)
 
     def embed_words(self, words: Sequence[str]) -> Tensor:
         """Embeddings ``[W, width]`` of single words, each the mean over its tokens."""
@@ -323,7 +328,7 @@ class Grounder:
 
     def spans(self, questions: Sequence[str]) -> list[list[tuple[int, int]]]:
         """The character spans of the events in each question."""
-        embeddings, there, offsets = self.words.embed(questions)
+        embeddings, there, offsets = self.words.embed_with_spans(questions)
         marked = (self.grounding.marks(embeddings, there) > 0).tolist()
         return [_runs(text, *row) for text, *row in zip(questions, marked, offsets, strict=True)]
 
@@ -364,7 +369,7 @@ class Grounder:
 
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""
-        embeddings, there, _ = self.words.embed([" " + text for text in named])
+        embeddings, there = self.words.embed([" " + text for text in named])
         scores = self.grounding.compare_sights(embeddings, there, [self.sights(slots.features) for slots in parts])
         times = [time for slots in parts for time in slots.start.tolist()]
         return scores - self.grounding.needed(len(set(times))), times

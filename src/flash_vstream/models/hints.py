@@ -136,7 +136,7 @@ class Hinter:
             return answers
         self.short_answers.eval()
         texts = [questions[i] for i in rows]
-        embeddings, there, _ = self.grounder.words.embed(texts)
+        embeddings, there = self.grounder.words.embed(texts)
         frames = torch.cat([self._asked_about(text, snapshot) for text in texts])
         chances, best = self.short_answers(embeddings, there, frames).softmax(1).max(1)
         for i, chance, number in zip(rows, chances.tolist(), best.tolist(), strict=True):

@@ -56,7 +56,8 @@ class FrameProcessor(BaseImageProcessor):
         """Pixels ``[B, 3, size, size]`` float32 of square frames ``[B, size, size, 3]`` uint8."""
         scale = 1 / (255 * torch.tensor(self.image_std))
         shift = torch.tensor(self.image_mean) / torch.tensor(self.image_std)
-        values = torch.as_tensor(frames).float() * scale - shift
+        values = torch.as_tensor(frames)
+        values = values.float() * scale.to(values.device) - shift.to(values.device)
         return values.permute(0, 3, 1, 2)
 
     def preprocess(self, images: Any, **_: Any) -> BatchFeature:

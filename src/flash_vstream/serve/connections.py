@@ -4,7 +4,6 @@ uvicorn limits the number of connections and closes idle ones, but does not limi
 """
 
 import asyncio
-import resource
 import time
 from collections import OrderedDict
 from typing import Any
@@ -12,25 +11,20 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from flash_vstream.descriptors import allow_open_files
+
 HEAD_SECONDS = 15.0
 BODY_SECONDS = 120.0
 """How long a request's head, and then its body, may take to arrive; 64 MiB in two minutes are 4.5 Mbit/s."""
 MOST_ARRIVING, GRACE_SECONDS = 512, 1.0
 """Requests that may be arriving at once; beyond that the oldest is dropped once it has had a second."""
-MOST_DESCRIPTORS = 65536
 HEADROOM = 256
 """File descriptors reserved for everything but connections: workers, shared states, the database."""
 
 
 def connection_limit() -> int:
     """Raise the limit on file descriptors as far as allowed, and return the maximum number of connections."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < MOST_DESCRIPTORS:
-        wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-        soft = max(soft, wanted)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    available = MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
-    return max(16, min(4096, available - HEADROOM))
+    return max(16, min(4096, allow_open_files() - HEADROOM))
 
 
 class PatientProtocol(H11Protocol):

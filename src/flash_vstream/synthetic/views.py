@@ -15,10 +15,6 @@ VIEWS = 5
 """Views per picture: whole, mirrored, and three windows along a camera drift."""
 
 
-CROPS = 3
-"""Random crops per picture, for training a vision tower."""
-
-
 def picture_views(picture: Image.Image, key: str, size: int = 256) -> list[Image.Image]:
     """The ``VIEWS`` views of ``picture``, each ``size`` by ``size`` RGB.
 
@@ -40,15 +36,15 @@ def picture_views(picture: Image.Image, key: str, size: int = 256) -> list[Image
     return [view.resize((size, size), Image.Resampling.BICUBIC) for view in views]
 
 
-def picture_crops(picture: Image.Image, key: str, size: int = 256) -> list[Image.Image]:
-    """``CROPS`` random parts of a picture, 35 to 80% of its area, half of them mirrored, in changed colors.
+def picture_crops(picture: Image.Image, key: str, count: int, size: int = 256) -> list[Image.Image]:
+    """``count`` random parts of a picture, 35 to 80% of its area, half of them mirrored, in changed colors.
 
     They are for training a vision tower; ``key`` seeds them.
     """
     rng = _seeded(f"crops/{key}")
     width, height = picture.size
     crops = []
-    for _ in range(CROPS):
+    for _ in range(count):
         area, shape = rng.uniform(0.35, 0.8), rng.uniform(0.8, 1.25)
         across, down = min(1.0, (area * shape) ** 0.5) * width, min(1.0, (area / shape) ** 0.5) * height
         left, top = rng.uniform(0, width - across), rng.uniform(0, height - down)

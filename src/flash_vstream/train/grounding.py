@@ -229,12 +229,8 @@ def comparison_loss(
     sides = [part for part in (side, side // 2, side // 2, side // 4) if part]
     sights = member.sights(pool_grid(shown, rng.choice(sides)))
     drawn = [data.event(row, rng) for row in rows]
-    also_true = torch.zeros(len(rows), len(rows), dtype=torch.bool)
-    for i, (text, part) in enumerate(drawn):
-        named = set(content_words(text))
-        for j, row in enumerate(rows if part else ()):
-            also_true[i, j] = i != j and named <= data.words[row]
-    embeddings, mask, _ = words.embed([" " + text for text, _ in drawn])
+    also_true = _also_true(drawn, [data.words[row] for row in rows])
+    embeddings, mask = words.embed([" " + text for text, _ in drawn])
     scores = member.compare(member.events(embeddings, mask), sights)
     scores = scores.masked_fill(also_true.to(scores.device), -1e4)
     targets = torch.arange(len(rows), device=scores.device)
@@ -242,10 +238,24 @@ def comparison_loss(
     return contrastive + WORDS_WEIGHT * vocabulary.loss(member, sights, rows)
 
 
+def _also_true(drawn: Sequence[tuple[str, bool]], described: Sequence[set[str]]) -> Tensor:
+    """Which pictures an event fits, ``[n, n]``, beside its own: for parts of descriptions, all that have its words."""
+    with_word: dict[str, set[int]] = {}
+    for number, words in enumerate(described):
+        for word in words:
+            with_word.setdefault(word, set()).add(number)
+    everywhere, fits = set(range(len(described))), torch.zeros(len(drawn), len(described), dtype=torch.bool)
+    for number, (text, part) in enumerate(drawn):
+        if part:
+            shared = everywhere.intersection(*(with_word.get(word, set()) for word in content_words(text)))
+            fits[number, list(shared - {number})] = True
+    return fits
+
+
 def marking_loss(member: Member, words: Words, data: DescribedPictures, count: int, rng: random.Random) -> Tensor:
     """Cross entropy of the prediction, per question token, of whether it is part of an event."""
     generated = [question_with_events(data, rng) for _ in range(count)]
-    embeddings, mask, offsets = words.embed([text for text, _ in generated])
+    embeddings, mask, offsets = words.embed_with_spans([text for text, _ in generated])
     inside = torch.zeros(mask.shape)
     for row, (_, spans) in enumerate(generated):
         for place, (begin, end) in enumerate(offsets[row]):
@@ -340,7 +350,7 @@ def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
 
 
 def _scores(grounding: Grounding, words: Words, texts: Sequence[str], slots: Tensor) -> Tensor:
-    embeddings, mask, _ = words.embed([" " + text for text in texts])
+    embeddings, mask = words.embed([" " + text for text in texts])
     return grounding.compare(embeddings, mask, [slots]).cpu()
 
 

@@ -117,7 +117,7 @@ class Questions:
 
     def __init__(self, texts: Sequence[str], words: Words):
         parts = [words.embed(texts[at : at + 1024]) for at in range(0, len(texts), 1024)]
-        self.rows = [row[own].half() for rows, there, _ in parts for row, own in zip(rows, there, strict=True)]
+        self.rows = [row[own].half() for rows, there in parts for row, own in zip(rows, there, strict=True)]
 
     def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Embeddings ``[B, L, text_width]`` and which of them are there ``[B, L]``."""
@@ -178,7 +178,7 @@ def check(network: ShortAnswers, unseen: AnnotatedPictures, maps: Tensor, words:
     for at in range(0, len(unseen.keys), 64):
         rows = range(at, min(at + 64, len(unseen.keys)))
         asked = [(row, *pair) for row in rows for pair in short_questions(unseen.annotations[unseen.keys[row]], rng)]
-        embeddings, there, _ = words.embed([question for _, question, _ in asked])
+        embeddings, there = words.embed([question for _, question, _ in asked])
         frames = maps[[row for row, _, _ in asked]]
         best = network(embeddings, there, frames).argmax(1).tolist()
         for (row, question, answer), found in zip(asked, best, strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoProcessor, set_seed
 
+from flash_vstream.descriptors import allow_open_files
 from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration, FlashVStreamProcessor
 from flash_vstream.models.adapters import merge_adapter, name_base
@@ -60,6 +61,7 @@ def run_stage(config: StageConfig, model_folder: Path, data: Path, output: Path,
     itself, its data or the run that it continues.
     """
     keep_freed_memory()
+    allow_open_files()  # each tensor of a batch that a worker made is one
     set_seed(config.seed)  # first of all: an adapter's initial weights are random
     checkpoint = last_checkpoint(output)
     check_resumed(config, output, checkpoint is not None)

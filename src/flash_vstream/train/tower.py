@@ -6,24 +6,23 @@ which sentence or phrase describes which picture of a batch (grounding, contrast
 Batch norm keeps its statistics, and what is saved is a moving average of the weights.
 
 What the blocks before them make of several views of each picture is computed once and kept on disk, so that two cores
-train in half an hour.
+train in half an hour. From there it is also but a short way to the features that the stages are trained on.
 """
 
 import contextlib
 import copy
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.progress import Progress, track
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import AutoProcessor
@@ -34,36 +33,33 @@ from flash_vstream.memory import pool_grid
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.engines.openvino_tower import OpenVinoTower
 from flash_vstream.models.grounding import Grounding, Words
+from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.short_answers import ShortAnswers
 from flash_vstream.models.sight import Sight
 from flash_vstream.models.small_networks import save_networks, save_tower
-from flash_vstream.synthetic.annotations import Annotation, read_annotations
-from flash_vstream.synthetic.captions import pictures_in, sentence
-from flash_vstream.synthetic.views import CROPS, VIEWS, picture_crops, picture_views
+from flash_vstream.synthetic.views import VIEWS
 from flash_vstream.train import grounding as grounding_training
 from flash_vstream.train import short_answers as short_answers_training
 from flash_vstream.train.annotated import AnnotatedPictures, grid_sides
 from flash_vstream.train.config import load_settings
-from flash_vstream.train.grounding import DescribedPictures, comparison_loss, marking_loss
-from flash_vstream.train.prepare import batched
+from flash_vstream.train.gallery import TOGETHER, Encode, Gallery
+from flash_vstream.train.grounding import comparison_loss, marking_loss
 from flash_vstream.train.short_answers import asked_of, frequent_answers, short_answers_loss
 from flash_vstream.train.sight import calibrate, sight_loss, untrained_sight
 
 SAVE_EVERY = 100
-TOGETHER = 8
-"""Pictures that are encoded together."""
 QUESTIONS = 3
 """Questions with short answers about each picture of a batch."""
 MARKED = 32
 """Questions per step that grounding learns to mark."""
-Encode = Callable[[Sequence[Image.Image]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class TowerConfig:
     """A run of training; see ``configs/nano-tower.yaml``.
 
-    ``frozen`` is how many of the tower's first blocks stay as they are. ``tower_rate`` is the learning rate of its last
+    ``frozen`` is how many of the tower's first blocks stay as they are, and ``crops`` how many random crops of each
+    picture they see beside its views. ``tower_rate`` is the learning rate of its last
     block; each block before it has ``decay`` times the rate of the next. ``answers_width``, ``hidden`` and the two
     ``least`` settings are those of short answers and sight.
     """
@@ -75,6 +71,7 @@ class TowerConfig:
     tower_rate: float
     decay: float = 0.85
     frozen: int = 16
+    crops: int = 3
     weight_decay: float = 0.05
     average: float = 0.995
     hidden: int = 512
@@ -87,58 +84,6 @@ class TowerConfig:
     def load(cls, path: Path) -> "TowerConfig":
         """Read a YAML file; raises ``UserError`` naming what is wrong with it."""
         return load_settings(cls, path)
-
-
-class Gallery(AnnotatedPictures):
-    """The annotated pictures of a split, with what the tower's first blocks make of them.
-
-    ``middle [N, VIEWS + CROPS, C, h, w]`` float16 is on disk, in the order of ``keys``.
-    """
-
-    def __init__(self, folder: Path, split: str, encode: Encode, kept: Path):
-        captions = json.loads((folder / "captions.json").read_text())
-        annotations = read_annotations(folder / "annotations.jsonl")
-        keys = sorted(set(json.loads((folder / "splits.json").read_text())[split]) & set(annotations))
-        if not keys:
-            raise UserError(f"{folder} has no annotated pictures of the split {split!r}")
-        super().__init__({key: annotations[key] for key in keys}, {key: captions.get(key, []) for key in keys})
-        self.middle = torch.from_numpy(_encoded(folder, keys, encode, kept / f"{split}-views.npy"))
-
-    def described(self, words: Words) -> DescribedPictures:
-        """The same pictures by all of their sentences, and the objects in them."""
-        texts = {key: [*self.captions[key], *_sentences(self.annotations[key])] for key in self.keys}
-        return DescribedPictures(texts, words, {key: self.annotations[key].objects for key in self.keys})
-
-
-def _encoded(folder: Path, keys: Sequence[str], encode: Encode, path: Path) -> np.ndarray:
-    """The views of pictures, encoded into the array at ``path``; goes on where an earlier run was stopped."""
-    done = path.with_suffix(".done.npy")
-    if done.exists():
-        views, filled = np.load(path, mmap_mode="r+"), np.load(done)
-    else:
-        shape = encode([Image.new("RGB", (8, 8))]).shape[1:]
-        size = (len(keys), VIEWS + CROPS, *shape)
-        views, filled = np.lib.format.open_memmap(path, "w+", np.float16, size), np.zeros(len(keys), bool)
-    row = {key: number for number, key in enumerate(keys)}
-    wanted = {key for key in keys if not filled[row[key]]}
-    shown = track(pictures_in(folder, wanted), f"encoding {path.stem}", total=len(wanted), console=Console(stderr=True))
-    with ThreadPoolExecutor() as pool:
-        for number, part in enumerate(batched(shown, TOGETHER), 1):
-            drawn = list(pool.map(lambda pair: [*picture_views(*pair[::-1]), *picture_crops(*pair[::-1])], part))
-            features = encode([view for own in drawn for view in own])
-            rows = [row[key] for key, _ in part]
-            views[rows] = features.reshape(len(rows), VIEWS + CROPS, *features.shape[1:])
-            filled[rows] = True
-            if number % 8 == 0:
-                np.save(done, filled)
-    np.save(done, filled)
-    if not filled.all():
-        raise UserError(f"{folder} lacks {int((~filled).sum())} of {len(keys)} annotated pictures")
-    return np.asarray(views)
-
-
-def _sentences(annotation: Annotation) -> list[str]:
-    return [sentence(annotation.caption), sentence(annotation.short)]
 
 
 class Questions:
@@ -209,7 +154,7 @@ class Lesson:
             total = total + comparison_loss(member, vocabulary, self.words, self.described, rows, maps, rng)
             total = total + marking_loss(member, self.words, self.described, MARKED, rng)
         places, texts, answers = self.questions.draw(rows, rng)
-        embeddings, there, _ = self.words.embed(texts)
+        embeddings, there = self.words.embed(texts)
         frames = pool_grid(maps, rng.choice(sides))[places]
         targets = torch.tensor(answers, device=self.device)
         return total + short_answers_loss(learner.short_answers, embeddings, there, frames, targets)
@@ -218,7 +163,8 @@ class Lesson:
 def train_tower(config: TowerConfig, model_folder: Path, data: Path, output: Path) -> dict[str, Any]:
     """Train on the annotated pictures in ``data``; write what was trained, a check and ``model``, a model folder.
 
-    Goes on from ``tower-checkpoint.pt`` in ``output`` when an earlier run was stopped.
+    ``prepared`` beside them is what ``train prepare`` would make of the annotated pictures with that model. Goes on
+    from ``tower-checkpoint.pt`` in ``output`` when an earlier run was stopped.
     """
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -227,8 +173,9 @@ def train_tower(config: TowerConfig, model_folder: Path, data: Path, output: Pat
     if model.grounding is None:
         raise UserError(f"{model_folder} has no grounding to train; its config lacks grounding_config")
     output.mkdir(parents=True, exist_ok=True)
-    encode = _first_blocks(model.vision_tower, processor.image_processor, config.frozen)
-    shown, unseen = (Gallery(data, split, encode, output) for split in ("train", "val"))
+    frames = processor.image_processor
+    encode = _first_blocks(model.vision_tower, frames, config.frozen)
+    shown, unseen = (Gallery(data, split, frames, config.crops, encode, output) for split in ("train", "val"))
     channels, width = model.feature_shape[1], model.config.text_config.hidden_size
     sight, labels = untrained_sight(shown, channels, config.hidden, config.least_things)
     answers = frequent_answers(shown, config.least_answers, config.seed)
@@ -254,12 +201,32 @@ def train_tower(config: TowerConfig, model_folder: Path, data: Path, output: Pat
     save_networks(model, output)
     trained = [name for name, weight in model.vision_tower.named_parameters() if weight.requires_grad]
     save_tower(model, output, trained)
+    learner.to(device)
+    _prepare(learner, {"train": shown, "val": unseen}, data, output / "prepared")
     (output / "tower-check.json").write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
-def _first_blocks(tower: Any, frames: Any, count: int) -> Encode:
-    """What the tower's first ``count`` blocks make of pictures, ``[n, C, h, w]`` float16, as fast as can be here."""
+@torch.inference_mode()
+def _prepare(learner: Learner, galleries: Mapping[str, Gallery], data: Path, output: Path) -> None:
+    """Write the features of all galleries' views, float16 ``[VIEWS, P², D]`` by key, as the stages read them."""
+    learner.eval()
+    output.mkdir(exist_ok=True)
+    for name in ("captions.json", "annotations.jsonl"):
+        shutil.copyfile(data / name, output / name)
+    for split, gallery in galleries.items():
+        features: dict[str, Tensor] = {}
+        rows = gallery.middle[:, :VIEWS].split(TOGETHER)
+        for part in track(rows, f"preparing {split}", console=Console(stderr=True)):
+            maps = learner.maps(part.flatten(0, 1)).half().cpu()
+            keys = gallery.keys[len(features) : len(features) + len(part)]
+            features.update(zip(keys, (own.clone() for own in maps.split(VIEWS)), strict=True))
+        with atomic_write(output / f"{split}.safetensors") as scratch:
+            save_file(features, scratch)
+
+
+def _first_blocks(tower: Any, frames: FrameProcessor, count: int) -> Encode:
+    """What the tower's first ``count`` blocks make of frames, as fast as can be here."""
     first: Callable[[Tensor], Tensor] = lambda pixels: tower.first_blocks(pixels, count)  # noqa: E731
     if torch.cuda.is_available():
         tower.cuda()
@@ -268,9 +235,8 @@ def _first_blocks(tower: Any, frames: Any, count: int) -> Encode:
             first = OpenVinoTower(tower, count).first_blocks
 
     @torch.inference_mode()
-    def encode(pictures: Sequence[Image.Image]) -> np.ndarray:
-        pixels = frames.pixels(np.stack([frames.square(picture) for picture in pictures]))
-        return first(pixels.to(tower.device)).half().cpu().numpy()
+    def encode(squares: Tensor) -> Tensor:
+        return first(frames.pixels(squares.to(tower.device)))
 
     return encode
 
