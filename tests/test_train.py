@@ -165,9 +165,20 @@ def test_samples_of_a_batch_share_a_style(pictures):
     assert set(sizes) == {1, 4}
 
 
+TURN = Turn("What is happening?", ("x",))
+
+
+def test_a_stream_that_allows_no_question_is_drawn_again(pictures):
+    loaded, streams = PictureSet.load(pictures, "train"), [(1.0, StreamStyle((1, 2), (1, 1)))]
+    samples = StreamSamples(loaded, streams, lambda plan, rng: [TURN] * (len(plan.scenes) - 1), 40, "s")
+    assert all(len(samples[i].times) == 2 and samples[i].turns for i in range(40))
+    with pytest.raises(UserError, match="50 streams in a row allow no question"):
+        _ = StreamSamples(loaded, streams, lambda plan, rng: [], 1, "s")[0]
+
+
 def test_a_mixture_keeps_shares_and_reads_all(pictures):
     loaded = PictureSet.load(pictures, "train")
-    drawn = StreamSamples(loaded, [(1.0, StreamStyle((1, 1), (1, 1)))], lambda plan, rng: [], 4000, "s", batch=4)
+    drawn = StreamSamples(loaded, [(1.0, StreamStyle((1, 1), (1, 1)))], lambda plan, rng: [TURN], 4000, "s", batch=4)
     read = [Sample(None, torch.zeros(0), (Turn(str(i), ("x",)),)) for i in range(10)]
     mixture = Mixture([drawn, read], [3.0, 1.0], 4000, 4, seed=0)
     samples = [mixture[i] for i in range(4000)]

@@ -22,6 +22,8 @@ from flash_vstream.train.packing import Packed, collate, pack
 
 UNSURE = 0.25
 """In questions about two events, the probability that a note marks an event as unseen."""
+ATTEMPTS = 50
+"""How many streams are composed for a sample, in case there is nothing to ask about the first ones."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,14 @@ class StreamSamples(Dataset[Sample]):
         rng = random.Random(f"{self.seed}/{index}")
         shares, styles = zip(*self.styles, strict=True)
         style = random.Random(f"{self.seed}/batch {index // self.batch}").choices(styles, shares)[0]
-        plan = plan_stream(self.keys, style, rng)
-        features, times = play(plan, self.pictures)
-        return Sample(features, times, tuple(self.ask(plan, rng)))
+        for _ in range(ATTEMPTS):
+            plan = plan_stream(self.keys, style, rng)
+            if turns := self.ask(plan, rng):
+                features, times = play(plan, self.pictures)
+                return Sample(features, times, tuple(turns))
+        raise UserError(
+            f"{ATTEMPTS} streams in a row allow no question; give the source other kinds or longer streams"
+        )
 
 
 class Mixture(Dataset[Sample]):
