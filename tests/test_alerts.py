@@ -31,7 +31,8 @@ def test_a_webhook_is_signed_and_repeated_until_it_is_taken(open_server):
     (alert,) = server.store.alerts("door")
     expected = {"id": alert.id, "watch": "dog", "stream": "door", "event": "a dog", "when": "starts", "state": "start"}
     expected |= {"began": 5.0, "time": 7.0, "clock": 1.7e9, "confidence": 0.9, "confirmation": 0.8}
-    expected |= {"sentence": "A dog runs.", "evidence": [6.0, 7.0], "picture": "data:image/jpeg;base64,anBlZw=="}
+    expected |= {"sentence": "A dog runs.", "evidence": [6.0, 7.0], "clip": None}
+    expected |= {"picture": "data:image/jpeg;base64,anBlZw=="}
     assert receiver.alerts() == [expected] * 4
     for headers, body in receiver.requests:
         assert headers["webhook-id"] == alert.id

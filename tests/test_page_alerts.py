@@ -7,6 +7,7 @@ from playwright.sync_api import Page, expect
 
 from helpers.server import serving
 from helpers.videos import write_video
+from helpers.waiting import until
 from helpers.web_page import opened
 
 expect.set_options(timeout=30_000)  # for busy machines
@@ -15,8 +16,9 @@ ANYTHING = 1e-9
 
 @pytest.fixture(scope="module")
 def server(tiny_folder, tmp_path_factory):
-    video = write_video(tmp_path_factory.mktemp("page") / "clip.mp4", frames=20)
-    with serving(str(tiny_folder)) as running:
+    folder = tmp_path_factory.mktemp("page")
+    video = write_video(folder / "clip.mp4", frames=20)
+    with serving(str(tiny_folder), "--state", str(folder / "state"), "--record", "64MB") as running:
         running.watch("door", video, fps=5, loop=True)
         yield running
 
@@ -114,6 +116,44 @@ def test_alerts_appear_with_their_picture_and_older_ones_on_demand(page: Page, s
     expect(page.locator("#show-in-memory")).to_be_hidden()
     page.click("#back-to-live")
     expect(page.locator("#alerts-list .shot").first).to_be_focused()
+
+
+def test_an_alert_s_clip_is_played(page: Page, server):
+    new = {"event": "something to play", "threshold": ANYTHING, "min_seconds": 0, "cooldown_seconds": 3600}
+    assert server.call("POST", "/v1/streams/door/watches", new)[0] == 201
+    expect(page.locator("#summary")).to_contain_text("recorded")
+    play = page.get_by_role("button", name="Play something to play, started at")
+    play.click()
+    clip = page.locator("#moment-clip")
+    expect(clip).to_be_visible()
+    until(lambda: clip.evaluate("clip => clip.currentTime > 0.2"))
+    assert clip.evaluate("clip => clip.error") is None
+    assert clip.evaluate("clip => clip.videoWidth / clip.videoHeight") == pytest.approx(64 / 48, rel=0.02)
+    assert clip.evaluate("clip => clip.duration") > 4
+    expect(page.locator(".caption.only-past")).to_contain_text("Told: something to play, started at")
+    expect(page.locator("#moment-none")).to_be_hidden()
+    over, shown = page.locator("#moment .over").bounding_box(), clip.bounding_box()
+    assert over["y"] + over["height"] < shown["y"] + shown["height"] / 2  # its controls can be reached
+    page.locator("#alerts-list .shot").first.click()
+    expect(clip).to_be_hidden()
+    expect(page.locator("#moment-picture")).to_be_visible()
+    play.click()
+    expect(clip).to_be_visible()
+    page.click("#back-to-live")
+    expect(clip).to_be_hidden()
+    assert clip.get_attribute("src") is None
+    expect(play).to_be_focused()
+
+
+def test_why_a_clip_cannot_be_played_is_said(page: Page, server):
+    new = {"event": "something gone", "threshold": ANYTHING, "min_seconds": 0, "cooldown_seconds": 3600}
+    assert server.call("POST", "/v1/streams/door/watches", new)[0] == 201
+    refused = {"error": {"message": "the frames are not kept any more", "type": "not_found", "code": 404}}
+    page.route("**/clip", lambda route: route.fulfill(status=404, json=refused))
+    play = page.get_by_role("button", name="Play something gone, started at")
+    play.click()
+    expect(page.locator("#alerts-error")).to_have_text("the frames are not kept any more")
+    expect(play).to_have_text("Play")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

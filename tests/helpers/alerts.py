@@ -27,9 +27,15 @@ class Server:
     def __init__(self, folder, access=None, streams=("door", "yard")):
         self.client, self.places = Client(), {"door": ("/state/1", 1.0), "yard": ("/state/2", 0.1)}
         self.store = AlertStore(folder)
-        self.live = {"door"}
+        self.live, self.recorded = {"door"}, set()
         self.watches = Watches(
-            self.store, self.client, access or AccessRules(), self.places.get, self.live.__contains__, streams
+            self.store,
+            self.client,
+            access or AccessRules(),
+            self.places.get,
+            self.live.__contains__,
+            self.recorded.__contains__,
+            streams,
         )
 
     def add(self, stream="door", watch="dog", **fields):

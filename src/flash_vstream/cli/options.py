@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,27 @@ Data = Annotated[Path | None, typer.Option("--data", help="Folder with the annot
 Describe = Annotated[
     str | None, typer.Option("--describe", help="Describe what happens at most this often, such as 10s, on changes.")
 ]
+
+
+Record = Annotated[
+    str | None,
+    typer.Option("--record", help="Keep the newest frames of every stream in --state, up to this size, such as 2GB."),
+]
+
+
+def record_bytes(text: str | None) -> int | None:
+    """The bytes in ``--record``; raises ``UserError`` for what is no size, or too small."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MGT])B", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise UserError(f"--record {text} is not a size; write it as 500MB or 2GB")
+    from flash_vstream.serve.recordings import LEAST_BYTES
+
+    size = round(float(match[1]) * {"M": 1e6, "G": 1e9, "T": 1e12}[match[2].upper()])
+    if size < LEAST_BYTES:
+        raise UserError(f"--record {text} is too little; give it at least {LEAST_BYTES / 1e6:.0f}MB")
+    return size
 
 
 def describe_seconds(text: str | None) -> float | None:

@@ -26,7 +26,9 @@ from flash_vstream.cli.options import (
     Memory,
     Model,
     Pair,
+    Record,
     describe_seconds,
+    record_bytes,
 )
 from flash_vstream.cli.terminal import clean_end_on_signals
 from flash_vstream.errors import UserError
@@ -50,6 +52,7 @@ def serve(
     ] = None,
     state: Annotated[Path | None, typer.Option("--state", help="Folder to keep memories and answers in.")] = None,
     describe: Describe = None,
+    record: Record = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate chain (PEM); serves HTTPS.")] = None,
     tls_key: Annotated[Path | None, typer.Option("--tls-key", help="The certificate's private key (PEM).")] = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="Web origin whose pages may call.")] = None,
@@ -75,7 +78,9 @@ def serve(
 ) -> None:
     """Serve the HTTP API and the web page."""
     choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair, language_engine=language_engine)
-    seconds = describe_seconds(describe)
+    seconds, most_bytes = describe_seconds(describe), record_bytes(record)
+    if most_bytes is not None and state is None:
+        raise UserError("--record needs --state FOLDER: the frames are kept there")
     from flash_vstream.live.fork_server import ensure_fork_server
 
     access = access_rules(
@@ -107,7 +112,7 @@ def serve(
                 streams=each.streams * frame_workers,
                 questions_at_once=each.questions_at_once * question_workers,
             )
-            service = Service(choice, access, state, limits, named, start_engine, seconds)
+            service = Service(choice, access, state, limits, named, start_engine, seconds, most_bytes)
         try:
             shown = f"[{host}]" if ":" in host else host
             scheme = "https" if tls_cert else "http"

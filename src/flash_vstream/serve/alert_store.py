@@ -153,12 +153,15 @@ class AlertStore:
         body: dict[str, Any],
         picture: bytes | None,
         targets: Sequence[dict[str, Any]],
+        recorded: bool = False,
     ) -> str:
         """Save an alert with its watch's state and its deliveries; returns its id.
 
-        While the disk cannot be written, the alert waits in memory for ``flush``.
+        ``recorded``: there will be a clip of it, whose address it gets. While the disk cannot be written, the alert
+        waits in memory for ``flush``.
         """
         alert = f"alert_{uuid.uuid4().hex}"
+        body = {**body, "clip": f"/v1/alerts/{alert}/clip" if recorded else None}
         row = (alert, watch, state, body, picture, tuple(targets))
         with self._lock:
             self._unwritten.append(row)
@@ -227,6 +230,14 @@ class AlertStore:
                 (*(value for _, value in conditions), limit),
             ).fetchall()
         return sorted((_alert(row) for row in rows), key=lambda alert: alert.number)
+
+    def alert(self, alert: str) -> SavedAlert | None:
+        """The alert with an id; None if there is none."""
+        with self._lock:
+            row = self._db.execute(
+                "select number, id, watch, stream, body from alerts where id = ?", (alert,)
+            ).fetchone()
+        return _alert(row) if row is not None else None
 
     def number_of(self, alert: str) -> int | None:
         """The number of the alert with an id; None if there is none."""

@@ -18,6 +18,7 @@ from flash_vstream import __version__
 from flash_vstream.errors import UserError
 from flash_vstream.live.question_client import Event
 from flash_vstream.live.stream_state import read_memory_table, read_picture
+from flash_vstream.live.streams import StreamStatus
 from flash_vstream.serve import schemas
 from flash_vstream.serve.answers import Answers, AnswerStream, while_connected
 from flash_vstream.serve.chat import add_chat
@@ -123,31 +124,33 @@ def _add_streams(app: FastAPI, service: Service) -> None:
     @app.get("/v1/streams", tags=["streams"], response_model=list[schemas.StreamInfo])
     def list_streams() -> list[dict[str, Any]]:
         """Every stream's status."""
-        return [status.to_dict() for status in service.statuses()]
+        return [_info(service, status) for status in service.statuses()]
 
     @app.post("/v1/streams", tags=["streams"], status_code=201, response_model=schemas.StreamInfo)
     def create_stream(new: schemas.NewStream) -> dict[str, Any]:
         """Start watching a source."""
         # Checked first: whether a forbidden file exists must not leak.
         service.access.check_source(new.source, new.transport)
-        source = Source(new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport).checked()
+        source = Source(
+            new.source, new.fps, pace=new.pace, loop=new.loop, transport=new.transport, record=new.record
+        ).checked()
         service.add_stream(new.name, source)
-        return service.status(new.name).to_dict()
+        return _info(service, service.status(new.name))
 
     @app.get("/v1/streams/{name}", tags=["streams"], response_model=schemas.StreamInfo)
     def inspect_stream(name: Name) -> dict[str, Any]:
         """A stream's status."""
-        return service.status(name).to_dict()
+        return _info(service, service.status(name))
 
     @app.patch("/v1/streams/{name}", tags=["streams"], response_model=schemas.StreamInfo)
     def edit_stream(name: Name, edit: schemas.StreamEdit) -> dict[str, Any]:
-        """Change a stream's name or frame rate; keep its memory and history."""
-        service.edit_stream(name, edit.name, edit.fps)
-        return service.status(edit.name or name).to_dict()
+        """Change a stream's name, frame rate or whether it is recorded; keep its memory and history."""
+        service.edit_stream(name, edit.name, edit.fps, edit.record)
+        return _info(service, service.status(edit.name or name))
 
     @app.delete("/v1/streams/{name}", tags=["streams"], status_code=204)
     def delete_stream(name: Name) -> None:
-        """Stop watching, and delete the memory and history."""
+        """Stop watching, and delete the memory, history and recording."""
         service.remove_stream(name)
 
     @app.get("/v1/streams/{name}/memory", tags=["streams"], response_model=schemas.Memory)
@@ -174,6 +177,10 @@ def _add_streams(app: FastAPI, service: Service) -> None:
         if shown is None:
             raise ApiError(409, f"stream {name!r} has no picture yet; ask again in a moment")
         return Response(shown.jpeg, media_type="image/jpeg", headers={"cache-control": "no-store"})
+
+
+def _info(service: Service, status: StreamStatus) -> dict[str, Any]:
+    return {**status.to_dict(), "recorded": service.recorder.records(status.name)}
 
 
 def _add_questions(app: FastAPI, service: Service, answers: Answers) -> None:

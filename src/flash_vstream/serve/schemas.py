@@ -50,6 +50,7 @@ class NewStream(BaseModel):
         "real", description="Play a file at its own pace, or as fast as it can be read."
     )
     transport: Literal["tcp", "udp"] = Field("tcp", description="RTSP's transport.")
+    record: bool = Field(True, description="Keep its frames, on a server that records streams (--record).")
 
 
 class StreamEdit(BaseModel):
@@ -58,11 +59,12 @@ class StreamEdit(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"minProperties": 1})
     name: Name | None = None
     fps: Fps | None = None
+    record: bool | None = None
 
     @model_validator(mode="after")
     def _something(self) -> "StreamEdit":
-        if self.name is None and self.fps is None:
-            raise ValueError("name or fps must be given")
+        if self.name is None and self.fps is None and self.record is None:
+            raise ValueError("name, fps or record must be given")
         return self
 
 
@@ -79,7 +81,10 @@ class Health(BaseModel):
 
 
 class StreamInfo(BaseModel):
-    """A stream's status; times are in seconds of stream time, ``lag`` in seconds of wall-clock time."""
+    """A stream's status; times are in seconds of stream time, ``lag`` in seconds of wall-clock time.
+
+    ``recorded`` is whether its frames are kept on disk.
+    """
 
     name: str
     source: str
@@ -96,6 +101,7 @@ class StreamInfo(BaseModel):
     encode_seconds: float | None
     write_seconds: float | None
     gaps: list[tuple[float, float]]
+    recorded: bool
 
 
 class NewQuestion(BaseModel):
@@ -265,7 +271,8 @@ class AlertInfo(BaseModel):
     """What is told of an event; its picture is at ``/v1/alerts/ID/picture``.
 
     ``began`` and ``time`` are in seconds of stream time, ``clock`` in Unix time. ``confidence`` is the cheap score of
-    the frame, ``confirmation`` the language model's; ``evidence`` lists the times of the frames that it read.
+    the frame, ``confirmation`` the language model's; ``evidence`` lists the times of the frames that it read. ``clip``
+    is the address on this server of a video of the seconds around it, if its stream was recorded.
     """
 
     id: str
@@ -281,6 +288,7 @@ class AlertInfo(BaseModel):
     confirmation: float | None
     sentence: str
     evidence: list[float]
+    clip: str | None = None
 
 
 class Caption(BaseModel):

@@ -20,11 +20,14 @@ from flash_vstream.models import hub
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.models.prompt_limit import PromptLimit
+from flash_vstream.serve.alert_clips import AlertClips
 from flash_vstream.serve.alert_store import AlertStore
 from flash_vstream.serve.answering import Answering
 from flash_vstream.serve.clips import Clips, is_clip
 from flash_vstream.serve.in_progress import InProgress
 from flash_vstream.serve.metrics import Metrics
+from flash_vstream.serve.recorder import Recorder
+from flash_vstream.serve.recordings import Recordings
 from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
@@ -61,8 +64,8 @@ class Service:
     """An engine's streams and questions, and the state folder, of one server.
 
     ``streams`` are watched from the start and override saved streams of the same name. ``describe`` is how often
-    (seconds of stream time) every stream is described. Raises ``UserError`` if the model cannot be loaded or the state
-    folder cannot be used.
+    (seconds of stream time) every stream is described, ``record`` how many bytes of frames the folder may keep.
+    Raises ``UserError`` if the model cannot be loaded or the state folder cannot be used.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Service:
         streams: Mapping[str, NamedSource] | None = None,
         start_engine: StartEngine = local_engine,
         describe: float | None = None,
+        record: int | None = None,
     ):
         self.model = ModelChoice.of(model)
         self.model_name, self.access, self.limits = str(self.model), access, limits or Limits()
@@ -84,11 +88,16 @@ class Service:
             on_error.callback(alerts.close)
             transcript = Transcript(state)
             on_error.callback(transcript.close)
+            names = self.store.stream_names()
+            self.recordings = Recordings(state / "recordings" if state is not None else None, record, names)
             engine = start_engine(self.model)
             self.live, self.question_client = engine.streams, engine.questions
             on_error.pop_all()
-        names = self.store.stream_names()
-        self.watches = Watches(alerts, self.question_client, access, self._place, self._is_live, names)
+        self.recorder = Recorder(self.recordings, self.live)
+        self.alert_clips = AlertClips(self.recordings, self.recorder)
+        self.watches = Watches(
+            alerts, self.question_client, access, self._place, self._is_live, self.recorder.records, names
+        )
         self.descriptions = Descriptions(transcript, self.question_client, self._place, describe, names)
         self.question_client.on_report = self._take_report
         self.metrics = Metrics(self.statuses, self.restarts)
@@ -106,6 +115,7 @@ class Service:
         self.metrics.gauge("webhook_failures", failed_webhooks, lambda: self.watches.webhooks.failed)
         failed_brokers = "Connections to MQTT brokers that failed or broke since the server started"
         self.metrics.gauge("mqtt_failures", failed_brokers, lambda: self.watches.brokers.failures)
+        self.recorder.report_to(self.metrics)
         self._stopping = threading.Event()
         self._saver = threading.Thread(target=self._save_often, name="saver", daemon=True)
         try:
@@ -158,6 +168,7 @@ class Service:
     def _watch(self, name: str, source: Source, saved: Path | None) -> None:
         """Watch a source under this server's access rules, which are not saved with it."""
         self.live.add(name, replace(source, rules=self.access.rules), saved)
+        self.recordings.follow(name)
         self.watches.follow(name)
         self.descriptions.follow(name)
 
@@ -204,8 +215,10 @@ class Service:
                     self.store.remove_stream(name)
                 raise
 
-    def edit_stream(self, name: str, new_name: str | None = None, fps: float | None = None) -> None:
-        """Change a stream's name or frame rate; keep its memory and questions.
+    def edit_stream(
+        self, name: str, new_name: str | None = None, fps: float | None = None, record: bool | None = None
+    ) -> None:
+        """Change a stream's name, frame rate or whether it is recorded; keep its memory and questions.
 
         Watching pauses briefly. Raises ``ApiError``, in which case nothing has changed.
         """
@@ -214,7 +227,7 @@ class Service:
             if name not in self.live.names():
                 raise ApiError(409, f"stream {name!r} cannot be watched now; edit it when it can, or delete it")
             source, new_name = replace(self.live.source(name), rules=None), new_name or name
-            edited = replace(source, fps=fps or source.fps)
+            edited = replace(source, fps=fps or source.fps, record=source.record if record is None else record)
             if (new_name, edited) == (name, source):
                 return
             if new_name != name:
@@ -225,7 +238,7 @@ class Service:
                 if shared is None or not _save(shared, memory):
                     raise ApiError(409, f"stream {name!r} is still starting; try again in a moment")
                 with ExitStack() as on_error:
-                    for own in (self.watches, self.descriptions.transcript):
+                    for own in (self.watches, self.descriptions.transcript, self.recordings):
                         own.rename_stream(name, new_name)
                         on_error.callback(own.rename_stream, new_name, name)
                     self.store.edit_stream(name, new_name, edited)
@@ -250,6 +263,8 @@ class Service:
                 self.store.remove_stream(name)
             self.watches.remove_stream(name)
             self.descriptions.remove_stream(name)
+            self.recordings.remove_stream(name)
+            self.alert_clips.clear()
             if self._waiting.pop(name, None) is None:
                 self.live.remove(name)
 
@@ -297,6 +312,8 @@ class Service:
         ]
         if self.saving_error is not None:
             problems.append(f"the state folder cannot be written: {self.saving_error}")
+        if self.recorder.error is not None:
+            problems.append(f"frames cannot be recorded: {self.recorder.error}")
         failed = [status for status in self.statuses() if status.state == "failed"]
         return problems + [f"stream {status.name} failed: {status.error}" for status in failed]
 
@@ -426,12 +443,14 @@ class Service:
         if self._saver.is_alive():
             self._saver.join(timeout=5)
         self._save_now()
+        self.recorder.close()
         self.question_client.close()
         self.live.close()
         self.watches.close()
         self.descriptions.transcript.close()
         self.store.close()
         self.clips.close()
+        self.alert_clips.close()
         self._scratch.cleanup()
 
 

@@ -93,6 +93,17 @@ def add_watches(app: FastAPI, service: Service) -> None:
             raise ApiError(404, f"there is no picture of an alert {alert!r}")
         return Response(picture, media_type="image/jpeg")
 
+    @app.get("/v1/alerts/{alert}/clip", tags=["watches"], response_class=Response)
+    async def alert_clip(alert: Annotated[str, Path(max_length=64)], request: Request) -> Response:
+        """The recorded seconds around an alert as MP4; the answer waits until those after it are there.
+
+        ``X-Stream-Time`` is the stream time at which the clip begins. ``Range`` is honoured.
+        """
+        told = await anyio.to_thread.run_sync(watches.store.alert, alert)
+        if told is None:
+            raise ApiError(404, f"there is no alert {alert!r}")
+        return await service.alert_clips.response(told, request.app.state.ending)
+
     @app.get("/v1/streams/{name}/transcript", tags=["watches"], response_model=list[schemas.Caption])
     def transcript(
         name: Name,

@@ -31,7 +31,8 @@ class Watches:
     """The watches of all ``streams``; those of other streams, which a full disk left over, are deleted.
 
     ``place`` tells where a stream is now: the path of its shared state and its frame rate, or None while it is not
-    watched. Watches wait for it then. ``is_live`` tells whether frames of it arrive.
+    watched. Watches wait for it then. ``is_live`` tells whether frames of it arrive, ``is_recorded`` whether they are
+    kept.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class Watches:
         access: AccessRules,
         place: Callable[[str], tuple[str, float] | None],
         is_live: Callable[[str], bool],
+        is_recorded: Callable[[str], bool],
         streams: Sequence[str],
     ):
-        self.store, self._client, self._access, self._place, self._is_live = store, client, access, place, is_live
+        self.store, self._client, self._access = store, client, access
+        self._place, self._is_live, self._is_recorded = place, is_live, is_recorded
         self._lock = threading.RLock()
         with suppress(StoreError):
             store.remove_other_streams(streams)
@@ -246,7 +249,9 @@ class Watches:
             if report.alert is not None:
                 self.alerts += 1
                 body = {"event": watch.spec["event"], "when": watch.spec["when"], **report.alert.to_dict()}
-                self.store.add_alert(watch, report.state, body, report.alert.picture, watch.spec["targets"])
+                recorded = self._is_recorded(watch.stream)
+                picture, targets = report.alert.picture, watch.spec["targets"]
+                self.store.add_alert(watch, report.state, body, picture, targets, recorded)
         if report.alert is not None:
             self.webhooks.wake()
         if changed:

@@ -50,7 +50,8 @@ class Source:
     square. ``pace`` applies to recordings: ``"real"`` plays at the recording's own speed, ``"fast"`` as fast as
     it can be read. ``loop`` restarts a file or folder at its end while stream time continues. ``transport`` is
     RTSP's, ``"tcp"`` or ``"udp"``. ``begin`` is where to start in a recording, in seconds. ``rules`` limit what
-    the source may reach (None: anything) and apply to every connection and file that it leads to.
+    the source may reach (None: anything) and apply to every connection and file that it leads to. ``record`` is whether
+    a server that records streams keeps its frames.
 
     A source need not exist (any more); use ``checked`` for names that a user has just entered.
     """
@@ -63,6 +64,7 @@ class Source:
     transport: str = "tcp"
     begin: float = 0.0
     rules: SourceRules | None = None
+    record: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.fps <= 120:

@@ -2,7 +2,7 @@
 import { call, streamPath } from "/page/api.js";
 import { openDelete } from "/page/dialogs.js";
 import { $, calmly, clock, count, el, reconcile, setText } from "/page/dom.js";
-import { showMoment } from "/page/stage.js";
+import { showClip, showMoment } from "/page/stage.js";
 
 const PAGE = 20;
 const WHEN = { starts: "when it starts", ends: "when it ends", every: "when it starts and ends", lasts: "while it lasts" };
@@ -144,14 +144,37 @@ function createAlert(alert) {
     picture.src = url;
     button.onclick = () => {
       showMoment(url, about, false);
-      $("stage").scrollIntoView({ block: "nearest", behavior: calmly() });
+      scrollToStage();
     };
   });
+  const play = alert.clip ? el("button", { type: "button", class: "small play", "aria-label": `Play ${about}` }, "Play") : null;
+  if (play) play.onclick = () => playClip(play, alert, about);
   return el("li", {}, button, el("div", { class: "about" },
     el("p", {}, el("b", {}, alert.event), " ", el("span", { class: "what" }, STATES[alert.state])),
     el("p", { class: "quiet" }, `${clock(alert.time)} · ${dayAndTime(alert.clock)}`),
-    alert.sentence ? el("p", { class: "said" }, alert.sentence) : null));
+    alert.sentence ? el("p", { class: "said" }, alert.sentence) : null, play));
 }
+
+// Fetches an alert's clip, for which the server may have to wait, and plays it unless another stream is shown by then.
+async function playClip(button, alert, about) {
+  if (button.ariaBusy) return;
+  button.ariaBusy = "true";
+  setText(button, "Getting it…");
+  setText($("alerts-error"), "");
+  try {
+    const clip = await call(alert.clip, { blob: true });
+    if (!button.isConnected) return;
+    showClip(URL.createObjectURL(clip), about);
+    scrollToStage();
+  } catch (error) {
+    if (button.isConnected) setText($("alerts-error"), error.message);
+  } finally {
+    button.ariaBusy = null;
+    setText(button, "Play");
+  }
+}
+
+const scrollToStage = () => $("stage").scrollIntoView({ block: "nearest", behavior: calmly() });
 
 // The address of an alert's picture; null if it has none any more.
 function load(id) {

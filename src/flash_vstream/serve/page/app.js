@@ -83,7 +83,7 @@ function drawStream(stream) {
   if (stream.time === null || stream.state !== "live") setText($("clock"), clock(stream.time));
   setText($("source"), stream.source);
   setText($("trouble"), stream.error && stream.state !== "live" ? stream.error : "");
-  setText($("summary"), `${count(stream.fps, "frame")} a second · ${stream.kept.toLocaleString("en")} remembered · ${stream.skipped.toLocaleString("en")} skipped`);
+  setText($("summary"), `${count(stream.fps, "frame")} a second · ${stream.kept.toLocaleString("en")} remembered · ${stream.skipped.toLocaleString("en")} skipped${stream.recorded ? " · recorded" : ""}`);
   const ms = (seconds) => (seconds === null ? "–" : `${Math.round(1000 * seconds)} ms`);
   const facts = [
     ["Behind the source", stream.state === "live" && stream.lag !== null ? `${stream.lag.toFixed(1)} s` : "–"],

@@ -60,6 +60,7 @@ function draw(blob) {
 // Shows a picture of the past in place of the live one; `about` describes it. An alert's need not be in the memory.
 export function showMoment(url, about, isRemembered = true) {
   cameFrom = document.activeElement;
+  stopClip();
   if (url) $("moment-picture").src = url;
   $("moment-picture").hidden = !url;
   $("moment-none").hidden = Boolean(url);
@@ -70,7 +71,30 @@ export function showMoment(url, about, isRemembered = true) {
   $("stage").classList.add("past");
 }
 
+// Plays an alert's clip in place of the live picture; its address is released afterwards.
+export function showClip(url, about) {
+  showMoment(null, about, false);
+  $("moment-none").hidden = true;
+  const clip = $("moment-clip");
+  clip.setAttribute("aria-label", `Clip: ${about}`);
+  clip.hidden = false;
+  clip.src = url;
+  clip.play().catch(() => {}); // its controls start it where the browser does not
+  $("stage").classList.add("playing");
+}
+
+function stopClip() {
+  const clip = $("moment-clip");
+  if (clip.hidden) return;
+  URL.revokeObjectURL(clip.src);
+  clip.removeAttribute("src");
+  clip.load(); // stops it
+  clip.hidden = true;
+  $("stage").classList.remove("playing");
+}
+
 export function showLive() {
+  stopClip();
   $("moment").hidden = true;
   $("moment-picture").removeAttribute("src");
   $("stage").classList.remove("past");
