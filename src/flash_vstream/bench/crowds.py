@@ -1,5 +1,6 @@
 """Many at once, through the workers of a live server: questions that come together, and streams beside one another."""
 
+import math
 import statistics
 import threading
 import time
@@ -41,13 +42,15 @@ def measure_questions(live: LiveStreams, client: QuestionClient) -> dict[str, fl
     ratios = [_together(client, shared) for _ in range(ROUNDS)]
     late = [_late_comer(client, shared) for _ in range(ROUNDS)]
     answers = _at_once(client, shared, MOST_TOGETHER)
-    ends = [seconds for seconds, answer in answers if answer is not None]
+    ends = [seconds for seconds, reason in answers if reason is None]
+    for reason in {reason for _, reason in answers if reason is not None}:
+        Console(stderr=True).print(f"not answered: {reason}", style="red", markup=False)
     live.remove("still")
     return {
         "together": statistics.median(ratios),
         "late_first_token_seconds": statistics.median(late),
         "answered": len(ends),
-        "unfair": max(ends) / statistics.median(ends),
+        "unfair": max(ends) / statistics.median(ends) if ends else math.inf,
         "fresh_first_token_seconds": _after_a_frame(live, client),
     }
 
@@ -57,7 +60,11 @@ def _together(client: QuestionClient, shared: SharedTensors) -> float:
     for number in range(TOGETHER):
         ask(client, shared, _numbered(number), TOKENS)
     alone = time.monotonic() - started
-    return max(seconds for seconds, _ in _at_once(client, shared, TOGETHER)) / alone
+    ends = _at_once(client, shared, TOGETHER)
+    for _, reason in ends:
+        if reason is not None:
+            raise RuntimeError(reason)
+    return max(seconds for seconds, _ in ends) / alone
 
 
 def _late_comer(client: QuestionClient, shared: SharedTensors) -> float:
@@ -69,16 +76,17 @@ def _late_comer(client: QuestionClient, shared: SharedTensors) -> float:
     return float(answer["first_token_seconds"])
 
 
-def _at_once(client: QuestionClient, shared: SharedTensors, count: int) -> list[tuple[float, dict[str, Any] | None]]:
-    """Ask so many questions at once: each one's seconds to its end, and its answer, None if it failed."""
-    found: list[tuple[float, dict[str, Any] | None]] = []
+def _at_once(client: QuestionClient, shared: SharedTensors, count: int) -> list[tuple[float, str | None]]:
+    """Ask so many questions at once: each one's seconds to its end, and why it was not answered, None if it was."""
+    found: list[tuple[float, str | None]] = []
 
     def one(number: int) -> None:
+        reason = None
         try:
-            answer: dict[str, Any] | None = ask(client, shared, _numbered(number), TOKENS)
-        except RuntimeError:
-            answer = None
-        found.append((time.monotonic() - started, answer))
+            ask(client, shared, _numbered(number), TOKENS)
+        except RuntimeError as error:
+            reason = str(error)
+        found.append((time.monotonic() - started, reason))
 
     threads = [threading.Thread(target=one, args=(number,)) for number in range(count)]
     started = time.monotonic()
