@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def model(tiny):
         """What an engine needs of a model."""
 
         device, dtype, attention_is_chosen, language_model = torch.device("cpu"), torch.float32, False, language
+        config = SimpleNamespace(text_config=text)
 
         def embed(self, ids, features=None):
             return language.get_input_embeddings()(ids)

@@ -13,10 +13,12 @@ SCRIPT = """
 import sys, time
 import psutil
 from flash_vstream.live import fork_server
+from flash_vstream.models.choice import ModelChoice
 
 fork_server.PRELOADED.clear()  # quick
+fork_server.WITH_TRANSFORMERS = "json"
 for _ in range(2):
-    fork_server.ensure_fork_server()
+    fork_server.ensure_fork_server(ModelChoice('nano'))
     print(*sorted(path.name for path in fork_server._sockets.iterdir()), flush=True)
     (running,) = (child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline()))
     running.kill()

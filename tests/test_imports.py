@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flash_vstream.live.fork_server import PRELOADED
+from flash_vstream.live.fork_server import PRELOADED, WITH_TRANSFORMERS
 
 SOURCE = Path(__file__).parent.parent / "src" / "flash_vstream"
 # The packages and modules that each may import from, besides itself and the shared leaves.
@@ -59,7 +59,7 @@ def test_every_room_is_known():
 
 
 def test_the_fork_server_preloads_nothing_from_above():
-    preloaded = {name.split(".")[1] for name in PRELOADED}
+    preloaded = {name.split(".")[1] for name in (*PRELOADED, WITH_TRANSFORMERS)}
     assert preloaded <= ALLOWED["live"] | {"live"}
 
 
@@ -73,4 +73,9 @@ def test_memory_knows_tensors_only():
 
 def test_import_is_quick():
     code = "import sys, flash_vstream; assert 'torch' not in sys.modules; assert 'FlashVStream' in dir(flash_vstream)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_only_watches_and_answers_imports_no_transformers():
+    code = "import sys, flash_vstream.serve.app, flash_vstream.live.engine; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

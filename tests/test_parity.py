@@ -12,7 +12,8 @@ import torch
 from flash_vstream.memory import StarConfig, abstract_memory, pool_grid
 from flash_vstream.memory.release import REDUCERS, ReleaseMemory, kmeans_feature
 from flash_vstream.models.image_processing import FrameProcessor
-from flash_vstream.models.processing import FlashVStreamProcessor, pad_rows
+from flash_vstream.models.processing import FlashVStreamProcessor
+from flash_vstream.models.prompt_layout import pad_rows
 from flash_vstream.models.prompts import TEMPLATES, layout
 from helpers.goldens import EVERY, GOLDENS, close
 from helpers.models import char_tokenizer

@@ -10,7 +10,8 @@ from flash_vstream.errors import UserError
 from flash_vstream.models import catalog, hub
 from flash_vstream.models.engines.base import CHUNK_TOKENS
 from flash_vstream.models.generation import cut
-from flash_vstream.models.processing import FlashVStreamProcessor, Typed
+from flash_vstream.models.processing import FlashVStreamProcessor
+from flash_vstream.models.prompt_layout import Typed
 from flash_vstream.models.prompt_limit import PromptLimit, PromptTooLongError
 
 HOSTILE = (

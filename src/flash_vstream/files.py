@@ -59,3 +59,16 @@ def file_sha256(path: str | Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def folder_state(folder: Path) -> list[str]:
+    """What changes when files of a folder do: its path, and its files' sizes and modification times."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [str(folder.resolve()), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
+
+
+def remove_oldest(parent: Path, kept: int) -> None:
+    """Remove all but the newest ``kept`` folders in ``parent``."""
+    folders = sorted((path for path in parent.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
+    for folder in folders[:-kept]:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -3,6 +3,7 @@
 ``FlashVStream`` holds a model's weights; a ``Stream`` holds the memory of one stream.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -19,17 +20,19 @@ from safetensors import SafetensorError, safe_open
 from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, pool_grid
 from flash_vstream.memory.frames import FrameMemory
-from flash_vstream.models import FlashVStreamProcessor, hub
+from flash_vstream.models import light
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.engines import Engine, PyTorchEngine, fastest_engine, speed_up_vision
 from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
-from flash_vstream.models.interface import Memory
-from flash_vstream.models.processing import pad_rows
+from flash_vstream.models.interface import Memory, StreamProcessor
+from flash_vstream.models.kept import folder_of
+from flash_vstream.models.prompt_layout import pad_rows
 from flash_vstream.video.pictures import LOCAL_FORMATS, decode_picture
 
 if TYPE_CHECKING:  # frames can be encoded without FFmpeg
     from flash_vstream.video import Frame
 
+log = logging.getLogger("flash_vstream.models")
 Picture = np.ndarray | Image.Image
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 
@@ -80,7 +83,7 @@ class FlashVStream:
     def __init__(
         self,
         model: Any,
-        processor: FlashVStreamProcessor,
+        processor: StreamProcessor,
         memory: str = "star",
         as_is: bool = True,
         language_engine: str | None = None,
@@ -95,6 +98,8 @@ class FlashVStream:
         self.memory = memory
         self._as_is = as_is
         self._language_engine = language_engine
+        self._kept_from: ModelChoice | None = None
+        """The choice by which ``for_answers`` loaded the model."""
 
     @cached_property
     def generator(self) -> AnswerGenerator:
@@ -105,8 +110,26 @@ class FlashVStream:
             url = self._language_engine.removeprefix("vllm=")
             engine: Engine = VllmEngine(self.model, url, self.processor.stop_ids)
         else:
-            engine = PyTorchEngine(self.model) if self._as_is else fastest_engine(self.model)
+            engine = PyTorchEngine(self.model) if self._as_is else self._fastest_engine()
         return AnswerGenerator(self.model, self.processor, engine)
+
+    def _fastest_engine(self) -> Engine:
+        """The fastest engine; what was made for it is kept if the pipeline is one ``for_answers``."""
+        choice = self._kept_from
+        try:
+            engine = fastest_engine(self.model)
+        except RuntimeError as error:
+            if choice is None or not isinstance(self.model, light.LightModel):
+                raise
+            from flash_vstream.models import hub
+
+            log.warning("what is kept of %s cannot be used (%s)", choice.name, error)
+            self.model, self.processor = hub.load(choice)
+            engine = fastest_engine(self.model)
+        graph = getattr(engine, "graph_file", None)
+        if choice is not None and graph is not None and light.can_be_light(choice) and (folder := folder_of(choice)):
+            light.keep(folder, self.model, self.processor, graph)
+        return engine
 
     @classmethod
     def from_pretrained(
@@ -120,9 +143,36 @@ class FlashVStream:
         weights unless ``dtype`` or a choice says how it shall run. Raises ``UserError`` if there is no such model or
         its files are damaged.
         """
+        from flash_vstream.models import hub
+
         choice = ModelChoice.of(name)
         as_is = any(value is not None for value in (dtype, choice.dtype, choice.attn, choice.bits))
         return cls(*hub.load(choice, device, dtype), choice.memory, as_is, choice.language_engine)
+
+    @classmethod
+    def for_answers(cls, name: str | ModelChoice = "nano") -> "FlashVStream":
+        """Load a model for a program that only watches and answers; otherwise as ``from_pretrained``.
+
+        A model like nano that has run in OpenVINO before is loaded in a fraction of the time, as a ``LightModel``
+        instead of one of Transformers.
+        """
+        choice = ModelChoice.of(name)
+        if (found := light.load(choice)) is not None:
+            pipeline = cls(*found, choice.memory, as_is=False)
+        else:
+            from flash_vstream.models import hub
+
+            hub.silence_transformers()
+            pipeline = cls.from_pretrained(choice)
+        pipeline._kept_from = choice
+        return pipeline
+
+    def prepare_answers(self) -> None:
+        """Prepare the language model before it is needed: a ``LightModel``'s in the background, another's at once."""
+        if isinstance(self.model, light.LightModel):
+            self.model.start_compiling()
+        else:
+            _ = self.generator
 
     def encode(self, frames: Sequence[Picture] | np.ndarray) -> torch.Tensor:
         """Feature maps ``[T, P², D]`` of T RGB frames of any size (``[H, W, 3]`` uint8 or PIL pictures)."""

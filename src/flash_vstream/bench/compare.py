@@ -9,9 +9,8 @@ import json
 import shutil
 import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,22 @@ import torch
 from rich.console import Console
 
 from flash_vstream.bench.agreement import measure_agreement
+from flash_vstream.bench.crowds import MOST_TOGETHER, TOGETHER, measure_questions, measure_streams
+from flash_vstream.bench.live import workers
+from flash_vstream.bench.offline import bench_memory, longterm_milliseconds
+from flash_vstream.bench.starts import first_word_seconds, help_seconds, ready_seconds
 from flash_vstream.errors import UserError
 from flash_vstream.pipeline import FlashVStream, Stream
+from flash_vstream.sample_clips import CLIPS
+from flash_vstream.video import read_frames
+from flash_vstream.wheels import fetch
 
 ROUNDS = 5
 TOKENS = 48
 """Tokens that each side generates in a turn."""
-TOGETHER = 20
-"""Questions that are asked at once."""
+MEMORY_FRAMES = 10_000
+STREAM_SECONDS = 20.0
+"""How long each number of streams is watched."""
 QUESTION = "Tell me everything that you have seen so far, from the first scene to the last."
 PEER = Path("node_modules") / "node-llama-cpp"
 _LLAMA_CPP = Path(__file__).with_name("llama_cpp.mjs")
@@ -36,59 +43,113 @@ _LLAMA_CPP = Path(__file__).with_name("llama_cpp.mjs")
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured ``value`` and its ``target``, which it should reach, or stay below if ``at_most``."""
+    """A measured ``value`` and its ``target``, which it should reach, or stay below if ``at_most``; None for none."""
 
     name: str
     value: float
-    target: float
-    at_most: bool
+    target: float | None = None
+    at_most: bool = True
 
     @property
-    def met(self) -> bool:
+    def met(self) -> bool | None:
         """Whether the target is met."""
+        if self.target is None:
+            return None
         return self.value <= self.target if self.at_most else self.value >= self.target
+
+    def __str__(self) -> str:
+        if self.target is None:
+            return f"{self.name}: {self.value:.3g}"
+        bound = f"at {'most' if self.at_most else 'least'} {self.target:g}"
+        return f"{self.name}: {self.value:.3g} ({bound}: {'met' if self.met else 'missed'})"
 
 
 def run_compare(rounds: int = ROUNDS) -> None:
-    """Measure nano and llama.cpp in turns; prints a table, and JSON as the last line on stdout.
+    """Measure nano and llama.cpp in turns, then what else of nano has a target.
 
-    Raises ``UserError`` if node-llama-cpp is not installed in the current folder.
+    Prints each figure as it is found, and JSON as the last line on stdout. Raises ``UserError`` if node-llama-cpp is
+    not installed in the current folder.
     """
-    from flash_vstream.models.hub import pull
-    from flash_vstream.models.nano import LANGUAGE
-    from flash_vstream.wheels import fetch
+    from flash_vstream.models.hub import pull, silence_transformers
 
     node = find_peer(Path.cwd())
+    silence_transformers()
     pull("nano")
-    (gguf,) = fetch([LANGUAGE], lambda _: None)
     pipeline = FlashVStream.from_pretrained("nano")
-    stream = _filled_stream(pipeline)
-    threads = torch.get_num_threads()
-    ours: list[dict[str, float]] = []
-    theirs: list[dict[str, float]] = []
-    for _ in range(rounds):
-        ours.append(_answer(pipeline, stream))
-        theirs.append(run_peer(node, gguf, threads, int(ours[-1]["prompt_tokens"]), TOKENS))
-    pairs = list(zip(ours, theirs, strict=True))
-    agreement = measure_agreement(pipeline)
-    figures = [
-        Figure("tokens/s, of llama.cpp's", _median(a["rate"] / b["rate"] for a, b in pairs), 0.6, False),
-        Figure("cold first token, of llama.cpp's", _median(a["first"] / b["first"] for a, b in pairs), 1.2, True),
-        Figure("first token when the memory was read ahead (s)", _warm_first_token(pipeline, stream), 0.05, True),
-        Figure(f"{TOGETHER} questions at once, of one after another", _together(pipeline, stream), 0.35, True),
-        Figure("encoding, one frame at a time (frames/s)", _encoding(pipeline, 1), 100, False),
-        Figure("encoding, 16 frames at a time (frames/s)", _encoding(pipeline, 16), 200, False),
-        Figure("differing answers lose (nats a token)", agreement["lost"], 0.05, True),
-        Figure("flash-vstream --help (s)", _help_seconds(), 0.3, True),
-    ]
     console = Console(stderr=True)
-    console.print(f"engine {pipeline.generator.engine.name}, {threads} threads, medians of {rounds} rounds")
-    for figure in figures:
-        bound = f"at {'most' if figure.at_most else 'least'} {figure.target:g}"
-        console.print(f"  {figure.name}: {figure.value:.3g} ({bound}: {'met' if figure.met else 'missed'})")
-    console.print(f"  {agreement['equal']:.0%} of {agreement['answers']} answers are those of PyTorch in float32")
-    report = {"engine": pipeline.generator.engine.name, "threads": threads, "rounds": rounds, "agreement": agreement}
-    print(json.dumps(report | {"figures": [asdict(figure) | {"met": figure.met} for figure in figures]}))
+    engine, threads = pipeline.generator.engine.name, torch.get_num_threads()
+    console.print(f"engine {engine}, {threads} threads, medians of {rounds} rounds")
+    figures = []
+    parts: tuple[Callable[[], Iterable[Figure]], ...] = (
+        lambda: _beside_llama_cpp(pipeline, node, rounds),
+        lambda: _alone(pipeline),
+        _memory,
+        _starts,
+        _crowds,
+    )
+    for part in parts:
+        for figure in part():
+            console.print(f"  {figure}")
+            figures.append(asdict(figure) | {"met": figure.met})
+    agreement = measure_agreement(pipeline)
+    lost = Figure("differing answers lose (nats a token)", agreement["lost"], 0.05)
+    console.print(f"  {lost}; {agreement['equal']:.0%} of {agreement['answers']} answers are PyTorch's in float32")
+    figures.append(asdict(lost) | {"met": lost.met})
+    report = {"engine": engine, "threads": threads, "rounds": rounds, "agreement": agreement, "figures": figures}
+    print(json.dumps(report))
+
+
+def _beside_llama_cpp(pipeline: FlashVStream, node: str, rounds: int) -> Iterator[Figure]:
+    from flash_vstream.models.nano import LANGUAGE
+
+    (gguf,) = fetch([LANGUAGE], lambda _: None)
+    stream, threads = _filled_stream(pipeline), torch.get_num_threads()
+    pairs: list[tuple[dict[str, float], dict[str, float]]] = []
+    for _ in range(rounds):
+        ours = _answer(pipeline, stream)
+        pairs.append((ours, run_peer(node, gguf, threads, int(ours["prompt_tokens"]), TOKENS)))
+    yield Figure("tokens/s, of llama.cpp's", _median(a["rate"] / b["rate"] for a, b in pairs), 0.6, at_most=False)
+    yield Figure("cold first token, of llama.cpp's", _median(a["first"] / b["first"] for a, b in pairs), 1.2)
+    for side, name in ((0, "nano"), (1, "llama.cpp")):
+        yield Figure(f"tokens/s, {name}", _median(pair[side]["rate"] for pair in pairs))
+        yield Figure(f"cold first token, {name} (s)", _median(pair[side]["first"] for pair in pairs))
+
+
+def _alone(pipeline: FlashVStream) -> Iterator[Figure]:
+    warm = _warm_first_token(pipeline, _filled_stream(pipeline))
+    yield Figure("first token when the memory was read ahead (s)", warm, 0.05)
+    single, batch = _encoding(pipeline, 1), _encoding(pipeline, 16)
+    yield Figure("encoding, one frame at a time (frames/s)", single, 100, at_most=False)
+    yield Figure("encoding, 16 frames at a time (frames/s)", batch, 200, at_most=False)
+    yield Figure("decoding, scaling and cropping a frame, of encoding one", _preparing(pipeline) * single, 1.0)
+
+
+def _memory() -> Iterator[Figure]:
+    found = bench_memory(MEMORY_FRAMES)
+    newest = list(found["ms_per_frame_at"].values())[-1]
+    yield Figure("memory update, of the bytes limit", newest / found["limit_ms_bytes_moved_over_bandwidth"], 1.2)
+    yield Figure(f"memory update at frame {MEMORY_FRAMES:,}, of frame 300", found["late_over_early"], 1.1)
+    yield Figure("long-term memory of 512 (ms/frame)", longterm_milliseconds(), 1.0)
+
+
+def _starts() -> Iterator[Figure]:
+    clip = fetch(list(CLIPS))[0]
+    first_word_seconds(clip)  # what is compiled once
+    yield Figure("flash-vstream --help (s)", _median(help_seconds() for _ in range(ROUNDS)), 0.3)
+    yield Figure("flash-vstream ask, to the first word (s)", _median(first_word_seconds(clip) for _ in range(3)), 3.0)
+    yield Figure("flash-vstream serve, until it is ready (s)", _median(ready_seconds() for _ in range(3)), 3.0)
+
+
+def _crowds() -> Iterator[Figure]:
+    with workers("nano") as (live, client):
+        found = measure_questions(live, client)
+        yield Figure("first token right after a new frame (s)", found["fresh_first_token_seconds"], 0.05)
+        yield Figure(f"{TOGETHER} questions at once, of one after another", found["together"], 0.35)
+        yield Figure("first token of a late-comer (s)", found["late_first_token_seconds"], 0.5)
+        yield Figure(f"answered of {MOST_TOGETHER} at once", found["answered"], MOST_TOGETHER, at_most=False)
+        yield Figure("slowest of them, of the median", found["unfair"])
+        streams = measure_streams(live, client, STREAM_SECONDS)
+        yield Figure("most streams at 1 frame/s with lag p95 of at most 1 s", streams["most"])
 
 
 def find_peer(folder: Path) -> str:
@@ -138,26 +199,6 @@ def _warm_first_token(pipeline: FlashVStream, stream: Stream) -> float:
     return _median(answer.first_token_seconds or 0.0 for answer in answers)
 
 
-def _together(pipeline: FlashVStream, stream: Stream) -> float:
-    """The time of questions that are asked at once, as a share of their times one after another."""
-    generator = pipeline.generator
-    prefix = generator.read(stream.snapshot())
-    questions = [f"{QUESTION} Begin with scene {number}." for number in range(TOGETHER)]
-
-    def alone() -> None:
-        for question in questions:
-            generator.ask(prefix, question, max_new_tokens=TOKENS).finish()
-
-    def at_once() -> None:
-        answers = [generator.ask(prefix, question, max_new_tokens=TOKENS) for question in questions]
-        for answer in answers:
-            generator.begin(answer)
-        while still := [answer for answer in answers if generator.is_open(answer)]:
-            generator.advance(still)
-
-    return _median(_seconds(at_once) / _seconds(alone) for _ in range(2))
-
-
 def _encoding(pipeline: FlashVStream, batch: int) -> float:
     """Frames per second through the vision tower, without what prepares their pixels."""
     size = pipeline.processor.image_processor.size
@@ -167,9 +208,17 @@ def _encoding(pipeline: FlashVStream, batch: int) -> float:
     return batch / _median(_seconds(lambda: pipeline.model.encode(pixels)) for _ in range(20))
 
 
-def _help_seconds() -> float:
-    command = [sys.executable, "-m", "flash_vstream", "--help"]
-    return _median(_seconds(lambda: subprocess.run(command, capture_output=True, check=True)) for _ in range(ROUNDS))
+def _preparing(pipeline: FlashVStream) -> float:
+    """Seconds to decode a frame of a clip, to scale and to crop it, and to make it pixels."""
+    processor = pipeline.processor.image_processor
+    clip = fetch(list(CLIPS))[0]
+
+    def prepare() -> int:
+        frames = [processor.pixels(frame.image[None]) for frame in read_frames(clip, None, processor.size)]
+        return len(frames)
+
+    count = prepare()
+    return _median(_seconds(prepare) for _ in range(3)) / count
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -27,7 +27,7 @@ SOAK_PAUSE_SECONDS = 1.0
 
 
 @contextmanager
-def _workers(model: str) -> Iterator[tuple[LiveStreams, QuestionClient]]:
+def workers(model: str) -> Iterator[tuple[LiveStreams, QuestionClient]]:
     """Both workers of a model, which is fetched first if necessary."""
     with Console(stderr=True).status(f"loading {model}") as status:
         fetch_model(model, status.update)
@@ -39,11 +39,12 @@ def _workers(model: str) -> Iterator[tuple[LiveStreams, QuestionClient]]:
             question_client.close()
 
 
-def _clip(number: int, fps: float, pace: str = "real") -> Source:
+def clip(number: int, fps: float, pace: str = "real") -> Source:
+    """A sample clip in a loop."""
     return Source(str(fetch(list(CLIPS))[number % len(CLIPS)]), fps, loop=True, pace=pace)
 
 
-def _shown_state(live: LiveStreams, name: str) -> SharedTensors:
+def shown_state(live: LiveStreams, name: str) -> SharedTensors:
     """Wait for a stream's first frame; returns its shared state."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -53,9 +54,10 @@ def _shown_state(live: LiveStreams, name: str) -> SharedTensors:
     raise TimeoutError(f"no frame of {name} came within 60 s")
 
 
-def _ask(
+def ask(
     question_client: QuestionClient, shared: SharedTensors, question: str = QUESTION, most: int = 40
 ) -> dict[str, Any]:
+    """Ask, and return the whole answer; raises ``RuntimeError`` if there is none."""
     for event in question_client.ask(shared.path, question, (), most):
         if event.kind != "text":
             break
@@ -66,7 +68,7 @@ def _ask(
 
 def bench_live(seconds: float, model: str) -> dict[str, Any]:
     """One stream with questions, eight streams, answering while watching, twenty questions at once."""
-    with _workers(model) as (live, question_client):
+    with workers(model) as (live, question_client):
         return {
             "one_stream": _one_stream(live, question_client, seconds),
             "eight_streams": _eight_streams(live, min(seconds, 60.0)),
@@ -76,9 +78,9 @@ def bench_live(seconds: float, model: str) -> dict[str, Any]:
 
 def _one_stream(live: LiveStreams, question_client: QuestionClient, seconds: float) -> dict[str, Any]:
     """Two frames a second and a question every five seconds."""
-    live.add("one", _clip(0, 2.0))
-    shared = _shown_state(live, "one")
-    _ask(question_client, shared)
+    live.add("one", clip(0, 2.0))
+    shared = shown_state(live, "one")
+    ask(question_client, shared)
     time.sleep(SETTLE_SECONDS)
     lags: list[float] = []
     stop = threading.Event()
@@ -94,7 +96,7 @@ def _one_stream(live: LiveStreams, question_client: QuestionClient, seconds: flo
     answers = []
     for i in track(range(int(seconds / 5)), "asking every 5 s", console=Console(stderr=True)):
         time.sleep(max(0.0, started + 5 * i - time.monotonic()))
-        answers.append(_ask(question_client, shared))
+        answers.append(ask(question_client, shared))
     stop.set()
     sampler.join()
     after = live.status("one")
@@ -105,8 +107,8 @@ def _one_stream(live: LiveStreams, question_client: QuestionClient, seconds: flo
     return {
         "seconds": round(time.monotonic() - started, 1),
         "questions": len(answers),
-        "lag_p95_seconds": _percentile(lags, 0.95),
-        "first_token_p95_seconds": _percentile(firsts, 0.95),
+        "lag_p95_seconds": percentile(lags, 0.95),
+        "first_token_p95_seconds": percentile(firsts, 0.95),
         "first_token_warm_median_seconds": statistics.median(warm) if warm else None,
         "first_token_fresh_median_seconds": statistics.median(fresh) if fresh else None,
         "warm_share": len(warm) / len(answers),
@@ -120,9 +122,9 @@ def _eight_streams(live: LiveStreams, seconds: float) -> dict[str, Any]:
     """Eight streams at one frame a second each."""
     names = [f"eight-{i}" for i in range(8)]
     for i, name in enumerate(names):
-        live.add(name, _clip(i, 1.0))
+        live.add(name, clip(i, 1.0))
     for name in names:
-        _shown_state(live, name)
+        shown_state(live, name)
     time.sleep(SETTLE_SECONDS)
     before = {name: live.status(name) for name in names}
     lags: list[float] = []
@@ -136,7 +138,7 @@ def _eight_streams(live: LiveStreams, seconds: float) -> dict[str, Any]:
     kept = [after[name].kept - before[name].kept for name in names]
     return {
         "seconds": seconds,
-        "lag_p95_seconds": _percentile(lags, 0.95),
+        "lag_p95_seconds": percentile(lags, 0.95),
         "frames_skipped": sum(after[name].skipped - before[name].skipped for name in names),
         "slowest_frames_per_second": min(kept) / seconds,
     }
@@ -145,18 +147,18 @@ def _eight_streams(live: LiveStreams, seconds: float) -> dict[str, Any]:
 def _beside(live: LiveStreams, question_client: QuestionClient) -> dict[str, Any]:
     """Time a question with no stream being watched and with one, and 20 questions one by one and concurrently."""
     live.add("still", Source(str(fetch(list(CLIPS))[0]), 2.0, pace="fast"))
-    shared = _shown_state(live, "still")
+    shared = shown_state(live, "still")
     while live.status("still").state != "ended":
         time.sleep(0.05)
-    _timed(lambda: _ask(question_client, shared, LONG_QUESTION))
-    alone = statistics.median(_timed(lambda: _ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
-    live.add("beside", _clip(1, 2.0))
-    _shown_state(live, "beside")
-    watching = statistics.median(_timed(lambda: _ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
+    _timed(lambda: ask(question_client, shared, LONG_QUESTION))
+    alone = statistics.median(_timed(lambda: ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
+    live.add("beside", clip(1, 2.0))
+    shown_state(live, "beside")
+    watching = statistics.median(_timed(lambda: ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
     live.remove("beside")
     questions = [f"{QUESTION} ({i})" for i in range(20)]
-    singles = sum(_timed(lambda q=q: _ask(question_client, shared, q)) for q in questions)  # type: ignore[misc]
-    threads = [threading.Thread(target=_ask, args=(question_client, shared, q)) for q in questions]
+    singles = sum(_timed(lambda q=q: ask(question_client, shared, q)) for q in questions)  # type: ignore[misc]
+    threads = [threading.Thread(target=ask, args=(question_client, shared, q)) for q in questions]
 
     def all_at_once() -> None:
         for thread in threads:
@@ -180,7 +182,8 @@ def _timed(work: Callable[[], Any]) -> float:
     return time.monotonic() - started
 
 
-def _percentile(values: list[float], part: float) -> float:
+def percentile(values: list[float], part: float) -> float:
+    """The value that a ``part`` of ``values`` stays below."""
     return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
@@ -190,9 +193,9 @@ def bench_soak(frames: int, model: str) -> dict[str, Any]:
     Memory is sampled with every question after a warm-up of a tenth of the frames (at most 5,000). Growth compares
     the medians of the first and last tenth of the samples, since a reader's memory varies by 2%.
     """
-    with _workers(model) as (live, question_client):
-        live.add("soak", _clip(1, 30.0, "fast"))
-        shared = _shown_state(live, "soak")
+    with workers(model) as (live, question_client):
+        live.add("soak", clip(1, 30.0, "fast"))
+        shared = shown_state(live, "soak")
         warm = min(5000, frames // 10)
         sizes: list[dict[str, int]] = []
         rates: list[float] = []
@@ -200,7 +203,7 @@ def bench_soak(frames: int, model: str) -> dict[str, Any]:
         questions, mark, marked = 0, time.monotonic(), 0
         with Console(stderr=True).status("soaking") as status:
             while (done := live.status("soak")).kept < frames:
-                _ask(question_client, shared, most=12)
+                ask(question_client, shared, most=12)
                 time.sleep(SOAK_PAUSE_SECONDS)
                 questions += 1
                 writes.append(done.write_seconds or 0.0)

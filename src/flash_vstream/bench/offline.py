@@ -14,6 +14,7 @@ from rich.progress import track
 
 from flash_vstream.errors import UserError
 from flash_vstream.memory import SemanticAttention, StarConfig, StarMemory
+from flash_vstream.memory.temporal import ClusterMemory
 
 WINDOW = 200
 """Frames per reported median."""
@@ -35,7 +36,7 @@ def run_bench(what: str, frames: int, seconds: float, model: str = "nano") -> No
     }
     if what not in (*benches, "all"):
         raise UserError(
-            f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency, gpu, compare or all"
+            f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency, gpu, compare, agreement or all"
         )
     if frames < 4 * WINDOW:
         raise UserError(f"--frames must be at least {4 * WINDOW} to compare early frames with late ones")
@@ -87,6 +88,24 @@ def bench_memory(frames: int) -> dict[str, Any]:
             "frames": frames,
             "threads": 1,
         }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def longterm_milliseconds(slots: int = 512, channels: int = 1280, frames: int = 1200) -> float:
+    """The median time of a frame that is merged into a full long-term memory of nano's sizes, in one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        torch.manual_seed(0)
+        memory = ClusterMemory(slots, 1, 2, channels, torch.float16)
+        scenes = torch.randn(64, 16, channels)
+        durations = []
+        for i in range(frames):
+            started = time.perf_counter()
+            memory.merge_in(scenes[i * 7919 % 64], float(i), i)
+            durations.append(time.perf_counter() - started)
+        return 1000 * statistics.median(durations[-WINDOW:])
     finally:
         torch.set_num_threads(threads)
 

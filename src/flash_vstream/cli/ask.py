@@ -57,9 +57,11 @@ def ask_file(
         raise UserError(f"--at {times[-1]:g}s lies after the end of {video} ({info.duration:.1f} s)")
     pipeline = load_pipeline(model)
     from flash_vstream.models.generation import MAX_NEW_TOKENS
+    from flash_vstream.models.prompt_limit import PromptLimit
 
+    limit = PromptLimit(pipeline.model.config, pipeline.processor)
     for question in questions:  # fail before the video is watched
-        pipeline.generator.prompt_limit.check(question, (), MAX_NEW_TOKENS)
+        limit.check(question, (), MAX_NEW_TOKENS)
     frames = read_frames(video, fps, pipeline.processor.image_processor.size, times[-1] if times else None)
     moments: list[float | None] = [*times] or [None]
     schedule = [(moment, questions) for moment in moments]

@@ -9,11 +9,15 @@ import typer
 
 from flash_vstream.cli.options import Device, Model
 from flash_vstream.cli.terminal import clean_end_on_signals
+from flash_vstream.errors import UserError
 
 
 def bench(
     what: Annotated[
-        str, typer.Argument(help="memory, nano, all (both), live, soak, efficiency, gpu, compare, chaos, load, scale.")
+        str,
+        typer.Argument(
+            help="memory, nano, all (both), live, soak, efficiency, gpu, compare, agreement, chaos, load, scale."
+        ),
     ] = "all",
     frames: Annotated[
         int, typer.Option("--frames", help="Frames written by memory and soak; the maximum for efficiency and gpu.")
@@ -31,6 +35,10 @@ def bench(
     streams: Annotated[int, typer.Option("--streams", min=1, help="How many streams load creates.")] = 4,
     fps: Annotated[float, typer.Option("--fps", help="Frames per second of each of them.")] = 1.0,
     rate: Annotated[float, typer.Option("--rate", help="Questions a second that load asks.")] = 0.5,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Annotated pictures for agreement, as for eval pictures.")
+    ] = None,
+    pictures: Annotated[int, typer.Option("--pictures", min=1, help="How many of them agreement asks about.")] = 20,
     device: Device = None,
 ) -> None:
     """Measure speed and memory, or (chaos) what a server survives; the last line on stdout is JSON.
@@ -38,6 +46,7 @@ def bench(
     load needs a running server, which may watch the demo's clips: serve --allow-folder ~/.cache/flash-vstream.
     scale says what 100, 10,000 and a million streams need, from what one costs here.
     compare runs llama.cpp beside nano; it needs `npm install node-llama-cpp` in the current folder.
+    agreement asks the default engine and PyTorch in float32 the same questions about annotated pictures.
     chaos starts a server of its own and exits with code 1 if a promise of docs/reliability.md was broken.
     """
     if what == "chaos":
@@ -69,6 +78,13 @@ def bench(
         from flash_vstream.bench.compare import run_compare
 
         run_compare()
+        return
+    if what == "agreement":
+        from flash_vstream.bench.agreement import run_agreement
+
+        if data is None:
+            raise UserError("bench agreement needs --data FOLDER with annotated pictures, as for eval pictures")
+        run_agreement(data, pictures, model)
         return
     if what == "efficiency":
         from flash_vstream.bench.efficiency import run_efficiency

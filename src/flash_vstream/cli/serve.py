@@ -92,20 +92,23 @@ def serve(
 
     most_connections = connection_limit()  # before any process starts, since processes inherit it
     if engine == "local":
-        ensure_fork_server()
+        ensure_fork_server(choice)
     from flash_vstream.serve.logging import log_to_stderr
 
     named = command_line_streams(stream or [], fps)
     listener = listen(host, port)
     log_to_stderr(log_requests)
 
-    from flash_vstream.models.hub import fetch_model, silence_transformers
+    from flash_vstream.models.kept import kept_folder
     from flash_vstream.serve.service import Limits, Service
 
-    silence_transformers()
     with listener, clean_end_on_signals():
         with Console(stderr=True).status(f"loading {model}") as status:
-            fetch_model(model, status.update)
+            if kept_folder(choice) is None:
+                from flash_vstream.models.hub import fetch_model, silence_transformers
+
+                silence_transformers()
+                fetch_model(model, status.update)
             each = Limits()  # of a worker
             limits = replace(
                 each,

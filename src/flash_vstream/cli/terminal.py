@@ -20,13 +20,19 @@ SHOWN_EVIDENCE = 4
 
 def load_pipeline(model: "str | ModelChoice") -> "FlashVStream":
     """Load a pipeline by model name, folder or hub id, with a status line on stderr meanwhile."""
-    from flash_vstream.models.hub import fetch_model, silence_transformers
+    from flash_vstream.models.choice import ModelChoice
+    from flash_vstream.models.kept import kept_folder
     from flash_vstream.pipeline import FlashVStream
 
-    silence_transformers()  # the status line is enough
     with Console(stderr=True).status(f"loading {model}") as status:
-        fetch_model(str(model), status.update)
-        return FlashVStream.from_pretrained(model)
+        if kept_folder(ModelChoice.of(model)) is None:
+            from flash_vstream.models.hub import fetch_model, silence_transformers
+
+            silence_transformers()  # the status line is enough
+            fetch_model(str(model), status.update)
+        pipeline = FlashVStream.for_answers(model)
+        pipeline.prepare_answers()
+        return pipeline
 
 
 def describe_evidence(answer: "Answer") -> str:

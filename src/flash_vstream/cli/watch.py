@@ -126,7 +126,7 @@ def watch_source(
         path = _pump_stdin(Path(folder)) if piped else source_name
         source = Source(path, fps, pace="fast" if fast else "real", loop=loop, transport=transport).checked()
         with interrupts_wait():  # a library that is interrupted while it is imported may abort the process
-            ensure_fork_server()
+            ensure_fork_server(ModelChoice.of(model))
             from flash_vstream.live.streams import LiveStreams
 
             pipeline = load_pipeline(model)

@@ -135,16 +135,22 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def run_pictures(data: Path, model_name: str, split: str, limit: int | None, seed: int) -> dict[str, Any]:
     """Ask about the annotated pictures of a split in ``data`` (pictures, splits, captions, annotations)."""
+    pictures, questions = read_pictures(data, split, limit, seed)
+    rows = ask_pictures(FlashVStream.from_pretrained(model_name), pictures, questions, seed)
+    return {"model": model_name, "split": split, "seed": seed, "scores": summary(rows), "rows": rows}
+
+
+def read_pictures(
+    data: Path, split: str, limit: int | None, seed: int
+) -> tuple[dict[str, Image.Image], PictureQuestions]:
+    """The annotated pictures of a split, at most ``limit`` of them, drawn by ``seed``; raises ``UserError``."""
     annotations = read_annotations(data / "annotations.jsonl")
     keys = [key for key in read_json(data / "splits.json").get(split, ()) if key in annotations]
     if not keys:
         raise UserError(f"{data} has no annotated pictures in a split called {split!r}")
     chosen = set(random.Random(seed).sample(sorted(keys), min(len(keys), limit or len(keys))))
-    pipeline = FlashVStream.from_pretrained(model_name)
     pictures = {key: picture.convert("RGB") for key, picture in pictures_in(data, chosen)}
-    captions = read_json(data / "captions.json")
-    rows = ask_pictures(pipeline, pictures, PictureQuestions(annotations, captions), seed)
-    return {"model": model_name, "split": split, "seed": seed, "scores": summary(rows), "rows": rows}
+    return pictures, PictureQuestions(annotations, read_json(data / "captions.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -9,9 +9,13 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+from flash_vstream.models.choice import ModelChoice
+from flash_vstream.models.kept import kept_folder
 from flash_vstream.video.shared_memory import OwnedFolder
 
-PRELOADED = ["flash_vstream.live.frame_worker", "flash_vstream.live.question_worker", "flash_vstream.models.hub"]
+PRELOADED = ["flash_vstream.live.frame_worker", "flash_vstream.live.question_worker"]
+WITH_TRANSFORMERS = "flash_vstream.models.hub"
+"""Preloaded for models that need it."""
 FOLDER_KIND = ".fvs-fork"
 """Short, since the path of a socket may have only about a hundred characters (``LONGEST_FOLDER`` and what follows)."""
 LONGEST_FOLDER = 68
@@ -22,13 +26,13 @@ _sockets: Path | None = None
 """Where this process's fork servers have their sockets."""
 
 
-def ensure_fork_server() -> ForkServerContext:
-    """Start the fork server unless it is running, and return the context for starting workers.
+def ensure_fork_server(model: ModelChoice) -> ForkServerContext:
+    """Start the fork server unless it is running, and return the context for starting workers with ``model``.
 
     Call it early: the fork server then imports in parallel with the caller.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload([*PRELOADED, *([WITH_TRANSFORMERS] if kept_folder(model) is None else [])])
     with _starting:
         _own_socket_folder()
         resource_tracker.ensure_running()  # first, because starting it unblocks Ctrl-C

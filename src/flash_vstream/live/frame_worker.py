@@ -368,14 +368,11 @@ def run_frame_worker(model: str | ModelChoice, orders: Connection) -> None:
     ``info`` holds the frames' side in pixels (``size``), the layout of a stream's shared state (``layout``), and a
     memory's capacity (``memory``, see ``memory_capacity``). If the worker cannot start, it sends the reason instead.
     """
-    from flash_vstream.models.hub import silence_transformers
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
-    silence_transformers()
     # Half the cores: with as many threads as the question worker, the two would wait for each other's threads.
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     try:
-        pipeline = FlashVStream.from_pretrained(model)
+        pipeline = FlashVStream.for_answers(model)
     except UserError as error:
         orders.send(str(error))
         return

@@ -307,12 +307,9 @@ def run_question_worker(model: str | ModelChoice, orders: Connection) -> None:
 
     If the model cannot be loaded, it sends the reason instead.
     """
-    from flash_vstream.models.hub import silence_transformers
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    silence_transformers()
     try:
-        worker = QuestionWorker(FlashVStream.from_pretrained(model), orders)
+        worker = QuestionWorker(FlashVStream.for_answers(model), orders)
     except UserError as error:
         orders.send(str(error))
         return

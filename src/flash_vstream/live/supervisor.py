@@ -85,7 +85,7 @@ class Supervisor:
             self._running.kill()
 
     def _start(self) -> None:
-        context = ensure_fork_server()
+        context = ensure_fork_server(self._argument)
         with self.lock:
             self.pipe, child = context.Pipe()
             # Not a daemon: a worker may have children of its own.
@@ -130,7 +130,7 @@ class Supervisor:
                 continue
             looks, progress = 0, None
             try:
-                ensure_fork_server()  # perhaps only the fork server died
+                ensure_fork_server(self._argument)  # perhaps only the fork server died
                 if self.alive:
                     continue
                 self._on_death()

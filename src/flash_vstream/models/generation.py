@@ -17,7 +17,7 @@ from flash_vstream.models.engines import Engine, Feed, PyTorchEngine, Row
 from flash_vstream.models.grounding import Mention
 from flash_vstream.models.hints import Hinter, Hints
 from flash_vstream.models.interface import Layout, StreamModel, StreamProcessor
-from flash_vstream.models.processing import Typed, pad_rows
+from flash_vstream.models.prompt_layout import Typed, pad_rows
 from flash_vstream.models.prompt_limit import PromptLimit
 from flash_vstream.models.question_fit import fit_of, recalled
 
@@ -329,7 +329,7 @@ class AnswerGenerator:
 
     def drop_unused(self) -> None:
         """Free weights that the engine has a copy of, in a process that only answers."""
-        if not isinstance(self.engine, PyTorchEngine):
+        if not isinstance(self.engine, PyTorchEngine) and hasattr(self.model.language_model, "get_decoder"):
             self.model.language_model.get_decoder().layers = nn.ModuleList()
 
     def _finish_together(self, answers: Sequence[Answer]) -> list[str]:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers.utils import logging
 
 from flash_vstream.errors import UserError
-from flash_vstream.files import atomic_folder
+from flash_vstream.files import atomic_folder, folder_state
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
 from flash_vstream.models.adapters import BASE, is_adapter, merge_adapter, read_adapter_settings
 from flash_vstream.models.catalog import HUB_7B, HUB_QWEN_7B, MODELS, NANO_ADAPTER, NANO_BASE, model_folder
@@ -250,7 +250,7 @@ def _converted(source: str | Path, report: Report) -> Path:
     """
     state = [str(source)]
     if isinstance(source, Path):
-        state = _state_of(source)
+        state = folder_state(source)
     else:
         from flash_vstream.models.download import CONFIG_FILES, commit_of, fetch_snapshot
 
@@ -267,7 +267,7 @@ def _with_adapter(adapter: Path, report: Report) -> Path:
     if not name:
         raise UserError(f"{adapter} does not name the model that it was trained from ({BASE})")
     base = fetch_model(name, report)
-    digest = hashlib.sha256("\n".join([*_state_of(adapter), *_state_of(base)]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*folder_state(adapter), *folder_state(base)]).encode()).hexdigest()
 
     def build(target: Path) -> None:
         report(f"merging {adapter} into {name}")
@@ -275,12 +275,6 @@ def _with_adapter(adapter: Path, report: Report) -> Path:
         _read_processor(base).save_pretrained(target)
 
     return _build_once(cache_dir() / "models" / f"adapted-{adapter.resolve().name}-{digest[:12]}", build)
-
-
-def _state_of(folder: Path) -> list[str]:
-    """What changes when files of a folder do: its path, and its files' sizes and modification times."""
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    return [str(folder.resolve()), *(f"{f.name} {f.stat().st_size} {f.stat().st_mtime_ns}" for f in files)]
 
 
 def _build_once(folder: Path, build: Callable[[Path], None]) -> Path:

@@ -13,15 +13,17 @@ any vision-language model of Transformers (``vlm``). ``hub.load`` returns a ``St
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedTokenizerBase
 
 from flash_vstream.memory import MemorySnapshot, Slots, StarConfig
-from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.prompts import PromptTemplate
+from flash_vstream.models.squares import FrameSquares
+
+if TYPE_CHECKING:  # importing it takes seconds, and not every model needs it
+    from transformers import Cache
 
 VIDEO_TOKEN = -200
 """The id that marks a visual token's place in a prompt, as in the released code; no vocabulary has it."""
@@ -138,7 +140,7 @@ class StreamModel(Protocol):
         memory_features: Sequence[Tensor] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: "Cache | None" = None,
         **kwargs: Any,
     ) -> Any:
         """The language model's output for ``input_ids [B, L]``; ``.logits`` and, if asked for, ``.attentions``."""
@@ -150,8 +152,15 @@ class StreamModel(Protocol):
 class StreamProcessor(Protocol):
     """Text and frames: prompts to ids, ids to text, pictures to pixels."""
 
-    image_processor: FrameProcessor
-    tokenizer: PreTrainedTokenizerBase
+    @property
+    def image_processor(self) -> FrameSquares:
+        """What makes pixels of frames."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """Transformers' tokenizer, or one with as much of it as is used."""
+        ...
 
     @property
     def template(self) -> PromptTemplate:

@@ -4,14 +4,16 @@ A ``QuestionFit`` can be replaced by a better one: ``pipeline.generator.fit = mi
 """
 
 import re
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from flash_vstream.memory import Slots
-from flash_vstream.models.text_image import TextImagePair
+
+if TYPE_CHECKING:  # with it comes Transformers, whose import takes seconds
+    from flash_vstream.models.text_image import TextImagePair
 
 WORD = re.compile(r"[^\W_]+")
 _UNTELLING_WORDS = """
@@ -46,7 +48,7 @@ def recalled(fit: QuestionFit, question: str, slots: Slots, count: int) -> Slots
 class PairFit:
     """The cosine between a question and what a text-image pair saw of each frame."""
 
-    def __init__(self, pair: TextImagePair):
+    def __init__(self, pair: "TextImagePair"):
         self.pair = pair
 
     def __call__(self, question: str, slots: Slots) -> Tensor | None:

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.processing import check_text
+from flash_vstream.models.prompt_layout import check_text
 from flash_vstream.models.prompt_limit import PromptTooLongError
 from flash_vstream.serve.conversation import RequestError
 from flash_vstream.serve.security import ApiError

@@ -16,7 +16,7 @@ from flash_vstream.live.engine import FrameSink, StartEngine, local_engine
 from flash_vstream.live.standing_questions import Report
 from flash_vstream.live.stream_state import PublishedState, read_thumbnails, save_state
 from flash_vstream.live.streams import StreamStatus, WorkerHealth
-from flash_vstream.models import hub
+from flash_vstream.models import light
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.models.prompt_limit import PromptLimit
@@ -344,7 +344,12 @@ class Service:
     @cached_property
     def prompt_limit(self) -> PromptLimit:
         """The limit on a question's length."""
-        return PromptLimit(*hub.load_processor(self.model))
+        found = light.load_processor(self.model)
+        if found is None:
+            from flash_vstream.models import hub
+
+            return PromptLimit(*hub.load_processor(self.model))
+        return PromptLimit(*found)
 
     def ask(
         self,

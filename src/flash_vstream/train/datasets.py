@@ -79,9 +79,7 @@ class StreamSamples(Dataset[Sample]):
             if turns := self.ask(plan, rng):
                 features, times = play(plan, self.pictures)
                 return Sample(features, times, tuple(turns))
-        raise UserError(
-            f"{ATTEMPTS} streams in a row allow no question; give the source other kinds or longer streams"
-        )
+        raise UserError(f"{ATTEMPTS} streams in a row allow no question; give the source other kinds or longer streams")
 
 
 class Mixture(Dataset[Sample]):

@@ -4,12 +4,11 @@ import logging
 
 import torch
 
-from flash_vstream.models.efficientnet import EfficientNetLiteModel
 from flash_vstream.models.engines.base import Engine
 from flash_vstream.models.engines.pytorch import PyTorchEngine
 from flash_vstream.models.half_linear import add_float16_copies
 from flash_vstream.models.interface import StreamModel
-from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
+from flash_vstream.models.stream_parts import StreamParts
 
 LARGEST = 2_000_000_000
 """Parameters of the largest language model that runs in OpenVINO, whose copy of the weights stands beside PyTorch's."""
@@ -21,7 +20,13 @@ def fastest_engine(model: StreamModel) -> Engine:
 
     Where OpenVINO is missing or does not run, answers are as good and take longer; the reason is logged.
     """
-    if not isinstance(model, FlashVStreamForConditionalGeneration) or model.device.type != "cpu":
+    from flash_vstream.models.light import LightModel
+
+    if isinstance(model, LightModel):
+        from flash_vstream.models.engines.openvino import OpenVinoEngine
+
+        return OpenVinoEngine(model, model.compiled())
+    if not isinstance(model, StreamParts) or model.device.type != "cpu":
         return PyTorchEngine(model)
     if sum(parameter.numel() for parameter in model.language_model.parameters()) <= LARGEST:
         try:
@@ -39,6 +44,13 @@ def fastest_engine(model: StreamModel) -> Engine:
 
 def speed_up_vision(model: StreamModel) -> None:
     """Put OpenVINO's form of nano's vision tower in place of PyTorch's on a CPU, if it runs here."""
+    from flash_vstream.models.light import LightModel
+
+    if isinstance(model, LightModel):
+        model.open_tower()
+        return
+    from flash_vstream.models.efficientnet import EfficientNetLiteModel
+
     tower = getattr(model, "vision_tower", None)
     if isinstance(tower, EfficientNetLiteModel) and model.device.type == "cpu":
         try:

@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,17 +18,14 @@ import torch
 import xxhash
 from filelock import FileLock
 
-from flash_vstream.files import atomic_folder
+from flash_vstream.files import atomic_folder, remove_oldest
 from flash_vstream.models.engines.base import CHUNK_TOKENS, Feed, Row
 from flash_vstream.models.engines.openvino_graph import GROUPS, build_graph, cpu_options
 from flash_vstream.models.engines.openvino_library import import_openvino
-from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
+from flash_vstream.models.kept import GRAPH_FORMAT, KEPT_MODELS
+from flash_vstream.models.stream_parts import StreamParts
 from flash_vstream.wheels import cache_dir
 
-GRAPH_FORMAT = 1
-"""To be raised with every change of what ``build_graph`` builds."""
-KEPT_GRAPHS = 8
-"""How many models' graphs are kept; nano's takes 145 MB."""
 FIRST_BLOCKS = 64
 """Blocks in a new pool; a pool that is full doubles."""
 log = logging.getLogger("flash_vstream.models")
@@ -110,11 +108,16 @@ class OpenVinoEngine:
 
     name, together = "openvino", True
 
-    def __init__(self, model: FlashVStreamForConditionalGeneration):
+    def __init__(self, model: StreamParts, compiled: Any = None):
+        """``compiled`` is the model's language model as ``compile_stored`` returns it, where that was done before."""
         self.model = model
-        compiled = _compile(model.language_model)
+        self.graph_file: Path | None = None
+        """Where the language model's graph is stored, if it was built or found here."""
+        if compiled is None:
+            graph, self.graph_file = _stored_graph(model.language_model)
+            compiled = _compile(graph)
         self._request = compiled.create_infer_request()
-        self._heads = int(model.language_model.config.num_attention_heads)
+        self._heads = int(model.config.text_config.num_attention_heads)
         caches = [place for place in compiled.inputs if "_cache." in place.get_any_name()]
         self._pool = _Pool(self._request, caches)
         # A block of values holds its tokens and nothing else; one of keys may hold more.
@@ -191,27 +194,34 @@ def _lengths(sequences: Sequence[PagedSequence]) -> list[int]:
     return [sequence.length for sequence in sequences]
 
 
-def _compile(language_model: Any) -> Any:
-    """The language model, ready to run, with PagedAttention and an output of the attention paid."""
+def compile_stored(graph: Path) -> Any:
+    """A stored language model (``OpenVinoEngine.graph_file``), ready to run; raises ``RuntimeError`` if it fails."""
+    return _compile(import_openvino().Core().read_model(graph))
+
+
+def _compile(graph: Any) -> Any:
+    """A language model's graph, ready to run, with PagedAttention and an output of the attention paid."""
     ov: Any = import_openvino()
     transformations: Any = import_openvino("_offline_transformations")
-    core = ov.Core()
-    graph = _stored_graph(ov, core, language_model)
     transformations.paged_attention_transformation(graph, False, True)
     _sum_scores(graph)
     # Keys and values in 16 bits, where OpenVINO would take 8.
     options = {"KV_CACHE_PRECISION": "f16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUPS[0]}
-    return core.compile_model(graph, "CPU", cpu_options() | options)
+    return ov.Core().compile_model(graph, "CPU", cpu_options() | options)
 
 
-def _stored_graph(ov: Any, core: Any, language_model: Any) -> Any:
-    """The language model's graph from the cache, where it is put when it is first built: building takes seconds."""
+def _stored_graph(language_model: Any) -> tuple[Any, Path | None]:
+    """The language model's graph from the cache, where it is put when it is first built: building takes seconds.
+
+    With it comes its file; None if it could not be stored.
+    """
+    ov: Any = import_openvino()
     digest = xxhash.xxh3_128(f"{GRAPH_FORMAT} {ov.__version__} {language_model.config.to_json_string()}".encode())
     for tensor in language_model.state_dict().values():
         digest.update(tensor.detach().contiguous().view(torch.uint8).numpy())
     folder = cache_dir() / "graphs" / digest.hexdigest()
     try:
-        return core.read_model(folder / "graph.xml")
+        return ov.Core().read_model(folder / "graph.xml"), folder / "graph.xml"
     except RuntimeError:  # it is not there, or damaged
         graph = build_graph(language_model)
     try:
@@ -220,12 +230,11 @@ def _stored_graph(ov: Any, core: Any, language_model: Any) -> Any:
             shutil.rmtree(folder, ignore_errors=True)
             with atomic_folder(folder) as scratch:
                 ov.save_model(graph, scratch / "graph.xml", compress_to_fp16=False)
-        stored = sorted(folder.parent.glob("*/graph.xml"), key=lambda path: path.stat().st_mtime)
-        for old in stored[:-KEPT_GRAPHS]:
-            shutil.rmtree(old.parent, ignore_errors=True)
+        remove_oldest(folder.parent, KEPT_MODELS)
     except (OSError, RuntimeError) as error:
         log.warning("the language model is built anew at every start, since its graph could not be stored: %s", error)
-    return graph
+        return graph, None
+    return graph, folder / "graph.xml"
 
 
 def _sum_scores(graph: Any) -> None:

@@ -4,38 +4,50 @@ The features are those of the PyTorch tower up to float32's rounding, so whateve
 """
 
 import threading
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutput
 
-from flash_vstream.models.efficientnet import ConvNorm, EfficientNetLiteModel
 from flash_vstream.models.engines.openvino_graph import cpu_options
 from flash_vstream.models.engines.openvino_library import import_openvino
+
+if TYPE_CHECKING:  # with it comes Transformers, whose import takes seconds
+    from flash_vstream.models.efficientnet import ConvNorm, EfficientNetLiteModel
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """The feature map ``[B, h * w, channels]``, named as Transformers names it."""
+
+    last_hidden_state: Tensor
 
 
 class OpenVinoTower(nn.Module):
     """Takes the place of an ``EfficientNetLiteModel``; threads may share it, and take turns.
 
-    With ``blocks``, it has that many of the tower's first blocks and no head, for ``first_blocks`` alone. Raises
-    ``RuntimeError`` if OpenVINO does not run on this machine.
+    ``tower`` may also be a file of ``save_tower``, together with its ``config``. With ``blocks``, it has that many of
+    the tower's first blocks and no head, for ``first_blocks`` alone. Raises ``RuntimeError`` if OpenVINO does not run
+    on this machine.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, tower: EfficientNetLiteModel, blocks: int | None = None):
+    def __init__(self, tower: "EfficientNetLiteModel | Path", blocks: int | None = None, config: Any = None):
         super().__init__()
-        self.config = tower.config
-        ov: Any = import_openvino()
-        compiled = ov.Core().compile_model(_build(ov, tower, blocks), "CPU", cpu_options())
+        self.config = config if isinstance(tower, Path) else tower.config
+        core: Any = import_openvino().Core()
+        graph = core.read_model(tower) if isinstance(tower, Path) else _build(tower, blocks)
+        compiled = core.compile_model(graph, "CPU", cpu_options())
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
 
-    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
+    def forward(self, pixel_values: Tensor, **_: Any) -> TowerOutput:
         """See ``EfficientNetLiteModel``."""
-        return BaseModelOutput(last_hidden_state=self._infer(pixel_values).flatten(2).transpose(1, 2))
+        return TowerOutput(last_hidden_state=self._infer(pixel_values).flatten(2).transpose(1, 2))
 
     def first_blocks(self, pixel_values: Tensor) -> Tensor:
         """``EfficientNetLiteModel.first_blocks`` for the number of blocks that it has."""
@@ -47,11 +59,17 @@ class OpenVinoTower(nn.Module):
             return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
 
 
-def _build(ov: Any, tower: EfficientNetLiteModel, count: int | None) -> Any:
+def save_tower(tower: "EfficientNetLiteModel", path: Path) -> None:
+    """Store a tower's graph, with its weights beside it, for ``OpenVinoTower``."""
+    import_openvino().save_model(_build(tower, None), path, compress_to_fp16=False)
+
+
+def _build(tower: "EfficientNetLiteModel", count: int | None) -> Any:
     """An ``openvino.Model`` of pixels ``[B, 3, H, W]`` to features ``[B, channels, h, w]``; see ``OpenVinoTower``."""
+    ov: Any = import_openvino()
     op: Any = import_openvino("opset13")
 
-    def convolved(x: Any, layer: ConvNorm) -> Any:
+    def convolved(x: Any, layer: "ConvNorm") -> Any:
         weight, bias = (part.detach().float().contiguous().numpy() for part in layer.folded())
         strides, groups = list(layer.conv.stride), layer.conv.groups
         zeros = [0, 0]
@@ -68,7 +86,7 @@ def _build(ov: Any, tower: EfficientNetLiteModel, count: int | None) -> Any:
     x = convolved(pixels, tower.stem)
     blocks: Any = tower.blocks
     for block in blocks[:count]:
-        y = convolved(x, block.expand) if isinstance(block.expand, ConvNorm) else x
+        y = x if isinstance(block.expand, nn.Identity) else convolved(x, block.expand)
         y = convolved(convolved(y, block.depthwise), block.project)
         x = op.add(x, y) if block.skip else y
     x = x if count is not None else convolved(x, tower.head)

@@ -2,14 +2,16 @@
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from flash_vstream.models.engines.base import CHUNK_TOKENS, Feed, Row
 from flash_vstream.models.interface import StreamModel
+
+if TYPE_CHECKING:  # its import takes seconds, and OpenVINO does without
+    from transformers import DynamicCache
 
 
 class PyTorchEngine:
@@ -25,11 +27,13 @@ class PyTorchEngine:
             model.language_model.set_attn_implementation("eager")
         self._returns_attention = model.language_model.config._attn_implementation == "eager"
 
-    def new_sequence(self) -> DynamicCache:
+    def new_sequence(self) -> "DynamicCache":
         """An empty cache."""
+        from transformers import DynamicCache
+
         return DynamicCache(config=self.model.language_model.config)
 
-    def fork(self, sequence: DynamicCache) -> DynamicCache:
+    def fork(self, sequence: "DynamicCache") -> "DynamicCache":
         """A copy of the cache."""
         return copy.deepcopy(sequence)
 
