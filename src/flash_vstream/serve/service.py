@@ -27,6 +27,7 @@ from flash_vstream.serve.in_progress import InProgress
 from flash_vstream.serve.metrics import Metrics
 from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
+from flash_vstream.serve.state_url import StateUrl, is_url
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
 from flash_vstream.serve.transcript import MARK, Descriptions, Transcript
 from flash_vstream.serve.watches import Watches
@@ -61,15 +62,15 @@ class Service:
     """An engine's streams and questions, and the state folder, of one server.
 
     ``streams`` are watched from the start and override saved streams of the same name. ``describe`` is how often
-    (seconds of stream time) every stream is described. Raises ``UserError`` if the model cannot be loaded or the state
-    folder cannot be used.
+    (seconds of stream time) every stream is described. ``state`` is a folder, or a URL of fsspec (``state_url``).
+    Raises ``UserError`` if the model cannot be loaded or the state cannot be used.
     """
 
     def __init__(
         self,
         model: str | ModelChoice,
         access: AccessRules,
-        state: Path | None = None,
+        state: Path | str | None = None,
         limits: Limits | None = None,
         streams: Mapping[str, NamedSource] | None = None,
         start_engine: StartEngine = local_engine,
@@ -77,12 +78,17 @@ class Service:
     ):
         self.model = ModelChoice.of(model)
         self.model_name, self.access, self.limits = str(self.model), access, limits or Limits()
-        self.store = StateFolder(state)
         with ExitStack() as on_error:
+            self._far = StateUrl(state) if isinstance(state, str) and is_url(state) else None
+            if self._far is not None:
+                on_error.callback(self._far.close)
+                state = self._far.folder
+            folder = Path(state) if state is not None else None
+            self.store = StateFolder(folder)
             on_error.callback(self.store.close)
-            alerts = AlertStore(state)
+            alerts = AlertStore(folder)
             on_error.callback(alerts.close)
-            transcript = Transcript(state)
+            transcript = Transcript(folder)
             on_error.callback(transcript.close)
             engine = start_engine(self.model)
             self.live, self.question_client = engine.streams, engine.questions
@@ -398,6 +404,8 @@ class Service:
                         failed = error
         self.store.flush()
         self.watches.save()
+        if self._far is not None:
+            self._far.upload()
         if failed is not None:
             raise failed
 
@@ -433,6 +441,8 @@ class Service:
         self.store.close()
         self.clips.close()
         self._scratch.cleanup()
+        if self._far is not None:
+            self._far.close()
 
 
 def data_url(jpeg: bytes) -> str:
