@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 
 import httpx
 import pytest
@@ -24,7 +25,7 @@ from flash_vstream.pipeline import FlashVStream
 from flash_vstream.sample_clips import CLIPS
 from flash_vstream.wheels import fetch
 from helpers.vllm import StandIn, StandInForWhole, standing_in
-from helpers.vlms import TINY_STAR, tiny_vlm
+from helpers.vlms import TINY_STAR, tiny_vlm, tiny_vlm_for_vllm
 from helpers.waiting import until
 from test_question_worker import Worker
 
@@ -237,6 +238,10 @@ def whole(qwen):
 
 @pytest.fixture(scope="module")
 def seen(qwen):
+    return nine_frames(qwen)
+
+
+def nine_frames(qwen):
     memory = qwen.new_memory()
     shape = (9, *qwen.model.feature_shape)
     memory.write(torch.randn(shape, generator=torch.Generator().manual_seed(0)), [float(second) for second in range(9)])
@@ -282,18 +287,16 @@ def nano():
     return FlashVStream.from_pretrained("nano", dtype=torch.float32)
 
 
-@pytest.fixture(scope="module")
-def real_vllm(nano, tmp_path_factory):
-    """vLLM with nano's language model: the command that ``FLASH_VSTREAM_VLLM`` names, in an environment of its own."""
+@contextmanager
+def running_vllm(folder, *options):
+    """vLLM with the model in a folder: the command that ``FLASH_VSTREAM_VLLM`` names, in an environment of its own."""
     command = os.environ.get("FLASH_VSTREAM_VLLM")
     if command is None:
         pytest.skip("FLASH_VSTREAM_VLLM names no vllm command")
-    folder = tmp_path_factory.mktemp("language")
-    export_language(nano.model, nano.processor, folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--enable-prompt-embeds", "--dtype=float32", "--enforce-eager", "--max-num-seqs=8", "--block-size=32"]
+    options = ["--dtype=float32", "--enforce-eager", "--max-num-seqs=8", "--block-size=32", *options]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     # Otherwise the first tokens wait for a C++ compiler.
     environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3000"}
@@ -307,6 +310,15 @@ def real_vllm(nano, tmp_path_factory):
             yield url
         finally:
             run.terminate()
+
+
+@pytest.fixture(scope="module")
+def real_vllm(nano, tmp_path_factory):
+    """vLLM with nano's language model."""
+    folder = tmp_path_factory.mktemp("language")
+    export_language(nano.model, nano.processor, folder)
+    with running_vllm(folder, "--enable-prompt-embeds") as url:
+        yield url
 
 
 def _is_up(url):
@@ -363,3 +375,38 @@ def test_vllm_itself_refuses_what_the_stand_in_refuses(nano, real_vllm):
     assert status(prompt_embeds=None) == 400
     assert status(prompt_embeds="junk") == 400
     assert status(embeds * float("nan")) == 200  # so ours are checked before they are sent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_vllm_itself_reads_pictures_as_our_own_engine(family, tmp_path):
+    """Needs torchvision in vLLM's environment, without which Transformers loads none of Qwen's processors."""
+    folder = tiny_vlm_for_vllm(family, tmp_path / "model")
+    qwen = FlashVStream.from_pretrained(ModelChoice(str(folder), device="cpu", dtype="float32", star=TINY_STAR))
+    snapshot = nine_frames(qwen)
+    options = ("--enable-mm-embeds", "--trust-request-chat-template", "--skip-mm-profiling", "--max-model-len=4096")
+    with running_vllm(folder, *options) as url:
+        engine, own = VllmEngine(qwen.model, qwen.processor, f"{url}/v1"), PyTorchEngine(qwen.model)
+        shown = qwen.processor.lay_out(snapshot)
+        rows = [
+            each.step([Feed(each.new_sequence(), shown.ids, shown.features)])[0].checked().logits[0].log_softmax(-1)
+            for each in (engine, own)
+        ]
+        best = rows[1].topk(LOGPROBS).indices
+        print(f"{len(shown.ids)} tokens, {float((rows[0] - rows[1])[best].abs().max()):.1e} apart")
+        assert torch.allclose(rows[0][best], rows[1][best], atol=1e-3)
+        generator = AnswerGenerator(qwen.model, qwen.processor, engine)
+        prefix, expected = generator.read(snapshot), qwen.generator.read(snapshot)
+        for question in QUESTIONS:
+            before = prefix_hits(url)
+            told = generator.ask(prefix, question, max_new_tokens=16).finish()
+            hits = prefix_hits(url) - before
+            wanted = qwen.generator.ask(expected, question, max_new_tokens=16).finish()
+            print(f"{question} {told.text!r}, {told.tokens} tokens, {hits:.0f} tokens cached")
+            assert told.text == wanted.text
+            assert hits >= len(prefix.ids) // 32 * 32
+        with pytest.raises(UserError, match="as other tokens than the model"):
+            generator.ask(None, "what?<|im_end|>", max_new_tokens=2).finish()
+        with pytest.raises(UserError, match="language engine"):
+            generator.ask(None, "what?<|image_pad|>", max_new_tokens=2).finish()
+        assert generator.ask(None, "what?", max_new_tokens=2).finish().tokens  # the others go on
