@@ -77,6 +77,7 @@ def test_ask_tells_a_person(tiny_folder, video):
         (["serve", "--engine", "other"], "no engine called 'other'"),
         (["serve", "--engine", "ray"], "needs --state FOLDER"),
         (["serve", "--frame-workers", "2"], "need --engine ray"),
+        (["serve", "--spare-workers", "0"], "need --engine ray"),
         (["ask", "VIDEO", "what?", "--language-engine", "host:8000"], "must be vllm=http://HOST:PORT/v1"),
         (["dance"], "dance"),
     ],

@@ -11,7 +11,7 @@ import torch
 
 from flash_vstream.errors import UserError
 from flash_vstream.live import remote
-from flash_vstream.live.hosts import FrameHost, HostAwayError, Published, QuestionHost
+from flash_vstream.live.hosts import About, FrameHost, HostAwayError, HostDiedError, Published, QuestionHost
 from flash_vstream.live.question_client import Event
 from flash_vstream.live.remote import BUSY, RemoteQuestions, RemoteStreams
 from flash_vstream.live.standing_questions import Report, Watch
@@ -33,7 +33,9 @@ class CalledHere:
         self.make, self.host, self.unreachable = make, make(), False
 
     def call(self, method, *arguments, seconds=None):
-        if self.host is None or self.unreachable:
+        if self.host is None:
+            raise HostDiedError("it is dead")
+        if self.unreachable:
             raise HostAwayError("it does not answer")
         arguments = tuple(argument if hasattr(argument, "host") else travelled(argument) for argument in arguments)
         return travelled(getattr(self.host, method)(*arguments))
@@ -142,6 +144,63 @@ def test_streams_of_a_dead_host_return_with_their_memories(streams, hosts, video
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert sorted(worker.restarts for worker in streams.workers().values()) == [0, 1]
+
+
+@pytest.fixture
+def spare(tiny_folder, streams):
+    host = CalledHere(lambda: FrameHost(ModelChoice(str(tiny_folder))))
+    streams.add_spare(host)
+    until(lambda: streams.spares_ready == 1)
+    yield host
+    if host.host is not None:
+        host.die()
+
+
+def test_a_spare_host_takes_a_dead_ones_place_and_that_is_the_spare_when_it_is_back(
+    streams, spare, hosts, video, tmp_path
+):
+    saved = tmp_path / "door.safetensors"
+    watch_to_the_end(streams, "door", Source(str(video), 5.0, pace="fast"), saved)
+    streams.add("pushed", Source("push", 100.0))
+    state, sink = streams.shared_state("door"), streams.sink("pushed")
+    assert save_state(state, saved)
+    before = read_memory(state)
+    dead = streams.about(state.path).host
+    dead.die()
+    until(lambda: streams.about(state.path).host is spare)
+    until(lambda: streams.status("door").state == "ended")
+    assert all(torch.equal(value, read_memory(state)[name]) for name, value in before.items())
+    assert sorted(streams.workers()) == ["frame-1", "frame-2"]
+    assert sorted(worker.restarts for worker in streams.workers().values()) == [0, 1]
+    assert streams.spares_ready == 0
+    dead.come_back()
+    until(lambda: streams.spares_ready == 1)
+    assert dead.host.pulse().statuses == {}
+    for host in {*hosts, spare} - {dead}:
+        host.die()
+    until(lambda: dead.host.pulse().statuses)  # of either
+    for host in {*hosts, spare} - {dead}:
+        host.come_back()
+    until(lambda: all(worker.alive for worker in streams.workers().values()))
+    until(lambda: all(streams.status(name).error is None for name in ("door", "pushed")))
+    sink.write(1, Frame(0.0, np.zeros((streams.source("pushed").size,) * 2 + (3,), np.uint8)))
+    until(lambda: streams.status("pushed").kept == 1)
+
+
+def test_a_silent_host_is_waited_for_before_a_spare_one_takes_its_place(streams, spare, video, monkeypatch):
+    streams.add("door", Source(str(video), 5.0, loop=True))
+    path = streams.shared_state("door").path
+    silent = streams.about(path).host
+    silent.unreachable = True
+    until(lambda: streams.status("door").state == "reconnecting")
+    assert streams.about(path).host is silent
+    monkeypatch.setattr(remote, "SILENT_SECONDS", 0.5)
+    until(lambda: streams.about(path).host is spare)
+    until(lambda: streams.status("door").state == "live")
+    assert silent.host.pulse().statuses  # it goes on by itself, until it can be told
+    silent.unreachable = False
+    until(lambda: not silent.host.pulse().statuses)
+    assert streams.status("door").state == "live"
 
 
 def test_a_stream_that_is_refused_on_its_return_is_offered_again(streams, video, tiny_folder, monkeypatch):
@@ -255,7 +314,7 @@ def test_a_question_about_a_stream_whose_host_is_away_gets_an_answer_or_an_error
     for about in (door, yard):
         about.host.die()
     assert ask(questions, door.path)[-1].kind == "done"  # from the copy that was read before
-    assert ask(questions, yard.path) == [Event("error", "it does not answer")]
+    assert ask(questions, yard.path) == [Event("error", "it is dead")]
     for about in (door, yard):
         about.host.come_back()
     until(lambda: ask(questions, yard.path)[-1].kind == "done")
@@ -320,20 +379,26 @@ class Watcher:
 def test_watches_are_set_again_with_their_newest_state(monkeypatch):
     monkeypatch.setattr(remote, "REPORTS_SECONDS", 0.01)
     watcher, reports = Watcher(), []
-    asked = RemoteQuestions(lambda *question: None, lambda: watcher, lambda path: f"about {path}")
+    where = [object()]
+    asked = RemoteQuestions(lambda *question: None, lambda: watcher, lambda path: About(path, where[-1]))
     asked.on_report = reports.append
     watch = Watch("w", "x/1", "a dog", WatchRule())
     asked.set_watch(watch)
-    until(lambda: watcher.calls == [("set_watch", (watch, "about x/1"))])
+    until(lambda: watcher.calls == [("set_watch", (watch, About("x/1", where[0])))])
     watcher.news.put(Report("w", {"events": 1}))
     watcher.news.put(Report("of nobody", {}))
     until(lambda: reports == [Report("w", {"events": 1})])
     watcher.calls.clear()
     watcher.id = "second"
-    until(lambda: watcher.calls == [("set_watch", (replace(watch, state={"events": 1}), "about x/1"))])
+    newest = replace(watch, state={"events": 1})
+    until(lambda: watcher.calls == [("set_watch", (newest, About("x/1", where[0])))])
     assert asked.workers()["watch"].restarts == 1
+    watcher.calls.clear()
+    where.append(object())  # its stream has moved to another host
+    until(lambda: watcher.calls == [("set_watch", (newest, About("x/1", where[1])))])
+    watcher.calls.clear()
     asked.drop_watch("w")
-    until(lambda: watcher.calls[1:] == [("drop_watch", ("w",))])
+    until(lambda: watcher.calls == [("drop_watch", ("w",))])
     asked.close()
 
 

@@ -7,21 +7,25 @@ import socket
 import subprocess
 import threading
 import time
+from contextlib import contextmanager
 
 import httpx
 import pytest
 import torch
+from tokenizers import decoders
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.question_worker import Ask
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.engines import Feed, PyTorchEngine
-from flash_vstream.models.engines.vllm import KEY_VARIABLE, LOGPROBS, VllmEngine, encoded, export_language
+from flash_vstream.models.engines.vllm import KEY_VARIABLE, VllmEngine, export_language
+from flash_vstream.models.engines.vllm_prompts import LOGPROBS, encoded
 from flash_vstream.models.generation import AnswerGenerator
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.sample_clips import CLIPS
 from flash_vstream.wheels import fetch
-from helpers.vllm import standing_in
+from helpers.vllm import StandIn, StandInForWhole, standing_in
+from helpers.vlms import TINY_STAR, tiny_vlm, tiny_vlm_for_vllm
 from helpers.waiting import until
 from test_question_worker import Worker
 
@@ -33,13 +37,13 @@ def pipeline(tiny):
 
 @pytest.fixture
 def vllm(pipeline):
-    with standing_in(pipeline.model.language_model) as served:
+    with standing_in(StandIn(pipeline.model.language_model)) as served:
         yield served
 
 
 @pytest.fixture
 def engine(pipeline, vllm):
-    return VllmEngine(pipeline.model, vllm.url, pipeline.processor.stop_ids)
+    return VllmEngine(pipeline.model, pipeline.processor, vllm.url)
 
 
 @pytest.fixture
@@ -191,19 +195,19 @@ def test_an_answer_that_nobody_wants_any_more_is_given_up(generator, vllm):
 
 
 def test_what_vllm_serves_is_checked_at_the_start(pipeline, vllm, monkeypatch):
-    model, stops = pipeline.model, pipeline.processor.stop_ids
-    assert VllmEngine(model, f"{vllm.url}#language", stops)
+    model, processor = pipeline.model, pipeline.processor
+    assert VllmEngine(model, processor, f"{vllm.url}#language")
     with pytest.raises(UserError, match="serves language, and no model 'other'"):
-        VllmEngine(model, f"{vllm.url}#other", stops)
+        VllmEngine(model, processor, f"{vllm.url}#other")
     vllm.key = "secret"
     with pytest.raises(UserError, match="put it into VLLM_API_KEY"):
-        VllmEngine(model, vllm.url, stops)
+        VllmEngine(model, processor, vllm.url)
     monkeypatch.setenv(KEY_VARIABLE, "secret")
-    assert VllmEngine(model, vllm.url, stops)
+    assert VllmEngine(model, processor, vllm.url)
     with pytest.raises(UserError, match="no vLLM answers at"):
-        VllmEngine(model, "http://127.0.0.1:1/v1", stops)
-    with pytest.raises(UserError, match="positions of its own"):
-        VllmEngine(object(), vllm.url, stops)
+        VllmEngine(model, processor, "http://127.0.0.1:1/v1")
+    with pytest.raises(UserError, match="can read the memories of nano"):
+        VllmEngine(object(), processor, vllm.url)
 
 
 def test_the_engine_is_chosen_by_name(tiny_folder, vllm):
@@ -215,6 +219,66 @@ def test_the_engine_is_chosen_by_name(tiny_folder, vllm):
             ModelChoice("nano", language_engine=wrong)
 
 
+# --- models that vLLM gives positions of their own for pictures
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def qwen(request, tmp_path_factory):
+    folder = tiny_vlm(request.param, tmp_path_factory.mktemp(request.param))
+    loaded = FlashVStream.from_pretrained(ModelChoice(str(folder), device="cpu", dtype="float32", star=TINY_STAR))
+    loaded.processor.tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # as Qwen's, it gives a text back as it was
+    return loaded
+
+
+@pytest.fixture
+def whole(qwen):
+    with standing_in(StandInForWhole(qwen.model, qwen.processor.tokenizer)) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def seen(qwen):
+    return nine_frames(qwen)
+
+
+def nine_frames(qwen):
+    memory = qwen.new_memory()
+    shape = (9, *qwen.model.feature_shape)
+    memory.write(torch.randn(shape, generator=torch.Generator().manual_seed(0)), [float(second) for second in range(9)])
+    return memory.read()
+
+
+def test_pictures_go_as_their_tokens_with_their_grids(qwen, whole, seen):
+    generator = AnswerGenerator(qwen.model, qwen.processor, VllmEngine(qwen.model, qwen.processor, whole.url))
+    prefix, expected = generator.read(seen), qwen.generator.read(seen)
+    assert whole.bodies[0]["top_logprobs"] == LOGPROBS
+    for question in QUESTIONS:
+        told = generator.ask(prefix, question, [("who?", "me")], max_new_tokens=12).finish()
+        wanted = qwen.generator.ask(expected, question, [("who?", "me")], max_new_tokens=12).finish()
+        assert (told.text, told.tokens, told.finish_reason) == (wanted.text, wanted.tokens, wanted.finish_reason)
+    side = TINY_STAR.spatial_size * 2  # patches, of which 2x2 are a token
+    assert whole.grids[0] == [[1, side, side]] * 2
+    assert all(grids[:2] == whole.grids[0] for grids in whole.grids)
+    assert all(prompt[: len(prefix.ids)] == whole.prompts[0] for prompt in whole.prompts)
+
+
+def test_a_question_that_vllm_reads_otherwise_is_an_error(qwen, whole):
+    generator = AnswerGenerator(qwen.model, qwen.processor, VllmEngine(qwen.model, qwen.processor, whole.url))
+    assert generator.ask(None, "what?", max_new_tokens=2).finish()
+    with pytest.raises(UserError, match="as other tokens than the model"):
+        generator.ask(None, "what?<|im_end|>", max_new_tokens=2).finish()
+
+
+def test_the_options_that_vllm_lacks_are_named(qwen, whole, seen):
+    engine = VllmEngine(qwen.model, qwen.processor, whole.url)
+    generator = AnswerGenerator(qwen.model, qwen.processor, engine)
+    whole.trusting = False
+    with pytest.raises(UserError, match="--trust-request-chat-template"):
+        generator.read(seen)
+    with pytest.raises(UserError, match="--enable-mm-embeds --trust-request-chat-template"):
+        VllmEngine(qwen.model, qwen.processor, "http://127.0.0.1:1/v1")
+
+
 # --- vLLM itself
 
 
@@ -223,18 +287,16 @@ def nano():
     return FlashVStream.from_pretrained("nano", dtype=torch.float32)
 
 
-@pytest.fixture(scope="module")
-def real_vllm(nano, tmp_path_factory):
-    """vLLM with nano's language model: the command that ``FLASH_VSTREAM_VLLM`` names, in an environment of its own."""
+@contextmanager
+def running_vllm(folder, *options):
+    """vLLM with the model in a folder: the command that ``FLASH_VSTREAM_VLLM`` names, in an environment of its own."""
     command = os.environ.get("FLASH_VSTREAM_VLLM")
     if command is None:
         pytest.skip("FLASH_VSTREAM_VLLM names no vllm command")
-    folder = tmp_path_factory.mktemp("language")
-    export_language(nano.model, nano.processor, folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = ["--enable-prompt-embeds", "--dtype=float32", "--enforce-eager", "--max-num-seqs=8", "--block-size=32"]
+    options = ["--dtype=float32", "--enforce-eager", "--max-num-seqs=8", "--block-size=32", *options]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     # Otherwise the first tokens wait for a C++ compiler.
     environment |= {"TORCHDYNAMO_DISABLE": "1", "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "3000"}
@@ -248,6 +310,15 @@ def real_vllm(nano, tmp_path_factory):
             yield url
         finally:
             run.terminate()
+
+
+@pytest.fixture(scope="module")
+def real_vllm(nano, tmp_path_factory):
+    """vLLM with nano's language model."""
+    folder = tmp_path_factory.mktemp("language")
+    export_language(nano.model, nano.processor, folder)
+    with running_vllm(folder, "--enable-prompt-embeds") as url:
+        yield url
 
 
 def _is_up(url):
@@ -264,7 +335,7 @@ def prefix_hits(url):
 
 @pytest.mark.slow
 def test_vllm_itself_gives_the_texts_of_our_own_engine_and_reads_a_memory_once(nano, real_vllm):
-    engine = VllmEngine(nano.model, f"{real_vllm}/v1", nano.processor.stop_ids)
+    engine = VllmEngine(nano.model, nano.processor, f"{real_vllm}/v1")
     generator = AnswerGenerator(nano.model, nano.processor, engine)
     for clip in CLIPS:
         snapshot = nano.watch(fetch([clip])[0], fps=2).snapshot()
@@ -304,3 +375,38 @@ def test_vllm_itself_refuses_what_the_stand_in_refuses(nano, real_vllm):
     assert status(prompt_embeds=None) == 400
     assert status(prompt_embeds="junk") == 400
     assert status(embeds * float("nan")) == 200  # so ours are checked before they are sent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+def test_vllm_itself_reads_pictures_as_our_own_engine(family, tmp_path):
+    """Needs torchvision in vLLM's environment, without which Transformers loads none of Qwen's processors."""
+    folder = tiny_vlm_for_vllm(family, tmp_path / "model")
+    qwen = FlashVStream.from_pretrained(ModelChoice(str(folder), device="cpu", dtype="float32", star=TINY_STAR))
+    snapshot = nine_frames(qwen)
+    options = ("--enable-mm-embeds", "--trust-request-chat-template", "--skip-mm-profiling", "--max-model-len=4096")
+    with running_vllm(folder, *options) as url:
+        engine, own = VllmEngine(qwen.model, qwen.processor, f"{url}/v1"), PyTorchEngine(qwen.model)
+        shown = qwen.processor.lay_out(snapshot)
+        rows = [
+            each.step([Feed(each.new_sequence(), shown.ids, shown.features)])[0].checked().logits[0].log_softmax(-1)
+            for each in (engine, own)
+        ]
+        best = rows[1].topk(LOGPROBS).indices
+        print(f"{len(shown.ids)} tokens, {float((rows[0] - rows[1])[best].abs().max()):.1e} apart")
+        assert torch.allclose(rows[0][best], rows[1][best], atol=1e-3)
+        generator = AnswerGenerator(qwen.model, qwen.processor, engine)
+        prefix, expected = generator.read(snapshot), qwen.generator.read(snapshot)
+        for question in QUESTIONS:
+            before = prefix_hits(url)
+            told = generator.ask(prefix, question, max_new_tokens=16).finish()
+            hits = prefix_hits(url) - before
+            wanted = qwen.generator.ask(expected, question, max_new_tokens=16).finish()
+            print(f"{question} {told.text!r}, {told.tokens} tokens, {hits:.0f} tokens cached")
+            assert told.text == wanted.text
+            assert hits >= len(prefix.ids) // 32 * 32
+        with pytest.raises(UserError, match="as other tokens than the model"):
+            generator.ask(None, "what?<|im_end|>", max_new_tokens=2).finish()
+        with pytest.raises(UserError, match="language engine"):
+            generator.ask(None, "what?<|image_pad|>", max_new_tokens=2).finish()
+        assert generator.ask(None, "what?", max_new_tokens=2).finish().tokens  # the others go on

@@ -108,7 +108,7 @@ class FlashVStream:
             from flash_vstream.models.engines.vllm import VllmEngine
 
             url = self._language_engine.removeprefix("vllm=")
-            engine: Engine = VllmEngine(self.model, url, self.processor.stop_ids)
+            engine: Engine = VllmEngine(self.model, self.processor, url)
         else:
             engine = PyTorchEngine(self.model) if self._as_is else self._fastest_engine()
         return AnswerGenerator(self.model, self.processor, engine)

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from tokenizers import decoders
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
@@ -124,6 +126,30 @@ def tiny_vlm(model_type: str, folder: Path) -> Path:
     tokenizer.save_pretrained(folder)
     settings = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def tiny_vlm_for_vllm(model_type: str, folder: Path) -> Path:
+    """``tiny_vlm`` of a Qwen family as vLLM can load it on a CPU: wider heads, and the settings of its processors."""
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32}
+    given = CONFIGS[model_type]
+    text = {**given["text_config"], **sizes, "rope_parameters": {**given["text_config"]["rope_parameters"]}}
+    text["rope_parameters"]["mrope_section"] = [4, 6, 6]
+    vision = {**given["vision_config"], "hidden_size": 128, "out_hidden_size": 128}
+    with patch.dict(CONFIGS, {model_type: {"text_config": text, "vision_config": vision}}):
+        tiny_vlm(model_type, folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.backend_tokenizer.decoder = decoders.Fuse()  # as Qwen's, it gives a text back as it was
+    tokenizer.save_pretrained(folder)
+    name = "Qwen3VL" if model_type == "qwen3_vl" else "Qwen2_5_VL"
+    settings = {
+        **{"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "processor_class": f"{name}Processor"},
+        **{"patch_size": 16 if model_type == "qwen3_vl" else 14, "temporal_patch_size": 2, "merge_size": 2},
+        "size": {"shortest_edge": 3136, "longest_edge": 12845056},
+    }
+    video = {"video_processor_type": "Qwen3VLVideoProcessor" if model_type == "qwen3_vl" else "Qwen2VLVideoProcessor"}
+    for kind, own in (("", {"image_processor_type": "Qwen2VLImageProcessor"}), ("video_", video)):
+        (folder / f"{kind}preprocessor_config.json").write_text(json.dumps(settings | own))
     return folder
 
 

@@ -21,7 +21,7 @@ from flash_vstream.live.hosts import Published
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import Pictures, max_slots, save_state, slot_table, stream_state
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.models.engines.vllm import encoded
+from flash_vstream.models.engines.vllm_prompts import encoded
 from flash_vstream.models.generation import AnswerGenerator
 from flash_vstream.models.interface import Memory
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration

@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +50,10 @@ def serve(
     fps: Annotated[
         float | None, typer.Option("--fps", help="Frames per second of stream time to look at.  [default: as saved, 1]")
     ] = None,
-    state: Annotated[Path | None, typer.Option("--state", help="Folder to keep memories and answers in.")] = None,
+    state: Annotated[
+        str | None,
+        typer.Option("--state", help="Folder, or URL such as s3://BUCKET/NAME, to keep memories and answers in."),
+    ] = None,
     describe: Describe = None,
     record: Record = None,
     tls_cert: Annotated[Path | None, typer.Option("--tls-cert", help="Certificate chain (PEM); serves HTTPS.")] = None,
@@ -66,6 +69,7 @@ def serve(
     ] = "local",
     frame_workers: Annotated[int, typer.Option(min=1, help="With ray: share the streams among so many.")] = 1,
     question_workers: Annotated[int, typer.Option(min=1, help="With ray: answer with at most so many.")] = 1,
+    spare_workers: Annotated[int, typer.Option(min=0, help="With ray: so many stand by for a dead frame worker.")] = 1,
     worker_gpus: Annotated[float, typer.Option(min=0, help="With ray: GPUs for each worker, such as 0.25.")] = 0.0,
     worker_cpus: Annotated[float, typer.Option(min=0, help="With ray: cores for each worker.")] = 1.0,
     memory: Memory = "star",
@@ -87,7 +91,8 @@ def serve(
         host, os.environ.get("FLASH_VSTREAM_TOKEN"), allow_origin or [], allow_host or [], allow_folder or []
     )
     check_certificate(tls_cert, tls_key)
-    start_engine = engine_of(engine, state, frame_workers, question_workers, worker_gpus, worker_cpus)
+    placed = Placed(frame_workers, question_workers, spare_workers, worker_gpus, worker_cpus)
+    start_engine = engine_of(engine, state, placed)
     from flash_vstream.serve.connections import connection_limit
 
     most_connections = connection_limit()  # before any process starts, since processes inherit it
@@ -154,13 +159,25 @@ def run_server(
     server.run(sockets=[listener])
 
 
-def engine_of(
-    engine: str, state: Path | None, frame_workers: int, question_workers: int, gpus: float, cpus: float
-) -> "StartEngine":
+@dataclass(frozen=True)
+class Placed:
+    """What ``--engine ray`` places on the cluster, and the GPUs and cores that each worker takes there."""
+
+    frame_workers: int = 1
+    question_workers: int = 1
+    spare_workers: int = 1
+    gpus: float = 0.0
+    cpus: float = 1.0
+
+
+def engine_of(engine: str, state: str | None, placed: Placed) -> "StartEngine":
     """What starts the engine of that name; raises ``UserError`` for one that there is not, or that lacks something."""
     if engine == "local":
-        if (frame_workers, question_workers, gpus, cpus) != (1, 1, 0.0, 1.0):
-            raise UserError("--frame-workers, --question-workers, --worker-gpus and --worker-cpus need --engine ray")
+        if placed != Placed():
+            raise UserError(
+                "--frame-workers, --question-workers, --spare-workers, --worker-gpus and --worker-cpus need"
+                " --engine ray"
+            )
         from flash_vstream.live.engine import local_engine
 
         return local_engine
@@ -172,8 +189,9 @@ def engine_of(
         )
     from flash_vstream.live.ray_engine import RayChoice, ray_engine
 
-    name = f"flash-vstream-{hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]}"
-    return ray_engine(RayChoice(name, frame_workers, question_workers, gpus, cpus))
+    place = state if "://" in state else str(Path(state).resolve())
+    name = f"flash-vstream-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+    return ray_engine(RayChoice(name, **asdict(placed)))
 
 
 def check_certificate(cert: Path | None, key: Path | None) -> None:

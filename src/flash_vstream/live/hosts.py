@@ -44,6 +44,10 @@ class HostAwayError(UserError):
     """The host does not answer: it died, and another is being started, or the network is down."""
 
 
+class HostDiedError(HostAwayError):
+    """The host's process or machine is gone for certain, so that nobody has to wait for it."""
+
+
 class RemoteHost(Protocol):
     """A host somewhere; it can be sent to another host."""
 

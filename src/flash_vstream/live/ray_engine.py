@@ -6,6 +6,7 @@ end with it, like the local engine's: a camera must not be watched by what nobod
 """
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Generator
@@ -15,16 +16,17 @@ from typing import Any
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.engine import Engine, StartEngine
-from flash_vstream.live.hosts import READ_SECONDS, About, FrameHost, HostAwayError, QuestionHost
+from flash_vstream.live.hosts import READ_SECONDS, About, HostAwayError, HostDiedError, QuestionHost
 from flash_vstream.live.question_client import Event
 from flash_vstream.live.question_worker import AT_ONCE, KEPT_STATES
+from flash_vstream.live.ray_actor import HostActor
 from flash_vstream.live.remote import AskHost, RemoteQuestions, RemoteStreams
 from flash_vstream.models.choice import ModelChoice
 
 try:
     import ray
     from ray import serve
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import GetTimeoutError, NodeDiedError, RayActorError, RayError, RayTaskError
     from ray.serve.exceptions import BackPressureError, RayServeException
     from ray.serve.schema import ApplicationStatus
 except ImportError:
@@ -33,6 +35,8 @@ except ImportError:
 START_SECONDS = 600.0
 """How long a worker may take to start; the first on a machine may have to fetch the model."""
 LOOK_SECONDS = 0.2
+READY_SECONDS, END_SECONDS = 2.0, 10.0
+"""How long a worker may take to say that it is there, and to end and remove its shared memory, before it is killed."""
 THREADS = 16
 """How many calls a host serves at once, most of which wait."""
 ONGOING = 16
@@ -43,28 +47,36 @@ ONGOING = 16
 class RayChoice:
     """What is placed on the cluster: ``frame_workers``, up to ``question_workers``, each with ``gpus`` and ``cpus``.
 
+    ``spare_workers`` are frame workers that stand by for one that dies: of the cluster's cores they count as none.
     ``name`` is that of the question workers' application, one for each state folder.
     """
 
     name: str
     frame_workers: int = 1
     question_workers: int = 1
+    spare_workers: int = 1
     gpus: float = 0.0
     cpus: float = 1.0
 
 
 @dataclass(frozen=True)
 class RayHost:
-    """An actor as a ``RemoteHost``."""
+    """A ``HostActor`` as a ``RemoteHost``."""
 
     actor: Any
 
     def call(self, method: str, *arguments: Any, seconds: float = READ_SECONDS) -> Any:
         """See ``RemoteHost``; nothing is tried again here, since whoever calls knows what is still wanted."""
+        called = self.actor.call.remote(method, *arguments)
         try:
-            return ray.get(getattr(self.actor, method).remote(*arguments), timeout=seconds)
+            return ray.get(called, timeout=seconds)
         except RayTaskError as error:
             raise error.cause from None
+        except GetTimeoutError as error:
+            ray.cancel(called)  # otherwise calls pile up for an actor that has no place yet
+            raise HostAwayError(_reason(error)) from None
+        except (RayActorError, NodeDiedError) as error:
+            raise HostDiedError(_reason(error)) from None
         except RayError as error:
             raise HostAwayError(_reason(error)) from None
 
@@ -102,12 +114,18 @@ class QuestionReplica:
         finally:
             left.set()
 
+    def __del__(self) -> None:  # what Ray Serve calls to end a replica
+        with suppress(AttributeError):  # it has not started
+            self._host.close()
+
 
 def ray_engine(choice: RayChoice) -> StartEngine:
     """Starts the engine on the cluster that ``RAY_ADDRESS`` names, else on this machine's, else on a new one."""
 
     def start(model: ModelChoice) -> Engine:
         if not ray.is_initialized():
+            # For a Ray that starts here: at Ray's own 15, workers get nothing beside other work.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             ray.init(log_to_driver=False, configure_logging=False)
         actors: list[Any] = []
         try:
@@ -128,11 +146,11 @@ def _started(model: ModelChoice, choice: RayChoice, actors: list[Any]) -> Engine
     # A call to a dead actor is not repeated: it could give a stream back that was removed in the meantime.
     lasting = {"max_restarts": -1, "max_task_retries": 0, "max_concurrency": THREADS, "scheduling_strategy": "SPREAD"}
 
-    def place(host: type) -> RayHost:
-        actors.append(ray.remote(host).options(**room, **lasting).remote(model))
+    def place(kind: str, **more: Any) -> RayHost:
+        actors.append(ray.remote(HostActor).options(**{**room, **lasting, **more}).remote(kind, model))
         return RayHost(actors[-1])
 
-    hosts = [place(FrameHost) for _ in range(choice.frame_workers)]
+    hosts = [place("FrameHost") for _ in range(choice.frame_workers)]
     replicas = serve.deployment(
         QuestionReplica,
         name="questions",
@@ -144,13 +162,17 @@ def _started(model: ModelChoice, choice: RayChoice, actors: list[Any]) -> Engine
         },
         health_check_period_s=2,
         health_check_timeout_s=10,
+        graceful_shutdown_wait_loop_s=0.1,  # for questions, which a server that ends does not wait for either
+        graceful_shutdown_timeout_s=END_SECONDS,
     )  # fmt: skip
     serve.start(proxy_location="Disabled")
     application = serve.RunTarget(replicas.bind(model), name=choice.name, route_prefix=None)
     (handle,) = serve.run_many([application], wait_for_applications_running=False)
     streams = RemoteStreams(hosts, START_SECONDS, lambda: _end(choice, actors))
     _wait_for(choice.name)
-    return Engine(streams, RemoteQuestions(_asking(handle), lambda: place(QuestionHost), streams.about))
+    for _ in range(choice.spare_workers):  # last, and at no core: it must not take another worker's place
+        streams.add_spare(place("FrameHost", num_cpus=0))
+    return Engine(streams, RemoteQuestions(_asking(handle), lambda: place("QuestionHost"), streams.about))
 
 
 def _wait_for(application: str) -> None:
@@ -183,8 +205,14 @@ def _asking(handle: Any) -> AskHost:
 
 
 def _end(choice: RayChoice, actors: list[Any]) -> None:
+    """End every worker; one that has started removes what it keeps in shared memory."""
+    there = {actor.__ray_ready__.remote(): actor for actor in actors}  # a spare one may have found no place
+    answered, _ = ray.wait(list(there), num_returns=len(there), timeout=READY_SECONDS) if there else ([], [])
+    ending = [there[answer].call.remote("close") for answer in answered]
     with suppress(RayError, RayServeException):
         serve.delete(choice.name)
+    with suppress(RayError):
+        ray.wait(ending, num_returns=len(ending), timeout=END_SECONDS) if ending else None
     for actor in actors:
         with suppress(RayError):
             ray.kill(actor)

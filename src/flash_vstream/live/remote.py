@@ -1,7 +1,8 @@
 """Streams and questions of hosts on other machines, as a server sees them (``engine``); the cluster is not known here.
 
-A stream belongs to one host. When that dies and another has taken its place, the stream is given to it again with its
-last snapshot from the state folder. Until then its status says so, and the snapshot is what can be read of it.
+A stream belongs to one host. When that dies, a spare one takes its place if there is one, otherwise the one that the
+cluster starts again. It is given the stream with its last snapshot from the state folder; until then the stream's
+status says so, and the snapshot is what can be read of it.
 """
 
 import logging
@@ -22,6 +23,7 @@ from flash_vstream.live.hosts import (
     About,
     Description,
     HostAwayError,
+    HostDiedError,
     Order,
     Published,
     Pulse,
@@ -37,6 +39,8 @@ from flash_vstream.video.sources import Source
 
 POLL_SECONDS = 0.25
 """How often each host is asked for its streams' statuses."""
+SILENT_SECONDS = 10.0
+"""How long a host may be silent before a spare one takes its place; one that is known to be dead is not waited for."""
 ADD_SECONDS = 60.0
 """How long a host may take to accept a stream with its snapshot."""
 REFUSED_SECONDS = 10.0
@@ -51,7 +55,7 @@ AskHost = Callable[[About | None, str, tuple[tuple[str, str], ...], int, tuple[s
 """``QuestionHost.ask`` of some host; closing the generator cancels. Raises ``HostAwayError``."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Host:
     """A host, what it last said of itself (None while it is away), and the streams that belong to it by path."""
 
@@ -72,7 +76,7 @@ class _Host:
         return replace(pulse.worker, restarts=self.restarts + pulse.worker.restarts)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Stream:
     """A stream: its host, its snapshot's file (which may not exist yet), and the newest that is known of it."""
 
@@ -88,20 +92,34 @@ class _Stream:
 class RemoteStreams:
     """Streams on hosts (``engine.Streams``), which ``end`` ends.
 
-    Raises ``UserError`` unless every host starts within ``start_seconds``.
+    Raises ``UserError`` unless every host starts within ``start_seconds``. ``add_spare`` adds hosts without streams,
+    each of which takes the place of one that is lost; that is a spare one from then on.
     """
 
     def __init__(self, hosts: Sequence[RemoteHost], start_seconds: float, end: Callable[[], None]):
         self._end = end
         self._hosts = [_Host(remote, f"frame-{number}") for number, remote in enumerate(hosts, 1)]
+        self._spares: list[_Host] = []
         self._streams: dict[str, _Stream] = {}
         self._lock = threading.Lock()  # held while streams are added
+        self._placing = threading.Lock()  # held, never for long, while it changes which host a stream belongs to
         self._stopping = threading.Event()
         self._description: Description
         for host in self._hosts:
             self._description = host.remote.call("describe", seconds=start_seconds)
             self._listen(host)
             threading.Thread(target=self._follow, args=(host,), name=host.name, daemon=True).start()
+
+    def add_spare(self, remote: RemoteHost) -> None:
+        """Add a host that stands by; it may still be starting, for as long as it likes."""
+        spare = _Host(remote, f"spare-{len(self._spares) + 1}")
+        self._spares.append(spare)
+        threading.Thread(target=self._follow, args=(spare,), name=spare.name, daemon=True).start()
+
+    @property
+    def spares_ready(self) -> int:
+        """How many spare hosts could take a lost one's place now."""
+        return sum(spare.pulse is not None for spare in self._spares)
 
     @property
     def capacity(self) -> dict[str, Any]:
@@ -137,6 +155,9 @@ class RemoteStreams:
             if host.pulse is not None and not self._stopping.is_set():
                 log.warning("the %s worker is away: %s", host.name, error)
             host.pulse = None
+            gone = isinstance(error, HostDiedError) or time.monotonic() - host.heard > SILENT_SECONDS
+            if gone and not self._stopping.is_set():
+                self._replace(host)
             return
         if host.id not in (None, pulse.id):
             host.restarts += 1
@@ -144,6 +165,21 @@ class RemoteStreams:
         for path, status in pulse.statuses.items():
             if (known := host.streams.get(path)) is not None:
                 known.status = replace(status, name=known.name, source=known.status.source)
+
+    def _replace(self, lost: _Host) -> None:
+        """Let a spare host that is ready take a lost one's place, if there is one."""
+        with self._placing:
+            spare = next((spare for spare in self._spares if spare.pulse is not None), None)
+            if lost not in self._hosts or spare is None:
+                return
+            self._hosts[self._hosts.index(lost)], self._spares[self._spares.index(spare)] = spare, lost
+            lost.name, spare.name = spare.name, lost.name
+            spare.restarts, lost.restarts = lost.restarts + 1, 0
+            for stream in lost.streams.values():
+                stream.status, stream.host = replace(stream.status, state="reconnecting", error=AWAY), spare
+            spare.streams, lost.streams = lost.streams, {}
+        log.warning("a spare worker is the %s worker now", spare.name)
+        self._listen(spare)
 
     def _give(self, stream: _Stream) -> None:
         """Give a stream to its host, with its last snapshot; note if the host refuses it."""
@@ -167,26 +203,31 @@ class RemoteStreams:
         with self._lock:
             if name in self._streams:
                 raise UserError(f"there is a stream called {name!r} already; choose another name, or remove it first")
-            host = min(self._hosts, key=lambda host: (host.pulse is None, len(host.streams)))
             files = _carried(Path(source.name)) if carry else None
             source = replace(source, size=self._description.size)
             order = Order(f"{name}.{secrets.token_hex(8)}", source, files=files)
-            stream = _Stream(name, host, order, saved, StreamStatus.of(name, source, None))
-            host.streams[order.path] = self._streams[name] = stream
+            with self._placing:
+                host = min(self._hosts, key=lambda host: (host.pulse is None, len(host.streams)))
+                stream = _Stream(name, host, order, saved, StreamStatus.of(name, source, None))
+                host.streams[order.path] = self._streams[name] = stream
             try:
                 self._give(stream)
             except HostAwayError as error:
-                log.warning("stream %r waits for the %s worker: %s", name, host.name, error)
+                log.warning("stream %r waits for the %s worker: %s", name, stream.host.name, error)
             if stream.refused is not None:
-                del host.streams[order.path], self._streams[name]
+                self._forget(stream)
                 raise UserError(stream.refused)
+
+    def _forget(self, stream: _Stream) -> None:
+        with self._placing:
+            self._streams.pop(stream.name, None)
+            stream.host.streams.pop(stream.order.path, None)
 
     def remove(self, name: str) -> None:
         """Stop watching ``name``; a host that is away drops it when it is back, if it still has it."""
         stream = self._stream(name)
         with stream.host.lock:
-            self._streams.pop(name, None)
-            stream.host.streams.pop(stream.order.path, None)
+            self._forget(stream)
             try:
                 stream.host.remote.call("remove", stream.order.path, seconds=ADD_SECONDS)
             except HostAwayError as error:
@@ -209,13 +250,12 @@ class RemoteStreams:
     def sink(self, name: str) -> "RemoteSink | None":
         """Where the frames of a pushed stream go; None for other streams."""
         stream = self._stream(name)
-        return RemoteSink(stream.host.remote, stream.order.path) if stream.order.source.is_push else None
+        return RemoteSink(stream) if stream.order.source.is_push else None
 
     def shared_state(self, name: str) -> "RemoteState":
         """What is published of the stream."""
         stream = self._stream(name)
-        names = [entry[0] for entry in self._description.layout]
-        return RemoteState(stream.order.path, names, stream.host.remote, stream.saved)
+        return RemoteState(stream, [entry[0] for entry in self._description.layout])
 
     def about(self, path: str) -> About:
         """The stream whose state has that path; raises ``UserError`` if there is none."""
@@ -253,14 +293,14 @@ def _carried(place: Path) -> dict[str, bytes]:
 class RemoteState:
     """A stream's state on its host; while that is away or has not restored it yet, its last snapshot."""
 
-    def __init__(self, path: str, names: Collection[str], host: RemoteHost, saved: Path | None):
-        self.path, self.names = path, names
-        self._host, self._saved = host, saved
+    def __init__(self, stream: _Stream, names: Collection[str]):
+        self.path, self.names = stream.order.path, names
+        self._stream, self._saved = stream, stream.saved
 
     def read(self, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """See ``PublishedState``."""
         try:
-            published: Published | None = self._host.call("read", self.path, names)
+            published: Published | None = self._stream.host.remote.call("read", self.path, names)
         except UserError:  # away, or just back without its streams
             published = None
         if published is not None:
@@ -281,7 +321,7 @@ class RemoteState:
     def read_status(self) -> dict[str, Any] | None:
         """See ``PublishedState``."""
         try:
-            status: dict[str, Any] | None = self._host.call("read_status", self.path)
+            status: dict[str, Any] | None = self._stream.host.remote.call("read_status", self.path)
         except UserError:
             return None
         return status
@@ -290,13 +330,13 @@ class RemoteState:
 class RemoteSink:
     """Takes frames for a pushed stream on a host (``engine.FrameSink``), which counts them itself."""
 
-    def __init__(self, host: RemoteHost, path: str):
-        self._host, self._path = host, path
+    def __init__(self, stream: _Stream):
+        self._stream = stream
         self.taken = 0
 
     def write(self, number: int, frame: Frame) -> None:
         """Send a frame; raises ``HostAwayError``."""
-        self.taken = self._host.call("push", self._path, frame)
+        self.taken = self._stream.host.remote.call("push", self._stream.order.path, frame)
 
 
 class RemoteQuestions:
@@ -371,7 +411,7 @@ class RemoteQuestions:
         """Keep the watcher's watches as they were set, and take its reports."""
         self._any_watch.wait()
         watcher: RemoteHost | None = None
-        host_id, sent, restarts = "", dict[str, Watch](), -1
+        host_id, sent, restarts = "", dict[str, tuple[Watch, RemoteHost]](), -1
         while not self._stopping.is_set():
             try:
                 watcher = watcher or self._start_watcher()
@@ -387,8 +427,8 @@ class RemoteQuestions:
                     log.warning("the watch worker is away: %s", error)
                 self._watcher = WorkerHealth(False, None, max(0, restarts))
 
-    def _send_changes(self, watcher: RemoteHost, sent: dict[str, Watch]) -> None:
-        """Set and drop what the watcher does not know yet; ``sent`` are the watches that it was given."""
+    def _send_changes(self, watcher: RemoteHost, sent: dict[str, tuple[Watch, RemoteHost]]) -> None:
+        """Set and drop what the watcher does not know yet; ``sent`` are the watches that it was given, with hosts."""
         with self._lock:
             wanted = dict(self._watches)
             states = dict(self._states)
@@ -396,14 +436,14 @@ class RemoteQuestions:
             watcher.call("drop_watch", number)
             del sent[number]
         for number, watch in wanted.items():
-            if sent.get(number) is watch:
-                continue
             try:
                 about = self._about(watch.shared_path)
             except UserError:  # its stream was removed; the watch follows or is dropped
                 continue
-            watcher.call("set_watch", replace(watch, state=states.get(number, watch.state)), about)
-            sent[number] = watch
+            known, host = sent.get(number, (None, None))
+            if known is not watch or host is not about.host:
+                watcher.call("set_watch", replace(watch, state=states.get(number, watch.state)), about)
+                sent[number] = watch, about.host
 
     def _take(self, report: Report) -> None:
         with self._lock:

@@ -77,7 +77,7 @@ class FlashQwenFamily(AnySize):
         vision = self.config.vision_config
         rows, columns = clips.shape[3] // vision.patch_size, clips.shape[4] // vision.patch_size
         grid = torch.tensor([[1, rows, columns]] * len(clips), device=clips.device)
-        patches = clip_patches(clips, vision.patch_size, self._merge)
+        patches = clip_patches(clips, vision.patch_size, self.merge)
         hidden: Tensor = network.model.visual(patches, grid_thw=grid).last_hidden_state
         return hidden.reshape(len(clips), rows * columns // 4, -1)
 

@@ -119,19 +119,20 @@ class AnySize(Family):
         return self._wanted
 
     @property
-    def _merge(self) -> int:
+    def merge(self) -> int:
+        """The side of the window of patches that becomes one token."""
         return int(self.config.vision_config.spatial_merge_size)
 
     @property
     def pixels(self) -> int:
-        return self.native_side * int(self.config.vision_config.patch_size) * self._merge
+        return self.native_side * int(self.config.vision_config.patch_size) * self.merge
 
     def _grid(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         vision = self.config.vision_config
         clips = pixels[:, None].expand(-1, vision.temporal_patch_size, -1, -1, -1)
-        rows = [[1, self.native_side * self._merge, self.native_side * self._merge]] * len(pixels)
+        rows = [[1, self.native_side * self.merge, self.native_side * self.merge]] * len(pixels)
         grid = torch.tensor(rows, device=pixels.device)
-        return clip_patches(clips, vision.patch_size, self._merge), grid
+        return clip_patches(clips, vision.patch_size, self.merge), grid
 
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
         patches, grid = self._grid(pixels)

@@ -30,6 +30,7 @@ from flash_vstream.serve.recorder import Recorder
 from flash_vstream.serve.recordings import Recordings
 from flash_vstream.serve.schemas import plain_text
 from flash_vstream.serve.security import AccessRules, ApiError
+from flash_vstream.serve.state_url import StateUrl, is_url
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
 from flash_vstream.serve.transcript import MARK, Descriptions, Transcript
 from flash_vstream.serve.watches import Watches
@@ -65,14 +66,15 @@ class Service:
 
     ``streams`` are watched from the start and override saved streams of the same name. ``describe`` is how often
     (seconds of stream time) every stream is described, ``record`` how many bytes of frames the folder may keep.
-    Raises ``UserError`` if the model cannot be loaded or the state folder cannot be used.
+    ``state`` is a folder, or a URL of fsspec (``state_url``), where nothing is recorded. Raises ``UserError`` if the
+    model cannot be loaded or the state cannot be used.
     """
 
     def __init__(
         self,
         model: str | ModelChoice,
         access: AccessRules,
-        state: Path | None = None,
+        state: Path | str | None = None,
         limits: Limits | None = None,
         streams: Mapping[str, NamedSource] | None = None,
         start_engine: StartEngine = local_engine,
@@ -81,15 +83,22 @@ class Service:
     ):
         self.model = ModelChoice.of(model)
         self.model_name, self.access, self.limits = str(self.model), access, limits or Limits()
-        self.store = StateFolder(state)
         with ExitStack() as on_error:
+            self._far = StateUrl(state) if isinstance(state, str) and is_url(state) else None
+            if self._far is not None:
+                on_error.callback(self._far.close)
+                if record is not None:
+                    raise UserError("frames are recorded in a folder of this machine: --record needs --state FOLDER")
+                state = self._far.folder
+            folder = Path(state) if state is not None else None
+            self.store = StateFolder(folder)
             on_error.callback(self.store.close)
-            alerts = AlertStore(state)
+            alerts = AlertStore(folder)
             on_error.callback(alerts.close)
-            transcript = Transcript(state)
+            transcript = Transcript(folder)
             on_error.callback(transcript.close)
             names = self.store.stream_names()
-            self.recordings = Recordings(state / "recordings" if state is not None else None, record, names)
+            self.recordings = Recordings(folder / "recordings" if folder is not None else None, record, names)
             engine = start_engine(self.model)
             self.live, self.question_client = engine.streams, engine.questions
             on_error.pop_all()
@@ -420,6 +429,8 @@ class Service:
                         failed = error
         self.store.flush()
         self.watches.save()
+        if self._far is not None:
+            self._far.upload()
         if failed is not None:
             raise failed
 
@@ -457,6 +468,8 @@ class Service:
         self.clips.close()
         self.alert_clips.close()
         self._scratch.cleanup()
+        if self._far is not None:
+            self._far.close()
 
 
 def data_url(jpeg: bytes) -> str:

@@ -1,48 +1,41 @@
-"""A language model that vLLM serves, over HTTP: the memory's tokens go as prompt embeddings.
+"""A language model that vLLM serves, over HTTP.
 
-What the model reads is embedded here, with its own table and projector; vLLM has the layers. A prompt that begins like
-an earlier one is read from there only (prefix caching), so the questions about one memory share its reading. vLLM must
-run with ``--enable-prompt-embeds``, and serve the language model alone (``flash-vstream pull --language-to``).
+What the model reads goes to vLLM as embeddings, or as text with its pictures' tokens (``vllm_prompts``); vLLM has the
+layers. A prompt that begins like an earlier one is read from there only (prefix caching), so the questions about one
+memory share its reading. For nano and flash-vstream-7b it serves the language model alone (``flash-vstream pull
+--language-to``), for a Qwen model the whole.
 """
 
-import base64
-import io
 import json
 import logging
 import os
 import queue
 import threading
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import torch
-from torch import Tensor
 
 from flash_vstream.errors import UserError
 from flash_vstream.models.engines.base import Feed, Row
+from flash_vstream.models.engines.vllm_prompts import Prompts, prompts_for
 from flash_vstream.models.interface import StreamModel, StreamProcessor
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 
 KEY_VARIABLE = "VLLM_API_KEY"
 """Names vLLM's own variable for the key that it wants."""
-LOGPROBS = 20
-"""How many of the likeliest tokens vLLM tells the likelihood of, unless it is run with ``--max-logprobs``."""
-NOT_OURS = (
-    "vLLM can read the memories of nano and flash-vstream-7b alone: it gives prompt embeddings the positions of text,"
-    " and this model has positions of its own for pictures"
-)
 CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0
 log = logging.getLogger("flash_vstream.models")
 
 
 class VllmSequence:
-    """What has been read: embeddings ``[L, width]`` in parts, and the tokens that vLLM generates after them."""
+    """What has been read, in parts as ``Prompts`` makes them, and the tokens that vLLM generates after them."""
 
-    def __init__(self, parts: Sequence[Tensor] = ()):
+    def __init__(self, parts: Sequence[Any] = ()):
         self.parts = list(parts)
         self.last: int | None = None
         self.generating: _Generating | None = None
@@ -62,12 +55,17 @@ class _Token:
 
 
 class _Generating:
-    """A completion under way, read in a thread of its own; ``left`` ends it."""
+    """A completion under way, read in a thread of its own; ``left`` ends it.
 
-    def __init__(self, client: httpx.Client, body: dict[str, Any], stop: int):
+    ``read_as`` are the tokens that vLLM must have read.
+    """
+
+    def __init__(
+        self, client: httpx.Client, prompts: Prompts, body: dict[str, Any], read_as: list[int] | None, stop: int
+    ):
         self.left = threading.Event()
         self._tokens: queue.SimpleQueue[_Token | UserError] = queue.SimpleQueue()
-        self._stop = stop
+        self._prompts, self._read_as, self._stop = prompts, read_as, stop
         threading.Thread(target=self._read, args=(client, body), name="vllm", daemon=True).start()
 
     def next(self) -> _Token:
@@ -80,7 +78,7 @@ class _Generating:
 
     def _read(self, client: httpx.Client, body: dict[str, Any]) -> None:
         try:
-            with client.stream("POST", "completions", json=body) as response:
+            with client.stream("POST", self._prompts.path, json=body) as response:
                 if response.is_error:
                     response.read()
                     raise refusal(response)
@@ -101,14 +99,19 @@ class _Generating:
     def _take(self, chunk: dict[str, Any]) -> None:
         if "error" in chunk:
             raise UserError(f"the language engine failed ({chunk['error'].get('message', chunk['error'])}); ask again")
+        if self._read_as is not None and chunk.get("prompt_token_ids") not in (None, self._read_as):
+            raise UserError(
+                "the language engine reads this question as other tokens than the model; ask in other words, and see"
+                " that vLLM serves the same model"
+            )
         for choice in chunk["choices"]:
             ids = choice.get("token_ids")
-            if ids is None:
+            if ids is None and choice.get("delta", {}).get("role") is None:
                 raise UserError("the language engine tells no token ids (return_token_ids); use a newer vLLM")
-            tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}] * len(ids)
-            for number, top in zip(ids, tops, strict=False):
-                logs = {int(name.removeprefix("token_id:")): value for name, value in (top or {}).items()}
-                if None in logs.values():  # what somebody else's NaN left in vLLM's cache
+            told = self._prompts.told(choice)
+            for number, top in zip(ids or (), told or [{}] * len(ids or ()), strict=False):
+                logs = {int(name.removeprefix("token_id:")): value for name, value in top.items() if value is not None}
+                if len(logs) < len(top):  # what somebody else's NaN left in vLLM's cache
                     raise UserError("the language engine computes with numbers that are not finite; restart vLLM")
                 self._tokens.put(_Token(number, logs))
             if choice.get("finish_reason") == "stop":  # vLLM knows when an answer ends, and may not tell by which token
@@ -118,15 +121,14 @@ class _Generating:
 class VllmEngine:
     """The language model that vLLM serves at ``url``, such as ``http://host:8000/v1``; ``url#NAME`` picks one of many.
 
-    ``stops`` are the tokens that end an answer. Raises ``UserError`` if vLLM does not answer or cannot read the model.
+    Raises ``UserError`` if vLLM does not answer or cannot read the model.
     """
 
     name, together = "vllm", True
 
-    def __init__(self, model: StreamModel, url: str, stops: Collection[int]):
-        if not isinstance(model, FlashVStreamForConditionalGeneration):
-            raise UserError(NOT_OURS)
-        self.model, self._stops = model, sorted(stops)
+    def __init__(self, model: StreamModel, processor: StreamProcessor, url: str):
+        self._prompts = prompts_for(model, processor)
+        self.model, self._stops = model, sorted(processor.stop_ids)
         self._url, _, self._name = url.partition("#")
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
@@ -146,7 +148,7 @@ class VllmEngine:
             served = {str(entry["id"]): entry for entry in response.json()["data"]}
         except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f"no vLLM answers at {self._url} ({_cause(error)}); start `vllm serve FOLDER --enable-prompt-embeds`"
+                f"no vLLM answers at {self._url} ({_cause(error)}); start `vllm serve FOLDER {self._prompts.options}`"
             ) from None
         name = self._name or next(iter(served), "")
         if name not in served:
@@ -161,7 +163,7 @@ class VllmEngine:
         return VllmSequence()
 
     def fork(self, sequence: VllmSequence) -> VllmSequence:
-        """A sequence with the same embeddings, which are never changed."""
+        """A sequence with the same parts, which are never changed."""
         return VllmSequence(sequence.parts)
 
     @torch.inference_mode()
@@ -176,27 +178,27 @@ class VllmEngine:
             return None  # it is on its way
         if feed.keep > 1:
             return UserError("vLLM tells what may follow a prompt, and not what may follow each of its tokens")
-        ids = torch.tensor([list(feed.ids)], device=self.model.device)
-        features = [] if feed.features is None else [feed.features]
-        sequence.parts.append(self.model.embed(ids, features)[0].cpu())
-        embeds = torch.cat(sequence.parts)
-        if not embeds.isfinite().all():  # vLLM would read them, and answer nonsense
-            return UserError("what the model saw is not made of finite numbers; try another --dtype")
-        sequence.follow(_Generating(self._client, self._body(embeds, feed.ahead), self._stops[0]))
+        sequence.parts.append(self._prompts.part(feed))
+        try:
+            body = self._body(sequence.parts, feed.ahead)
+        except UserError as error:
+            return error
+        read_as = self._prompts.read_as(sequence.parts)
+        sequence.follow(_Generating(self._client, self._prompts, body, read_as, self._stops[0]))
         return None
 
-    def _body(self, embeds: Tensor, ahead: int) -> dict[str, Any]:
-        body = {
+    def _body(self, parts: Sequence[Any], ahead: int) -> dict[str, Any]:
+        body = self._prompts.body(parts) | {
             "model": self._name,
-            "prompt_embeds": encoded(embeds),
             "max_tokens": ahead + 1,
             "temperature": 0,
+            "repetition_penalty": 1.0,  # otherwise that of the model's own settings
             "stream": True,
             "return_token_ids": True,
             "stop_token_ids": self._stops,
         }
         # Whoever asks for no further token wants to know how likely each is.
-        return body if ahead else body | {"logprobs": LOGPROBS, "return_tokens_as_token_ids": True}
+        return body if ahead else body | self._prompts.logprobs() | {"return_tokens_as_token_ids": True}
 
     def _row(self, feed: Feed, error: UserError | None) -> Row:
         """The next token as logits: one-hot, or as far down as vLLM has told; the others share the rest evenly."""
@@ -219,17 +221,10 @@ class VllmEngine:
         return Row(logits)
 
 
-def encoded(embeds: Tensor) -> str:
-    """Embeddings ``[L, width]`` as vLLM takes them."""
-    written = io.BytesIO()
-    torch.save(embeds, written)
-    return base64.b64encode(written.getvalue()).decode()
-
-
 def export_language(model: StreamModel, processor: StreamProcessor, folder: Path) -> None:
     """Write a model's language model alone to ``folder``, as Transformers and vLLM load it."""
     if not isinstance(model, FlashVStreamForConditionalGeneration):
-        raise UserError(NOT_OURS)
+        raise UserError("only nano and flash-vstream-7b have a language model of their own; vLLM serves others whole")
     model.language_model.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
 
