@@ -27,7 +27,7 @@ docs: $(VENV)/installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # nano's training from start to end, in hours; the same command resumes a run that was stopped.
-# DATA: a folder with captions.json, splits.json and pictures. OUTPUT: where everything is written.
+# DATA: a folder with captions.json, splits.json, annotations.jsonl and pictures. OUTPUT: where everything is written.
 DATA ?=
 OUTPUT ?= nano-training
 nano: $(VENV)/installed-dev

@@ -44,6 +44,7 @@ OVO = [
         "test_info": [{"realtime": 1, "type": 0}],
     },
 ]
+ASKED = {"question": "?", "answer": "!", "start_time": 0, "end_time": 1}
 CHOICE = {"task_type": "Counting", "question": "How many?", "time_stamp": "00:00:03", "answer": "B"}
 REAL = [
     {"questions": [{**CHOICE, "options": ["A. One.", "B. Two."]}], "video_path": "./videos/sample_1_real.mp4"},
@@ -110,6 +111,28 @@ def test_streaming_benchs_own_files_are_read(tmp_path):
         ("rvs-ego", "rvs_ego.json", [{"video_id": "k", "conversations": [{"question": "?"}]}], r"\(video_id 'k'\)"),
         ("nextqa", "test_qa.json", [{"question": "?", "answer": "!"}], "record 0: it lacks 'video_id'"),
         ("nextqa", "test_qa.json", {"a": 1}, "no list of records"),
+        (
+            "nextqa",
+            "test_qa.json",
+            [{"video_id": 1, "question": None, "answer": "!"}],
+            "record 0 .*question None is no",
+        ),
+        ("nextqa", "test_qa.json", [{"video_id": 1, "question": "?", "answer": None}], "record 0 .*answer None is no"),
+        ("nextqa", "test_qa.json", [{"video_id": 1, "question": " ", "answer": "!"}], "record 0 .*question ' ' is no"),
+        ("rvs-ego", "rvs_ego.json", [3], "record 0: it is no object"),
+        (
+            "rvs-ego",
+            "rvs_ego.json",
+            [{"video_id": "k", "conversations": [{**ASKED, "end_time": float("nan")}]}],
+            r"record 0 \(video_id 'k'\): the end nan is no time",
+        ),
+        (
+            "ovobench",
+            "ovo_bench_new.json",
+            [{**OVO[0], "options": [1, 2]}],
+            r"record 0 \(id 0\): the answer 2 is no text",
+        ),
+        ("ovobench", "ovo_bench_new.json", [{**OVO[0], "options": "xy"}], "options 'xy' are no list"),
     ],
 )
 def test_what_is_wrong_with_annotations_is_named_by_record(tmp_path, name, file, rows, message):
@@ -136,6 +159,31 @@ def test_subtitles_come_with_the_question_where_the_benchmark_has_them(tmp_path)
     assert item.prompt.startswith("Subtitles of the video:\nline 0x\nline 3x\n")
     assert item.context.count("\n") == 64
     assert load_items(BENCHMARKS["videomme"], tmp_path)[0].context == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+def test_subtitles_in_other_encodings_are_read(tmp_path, encoding):
+    rows = [{"id": "1", "video_id": "v", "question": "Who?\nA. x\nB. y", "answer": 0, "duration": "short"}]
+    (tmp_path / "subtitle").mkdir()
+    (tmp_path / "subtitle" / "v.srt").write_bytes("1\n00:00:00,000 --> 00:00:01,000\nVoilà\n".encode(encoding))
+    (item,) = loaded("videomme-subtitles", rows, tmp_path, "test_qa.json")
+    assert item.context == "Subtitles of the video:\nVoilà"
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"), [("videomme", "duration", "medium"), ("mvbench", "task_type", "counting")]
+)
+def test_rows_of_the_table_are_those_of_the_benchmark(tmp_path, name, field, value):
+    row = {"id": "1", "video_id": "v", "question": "Who?\nA. x\nB. y", "answer": 0, field: value}
+    (item,) = loaded(name, [row], tmp_path, "test_qa.json")
+    assert item.kind == value
+
+
+def test_published_numbers_name_their_judge_and_protocol():
+    for name in ("vs-ego", "vs-movie", "rvs-ego", "rvs-movie"):
+        ((what, _),) = BENCHMARKS[name].published.items()
+        assert "judged by GPT-3.5" in what
+        assert f"protocol {BENCHMARKS[name].protocol}" in what
 
 
 # --- scoring and totals
@@ -250,7 +298,9 @@ def test_likelihoods_are_those_of_the_answers_alone(tiny, goldens):
 
 
 def test_choices_by_likelihood_never_abstain(tiny_folder, tmp_path):
-    (tmp_path / "questions_real.json").write_text(json.dumps(REAL))
+    unasked = {**CHOICE, "question": "", "options": ["One.", "Two."]}  # MLVU has such a record
+    rows = [*REAL[:1], {"questions": [unasked], "video_path": "./videos/sample_1_real.mp4"}]
+    (tmp_path / "questions_real.json").write_text(json.dumps(rows))
     options = ("--data", tmp_path, "--model", tiny_folder, "--memory", "blind", "--output", tmp_path / "o.jsonl")
     done = run("eval", "streamingbench", *options, "--choice-by", "likelihood", "--json")
     assert done.returncode == 0, done.stderr

@@ -269,14 +269,16 @@ def test_comparisons_are_paired():
     difference, (low, high), p = paired_difference(first, second, [str(i) for i in range(300)])
     assert 0 < low < difference < high < 0.12
     assert p < 0.01
-    rows = [{"id": str(i), "video": str(i), "correct": bool(value)} for i, value in enumerate(first)]
+    asked = {"question": "?", "answer": "!"}
+    rows = [{**asked, "id": str(i), "video": str(i), "correct": bool(value)} for i, value in enumerate(first)]
     others = [{**row, "correct": bool(value)} for row, value in zip(rows, second, strict=True)]
     comparison = compare(rows, others[:-1])
     assert comparison["lost"] == []
     assert len(comparison["gained"]) == int((second - first).sum())
     assert (comparison["questions"], comparison["only_in_first"]) == (299, 1)
-    with pytest.raises(UserError, match="share no question"):
-        compare(rows, [{"id": "other", "video": "x", "correct": True}])
+    for other in ({**rows[0], "id": "other"}, {**rows[0], "question": "Another?"}):
+        with pytest.raises(UserError, match="share no question"):
+            compare(rows, [other])
 
 
 # --- VStream-QA-mini

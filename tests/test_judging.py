@@ -239,12 +239,32 @@ def test_a_wrong_key_or_url_is_not_tried_again(status):
         ("/v1beta/openai", "/v1beta/openai/chat/completions"),
         ("/api/paas/v4", "/api/paas/v4/chat/completions"),
         ("/v1/chat/completions", "/v1/chat/completions"),
+        (
+            "/openai/deployments/gpt/chat/completions?api-version=2024-10-21",
+            "/openai/deployments/gpt/chat/completions?api-version=2024-10-21",
+        ),
+        ("/openai/deployments/gpt/?a=1&b=2", "/openai/deployments/gpt/chat/completions?a=1&b=2"),
     ],
 )
 def test_urls_of_every_service_work(path, asked):
     with answering(200) as (url, seen, _):
         assert ChatEndpoint(url + path, "x").complete("judge", "this")[1] == {"total_tokens": 7}
         assert seen == [asked]
+
+
+def test_a_judgement_counts_for_its_question_and_answer_alone(endpoint, tmp_path):
+    url, seen = endpoint
+    judge, store = EndpointJudge(ChatEndpoint(url, "judge-1", "key")), tmp_path / "judged.jsonl"
+    (row,) = open_rows(1)
+    assert not judged([row], judge, store)[0]["correct"]
+    with store.open("a") as file:
+        file.write('{"id": "cut off by a ki')
+    count = len(seen)
+    judged([row], judge, store)
+    assert len(seen) == count
+    judged([{**row, "answer": "Another."}], judge, store)
+    assert len(seen) == count + 1
+    assert len([json.loads(line) for line in store.read_text().splitlines()]) == 2
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch):

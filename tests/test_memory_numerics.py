@@ -54,6 +54,12 @@ def test_values_that_the_arithmetic_cannot_hold_are_refused(kind, value, dtype, 
     assert all(torch.equal(before[name], tensor) for name, tensor in memory.state_dict().items())
 
 
+def test_what_the_longterm_memory_cannot_hold_is_refused_with_its_remedy():
+    with pytest.raises(ValueError, match=r"65504 that the long-term memory takes, .*; set longterm_length=0"):
+        new_memory(longterm_length=4).write(frames(2).sign() * 1e5, [0.0, 1.0])
+    new_memory().write(frames(2).sign() * 1e5, [0.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("bad", "times", "message"),
     [

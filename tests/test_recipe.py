@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaFo
 from flash_vstream.models import FlashVStreamForConditionalGeneration, hub
 from flash_vstream.models.joining import join
 from flash_vstream.pipeline import FlashVStream
+from flash_vstream.train.arguments import accumulation, training_arguments
 from flash_vstream.train.config import StageConfig
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.stage import last_checkpoint, run_stage
@@ -65,6 +67,25 @@ def recipe(stage: int, folder: Path, model: Path, **changes) -> Path:
     path = folder / f"stage{stage}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
+
+
+@pytest.mark.parametrize(("stage", "samples", "rate"), [(1, 256, 1e-3), (2, 128, 2e-5)])
+def test_the_configs_hold_the_papers_numbers(stage, samples, rate, tmp_path, monkeypatch):
+    config = StageConfig.load(CONFIGS / f"flash-vstream-7b-stage{stage}.yaml")
+    plain = {name: value for name, value in config.trainer.items() if not name.startswith("fsdp")}  # needs its launcher
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert config.batch_size * 8 * accumulation(config) == samples
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    settings = training_arguments(replace(config, trainer=plain, dtype="float32"), 1000, tmp_path)
+    assert (settings.learning_rate, config.epochs) == (rate, 1)
+    assert (settings.lr_scheduler_type, settings.get_warmup_steps(1000)) == ("cosine", 30)
+    assert (settings.gradient_checkpointing, settings.dataloader_num_workers) == (True, 4)
+    assert config.template == ("plain" if stage == 1 else "vicuna_v1")
+    assert (config.tune.projector, config.tune.semantic_attention, config.tune.language_model) == (
+        True,
+        True,
+        stage == 2,
+    )
 
 
 RANKS = """

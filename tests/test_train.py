@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.captioning import QUESTION, bleu4, caption_features
 from flash_vstream.models import FlashVStreamForConditionalGeneration
+from flash_vstream.models.adapters import BASE, name_base, read_adapter_settings
+from flash_vstream.models.catalog import NANO_BASE, model_folder
 from flash_vstream.models.small_networks import SMALL_NETWORKS
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.captions import PictureSet, play, sentence
@@ -368,10 +370,14 @@ def test_a_lora_stage_can_be_exported(llava, tiny_folder, tmp_path):
     assert {value.dtype for value in weights.values()} == {torch.bfloat16}
     assert any("projector" in name for name in weights)
     assert any("lora_A" in name for name in weights)
-    assert str(tmp_path) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    # The base is what the config names, not the folder that this name has on the machine that trained.
+    assert read_adapter_settings(result)[BASE] == read_adapter_settings(tmp_path / "adapter")[BASE] == config.model
     assert json.loads((tmp_path / "adapter" / "card.json").read_text()) == card
     merged = FlashVStream.from_pretrained(str(tmp_path / "run" / "model"))
     assert merged.ask(None, "hello", max_new_tokens=3).finish().tokens <= 3
+    name_base(result, str(model_folder(NANO_BASE)))  # as adapters of 0.1.0 have it
+    export_adapter(result, tmp_path / "older")
+    assert read_adapter_settings(tmp_path / "older")[BASE] == NANO_BASE
 
 
 def test_a_killed_run_goes_on_to_the_same_end(llava, tiny_folder, tmp_path):

@@ -11,15 +11,22 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from flash_vstream.train.config import StageConfig
-from flash_vstream.train.stage import run_stage
+from flash_vstream.train.stage import last_checkpoint, run_stage
 
 RANK = """
-import json, os, sys
+import json, os, signal, sys
 from pathlib import Path
-from flash_vstream.train import stage
+from flash_vstream.train import stage, trainer
 from flash_vstream.train.config import StageConfig
 
-config, model, data, output = map(Path, sys.argv[1:])
+config, model, data, output = map(Path, sys.argv[2:])
+if sys.argv[1] == "kill":
+    save = trainer.StageTrainer._save_checkpoint
+    def dying(self, *arguments):
+        save(self, *arguments)
+        self.accelerator.wait_for_everyone()
+        os.kill(os.getpid(), signal.SIGKILL)
+    trainer.StageTrainer._save_checkpoint = dying
 built = stage.build_dataset
 
 def recorded(*arguments):
@@ -46,7 +53,7 @@ def config_file(folder: Path, batch_size: int) -> Path:
         "steps": 4,
         "batch_size": batch_size,
         "learning_rate": 5e-3,
-        "save_every": 10,
+        "save_every": 2,
         "dtype": "float32",
     }
     path = folder / f"config-{batch_size}.yaml"
@@ -71,16 +78,38 @@ def data(tmp_path, goldens) -> Path:
     return tmp_path
 
 
-def test_two_processes_end_as_one_with_the_same_global_batch(data, tiny_folder, tmp_path):
+def by_two(tmp_path: Path, how: str, config: Path, model: Path, data: Path, output: Path) -> bool:
+    """Train in two processes; returns whether they ended well."""
     script = tmp_path / "rank.py"
     script.write_text(RANK)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    arguments = [config_file(data, 2), tiny_folder, data, tmp_path / "two"]
-    done = subprocess.run([*torchrun, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    read = [(tmp_path / "two" / f"read-{rank}.jsonl").read_text().split() for rank in range(2)]
-    assert sorted(map(int, [*read[0], *read[1]])) == list(range(16))
-    one = run_stage(StageConfig.load(config_file(data, 4)), tiny_folder, data, tmp_path / "one")
+    arguments = [how, *map(str, (config, model, data, output))]
+    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    assert how == "kill" or done.returncode == 0, done.stderr[-3000:]
+    return done.returncode == 0
+
+
+def assert_as_one_process(data: Path, model: Path, tmp_path: Path) -> None:
+    """The two processes' result is that of one with the same global batch, within rounding."""
+    one = run_stage(StageConfig.load(config_file(data, 4)), model, data, tmp_path / "one")
     first, second = (load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two" / "result"))
+    before = load_file(model / "model.safetensors")
+    assert any(not torch.equal(before[name], first[name]) for name in first)
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_end_as_one_with_the_same_global_batch(data, tiny_folder, tmp_path):
+    assert by_two(tmp_path, "run", config_file(data, 2), tiny_folder, data, tmp_path / "two")
+    read = [(tmp_path / "two" / f"read-{rank}.jsonl").read_text().split() for rank in range(2)]
+    assert sorted(map(int, [*read[0], *read[1]])) == list(range(16))
+    assert_as_one_process(data, tiny_folder, tmp_path)
+
+
+def test_two_processes_that_are_killed_and_resumed_end_as_one(data, tiny_folder, tmp_path):
+    assert not by_two(tmp_path, "kill", config_file(data, 2), tiny_folder, data, tmp_path / "two")
+    checkpoint = last_checkpoint(tmp_path / "two")
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint-2"
+    assert by_two(tmp_path, "run", config_file(data, 2), tiny_folder, data, tmp_path / "two")
+    assert_as_one_process(data, tiny_folder, tmp_path)

@@ -136,6 +136,13 @@ def test_more_unreadable_media_than_allowed_end_the_run(tiny_folder, data, tmp_p
         train(data, tiny_folder, tmp_path / "run", max_skipped=0)
 
 
+def test_loader_processes_make_the_same_batches(tiny_folder, data, tmp_path):
+    for name, count in (("none", 0), ("one", 1)):
+        train(data, tiny_folder, tmp_path / name, trainer={"dataloader_num_workers": count})
+    none, one = (load_file(tmp_path / name / "result" / "model.safetensors") for name in ("none", "one"))
+    assert all(torch.equal(none[name], one[name]) for name in none)
+
+
 def test_text_alone_is_a_batch_where_only_the_projector_is_trained(tiny_folder, data, tmp_path):
     log = train(data, tiny_folder, tmp_path / "run", data=[{"kind": "chat", "questions": 2}])
     assert log[-1]["train_loss"] > 0

@@ -32,6 +32,13 @@ def test_good_entries_pass(tmp_path):
     assert len(checked_entries(path, folders_of(tmp_path))) == 2
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_data_in_any_of_jsons_encodings_are_read(tmp_path, encoding):
+    path = tmp_path / "data.json"
+    path.write_bytes(json.dumps([{"conversations": GOOD}]).encode(encoding))
+    assert checked_entries(path, folders_of(tmp_path))[0]["conversations"] == GOOD
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -41,6 +48,9 @@ def test_good_entries_pass(tmp_path):
         ({"id": "x", "conversations": [{"from": "human"}]}, "entry x needs conversations"),
         ({"id": "x", "conversations": GOOD[:1]}, "sample x has no question with an answer"),
         ({"id": "x", "conversations": GOOD, "image": ["a.png"]}, "image must be one path"),
+        ({"id": "x", "conversations": GOOD, "image": ""}, "image must be one path"),
+        ({"id": "x", "conversations": GOOD, "image": "folder"}, "folder is a folder"),
+        ({"id": "x", "conversations": GOOD, "image": "x" * 5000}, "entry x: cannot read xxx"),
         ({"id": "x", "conversations": GOOD, "image": "none.png"}, "no file"),
         ({"id": "x", "conversations": GOOD, "video": "empty.mp4"}, "is empty"),
         ({"id": "x", "conversations": GOOD, "features": "none.safetensors:a"}, "no file"),
@@ -48,6 +58,7 @@ def test_good_entries_pass(tmp_path):
 )
 def test_what_cannot_be_trained_on_is_named(tmp_path, entry, message):
     (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
     error = errors_of(tmp_path, [{"conversations": GOOD}, entry])
     assert message in error
     assert "1 of 2 entries" in error

@@ -77,11 +77,12 @@ def run_ablation(
     for variant in chosen:
         if variant not in available:
             raise UserError(f"no variant is called {variant!r}; choose from {', '.join(available)}")
-    weights = weights_hash(pipeline.model)
+    weights, engine = weights_hash(pipeline.model), pipeline.generator.engine.name
     reports: dict[str, dict[str, Any]] = {}
     for variant in chosen or available:
         method, star = available[variant]
-        run = Run(name, model_name, method, benchmark.protocol, DEFAULT_FPS.get(name, 1.0), star, weights)
+        settings = (benchmark.protocol, DEFAULT_FPS.get(name, 1.0), star, weights)
+        run = Run(name, model_name, method, *settings, engine=engine)
         path = Path("runs/ablate") / f"{file_name(name, model_name, variant)}.jsonl"
         rows = run_benchmark(run, benchmark, items, folder, pipeline, path)
         reports[variant] = summary(judged(rows, judge), judge, benchmark)

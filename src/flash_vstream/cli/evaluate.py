@@ -1,6 +1,7 @@
 """``eval``: benchmarks, and measurements of what a model understands of streams."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -205,6 +206,8 @@ def evaluate(
     from flash_vstream.evaluate.runner import CHOOSING, Run, run_benchmark, weights_hash
     from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
 
+    if fps is not None and not 0 < fps < math.inf:
+        raise UserError(f"--fps {fps:g} must be above 0")
     if choice_by not in CHOOSING:
         raise UserError(f"--choice-by {choice_by!r} must be {' or '.join(CHOOSING)}")
     benchmark = find_benchmark(name)
@@ -216,7 +219,7 @@ def evaluate(
     if output is not None and len(methods) > 1:
         raise UserError("--output takes one memory; name several memories without it")
     pipeline = load_pipeline(model)
-    weights = weights_hash(pipeline.model)
+    weights, engine = weights_hash(pipeline.model), pipeline.generator.engine.name
     reports = []
     for method in methods:
         run = Run(
@@ -228,6 +231,7 @@ def evaluate(
             pipeline.model.config.star,
             weights,
             choice_by,
+            engine,
         )
         parts = (run.benchmark, str(model), method, run.protocol, choice_by if choice_by != "reply" else None, shard)
         path = output or Path("runs/eval") / f"{file_name(*parts)}.jsonl"
@@ -258,12 +262,15 @@ def compare_files(
     first: Path, second: Path, data: Path | None, judge_name: str, judge_model: str | None, as_json: bool
 ) -> None:
     """Compare two prediction files under the same judge, and print the result."""
-    from flash_vstream.evaluate.report import compare, judged, print_comparison, read_predictions
+    from flash_vstream.evaluate.records import read_predictions
+    from flash_vstream.evaluate.report import compare, judged, print_comparison
     from flash_vstream.evaluate.selection import find_benchmark, find_judge
 
     sides = []
     for path in (first, second):
         rows = read_predictions(path)
+        if not rows:
+            raise UserError(f"{path} holds no predictions")
         benchmark = find_benchmark(rows[0]["run"]["benchmark"])
         judge = find_judge(benchmark, judge_name, judge_model, data)
         sides.append(judged(rows, judge, path.with_suffix(".judged.jsonl")))

@@ -26,6 +26,8 @@ _NAMED = re.compile(
 )
 _TITLED = re.compile(r"\b(?:[Oo]ption|[Cc]hoice|[Ll]etter|[Aa]nswer) ([B-H])(?![\w'])")
 _BRACKETED = re.compile(r"[(\[{]\s*([A-H])\s*[)\]}]")
+# A letter that begins a line or a clause as an option's label does: "A. …", "(b) …".
+_LABEL = re.compile(rf"(?:^|[\n.,;!?]|{MASK}){_OPENERS}(?:([A-H])[])}}.:]|([a-h])[])}}])")
 _SEVERAL = re.compile(r"(?<![A-Za-z])[A-H]\W{0,3}\s*(?:\b(?:or|and)\b|/|,|&)\s*\W{0,3}[A-H](?![A-Za-z'])")
 _DENIED = re.compile(
     r"\b(?:not|isn't|never|nor|neither|without|than|instead of|except)\s+"
@@ -107,8 +109,11 @@ def _by_letter(text: str, choices: Sequence[str]) -> Reading | None:
     masked = _DENIED.sub(" ", masked)
     # If options refer to a person by a letter (EgoSchema's "C"), that letter before a comma is not an answer.
     names = {name.upper() for choice in choices for name in re.findall(r"(?<![\w'])([B-Hb-h])(?!\w)", choice)}
-    opening = _OPENING.match(masked)
-    comma = _OPENING_WITH_COMMA.match(masked)
+    # A reply that lists the options begins with one that it does not choose.
+    labels = {(label[1] or label[2]).upper() for label in _LABEL.finditer(masked)}
+    is_list = len(labels.union(_BRACKETED.findall(masked))) > 1
+    opening = None if is_list else _OPENING.match(masked)
+    comma = None if is_list else _OPENING_WITH_COMMA.match(masked)
     if opening is None and comma is not None and comma[1].upper() not in names:
         opening = comma
     if opening is not None:
@@ -117,11 +122,20 @@ def _by_letter(text: str, choices: Sequence[str]) -> Reading | None:
         same = [i for i, choice in enumerate(choices) if rest and words(choice) == rest]
         return ABSTAINED if same and reading.index not in same else reading
     for pattern in (_NAMED, _TITLED, _BRACKETED):
-        if named := set(pattern.findall(masked)):
+        found = list(pattern.finditer(masked))
+        named = {match[1] for match in found if not _is_denied(masked[: match.start()])}
+        if pattern is _BRACKETED and named:  # "(A) No (B) Yes" denies nothing
+            named = {match[1] for match in found}
+        if named:
             return _chosen(named, choices, "named")
     plain = _DENIED.sub(" ", text)
     paired = {LETTERS[i] for i, choice in enumerate(choices) if words(choice) and _pair(i, choice).search(plain)}
     return _chosen(paired, choices, "named") if paired else None
+
+
+def _is_denied(before: str) -> bool:
+    """Whether the clause that ``before`` ends with denies what follows: "I don't think it is …"."""
+    return bool(_NEGATIONS & set(words(re.split(r"\bso\b", _CLAUSE_END.split(before)[-1])[-1])))
 
 
 def _chosen(letters: set[str], choices: Sequence[str], rule: str) -> Reading:

@@ -1,6 +1,7 @@
 """Any OpenAI-compatible chat endpoint, called at temperature 0 through OpenAI's own client."""
 
 from typing import Any
+from urllib.parse import parse_qsl
 
 from flash_vstream.errors import UserError
 
@@ -12,9 +13,10 @@ class ChatEndpoint:
     """A model at a URL.
 
     A URL without a path gets ``/v1``, like OpenAI's own. A URL with a path is used unchanged, because
-    not every service uses ``/v1``. The client retries with increasing delays after lost connections and
-    statuses 408, 409, 429 and 5xx; other statuses, such as 401 for a wrong key, are final. Raises
-    ``UserError`` when the ``openai`` package is missing.
+    not every service uses ``/v1``. A query, such as Azure's ``?api-version=…``, goes with every request,
+    and the key is then also sent as ``api-key``, where Azure looks for it. The client retries with
+    increasing delays after lost connections and statuses 408, 409, 429 and 5xx; other statuses, such as
+    401 for a wrong key, are final. Raises ``UserError`` when the ``openai`` package is missing.
     """
 
     def __init__(
@@ -25,12 +27,20 @@ class ChatEndpoint:
         retries: int = RETRIES,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ):
-        self.url, self.model = base_url(url), model
+        address, _, query = url.partition("?")
+        self.url, self.model = base_url(address), model
         try:
             from openai import OpenAI
         except ImportError:
             raise UserError("asking a model at a URL needs openai; install flash-vstream[eval]") from None
-        self._client = OpenAI(base_url=self.url, api_key=key or "none", max_retries=retries, timeout=timeout_seconds)
+        self._client = OpenAI(
+            base_url=self.url,
+            api_key=key or "none",
+            max_retries=retries,
+            timeout=timeout_seconds,
+            default_query=dict(parse_qsl(query)),
+            default_headers={"api-key": key} if key and query else None,
+        )
 
     def complete(
         self, system: str, user: str | list[dict[str, Any]], max_new_tokens: int = 256

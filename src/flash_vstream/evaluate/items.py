@@ -1,5 +1,6 @@
 """A common format for the questions of all benchmarks, and readers for their file formats."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,17 @@ class Item:
     end: float | None = None
     context: str = ""
     scoring: str = ""
+
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` for values that cannot be asked or scored, wherever a file has them from."""
+        if not isinstance(self.question, str) or not (self.question.strip() or self.choices):  # MLVU has one without
+            raise ValueError(f"the question {self.question!r} is no text")
+        for name, text in (("answer", self.answer), *(("option", choice) for choice in self.choices)):
+            if not isinstance(text, str):
+                raise ValueError(f"the {name} {text!r} is no text")
+        for name, seconds in (("start", self.start), ("end", self.end)):
+            if seconds is not None and not math.isfinite(seconds):
+                raise ValueError(f"the {name} {seconds} is no time of a video")
 
     @property
     def asked(self) -> str:
@@ -98,6 +110,8 @@ def record(number: int, row: Any) -> Iterator[None]:
         names = ("id", "question_id", "video_id", "video_path", "video")
         named = [f"{name} {row[name]!r}" for name in names if isinstance(row, dict) and name in row][:1]
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        if not isinstance(row, dict):
+            reason = "it is no object"
         raise UserError(f"record {number}{f' ({named[0]})' if named else ''}: {reason}") from None
 
 
@@ -141,7 +155,7 @@ def packed_choice(rows: Any) -> list[Item]:
     for number, row in enumerate(rows):
         with record(number, row):
             for i, turn in enumerate(row["conversations"]):
-                choices = tuple(turn["choices"])
+                choices = tuple(listed(turn["choices"]))
                 if turn["answer"] not in choices:
                     raise ValueError(f"the answer {turn['answer']!r} is none of the choices")
                 items.append(
@@ -172,13 +186,20 @@ def flat_open(rows: Any) -> list[Item]:
                     id=str(row.get("id", row.get("question_id", i))),
                     video=stem(str(video)),
                     question=row["question"],
-                    answer=str(row["answer"]),
+                    answer=str(row["answer"]) if isinstance(row["answer"], int | float) else row["answer"],
                     kind=str(row.get("answer_type") or row.get("type") or "all"),
                     start=_seconds(row.get("start_time")),
                     end=_seconds(row.get("end_time")),
                 )
             )
     return items
+
+
+def listed(value: Any) -> list[Any]:
+    """``value``, if it is a list; raises ``ValueError`` otherwise."""
+    if not isinstance(value, list):
+        raise ValueError(f"the options {value!r} are no list")
+    return value
 
 
 def _seconds(value: Any) -> float | None:

@@ -1,5 +1,6 @@
 """A benchmark's questions from its data folder."""
 
+import codecs
 import json
 import re
 from collections import Counter
@@ -77,11 +78,22 @@ def subtitles(folder: Path, video: str) -> str:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return ""
-    lines = [re.sub(r"<[^>]+>", "", line).strip() for line in path.read_text("utf-8", errors="replace").splitlines()]
+    lines = [re.sub(r"<[^>]+>", "", line).strip() for line in _text(path).splitlines()]
     said = [line for line in lines if line and not line.isdigit() and "-->" not in line]
     if len(said) > SUBTITLE_LINES:
         said = [said[i * len(said) // SUBTITLE_LINES] for i in range(SUBTITLE_LINES)]
     return "\n".join(["Subtitles of the video:", *said])
+
+
+def _text(path: Path) -> str:
+    """A file as text: by its byte-order mark, else as UTF-8 or, where it is none, as Windows-1252."""
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")
 
 
 def sharded(items: Sequence[Item], shard: str | None, limit: int | None) -> list[Item]:

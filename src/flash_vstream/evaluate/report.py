@@ -17,6 +17,7 @@ from flash_vstream.evaluate.benchmarks import BENCHMARKS
 from flash_vstream.evaluate.choices import letter_bias
 from flash_vstream.evaluate.items import Benchmark
 from flash_vstream.evaluate.judges import Judge, OfflineJudge
+from flash_vstream.evaluate.records import JUDGEMENT, read_records
 from flash_vstream.evaluate.scoring import is_right
 from flash_vstream.evaluate.statistics import (
     FEWEST_GROUPS,
@@ -26,21 +27,11 @@ from flash_vstream.evaluate.statistics import (
     paired_difference,
     weighted_kinds,
 )
+from flash_vstream.files import write_text_atomically
 
 Rows = Sequence[dict[str, Any]]
-
-
-def read_predictions(path: Path) -> list[dict[str, Any]]:
-    """Read a predictions file. Raises ``UserError`` when it is not one."""
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not a predictions file ({error})") from None
-    if not rows or any("prediction" not in row for row in rows):
-        raise UserError(f"{path} is not a predictions file; it has no predictions")
-    return rows
+_JUDGED = ("question", "answer", "prediction")
+"""What a judge reads of a row."""
 
 
 def judged(rows: Rows, judge: Judge, store: Path | None = None, workers: int = 8) -> list[dict[str, Any]]:
@@ -49,10 +40,10 @@ def judged(rows: Rows, judge: Judge, store: Path | None = None, workers: int = 8
     Any judge other than the offline rules is called from up to ``workers`` threads. Its judgements are
     appended to ``store`` (JSONL) as they arrive, so an interrupted or failed run can resume.
     """
-    judgements = _known_judgements(store, judge)
-    open_rows = [row for row in rows if _needs_judge(row) and row["error"] is None]
-    missing = [row for row in open_rows if judgements.get(row["id"], {}).get("prediction") != row["prediction"]]
     slow = not isinstance(judge, OfflineJudge)
+    judgements = _known_judgements(store, judge) if store is not None and slow else {}
+    open_rows = [row for row in rows if _needs_judge(row) and row["error"] is None]
+    missing = [row for row in open_rows if not _is_about(judgements.get(row["id"], {}), row)]
     for entry in _judge_all(missing, judge, workers if slow else 1):
         judgements[entry["id"]] = entry
         if store is not None and slow:
@@ -77,17 +68,18 @@ def _needs_judge(row: dict[str, Any]) -> bool:
     return not row["choices"] and not row.get("scoring")
 
 
-def _known_judgements(store: Path | None, judge: Judge) -> dict[str, dict[str, Any]]:
-    """Earlier judgements of the same judge, by question id; a line cut short by a kill is skipped."""
-    judgements: dict[str, dict[str, Any]] = {}
-    for line in store.read_text().splitlines() if store is not None and store.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry["judge"] == judge.name:
-            judgements[entry["id"]] = entry
-    return judgements
+def _known_judgements(store: Path, judge: Judge) -> dict[str, dict[str, Any]]:
+    """Earlier judgements of the same judge, by question id; a line cut short by a kill is dropped from the file."""
+    if not store.exists():
+        return {}
+    entries = read_records(store, JUDGEMENT, "judgements", "move it away, or name another --output")
+    write_text_atomically(store, "".join(json.dumps(entry) + "\n" for entry in entries))
+    return {entry["id"]: entry for entry in entries if entry["judge"] == judge.name}
+
+
+def _is_about(entry: dict[str, Any], row: dict[str, Any]) -> bool:
+    """Whether a judgement is of this prediction, question and answer."""
+    return all(name in entry and entry[name] == row[name] for name in _JUDGED)
 
 
 def _judge_all(rows: Rows, judge: Judge, workers: int) -> Iterator[dict[str, Any]]:
@@ -95,7 +87,7 @@ def _judge_all(rows: Rows, judge: Judge, workers: int) -> Iterator[dict[str, Any
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         said = judge.judge(row["question"], row["answer"], row["prediction"])
-        return {"id": row["id"], "judge": judge.name, "prediction": row["prediction"], **said.to_dict()}
+        return {"id": row["id"], "judge": judge.name, **{name: row[name] for name in _JUDGED}, **said.to_dict()}
 
     if workers == 1:
         yield from map(one, rows)
@@ -218,22 +210,34 @@ def print_report(report: dict[str, Any]) -> None:
         cells = [kind, str(part["questions"]), f"{part['accuracy']:.1%}", format_interval(part["interval"])]
         table.add_row(*cells, *([f"{part['score']:.2f}"] if "score" in part else []), end_section=_ends(kind, report))
     console.print(table)
-    if "judge" in report:
-        cost = f", {report['judge_tokens']:,} tokens" if report["judge_tokens"] else ""
-        console.print(f"judge: {report['judge']}, {report['unparsed']} unreadable replies{cost}", soft_wrap=True)
-        if report["judge"] == OfflineJudge.name:
-            console.print("The offline judge's numbers do not compare with published ones.", style="yellow")
-    if "letters" in report:
-        letters = ", ".join(
-            f"{x}: {v['chosen']:.0%} chosen, {v['right']:.0%} right" for x, v in report["letters"].items()
-        )
-        rules = ", ".join(f"{rule} {count}" for rule, count in sorted(report["read_by"].items()))
-        console.print(f"abstentions: {report['abstained']}; replies read by: {rules}", soft_wrap=True)
-        console.print(letters, soft_wrap=True)
-    for name, value in report["published"].items():
+    _print_notes(console, [report])
+
+
+def _print_notes(console: Console, reports: Sequence[dict[str, Any]]) -> None:
+    """Print what a table of reports on the same questions leaves out: judge, replies, published results, failures."""
+    first = reports[0]
+    for report in reports:
+        of = f" ({report['run']['memory']})" if len(reports) > 1 else ""
+        if "judge" in report:
+            cost = f", {report['judge_tokens']:,} tokens" if report["judge_tokens"] else ""
+            console.print(
+                f"judge{of}: {report['judge']}, {report['unparsed']} unreadable replies{cost}", soft_wrap=True
+            )
+        if "letters" in report:
+            letters = ", ".join(
+                f"{x}: {v['chosen']:.0%} chosen, {v['right']:.0%} right" for x, v in report["letters"].items()
+            )
+            rules = ", ".join(f"{rule} {count}" for rule, count in sorted(report["read_by"].items()))
+            console.print(f"abstentions{of}: {report['abstained']}; replies read by: {rules}", soft_wrap=True)
+            console.print(letters, soft_wrap=True)
+    if first.get("judge") == OfflineJudge.name:
+        console.print("The offline judge's numbers do not compare with published ones.", style="yellow")
+    for name, value in first["published"].items():
         console.print(f"published: {name}: {value}", style="dim", soft_wrap=True)
-    for error, count in report["failures"].items():
-        console.print(f"{count} x {error}", style="red", soft_wrap=True, markup=False)
+    for report in reports:
+        of = f" ({report['run']['memory']})" if len(reports) > 1 else ""
+        for error, count in report["failures"].items():
+            console.print(f"{count} x {error}{of}", style="red", soft_wrap=True, markup=False)
 
 
 def total_name(report: dict[str, Any]) -> str:
@@ -251,10 +255,15 @@ def _ends(name: str, report: dict[str, Any]) -> bool:
 def compare(first: Rows, second: Rows) -> dict[str, Any]:
     """Compare two runs on the same questions: the paired difference, and which questions flipped.
 
-    Both arguments are judged rows. Raises ``UserError`` when they have no question in common.
+    Both arguments are judged rows. Raises ``UserError`` when they have no question in common: other files of
+    annotations may use the same ids.
     """
-    by_id = {row["id"]: row for row in second}
-    pairs = [(row, by_id[row["id"]]) for row in first if row["id"] in by_id]
+
+    def question(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["id"], row["question"], row["answer"]
+
+    of_second = {question(row): row for row in second}
+    pairs = [(row, of_second[question(row)]) for row in first if question(row) in of_second]
     if not pairs:
         raise UserError("the two files share no question; are they of the same benchmark?")
     a, b = ([float(row["correct"]) for row in side] for side in zip(*pairs, strict=True))
@@ -306,8 +315,7 @@ def print_side_by_side(reports: list[dict[str, Any]]) -> None:
     spans = (f"{report['accuracy']:.1%} ({format_interval(report['interval'])})" for report in reports)
     table.add_row(f"{total_name(first)}, 95%", str(first["questions"]), *spans)
     console.print(table)
-    if "judge" in first:
-        console.print(f"judge: {first['judge']}; does not compare with published numbers", style="yellow")
+    _print_notes(console, reports)
 
 
 def print_benchmarks(as_json: bool) -> None:

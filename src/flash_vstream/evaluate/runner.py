@@ -26,6 +26,7 @@ from flash_vstream.evaluate.baselines import MemoryMethod
 from flash_vstream.evaluate.choices import ABSTAINED, read_choice
 from flash_vstream.evaluate.items import Benchmark, Item
 from flash_vstream.evaluate.media import features_of, find_medium
+from flash_vstream.evaluate.records import read_predictions
 from flash_vstream.evaluate.scoring import POLL_SECONDS, POLLED_AFTER, poll, says_yes
 from flash_vstream.files import write_text_atomically
 from flash_vstream.memory import StarConfig
@@ -50,8 +51,8 @@ class Run:
     """The settings of an evaluation: everything that its predictions depend on.
 
     ``choice_by`` is one of ``CHOOSING``. ``weights`` is the model's ``weights_hash``, so that predictions of a
-    model are never mixed with those of a retrained one under the same name. ``star`` is the memory
-    configuration, or None for the model's own.
+    model are never mixed with those of a retrained one under the same name. ``engine`` runs the language model, and
+    may round its weights. ``star`` is the memory configuration, or None for the model's own.
     """
 
     benchmark: str
@@ -62,6 +63,7 @@ class Run:
     star: StarConfig | None = None
     weights: str = ""
     choice_by: str = "reply"
+    engine: str = ""
 
     def key(self) -> dict[str, Any]:
         """The fields stored with every prediction, including the package version."""
@@ -70,53 +72,33 @@ class Run:
         return values | {"version": __version__}
 
 
-def done_already(path: Path, run: Run) -> dict[str, dict[str, Any]]:
+def done_already(path: Path, run: Run, items: Sequence[Item]) -> dict[str, dict[str, Any]]:
     """Predictions that an earlier run left in ``path``, without failed ones, which are retried.
 
     Drops a last line cut short by a kill. Raises ``UserError`` and leaves the file unchanged when it
-    contains anything other than predictions of this run.
+    contains anything other than predictions of this run, or some about other questions of the same ids.
     """
     if not path.exists():
         return {}
-    rows, text = {}, _text(path)
-    lines = text.splitlines()
-    for number, line in enumerate(lines):
-        row = _parsed(line)
-        is_cut = number == len(lines) - 1 and not text.endswith("\n") and line.startswith('{"id": ')
-        if row is None and is_cut:
-            continue
-        if row is None:
-            raise UserError(f"{path} is not a file of predictions (line {number + 1}); name another --output")
+    rows = {}
+    asked = {item.id: json.loads(json.dumps(asdict(item))) for item in items}
+    for row in read_predictions(path, "name another --output"):
         if row["run"] != run.key():
             changed = [name for name, value in run.key().items() if row["run"].get(name) != value]
             raise UserError(
-                f"{path} holds predictions of another run ({', '.join(changed)} differ); name another --output"
+                f"{path} holds predictions of another run ({', '.join(changed)} differ); move it away, or name another"
+                " --output"
+            )
+        changed = [name for name, value in asked.get(row["id"], {}).items() if row.get(name) != value]
+        if changed:
+            raise UserError(
+                f"{path} holds predictions about other annotations ({', '.join(changed)} of {row['id']} differ); move"
+                " it away, or name another --output"
             )
         if row["error"] is None:
             rows[row["id"]] = row
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows.values()))
     return rows
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a file of predictions; name another --output") from None
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    """Parse a line of a predictions file; None when it is not a prediction."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    is_prediction = (
-        isinstance(row, dict) and {"id", "prediction", "error", "run"} <= row.keys() and isinstance(row["run"], dict)
-    )
-    return row if is_prediction else None
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -138,7 +120,7 @@ def run_benchmark(
         raise UserError("answers that must come by themselves need --protocol causal")
     method = MemoryMethod(run.memory, pipeline.model, run.star)  # fails early on an unknown name
     output.parent.mkdir(parents=True, exist_ok=True)
-    done = done_already(output, run)
+    done = done_already(output, run, items)
     runner = _Runner(run, benchmark, data.parent if data.is_file() else data, pipeline, done)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress, output.open("a") as file:
@@ -217,7 +199,7 @@ class _Runner:
             method, newest = self._new_method(), None
             for newest, feature in stream:
                 method.write(newest, feature)
-            yield from self._ask_all(items, method, newest)
+            yield from self._ask_in_time(items, method, newest, newest)
         else:
             yield from self._clips(items, stream)
 
@@ -336,12 +318,13 @@ class _Runner:
     def _replies(self, batch: Sequence[Item], prefix: Prefix) -> list["Reply"]:
         generator = self.pipeline.generator
         by_likelihood = [bool(item.choices) and self.run.choice_by == "likelihood" for item in batch]
-        asked = [item.prompt for item, scored in zip(batch, by_likelihood, strict=True) if not scored]
-        texts = iter(generator.ask_many(prefix, asked, MAX_REPLY_TOKENS))
+        prompts = [item.prompt for item, scored in zip(batch, by_likelihood, strict=True) if not scored]
+        texts = iter(generator.ask_many(prefix, prompts, MAX_REPLY_TOKENS))
         replies = []
         for item, scored in zip(batch, by_likelihood, strict=True):
             if scored:
-                scores = generator.likelihoods(prefix, item.asked, item.choices)
+                asked = item.asked if item.question.strip() else item.prompt
+                scores = generator.likelihoods(prefix, asked, item.choices)
                 chosen = scores.index(max(scores))
                 replies.append(Reply(item.choices[chosen], chosen=chosen, likelihoods=scores))
             else:

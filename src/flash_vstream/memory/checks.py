@@ -20,12 +20,14 @@ def checked_frames(
     side: int,
     dtype: torch.dtype,
     newest: float,
+    longterm: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Validate a write; returns ``features`` unchanged, and ``times [T]`` as float64 on the CPU.
 
     ``features`` must be ``[T, P², channels]`` floats on a grid that pools to ``side`` x ``side``, with
-    values that ``dtype`` can hold. ``times`` must be finite, must not decrease, and must not precede
-    ``newest`` (NaN before the first write). Raises ``ValueError`` with the reason otherwise.
+    values that ``dtype`` can hold and, with a ``longterm`` memory, float16. ``times`` must be finite,
+    must not decrease, and must not precede ``newest`` (NaN before the first write). Raises
+    ``ValueError`` with the reason otherwise.
     """
     times = torch.as_tensor(times, dtype=torch.float64).detach().reshape(-1).cpu()
     if features.ndim != 3 or features.shape[-1] != channels or len(times) != len(features) or not len(times):
@@ -38,7 +40,7 @@ def checked_frames(
     grid = grid_side(features)
     if not grid or grid % side:
         raise ValueError(f"a {grid}x{grid} feature map does not pool to the spatial memory's {side}x{side}")
-    _check_values(features, dtype)
+    _check_values(features, dtype, longterm)
     if not torch.isfinite(times).all():
         raise ValueError("times must be finite, in seconds of stream time")
     before = times[:1] if math.isnan(newest) else times.new_tensor([newest])
@@ -47,13 +49,19 @@ def checked_frames(
     return features, times
 
 
-def _check_values(features: Tensor, dtype: torch.dtype) -> None:
+def _check_values(features: Tensor, dtype: torch.dtype, longterm: bool) -> None:
     limit = min(LARGEST_FEATURE, torch.finfo(dtype).max)
     largest = float(features.detach().abs().amax())  # NaN if any value is NaN
-    if largest <= limit:
+    half = torch.finfo(torch.float16).max
+    if largest <= (min(limit, half) if longterm else limit):
         return
     if not torch.isfinite(features).all():
         raise ValueError("features must be finite; these hold NaN or infinity")
+    if largest <= limit:
+        raise ValueError(
+            f"a feature of {largest:g} is beyond the {half:g} that the long-term memory takes, which is kept in"
+            " float16; set longterm_length=0"
+        )
     name = str(dtype).removeprefix("torch.")
     remedy = "make the memory with dtype=torch.float32" if largest <= LARGEST_FEATURE else "are the features right?"
     raise ValueError(f"a feature of {largest:g} is beyond the {limit:g} that a {name} memory takes; {remedy}")

@@ -112,7 +112,8 @@ class StarMemory(Locked):
                 times,
                 channels=self.channels,
                 side=self.config.spatial_size,
-                dtype=torch.float16 if self._longterm is not None else self._spatial.dtype,
+                dtype=self._spatial.dtype,
+                longterm=self._longterm is not None,
                 newest=float(self._time),
             )
             device, side = self._spatial.device, self.config.spatial_size

@@ -94,7 +94,7 @@ def checked_entries(path: Path, folders: Mapping[str, Path]) -> list[dict[str, A
     a question and an answer, missing or empty media. Media are not decoded here.
     """
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_bytes())  # in any of JSON's encodings
     except FileNotFoundError:
         raise UserError(f"no training data at {path}") from None
     except (OSError, ValueError) as error:
@@ -126,14 +126,25 @@ def _problem(entry: Any, index: int, folders: Mapping[str, Path]) -> str | None:
         return str(error)
     for kind in ("features", "image", "video"):
         medium = entry.get(kind)
-        if kind in entry and not isinstance(medium, str):
+        if kind in entry and not (isinstance(medium, str) and medium):
             return f"{name}: {kind} must be one path"
-        if isinstance(medium, str):
-            file = _file(entry, kind, folders)
-            if not file.exists():
-                return f"{name}: no file {file}"
-            if file.is_file() and file.stat().st_size == 0:
-                return f"{name}: {file} is empty"
+        if kind in entry and (problem := _problem_of_file(kind, entry, folders)):
+            return f"{name}: {problem}"
+    return None
+
+
+def _problem_of_file(kind: str, entry: dict[str, Any], folders: Mapping[str, Path]) -> str | None:
+    """The reason why an entry's medium cannot be read, as far as that shows without decoding it, or None."""
+    try:
+        file = _file(entry, kind, folders)
+        if not file.exists():
+            return f"no file {file}"
+        if file.is_dir() and kind != "video":  # a video may be a folder of pictures
+            return f"{file} is a folder"
+        if file.is_file() and file.stat().st_size == 0:
+            return f"{file} is empty"
+    except OSError as error:
+        return f"cannot read {entry[kind][:100]}: {error.strerror}"
     return None
 
 

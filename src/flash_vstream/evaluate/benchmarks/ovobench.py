@@ -8,7 +8,7 @@ what has been seen suffices for an answer (CRR).
 from pathlib import PurePosixPath
 from typing import Any
 
-from flash_vstream.evaluate.items import Benchmark, Item, packed_choice, record, stem
+from flash_vstream.evaluate.items import Benchmark, Item, listed, packed_choice, record, stem
 
 CATEGORIES = {
     **dict.fromkeys(("EPM", "ASI", "HLD"), "backward tracing"),
@@ -47,7 +47,7 @@ def _video(path: str) -> str:
 
 
 def _choice(row: Any) -> Item:
-    choices, correct = tuple(row["options"]), int(row["gt"])
+    choices, correct = tuple(listed(row["options"])), int(row["gt"])
     if row["task"] not in CATEGORIES:
         raise ValueError(f"no task is called {row['task']!r}")
     if not 0 <= correct < len(choices):

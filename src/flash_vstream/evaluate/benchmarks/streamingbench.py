@@ -3,7 +3,17 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from flash_vstream.evaluate.items import LETTERS, Benchmark, Item, packed_choice, record, stem, timed, unlettered
+from flash_vstream.evaluate.items import (
+    LETTERS,
+    Benchmark,
+    Item,
+    listed,
+    packed_choice,
+    record,
+    stem,
+    timed,
+    unlettered,
+)
 
 
 def read(rows: Any) -> list[Item]:
@@ -52,7 +62,7 @@ def _flat(rows: Any) -> Iterator[Any]:
 
 
 def _choice(question: Any, video: str, name: str) -> Item:
-    choices = unlettered(question["options"])
+    choices = unlettered(listed(question["options"]))
     letter = question["answer"].strip(" .()")
     if letter not in LETTERS[: len(choices)]:
         raise ValueError(f"the answer {letter!r} is none of its {len(choices)} options")

@@ -7,13 +7,14 @@ videos and the times of the questions. Both formats are supported.
 from typing import Any
 
 from flash_vstream.evaluate.items import Benchmark, Item, flat_open, packed_open
+from flash_vstream.evaluate.mini import CATEGORIES
 
 _HUB = "Hugging Face datasets IVGSZ/VStream-QA (official files) or Becomebright/RVS (whole videos)"
 
 
 def read(rows: Any) -> list[Item]:
     """Read items in either format."""
-    return packed_open(rows) if rows and "conversations" in rows[0] else flat_open(rows)
+    return packed_open(rows) if rows and isinstance(rows[0], dict) and "conversations" in rows[0] else flat_open(rows)
 
 
 def _subset(name: str, title: str, files: tuple[str, ...], videos: str, accuracy: str, online: bool) -> Benchmark:
@@ -28,6 +29,8 @@ def _subset(name: str, title: str, files: tuple[str, ...], videos: str, accuracy
         size=videos,
         licence="CC-BY-NC-4.0; the videos under Ego4D's and MovieNet's own terms",
         media=("videos", "ego/videos", "movie/videos", "."),
+        # Where annotations name their kinds; other files write them in capitals.
+        categories={**CATEGORIES, **{kind.title(): category for kind, category in CATEGORIES.items()}},
         published={
             "Flash-VStream-7B, accuracy and score, judged by GPT-3.5, protocol "
             + ("causal" if online else "whole"): accuracy
