@@ -204,6 +204,14 @@ def test_replies_are_scored_by_the_benchmarks_own_rules(scoring, answer, reply, 
     assert is_right({"scoring": scoring, "answer": answer, "prediction": reply}) is right
 
 
+@pytest.mark.parametrize(
+    ("reply", "answered_at", "right"), [("It is 3 now.", 5.5, True), ("It is 4 now.", 5.5, False), ("3", None, False)]
+)
+def test_a_proactive_answer_must_contain_what_is_wanted(reply, answered_at, right):
+    row = {"scoring": "proactive", "answer": "3", "end": 4.0, "prediction": reply, "answered_at": answered_at}
+    assert is_right(row) is right
+
+
 def answered(task, right, number):
     choices = ["x", "y"]
     return {

@@ -274,6 +274,16 @@ def test_llava_data_of_every_kind(llava, tiny_folder):
     assert [turn.question for turn in samples[0].turns] == ["what?", "and?"]
 
 
+def test_frames_of_a_video_are_encoded_in_batches(tiny, tmp_path, monkeypatch):
+    write_video(tmp_path / "clip.mp4", frames=100)
+    pipeline, sizes = FlashVStream(*tiny), []
+    encode = pipeline.encode
+    monkeypatch.setattr(pipeline, "encode", lambda frames: (sizes.append(len(frames)), encode(frames))[1])
+    times = [time for part, _ in pipeline.encode_file(tmp_path / "clip.mp4", 2.0) for time in part]
+    assert sizes == [8, 8, 4]
+    assert len(times) == 20
+
+
 @pytest.mark.parametrize(
     ("roles", "texts", "turns"),
     [

@@ -123,10 +123,13 @@ def test_the_log_says_how_many_were_cut_and_left_out(tiny_folder, data, tmp_path
     assert (log[-1]["truncated"], log[-1]["skipped"]) == (0, 0)
     prefix = 500  # the tiny model's tokens are characters, and its system text has some 200
     (data / "red.png").write_bytes(b"no picture")
+    rows = json.loads((data / "data.json").read_text())
+    rows[3]["conversations"] = [rows[3]["conversations"][0], {"from": "gpt", "value": "all red " * 100}]
+    (data / "data.json").write_text(json.dumps(rows))
     log = train(
         data, tiny_folder, tmp_path / "cut", max_length=prefix, trainer={"logging_steps": 1}, epochs=1, steps=None
     )
-    assert log[-1]["skipped"] == 1
+    assert (log[-1]["truncated"], log[-1]["skipped"]) == (1, 1)
     assert log[-1]["step"] == 2  # the plan is the same
 
 
