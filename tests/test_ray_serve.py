@@ -40,7 +40,7 @@ def test_it_watches_answers_and_leaves_nothing(tiny_folder, tmp_path, monkeypatc
         children = psutil.Process(server.process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in children)
         server.process.send_signal(number)
-        server.process.wait(timeout=120)
+        server.process.wait(timeout=300)
         until(lambda: not any(child.is_running() for child in children))
     assert (state / "memories" / "door.safetensors").exists()
     assert list(shared.iterdir()) == []

@@ -5,9 +5,11 @@ import multiprocessing.util
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 from flash_vstream.video.shared_memory import OwnedFolder
 
@@ -20,6 +22,7 @@ _starting = threading.Lock()
 _addresses: set[str] = set()
 _sockets: Path | None = None
 """Where this process's fork servers have their sockets."""
+_remove_sockets: Callable[[], object] | None = None
 
 
 def ensure_fork_server() -> ForkServerContext:
@@ -47,6 +50,15 @@ def ensure_fork_server() -> ForkServerContext:
     return context
 
 
+def end_fork_server() -> None:
+    """End the fork server and remove its sockets, in a process that will be killed instead of exiting by itself."""
+    running: Any = forkserver._forkserver
+    with _starting:
+        running._stop()
+        if _remove_sockets is not None:
+            _remove_sockets()
+
+
 def _note_address() -> str | None:
     """Remember the address of the running fork server, and return it.
 
@@ -60,7 +72,7 @@ def _note_address() -> str | None:
 
 def _own_socket_folder() -> None:
     """Let multiprocessing keep fork servers' sockets in an owned folder: its own would outlive a ``kill -9``."""
-    global _sockets
+    global _sockets, _remove_sockets
     longest = LONGEST_FOLDER - len(f"/{FOLDER_KIND}-12345678")
     if _sockets is None and len(tempfile.gettempdir()) <= longest:
         folder = OwnedFolder(FOLDER_KIND)
@@ -70,4 +82,4 @@ def _own_socket_folder() -> None:
         finally:
             tempfile.tempdir = before
         # multiprocessing removes its own folder at a priority of -100; after that this one goes.
-        multiprocessing.util.Finalize(None, folder.detach(), exitpriority=-200)
+        _remove_sockets = multiprocessing.util.Finalize(None, folder.detach(), exitpriority=-200)
