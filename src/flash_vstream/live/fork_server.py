@@ -6,6 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -54,7 +55,8 @@ def end_fork_server() -> None:
     """End the fork server and remove its sockets, in a process that will be killed instead of exiting by itself."""
     running: Any = forkserver._forkserver
     with _starting:
-        running._stop()
+        with suppress(OSError):  # it waits for its child, which Ray may have waited for
+            running._stop()
         if _remove_sockets is not None:
             _remove_sockets()
 
