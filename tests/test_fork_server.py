@@ -57,6 +57,23 @@ def test_a_fork_server_that_died_leaves_no_socket_and_its_parent_no_folder(folde
     assert left(folder) == []
 
 
+ENDING = """
+import os
+from flash_vstream.live import fork_server
+
+fork_server.PRELOADED.clear()  # quick
+fork_server.ensure_fork_server()
+fork_server.end_fork_server()
+os._exit(0)
+"""
+
+
+def test_a_process_that_is_about_to_be_killed_can_end_it(folder):
+    environment = os.environ | {"TMPDIR": str(folder)}
+    subprocess.run([sys.executable, "-c", ENDING], env=environment, check=True, timeout=60)
+    assert left(folder) == []
+
+
 def test_what_a_killed_process_left_goes_at_the_next_start(folder):
     with start(folder) as killed:
         killed.stdout.readline()

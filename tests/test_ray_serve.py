@@ -29,6 +29,7 @@ def test_it_watches_answers_and_leaves_nothing(tiny_folder, tmp_path, monkeypatc
     monkeypatch.setenv("TMPDIR", str(temporary))
     video = write_video(tmp_path / "clip.mp4", frames=20)
     options = ("--engine", "ray", "--state", str(state), "--allow-folder", str(tmp_path), "--worker-cpus", "0.25")
+    options += ("--spare-workers", "0")  # one that is still starting would be killed, and leave its folder for later
     with serving(str(tiny_folder), *options) as server:
         server.wait_for("/healthz", lambda status, body: status == 200, 300.0)
         status, body = server.call("POST", "/v1/streams", {"name": "door", "source": str(video), "fps": 5.0})
@@ -40,7 +41,7 @@ def test_it_watches_answers_and_leaves_nothing(tiny_folder, tmp_path, monkeypatc
         children = psutil.Process(server.process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in children)
         server.process.send_signal(number)
-        server.process.wait(timeout=120)
+        server.process.wait(timeout=300)
         until(lambda: not any(child.is_running() for child in children))
     assert (state / "memories" / "door.safetensors").exists()
     assert list(shared.iterdir()) == []

@@ -5,9 +5,12 @@ import multiprocessing.util
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.kept import kept_folder
@@ -24,6 +27,7 @@ _starting = threading.Lock()
 _addresses: set[str] = set()
 _sockets: Path | None = None
 """Where this process's fork servers have their sockets."""
+_remove_sockets: Callable[[], object] | None = None
 
 
 def ensure_fork_server(model: ModelChoice) -> ForkServerContext:
@@ -51,6 +55,16 @@ def ensure_fork_server(model: ModelChoice) -> ForkServerContext:
     return context
 
 
+def end_fork_server() -> None:
+    """End the fork server and remove its sockets, in a process that will be killed instead of exiting by itself."""
+    running: Any = forkserver._forkserver
+    with _starting:
+        with suppress(OSError):  # it waits for its child, which Ray may have waited for
+            running._stop()
+        if _remove_sockets is not None:
+            _remove_sockets()
+
+
 def _note_address() -> str | None:
     """Remember the address of the running fork server, and return it.
 
@@ -64,7 +78,7 @@ def _note_address() -> str | None:
 
 def _own_socket_folder() -> None:
     """Let multiprocessing keep fork servers' sockets in an owned folder: its own would outlive a ``kill -9``."""
-    global _sockets
+    global _sockets, _remove_sockets
     longest = LONGEST_FOLDER - len(f"/{FOLDER_KIND}-12345678")
     if _sockets is None and len(tempfile.gettempdir()) <= longest:
         folder = OwnedFolder(FOLDER_KIND)
@@ -74,4 +88,4 @@ def _own_socket_folder() -> None:
         finally:
             tempfile.tempdir = before
         # multiprocessing removes its own folder at a priority of -100; after that this one goes.
-        multiprocessing.util.Finalize(None, folder.detach(), exitpriority=-200)
+        _remove_sockets = multiprocessing.util.Finalize(None, folder.detach(), exitpriority=-200)

@@ -5,7 +5,7 @@ Both take seconds, so nothing that is slow to import may be imported here.
 
 from typing import Any
 
-from flash_vstream.live.fork_server import ensure_fork_server
+from flash_vstream.live.fork_server import end_fork_server, ensure_fork_server
 from flash_vstream.models.choice import ModelChoice
 
 
@@ -21,3 +21,8 @@ class HostActor:
     def call(self, method: str, *arguments: Any) -> Any:
         """The value of the host's method."""
         return getattr(self._host, method)(*arguments)
+
+    def end(self) -> None:
+        """End all but the actor itself, which Ray kills."""
+        self._host.close()
+        end_fork_server()

@@ -16,6 +16,7 @@ from typing import Any
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.engine import Engine, StartEngine
+from flash_vstream.live.fork_server import end_fork_server
 from flash_vstream.live.hosts import READ_SECONDS, About, HostAwayError, HostDiedError, QuestionHost
 from flash_vstream.live.question_client import Event
 from flash_vstream.live.question_worker import AT_ONCE, KEPT_STATES
@@ -117,6 +118,7 @@ class QuestionReplica:
     def __del__(self) -> None:  # what Ray Serve calls to end a replica
         with suppress(AttributeError):  # it has not started
             self._host.close()
+            end_fork_server()
 
 
 def ray_engine(choice: RayChoice) -> StartEngine:
@@ -208,7 +210,7 @@ def _end(choice: RayChoice, actors: list[Any]) -> None:
     """End every worker; one that has started removes what it keeps in shared memory."""
     there = {actor.__ray_ready__.remote(): actor for actor in actors}  # a spare one may have found no place
     answered, _ = ray.wait(list(there), num_returns=len(there), timeout=READY_SECONDS) if there else ([], [])
-    ending = [there[answer].call.remote("close") for answer in answered]
+    ending = [there[answer].end.remote() for answer in answered]
     with suppress(RayError, RayServeException):
         serve.delete(choice.name)
     with suppress(RayError):

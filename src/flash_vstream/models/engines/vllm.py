@@ -128,7 +128,8 @@ class VllmEngine:
 
     def __init__(self, model: StreamModel, processor: StreamProcessor, url: str):
         self._prompts = prompts_for(model, processor)
-        self.model, self._stops = model, sorted(processor.stop_ids)
+        size = model.config.text_config.vocab_size  # vLLM refuses ids beyond it, which Transformers' defaults may name
+        self.model, self._stops = model, sorted(i for i in processor.stop_ids if i < size)
         self._url, _, self._name = url.partition("#")
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(

@@ -112,9 +112,11 @@ class PicturePrompts:
         self._model, self._family, self._tokenizer = model, family, processor.tokenizer
         self._picture = int(model.network.config.image_token_id)
         mark = self._tokenizer.convert_ids_to_tokens(self._picture)
+        # With two loops, as in most templates: by these vLLM knows that a message has pieces.
         self._template = (
-            "{% for part in messages[0]['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}"
-            f"{{% else %}}{mark}{{% endif %}}{{% endfor %}}"
+            "{% for message in messages %}{% for part in message['content'] %}"
+            f"{{% if part['type'] == 'text' %}}{{{{ part['text'] }}}}{{% else %}}{mark}{{% endif %}}"
+            "{% endfor %}{% endfor %}"
         )
 
     def part(self, feed: Feed) -> tuple[list[int], Tensor | None]:
