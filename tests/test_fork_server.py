@@ -60,9 +60,10 @@ def test_a_fork_server_that_died_leaves_no_socket_and_its_parent_no_folder(folde
 ENDING = """
 import os
 from flash_vstream.live import fork_server
+from flash_vstream.models.choice import ModelChoice
 
 fork_server.PRELOADED.clear()  # quick
-fork_server.ensure_fork_server()
+fork_server.ensure_fork_server(ModelChoice('nano'))
 fork_server.end_fork_server()
 os._exit(0)
 """
