@@ -1,9 +1,6 @@
 """The paper's recipe at toy size: two models joined, then the 7B's two stages, by two processes under FSDP."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from flash_vstream.train.config import StageConfig
 from flash_vstream.train.media import media_encoder
 from flash_vstream.train.stage import last_checkpoint, run_stage
 from helpers.models import char_tokenizer
+from helpers.two_processes import by_two
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -89,32 +87,16 @@ def test_the_configs_hold_the_papers_numbers(stage, samples, rate, tmp_path, mon
 
 
 RANKS = """
-import os, signal, sys
 from pathlib import Path
-from flash_vstream.train import stage, trainer
+from flash_vstream.train import stage
 from flash_vstream.train.config import StageConfig
 from flash_vstream.train.media import media_encoder
 
 config, data, output = map(Path, sys.argv[2:])
 config = StageConfig.load(config)
-if sys.argv[1] == "kill":
-    save = trainer.StageTrainer._save_checkpoint
-    def dying(self, *arguments):
-        save(self, *arguments)
-        self.accelerator.wait_for_everyone()
-        os.kill(os.getpid(), signal.SIGKILL)
-    trainer.StageTrainer._save_checkpoint = dying
 model = Path(config.model)
 stage.run_stage(config, model, data, output, media_encoder(model))
 """
-
-
-def by_two(script: Path, how: str, *arguments: Path) -> subprocess.CompletedProcess:
-    script.write_text(RANKS)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [*torchrun, how, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
 def test_both_stages_by_two_processes_under_fsdp_end_as_one_process_does(joined, data, tmp_path):
@@ -123,11 +105,11 @@ def test_both_stages_by_two_processes_under_fsdp_end_as_one_process_does(joined,
     for stage in (1, 2):
         config = recipe(stage, tmp_path, model["two"])
         if stage == 1:  # killed at its first checkpoint, and resumed
-            assert by_two(tmp_path / "ranks.py", "kill", config, data, two / "1").returncode != 0
+            assert by_two(RANKS, tmp_path, "kill", config, data, two / "1").returncode != 0
             checkpoint = last_checkpoint(two / "1")
             assert checkpoint is not None
             assert (checkpoint / "trained.safetensors").stat().st_size < 40_000  # nothing that is frozen
-        done = by_two(tmp_path / "ranks.py", "run", config, data, two / str(stage))
+        done = by_two(RANKS, tmp_path, "run", config, data, two / str(stage))
         assert done.returncode == 0, done.stderr[-4000:]
         alone = StageConfig.load(recipe(stage, tmp_path, model["one"], batch_size=2, trainer={"logging_steps": 1}))
         run_stage(alone, model["one"], data, one / str(stage), media_encoder(joined))

@@ -1,8 +1,6 @@
 """Training in two processes: each sample is used once, and the weights match a single process."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,21 +10,15 @@ from safetensors.torch import load_file, save_file
 
 from flash_vstream.train.config import StageConfig
 from flash_vstream.train.stage import last_checkpoint, run_stage
+from helpers.two_processes import by_two
 
 RANK = """
-import json, os, signal, sys
+import json
 from pathlib import Path
-from flash_vstream.train import stage, trainer
+from flash_vstream.train import stage
 from flash_vstream.train.config import StageConfig
 
 config, model, data, output = map(Path, sys.argv[2:])
-if sys.argv[1] == "kill":
-    save = trainer.StageTrainer._save_checkpoint
-    def dying(self, *arguments):
-        save(self, *arguments)
-        self.accelerator.wait_for_everyone()
-        os.kill(os.getpid(), signal.SIGKILL)
-    trainer.StageTrainer._save_checkpoint = dying
 built = stage.build_dataset
 
 def recorded(*arguments):
@@ -78,13 +70,9 @@ def data(tmp_path, goldens) -> Path:
     return tmp_path
 
 
-def by_two(tmp_path: Path, how: str, config: Path, model: Path, data: Path, output: Path) -> bool:
+def train(tmp_path: Path, how: str, config: Path, model: Path, data: Path, output: Path) -> bool:
     """Train in two processes; returns whether they ended well."""
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    arguments = [how, *map(str, (config, model, data, output))]
-    done = subprocess.run([*torchrun, *arguments], capture_output=True, text=True, timeout=300, check=False)
+    done = by_two(RANK, tmp_path, how, config, model, data, output)
     assert how == "kill" or done.returncode == 0, done.stderr[-3000:]
     return done.returncode == 0
 
@@ -100,16 +88,16 @@ def assert_as_one_process(data: Path, model: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_end_as_one_with_the_same_global_batch(data, tiny_folder, tmp_path):
-    assert by_two(tmp_path, "run", config_file(data, 2), tiny_folder, data, tmp_path / "two")
+    assert train(tmp_path, "run", config_file(data, 2), tiny_folder, data, tmp_path / "two")
     read = [(tmp_path / "two" / f"read-{rank}.jsonl").read_text().split() for rank in range(2)]
     assert sorted(map(int, [*read[0], *read[1]])) == list(range(16))
     assert_as_one_process(data, tiny_folder, tmp_path)
 
 
 def test_two_processes_that_are_killed_and_resumed_end_as_one(data, tiny_folder, tmp_path):
-    assert not by_two(tmp_path, "kill", config_file(data, 2), tiny_folder, data, tmp_path / "two")
+    assert not train(tmp_path, "kill", config_file(data, 2), tiny_folder, data, tmp_path / "two")
     checkpoint = last_checkpoint(tmp_path / "two")
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-2"
-    assert by_two(tmp_path, "run", config_file(data, 2), tiny_folder, data, tmp_path / "two")
+    assert train(tmp_path, "run", config_file(data, 2), tiny_folder, data, tmp_path / "two")
     assert_as_one_process(data, tiny_folder, tmp_path)
