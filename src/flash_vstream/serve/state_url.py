@@ -148,9 +148,7 @@ class StateUrl:
         self._files.invalidate_cache()
         try:
             lease = json.loads(self._files.cat_file(self._at(LEASE)))
-        except FileNotFoundError:
-            return None
-        except ValueError:  # damaged
+        except (FileNotFoundError, ValueError):  # there is none, or it is damaged
             return None
         return lease if isinstance(lease, dict) else None
 
@@ -165,8 +163,8 @@ class StateUrl:
     def _check_lease(self) -> None:
         lease = self._lease()
         if lease is not None and lease.get("id") != self._id:
-            raise StoreError(f"{self.shown} is used by another server now (process {lease.get('pid')} on"
-                             f" {lease.get('host')}); stop one of them")  # fmt: skip
+            holder = f"process {lease.get('pid')} on {lease.get('host')}"
+            raise StoreError(f"{self.shown} is used by another server now ({holder}); stop one of them")
 
     def _renew(self) -> None:
         lease = {"id": self._id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
