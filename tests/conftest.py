@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from playwright.sync_api import sync_playwright
 
 from flash_vstream.models import hub
 from flash_vstream.models.convert import convert_checkpoint
+from flash_vstream.pipeline import FlashVStream
 from flash_vstream.train.prepare import prepare
 from helpers.alerts import Server as AlertServer
+from helpers.annotated import nano_like
 from helpers.environment import missing
 from helpers.goldens import GOLDENS, load_goldens, write_tiny
 from helpers.models import char_tokenizer
@@ -52,6 +55,15 @@ def tiny_folder(published, tmp_path_factory) -> Path:
 def tiny(tiny_folder):
     """Model and processor of the tiny checkpoint, on the CPU in float32."""
     return hub.load(str(tiny_folder), "cpu", torch.float32)
+
+
+@pytest.fixture(scope="session")
+def quick_folder(tiny, tmp_path_factory) -> Path:
+    """A tiny model with nano's kind of tower, which programs load in half the time: without Transformers."""
+    folder = tmp_path_factory.mktemp("quick")
+    nano_like(*tiny, folder)
+    FlashVStream.for_answers(str(folder)).prepare_answers()  # keeps what the next start needs
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +106,14 @@ def browser():
         running = playwright.chromium.launch(executable_path=chromium, args=options)
         yield running
         running.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_of_ended_children():
+    # PyTorch's data loader leaves one behind, and every program that a later test starts and ends would run it.
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.fixture(autouse=True)

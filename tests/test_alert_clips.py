@@ -33,8 +33,8 @@ def state(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder, state):
-    with serving(str(tiny_folder), "--state", str(state), "--record", "64MB") as running:
+def server(quick_folder, state):
+    with serving(str(quick_folder), "--state", str(state), "--record", "64MB") as running:
         yield running
 
 
@@ -151,10 +151,10 @@ def test_what_is_recorded_is_in_the_metrics(server):
     assert {"flash_vstream_recorded_bytes", "flash_vstream_frames_not_recorded"} <= figures.keys()
 
 
-def test_kills_leave_a_recording_that_goes_on_and_can_be_shown(tiny_folder, video, tmp_path):
+def test_kills_leave_a_recording_that_goes_on_and_can_be_shown(quick_folder, video, tmp_path):
     folder = tmp_path / "recordings" / "door"
     options = ("--state", str(tmp_path), "--record", "64MB")
-    with serving(str(tiny_folder), *options) as server:
+    with serving(str(quick_folder), *options) as server:
         server.watch("door", video, fps=RATE, loop=True)
         alert = told(server, "door", cooldown_seconds=3600)
         (worker,) = server.children()["frame"]
@@ -165,7 +165,7 @@ def test_kills_leave_a_recording_that_goes_on_and_can_be_shown(tiny_folder, vide
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait()
     size = recorded_bytes(folder)
-    with serving(str(tiny_folder), *options) as server:
+    with serving(str(quick_folder), *options) as server:
         status, headers, clip = fetch(server, alert["clip"])
         assert status == 200
         begin = float(headers["x-stream-time"])
@@ -173,8 +173,8 @@ def test_kills_leave_a_recording_that_goes_on_and_can_be_shown(tiny_folder, vide
         until(lambda: recorded_bytes(folder) > size)
 
 
-def test_a_recording_needs_a_place(tiny_folder):
-    done = run("serve", "--port", "0", "--model", tiny_folder, "--record", "2GB")
+def test_a_recording_needs_a_place(quick_folder):
+    done = run("serve", "--port", "0", "--model", quick_folder, "--record", "2GB")
     assert (done.returncode, "--record needs --state" in done.stderr) == (2, True)
 
 

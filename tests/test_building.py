@@ -154,10 +154,10 @@ def test_a_benchmark_is_built_resumed_and_exported(video, teacher, tmp_path):
     assert all(item.video == "kitchen" and item.end is not None for item in items)
 
 
-def test_our_own_server_is_such_an_endpoint(tiny_folder, video, tmp_path):
+def test_our_own_server_is_such_an_endpoint(quick_folder, video, tmp_path):
     """A model that knows nothing produces no questions; this is reported and nothing breaks."""
     model = tmp_path / "model"
-    shutil.copytree(tiny_folder, model)
+    shutil.copytree(quick_folder, model)
     config = json.loads((model / "config.json").read_text())
     config["text_config"]["max_position_embeddings"] = 8192  # its tokens are characters, and prompts are long
     (model / "config.json").write_text(json.dumps(config))

@@ -42,10 +42,10 @@ def scratch(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder, video, scratch):
+def server(quick_folder, video, scratch):
     patch = pytest.MonkeyPatch()
     patch.setenv("TMPDIR", str(scratch))
-    with serving(str(tiny_folder), "--stream", f"door={video}", "--fps", "5") as running:
+    with serving(str(quick_folder), "--stream", f"door={video}", "--fps", "5") as running:
         patch.undo()
         running.wait_for("/v1/streams/door", lambda status, body: body["state"] == "ended")
         yield running
@@ -57,8 +57,8 @@ def client(server) -> openai.OpenAI:
 
 
 @pytest.fixture
-def create(client, tiny_folder):
-    return partial(client.chat.completions.create, model=str(tiny_folder), max_tokens=4)
+def create(client, quick_folder):
+    return partial(client.chat.completions.create, model=str(quick_folder), max_tokens=4)
 
 
 def clips_of(scratch: Path) -> list[Path]:
@@ -90,9 +90,9 @@ def said(role: str, text: object) -> dict:
 # --- chat completions
 
 
-def test_a_stream_is_asked_whole_and_in_chunks(client, create, tiny_folder):
-    assert [model.id for model in client.models.list()] == [str(tiny_folder)]
-    assert client.models.retrieve(str(tiny_folder)).id == str(tiny_folder)
+def test_a_stream_is_asked_whole_and_in_chunks(client, create, quick_folder):
+    assert [model.id for model in client.models.list()] == [str(quick_folder)]
+    assert client.models.retrieve(str(quick_folder)).id == str(quick_folder)
     with pytest.raises(openai.NotFoundError) as missing:
         client.models.retrieve("other")
     assert missing.value.code == "model_not_found"
@@ -108,8 +108,8 @@ def test_a_stream_is_asked_whole_and_in_chunks(client, create, tiny_folder):
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
-def test_event_streams_are_not_cached_and_kept_alive(server, tiny_folder):
-    body = {"model": str(tiny_folder), "messages": [said("user", "hi")], "max_tokens": 2, "stream": True}
+def test_event_streams_are_not_cached_and_kept_alive(server, quick_folder):
+    body = {"model": str(quick_folder), "messages": [said("user", "hi")], "max_tokens": 2, "stream": True}
     address = urlsplit(server.url)
     with contextlib.closing(http.client.HTTPConnection(address.hostname, address.port, timeout=60)) as connection:
         connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
@@ -239,20 +239,20 @@ def test_the_body_that_is_no_json_is_400(server):
 # --- the responses endpoint
 
 
-def test_responses_answer_text(client, create, tiny_folder):
-    whole = client.responses.create(model=str(tiny_folder), input="hello", max_output_tokens=6)
+def test_responses_answer_text(client, create, quick_folder):
+    whole = client.responses.create(model=str(quick_folder), input="hello", max_output_tokens=6)
     assert whole.output_text == create(messages=[said("user", "hello")], max_tokens=6).choices[0].message.content
     assert whole.status == ("incomplete" if whole.usage.output_tokens == 6 else "completed")
-    events = list(client.responses.create(model=str(tiny_folder), input="hello", max_output_tokens=6, stream=True))
+    events = list(client.responses.create(model=str(quick_folder), input="hello", max_output_tokens=6, stream=True))
     assert [event.sequence_number for event in events] == list(range(len(events)))
     assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole.output_text
     assert events[0].type == "response.created"
     assert events[-1].response.output_text == whole.output_text
     turns = [said("user", "hello"), said("assistant", "hi"), said("user", [{"type": "input_text", "text": "and?"}])]
-    talked = client.responses.create(model=str(tiny_folder), input=turns, instructions="be brief", max_output_tokens=4)
+    talked = client.responses.create(model=str(quick_folder), input=turns, instructions="be brief", max_output_tokens=4)
     assert talked.usage.input_tokens > whole.usage.input_tokens
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
-        client.responses.create(model=str(tiny_folder), input="hello", previous_response_id="resp_1")
+        client.responses.create(model=str(quick_folder), input="hello", previous_response_id="resp_1")
 
 
 # --- what messages hold
@@ -383,17 +383,17 @@ def send(server, body: dict) -> socket.socket:
     return connection
 
 
-def test_a_clip_is_let_go_when_its_caller_leaves(server, tiny_folder, tmp_path, scratch):
+def test_a_clip_is_let_go_when_its_caller_leaves(server, quick_folder, tmp_path, scratch):
     clip = write_video(tmp_path / "long.mp4", frames=3000, rate=30)
-    body = {"model": str(tiny_folder), "messages": about(data_url(clip.read_bytes())), "fps": 30}
+    body = {"model": str(quick_folder), "messages": about(data_url(clip.read_bytes())), "fps": 30}
     with send(server, body):
         until(lambda: clips_of(scratch))
     until(lambda: not clips_of(scratch))
     assert server.call("GET", "/healthz")[1]["status"] == "ok"
 
 
-def test_an_answer_ends_when_its_caller_leaves(server, tiny_folder):
-    body = {"model": str(tiny_folder), "messages": about("stream:door", text="leave me"), "max_tokens": 512}
+def test_an_answer_ends_when_its_caller_leaves(server, quick_folder):
+    body = {"model": str(quick_folder), "messages": about("stream:door", text="leave me"), "max_tokens": 512}
 
     def outcomes() -> list[str | None]:
         history = server.call("GET", "/v1/streams/door/history?limit=5")[1]

@@ -40,9 +40,9 @@ def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
-def test_a_camera_over_rtsp(tiny_folder):
+def test_a_camera_over_rtsp(quick_folder):
     with rtsp_serving(free_port()) as url:
-        options = ("--model", tiny_folder, "--fps", 5, "--every", 0.5, "--count", 2)
+        options = ("--model", quick_folder, "--fps", 5, "--every", 0.5, "--count", 2)
         done = run_as_a_process("camera_rtsp.py", url, *options)  # its workers import the file too
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -60,9 +60,9 @@ def test_a_users_mistake_is_one_message():
         run_example("camera_rtsp.py", "rtsp://camera.local/stream", "--fps", 0)
 
 
-def test_openais_client(tiny_folder, tmp_path):
+def test_openais_client(quick_folder, tmp_path):
     video = write_video(tmp_path / "clip.mp4", frames=20)
-    with serving(str(tiny_folder), "--stream", f"door={video}", "--fps", "5") as server:
+    with serving(str(quick_folder), "--stream", f"door={video}", "--fps", "5") as server:
         server.wait_for("/v1/streams/door", lambda _, body: body["time"] is not None)
         printed = run_example("openai_client.py", "door", "What is happening?", "--url", f"{server.url}/v1")
     assert re.search(r"\(as of [\d.]+ s of the stream\)", printed)
@@ -100,9 +100,9 @@ def training_data(tmp_path) -> Path:
     return tmp_path / "data.json"
 
 
-def test_a_finetune(tiny_folder, training_data, tmp_path):
+def test_a_finetune(quick_folder, training_data, tmp_path):
     output = tmp_path / "finetuned"
-    options = ("--model", tiny_folder, "--steps", 2, "--batch-size", 2)
+    options = ("--model", quick_folder, "--steps", 2, "--batch-size", 2)
     printed = run_example("finetune_nano.py", training_data, output, *options)
     assert printed.splitlines()[-1] == f"the fine-tuned model is in {output / 'model'}"
     assert (output / "model" / "config.json").exists()

@@ -17,9 +17,9 @@ from helpers.videos import write_video
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder, tmp_path_factory):
+def server(quick_folder, tmp_path_factory):
     video = write_video(tmp_path_factory.mktemp("live") / "clip.mp4", frames=20)
-    with serving(str(tiny_folder), "--stream", f"door={video}", "--fps", "5") as running:
+    with serving(str(quick_folder), "--stream", f"door={video}", "--fps", "5") as running:
         yield running
 
 
@@ -113,8 +113,8 @@ def test_there_is_none_of_a_stream_that_is_not_there(server):
     assert server.call("GET", "/v1/streams/none/live")[0] == 404
 
 
-def test_a_server_that_is_ended_does_not_wait_for_those_who_watch(tiny_folder):
-    with serving(str(tiny_folder)) as server:
+def test_a_server_that_is_ended_does_not_wait_for_those_who_watch(quick_folder):
+    with serving(str(quick_folder)) as server:
         with sending(server, "push") as send, watching(server, "push") as response:
             send(100)
             assert next_picture(response) is not None

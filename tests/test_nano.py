@@ -13,7 +13,7 @@ from flash_vstream import FlashVStream
 from flash_vstream.files import file_sha256
 from flash_vstream.models import catalog, nano
 from flash_vstream.models.small_networks import files_in
-from flash_vstream.sample_clips import CLIPS
+from flash_vstream.sample_clips import DEMO_CLIPS, STREET
 from flash_vstream.train.export import WEIGHTS
 from flash_vstream.wheels import cached_path
 from helpers.cli import run
@@ -23,7 +23,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 @pytest.fixture(scope="module")
 def pipeline() -> FlashVStream:
-    if not catalog.model_folder("nano").exists() or not all(cached_path(clip).exists() for clip in CLIPS):
+    if not catalog.model_folder("nano").exists() or not all(cached_path(clip).exists() for clip in DEMO_CLIPS):
         pytest.fail("nano or the demo's clips are not here; run the tests by: make test")
     return FlashVStream.from_pretrained("nano", device="cpu")
 
@@ -32,7 +32,7 @@ def pipeline() -> FlashVStream:
 def clip(tmp_path, monkeypatch) -> Path:
     """A real street video as clip.mp4 in the current, temporary folder."""
     monkeypatch.chdir(tmp_path)
-    return Path(shutil.copy(cached_path(CLIPS[0]), tmp_path / "clip.mp4"))
+    return Path(shutil.copy(cached_path(STREET), tmp_path / "clip.mp4"))
 
 
 def test_the_adapter_is_the_one_on_its_card():
@@ -73,7 +73,6 @@ def test_the_demo_answers_five_questions_at_three_moments(pipeline):
     assert len(moments) == 5
     assert len(set(moments)) == 3
     assert all(answer["answer"] for answer in report["answers"])
-    assert run("demo").stdout.count("looked at") == 5
 
 
 # --- the README

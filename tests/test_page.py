@@ -13,9 +13,9 @@ expect.set_options(timeout=30_000)  # for busy machines
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder, tmp_path_factory):
+def server(quick_folder, tmp_path_factory):
     video = write_video(tmp_path_factory.mktemp("page") / "clip.mp4", frames=20)
-    with serving(str(tiny_folder), "--stream", f"door={video}", "--fps", "5") as running:
+    with serving(str(quick_folder), "--stream", f"door={video}", "--fps", "5") as running:
         running.video = video
         running.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
         yield running

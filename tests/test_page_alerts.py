@@ -15,10 +15,10 @@ ANYTHING = 1e-9
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder, tmp_path_factory):
+def server(quick_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     video = write_video(folder / "clip.mp4", frames=20)
-    with serving(str(tiny_folder), "--state", str(folder / "state"), "--record", "64MB") as running:
+    with serving(str(quick_folder), "--state", str(folder / "state"), "--record", "64MB") as running:
         running.watch("door", video, fps=5, loop=True)
         yield running
 

@@ -33,8 +33,8 @@ expect.set_options(timeout=30_000)  # for busy machines
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder):
-    with serving(str(tiny_folder)) as running:
+def server(quick_folder):
+    with serving(str(quick_folder)) as running:
         yield running
 
 
@@ -187,17 +187,17 @@ def test_the_camera_is_sent_on_after_its_connection_broke(page: Page, server):
     page.click("#stop-camera")
 
 
-def test_the_camera_is_sent_on_after_the_server_was_started_again(browser, tiny_folder):
+def test_the_camera_is_sent_on_after_the_server_was_started_again(browser, quick_folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     page = browser.new_page()
-    with serving(str(tiny_folder), "--port", port) as first:
+    with serving(str(quick_folder), "--port", port) as first:
         page.goto(first.url)
         start_camera(page)
         first.wait_for("/v1/streams/camera-1", has_frames)
     expect(page.locator("#connection")).to_be_visible()
-    with serving(str(tiny_folder), "--port", port) as second:  # it does not know the stream
+    with serving(str(quick_folder), "--port", port) as second:  # it does not know the stream
         second.wait_for("/v1/streams/camera-1", has_frames, 60)
         expect(page.locator("#state")).to_have_text("live", timeout=30_000)
         expect(page.locator("#camera")).to_be_visible()
@@ -205,8 +205,8 @@ def test_the_camera_is_sent_on_after_the_server_was_started_again(browser, tiny_
 
 
 @pytest.fixture(scope="module")
-def guarded(tiny_folder):
-    with serving(str(tiny_folder), "--host", "0.0.0.0", token="secret-token") as running:
+def guarded(quick_folder):
+    with serving(str(quick_folder), "--host", "0.0.0.0", token="secret-token") as running:
         yield running
 
 

@@ -33,10 +33,10 @@ OUTAGE_SECONDS = float(os.environ.get("FLASH_VSTREAM_OUTAGE", "2"))
 # --- kill -9 (tests/test_chaos.py kills every process, and the server itself, among all else)
 
 
-def test_a_file_is_taken_up_where_it_was_left(tiny_folder, tmp_path):
+def test_a_file_is_taken_up_where_it_was_left(quick_folder, tmp_path):
     """A file that is watched once does not restart from the beginning when its reader or worker is killed."""
     video = write_video(tmp_path / "clip.mp4", frames=100)
-    with serving(str(tiny_folder)) as server:
+    with serving(str(quick_folder)) as server:
         server.watch("once", video, fps=5)
         for kind in ("reader", "frame"):
             server.wait_for("/v1/streams/once", lambda _, body: body["state"] == "live" and body["time"] > 0, 120)

@@ -47,8 +47,8 @@ def test_a_hundred_times_as_many_streams_need_a_hundred_times_as_much(streams):
         assert 100 * (few[name] - 1) <= many[name] <= 100 * few[name]
 
 
-def test_costs_are_measured(tiny_folder):
-    costs = measured(FlashVStream.from_pretrained(ModelChoice(str(tiny_folder))))
+def test_costs_are_measured(quick_folder):
+    costs = measured(FlashVStream.from_pretrained(ModelChoice(str(quick_folder))))
     assert costs.state_bytes > 100_000
     assert costs.prompt_bytes > 100
     assert min(costs.frame_seconds, costs.question_seconds, costs.copy_seconds) > 0
@@ -61,10 +61,10 @@ def put_load(*arguments):
         return pool.submit(load.run_load, *arguments).result()
 
 
-def test_a_load_is_put_on_a_server_and_taken_away(tiny_folder, tmp_path, monkeypatch):
+def test_a_load_is_put_on_a_server_and_taken_away(quick_folder, tmp_path, monkeypatch):
     video = write_video(tmp_path / "clip.mp4", frames=20)
     monkeypatch.setattr(load, "fetch", lambda clips: [video])
-    with serving(str(tiny_folder), "--allow-folder", str(tmp_path)) as server:
+    with serving(str(quick_folder), "--allow-folder", str(tmp_path)) as server:
         found = put_load(server.url, 2, 5.0, 2.0, 1.5, None)
         assert server.call("GET", "/v1/streams")[1] == []
         assert found["questions"] == {"done": 3}

@@ -12,7 +12,7 @@ from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.standing_questions import Alert, Describe, Report, StandingQuestions, Watch
 from flash_vstream.live.stream_state import Pictures, empty_slots, save_state, stream_state
 from flash_vstream.pipeline import FlashVStream
-from flash_vstream.sample_clips import CLIPS
+from flash_vstream.sample_clips import CAR, STREET
 from flash_vstream.serve import search, transcript
 from flash_vstream.serve.app import make_app
 from flash_vstream.serve.security import AccessRules
@@ -134,7 +134,7 @@ def test_nano_finds_the_stream_that_shows_it(tmp_path):
     """With the shipped model, on two real videos: a street, and a man in a car."""
     pipeline = FlashVStream.from_pretrained("nano", device="cpu")
     (tmp_path / "memories").mkdir()
-    for name, clip in (("street", CLIPS[0]), ("car", CLIPS[2])):
+    for name, clip in (("street", STREET), ("car", CAR)):
         stream = pipeline.new_stream()
         pictures = Pictures.of(stream.memory)
         shared = SharedTensors.create(str(tmp_path / name), state_layout(stream.memory))

@@ -29,8 +29,8 @@ def video(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_folder, video):
-    with serving(str(tiny_folder), "--stream", f"door={video}", "--fps", "5") as running:
+def server(quick_folder, video):
+    with serving(str(quick_folder), "--stream", f"door={video}", "--fps", "5") as running:
         running.wait_for("/v1/streams/door", lambda status, body: body["time"] is not None)
         yield running
 
@@ -65,9 +65,9 @@ def test_the_memory_is_told_with_pictures(server):
     for slot in memory["slots"]:
         assert slot["start"] <= slot["mean"] <= slot["end"] <= memory["time"]
         picture = Image.open(io.BytesIO(base64.b64decode(slot["thumbnail"].partition(",")[2])))
-        assert max(picture.size) == 128
+        assert picture.size == (64, 64)  # as large as the model sees
     jpeg = server.call("GET", "/v1/streams/door/picture")[1]
-    assert Image.open(io.BytesIO(jpeg)).size == (299, 224)  # whole
+    assert Image.open(io.BytesIO(jpeg)).size == (85, 64)  # whole
 
 
 def test_questions_are_answered_and_kept(server):
@@ -216,13 +216,13 @@ def test_health_metrics_and_the_document(server):
     assert {"/v1/streams", "/v1/streams/{name}/questions", "/v1/chat/completions"} <= set(paths)
 
 
-def test_state_outlives_the_server(tiny_folder, video, tmp_path):
-    with serving(str(tiny_folder), "--state", str(tmp_path)) as first:
+def test_state_outlives_the_server(quick_folder, video, tmp_path):
+    with serving(str(quick_folder), "--state", str(tmp_path)) as first:
         first.watch("door", video, loop=True, fps=5)
         first.wait_for("/v1/streams/door", lambda _, body: body["kept"] >= 8)
         answer = first.call("POST", "/v1/streams/door/questions", {"question": "what?", "max_new_tokens": 4})[1]
         before = first.call("GET", "/v1/streams/door")[1]
-    with serving(str(tiny_folder), "--state", str(tmp_path)) as second:
+    with serving(str(quick_folder), "--state", str(tmp_path)) as second:
         after = second.wait_for("/v1/streams/door", lambda _, body: body["gaps"] and body["time"] >= body["gaps"][0][1])
         (begin, end), *_ = after["gaps"]
         assert before["time"] <= begin < end <= after["time"]
@@ -232,10 +232,10 @@ def test_state_outlives_the_server(tiny_folder, video, tmp_path):
         assert second.call("GET", "/v1/streams/door/history")[1][0]["answer"] == answer["text"]
 
 
-def test_a_memory_that_cannot_be_read_is_set_aside(tiny_folder, video, tmp_path):
+def test_a_memory_that_cannot_be_read_is_set_aside(quick_folder, video, tmp_path):
     (tmp_path / "memories").mkdir()
     (tmp_path / "memories" / "door.safetensors").write_bytes(b"of another model")
-    with serving(str(tiny_folder), "--state", str(tmp_path), "--stream", f"door={video}") as server:
+    with serving(str(quick_folder), "--state", str(tmp_path), "--stream", f"door={video}") as server:
         server.wait_for("/v1/streams/door", lambda status, body: status == 200 and body["kept"] > 0)
         assert server.call("GET", "/healthz")[1]["workers"]["frame"]["restarts"] == 0
     assert (tmp_path / "memories" / "door.set-aside").read_bytes() == b"of another model"
@@ -244,13 +244,13 @@ def test_a_memory_that_cannot_be_read_is_set_aside(tiny_folder, video, tmp_path)
 # --- who may call, and what may be watched
 
 
-def test_a_server_beyond_loopback_wants_a_token(tiny_folder, video):
-    refused = run("serve", "--model", str(tiny_folder), "--host", "0.0.0.0", "--port", "0")
+def test_a_server_beyond_loopback_wants_a_token(quick_folder, video):
+    refused = run("serve", "--model", str(quick_folder), "--host", "0.0.0.0", "--port", "0")
     assert refused.returncode == 2
     assert "FLASH_VSTREAM_TOKEN" in refused.stderr
     folder = str(video.parent)
     options = ("--host", "0.0.0.0", "--allow-folder", folder, "--log-requests")
-    with serving(str(tiny_folder), *options, token="secret-token") as server:
+    with serving(str(quick_folder), *options, token="secret-token") as server:
         wrong = {"authorization": "Bearer wrong"}
         assert server.call("GET", "/v1/streams", headers=wrong)[0] == 401
         assert server.call("GET", "/v1/streams", headers={"authorization": ""})[0] == 401
@@ -338,16 +338,16 @@ def test_limits_on_streams(server):
         (("--state", "/proc/none"), "state folder"),
     ],
 )
-def test_serve_says_what_is_wrong(tiny_folder, options, message):
-    model = () if "--model" in options else ("--model", str(tiny_folder))
+def test_serve_says_what_is_wrong(quick_folder, options, message):
+    model = () if "--model" in options else ("--model", str(quick_folder))
     done = run("serve", "--port", "0", *model, *options)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_told(tiny_folder):
+def test_a_port_that_is_taken_is_told(quick_folder):
     with socket.create_server(("127.0.0.1", 0)) as blocker:
-        done = run("serve", "--port", str(blocker.getsockname()[1]), "--model", tiny_folder)
+        done = run("serve", "--port", str(blocker.getsockname()[1]), "--model", quick_folder)
     assert done.returncode == 2
     assert "cannot listen" in done.stderr

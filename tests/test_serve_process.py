@@ -33,9 +33,9 @@ def shared_memory(server: Server) -> set[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_it_as_ctrl_c_does(tiny_folder, video, tmp_path, number):
+def test_a_signal_ends_it_as_ctrl_c_does(quick_folder, video, tmp_path, number):
     options = ("--stream", f"door={video}", "--fps", "5", "--state", str(tmp_path))
-    with serving(str(tiny_folder), *options) as server:
+    with serving(str(quick_folder), *options) as server:
         server.wait_for("/v1/streams/door", lambda _, body: body["time"] is not None)
         folders, children = shared_memory(server), [pid for pids in server.children().values() for pid in pids]
         assert folders
@@ -46,7 +46,7 @@ def test_a_signal_ends_it_as_ctrl_c_does(tiny_folder, video, tmp_path, number):
     assert list((tmp_path / "memories").glob("door.safetensors"))
 
 
-def test_https_with_ones_own_certificate(tiny_folder, tmp_path):
+def test_https_with_ones_own_certificate(quick_folder, tmp_path):
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
@@ -54,7 +54,7 @@ def test_https_with_ones_own_certificate(tiny_folder, tmp_path):
     issued.private_key_pem.write_to_path(key)
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    with serving(str(tiny_folder), "--tls-cert", str(cert), "--tls-key", str(key)) as server:
+    with serving(str(quick_folder), "--tls-cert", str(cert), "--tls-key", str(key)) as server:
         assert server.url.startswith("https://")
         with urllib.request.urlopen(f"{server.url}/healthz", context=context, timeout=60) as response:
             assert json.loads(response.read())["status"] == "ok"
@@ -66,10 +66,10 @@ def test_https_with_ones_own_certificate(tiny_folder, tmp_path):
         (("--tls-cert", cert, "--tls-key", tmp_path / "other.pem"), "cannot be used"),
         (("--tls-cert", key, "--tls-key", key), "cannot be used"),
     ):
-        done = run("serve", "--port", "0", "--model", tiny_folder, *options)
+        done = run("serve", "--port", "0", "--model", quick_folder, *options)
         assert (done.returncode, message in done.stderr, "Traceback" in done.stderr) == (2, True, False)
 
 
-def test_two_streams_of_one_name_are_refused(tiny_folder, video):
-    done = run("serve", "--port", "0", "--model", tiny_folder, "--stream", f"d={video}", "--stream", "d=push")
+def test_two_streams_of_one_name_are_refused(quick_folder, video):
+    done = run("serve", "--port", "0", "--model", quick_folder, "--stream", f"d={video}", "--stream", "d=push")
     assert (done.returncode, "two --stream options name 'd'" in done.stderr) == (2, True)

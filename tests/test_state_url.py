@@ -126,21 +126,21 @@ def test_a_damaged_lease_and_strange_files_do_no_harm(opened, url):
 
 
 @pytest.mark.parametrize("wrong", ["nosuch://bucket/x", "http://127.0.0.1:1/x"])
-def test_a_url_that_cannot_be_used_is_an_error_of_the_command(wrong, tiny_folder):
-    done = run("serve", "--port", "0", "--model", tiny_folder, "--state", wrong)
+def test_a_url_that_cannot_be_used_is_an_error_of_the_command(wrong, quick_folder):
+    done = run("serve", "--port", "0", "--model", quick_folder, "--state", wrong)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert f"--state {wrong} cannot be used" in " ".join(done.stderr.split())
 
 
-def test_a_server_resumes_from_a_url(tiny_folder, tmp_path):
+def test_a_server_resumes_from_a_url(quick_folder, tmp_path):
     video = write_video(tmp_path / "clip.mp4", frames=20)
     url = f"memory://state-{next(numbers)}"
-    first = Service(str(tiny_folder), AccessRules(), url, streams={"door": NamedSource(str(video), 5.0)})
+    first = Service(str(quick_folder), AccessRules(), url, streams={"door": NamedSource(str(video), 5.0)})
     until(lambda: first.status("door").state == "ended")
     kept = first.status("door").kept
     first.close()
     video.unlink()
-    second = Service(str(tiny_folder), AccessRules(), url)
+    second = Service(str(quick_folder), AccessRules(), url)
     until(lambda: second.status("door").kept == kept)
     assert second.status("door").state == "ended"
     second.close()

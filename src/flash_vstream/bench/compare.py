@@ -26,7 +26,7 @@ from flash_vstream.bench.offline import bench_memory, longterm_milliseconds
 from flash_vstream.bench.starts import first_word_seconds, help_seconds, ready_seconds
 from flash_vstream.errors import UserError
 from flash_vstream.pipeline import FlashVStream, Stream
-from flash_vstream.sample_clips import CLIPS
+from flash_vstream.sample_clips import STREET
 from flash_vstream.video import read_frames
 from flash_vstream.wheels import fetch
 
@@ -133,7 +133,7 @@ def _memory() -> Iterator[Figure]:
 
 
 def _starts() -> Iterator[Figure]:
-    clip = fetch(list(CLIPS))[0]
+    clip = fetch([STREET])[0]
     first_word_seconds(clip)  # what is compiled once
     yield Figure("flash-vstream --help (s)", _median(help_seconds() for _ in range(ROUNDS)), 0.3)
     yield Figure("flash-vstream ask, to the first word (s)", _median(first_word_seconds(clip) for _ in range(3)), 3.0)
@@ -211,7 +211,7 @@ def _encoding(pipeline: FlashVStream, batch: int) -> float:
 def _preparing(pipeline: FlashVStream) -> float:
     """Seconds to decode a frame of a clip, to scale and to crop it, and to make it pixels."""
     processor = pipeline.processor.image_processor
-    clip = fetch(list(CLIPS))[0]
+    clip = fetch([STREET])[0]
 
     def prepare() -> int:
         frames = [processor.pixels(frame.image[None]) for frame in read_frames(clip, None, processor.size)]

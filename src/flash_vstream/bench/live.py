@@ -15,7 +15,7 @@ from flash_vstream.live.question_client import QuestionClient
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.streams import LiveStreams
 from flash_vstream.models.hub import fetch_model
-from flash_vstream.sample_clips import CLIPS
+from flash_vstream.sample_clips import CLIPS, STREET
 from flash_vstream.video.sources import Source
 from flash_vstream.wheels import fetch
 
@@ -146,7 +146,7 @@ def _eight_streams(live: LiveStreams, seconds: float) -> dict[str, Any]:
 
 def _beside(live: LiveStreams, question_client: QuestionClient) -> dict[str, Any]:
     """Time a question with no stream being watched and with one, and 20 questions one by one and concurrently."""
-    live.add("still", Source(str(fetch(list(CLIPS))[0]), 2.0, pace="fast"))
+    live.add("still", Source(str(fetch([STREET])[0]), 2.0, pace="fast"))
     shared = shown_state(live, "still")
     while live.status("still").state != "ended":
         time.sleep(0.05)

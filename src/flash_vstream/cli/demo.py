@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flash_vstream.cli.ask import Session
 from flash_vstream.cli.options import Json
 from flash_vstream.cli.terminal import load_pipeline
-from flash_vstream.sample_clips import CLIPS
+from flash_vstream.sample_clips import DEMO_CLIPS
 from flash_vstream.wheels import fetch
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def demo_frames(clips: list[Path], size: int) -> "Iterator[Frame]":
 
 
 def demo(as_json: Json = False) -> None:
-    """Watch a short real video (a street, a man in a car, a cartoon) and answer questions about it as it goes on."""
+    """Watch short real clips (a street, a man in a car, a city at night) and answer questions as they go on."""
     pipeline = load_pipeline("nano")
-    clips = fetch(list(CLIPS))
+    clips = fetch(list(DEMO_CLIPS))
     frames = demo_frames(clips, pipeline.processor.image_processor.size)
     report = Session(pipeline, as_json).run(frames, QUESTIONS, None)
     if as_json:

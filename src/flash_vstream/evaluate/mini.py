@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.judges import Judgement, OfflineJudge
 from flash_vstream.files import write_text_atomically
-from flash_vstream.sample_clips import CLIPS
+from flash_vstream.sample_clips import CAR, CARTOON, STREET
 from flash_vstream.synthetic.events import Events
 from flash_vstream.synthetic.grading import caption_likeness
 from flash_vstream.synthetic.plans import StreamPlan, StreamStyle, plan_stream
@@ -128,7 +128,7 @@ SCENES: dict[str, tuple[WheelFile, tuple[str, ...]]] = {
         ("An orange flower in bloom.", "A round orange dahlia.", "A flower with many orange petals."),
     ),
     "street": (
-        CLIPS[0],
+        STREET,
         (
             "People walk on a street with bicycles.",
             "A bicycle stands on a street in a city.",
@@ -136,7 +136,7 @@ SCENES: dict[str, tuple[WheelFile, tuple[str, ...]]] = {
         ),
     ),
     "car": (
-        CLIPS[1],
+        CAR,
         (
             "A man in a suit and a bow tie talks in a car.",
             "A man in a dark suit sits in a car.",
@@ -144,7 +144,7 @@ SCENES: dict[str, tuple[WheelFile, tuple[str, ...]]] = {
         ),
     ),
     "rabbit": (
-        CLIPS[2],
+        CARTOON,
         (
             "A big cartoon rabbit stands on a meadow.",
             "A fat grey rabbit in a cartoon.",
