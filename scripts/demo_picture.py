@@ -1,6 +1,6 @@
-"""Draw docs/demo.png: the demo's frames, with its questions and nano's answers where they were asked.
+"""Draw docs/demo.jpg: the demo's frames, with its questions and nano's answers where they were asked.
 
-Usage: python scripts/demo_picture.py docs/demo.png
+Usage: python scripts/demo_picture.py docs/demo.jpg
 """
 
 import json
@@ -26,7 +26,7 @@ def main(path: str) -> None:
     answers = json.loads(done.stdout)["answers"]
     frames = list(demo_frames(fetch(list(DEMO_CLIPS)), SIZE))
     moments = sorted({answer["stream_time"] for answer in answers})
-    figure = plt.figure(figsize=(FRAMES * 1.5, 1.7 + 0.27 * (len(answers) + len(moments))), dpi=110)
+    figure = plt.figure(figsize=(FRAMES * 1.5, 1.75 + 0.27 * len(answers) + 0.135 * len(moments)), dpi=110)
     top = 1.45 / figure.get_figheight()
     for place in range(FRAMES):
         frame = frames[round(place * (len(frames) - 1) / (FRAMES - 1))]

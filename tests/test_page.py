@@ -35,11 +35,11 @@ def test_the_memory_is_shown_with_its_parts(page: Page, server):
     expect(page.locator("#stream-name")).to_have_text("door")
     page.wait_for_selector("#picture[src^='blob:']")
     page.wait_for_selector(".slot img[src]")
+    expect(page.locator("#memory-lead")).to_contain_text("10 frames")  # the whole clip
     names = page.locator(".part").evaluate_all("parts => parts.map((part) => part.dataset.part)")
     assert names == ["spatial", "retrieved", "temporal", "abstract"]
     assert page.locator(".lane i").count() >= 4
     capacity = server.call("GET", "/v1/streams/door/memory")[1]["capacity"]
-    expect(page.locator("#memory-lead")).to_contain_text("10 frames")
     expect(page.locator("#memory-lead")).to_contain_text(f"{capacity['bytes'] / 1e3:.0f} kB")
     temporal = page.locator(".part[data-part=temporal] .numbers").inner_text()
     side = round(capacity["parts"]["temporal"]["tokens"] ** 0.5)
