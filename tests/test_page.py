@@ -35,7 +35,9 @@ def test_the_memory_is_shown_with_its_parts(page: Page, server):
     expect(page.locator("#stream-name")).to_have_text("door")
     page.wait_for_selector("#picture[src^='blob:']")
     page.wait_for_selector(".slot img[src]")
-    expect(page.locator("#memory-lead")).to_contain_text("10 frames")  # the whole clip
+    server.wait_for("/v1/streams/door", lambda _, body: body["state"] == "ended")
+    seen = server.call("GET", "/v1/streams/door/memory")[1]["frames"]
+    expect(page.locator("#memory-lead")).to_contain_text(f"{seen} frames")
     names = page.locator(".part").evaluate_all("parts => parts.map((part) => part.dataset.part)")
     assert names == ["spatial", "retrieved", "temporal", "abstract"]
     assert page.locator(".lane i").count() >= 4
