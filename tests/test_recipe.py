@@ -99,7 +99,7 @@ stage.run_stage(config, model, data, output, media_encoder(model))
 """
 
 
-@pytest.mark.slow  # four programs that import Transformers and FSDP; test_train_processes.py has two processes without FSDP
+@pytest.mark.slow  # a minute; test_train_processes.py has two processes without FSDP
 def test_both_stages_by_two_processes_under_fsdp_end_as_one_process_does(joined, data, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     model = {"one": joined, "two": joined}
