@@ -49,7 +49,7 @@ def grounded_folder(tiny, tmp_path_factory):
 
 
 def config_of(folder, **changes):
-    values = {"model": "given", "steps": 700, "batch_size": 64, "learning_rate": 3e-3, "checked_on": "train"}
+    values = {"model": "given", "steps": 450, "batch_size": 64, "learning_rate": 3e-3, "checked_on": "train"}
     path = folder / "grounding.yaml"
     path.write_text(yaml.safe_dump(values | changes))
     return GroundingConfig.load(path)
