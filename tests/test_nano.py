@@ -98,6 +98,8 @@ def test_the_readmes_commands_run(pipeline, clip):
         done = subprocess.run(script, shell=True, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout.strip()
+        if command == "flash-vstream demo":
+            assert done.stdout.count("looked at") == 5
 
 
 def test_the_readmes_make_commands_exist():
