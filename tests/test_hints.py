@@ -1,9 +1,12 @@
 """Hints: what small networks tell the language model, and which frames a question recalls."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from flash_vstream.memory import Slots, StarConfig, StarMemory
+from flash_vstream.models.event_score import RARITY, EventScorer
 from flash_vstream.models.grounding import Grounder, Grounding, Mention, Words
 from flash_vstream.models.hints import Hinter, Hints, recall
 from flash_vstream.models.remembered import Remembered
@@ -55,6 +58,13 @@ def test_notes_and_short_answers_stand_in_the_question():
     assert Hints().annotate("Why?") == "Why?"
     assert Hints(short_answer="red").annotate("What color is it?") == "What color is it? (red)"
     assert Hints([SEEN]).annotate("a dog run?") == "a dog run (9s)?"
+
+
+def test_closed_questions_are_read_in_the_form_that_is_always_answered_by_its_note():
+    assert Hints(short_answer="yes").annotate("Is the bus red?") == "Is there it now (0s)?"
+    assert Hints(short_answer="no").annotate("Is the bus red?") == "Is there it now (0s?)?"
+    choice = Hints(short_answer="red", is_choice=True)
+    assert choice.annotate("Is the bus red or blue?") == "Is it red or something else? (red)"
 
 
 class Letters:
@@ -113,6 +123,41 @@ def test_short_answers_are_told_where_one_is_likely(hinter, snapshot):
     assert hinter.hints([question], snapshot)[0].short_answer is None
     (presence,) = hinter.hints(["Is there a dog?"], snapshot)
     assert (presence.short_answer, [mention.thing for mention in presence.mentions]) == (None, ["a dog"])
+
+
+@pytest.mark.parametrize(
+    ("question", "likely", "short_answer"),
+    [
+        ("Is it red?", "yes", "yes"),
+        ("Is it red?", "no", "no"),
+        ("Is it red?", NONE, None),
+        ("Does it look red now?", "no", "no"),
+        ("Is it red or blue?", "blue", "blue"),
+        ("Is it red or blue?", "yes", "red"),  # whatever else is likely, red is the likelier of the two
+        ("Is it a red, or a blue one?", "blue", "blue"),
+        ("Is it red or wet?", "red", None),
+        ("Was it red?", "yes", None),
+        ("Is it red since the first scene?", "yes", None),
+    ],
+)
+def test_closed_questions_allow_yes_and_no_or_what_they_name(hinter, snapshot, question, likely, short_answer):
+    network = ShortAnswers(6, 8, [NONE, "yes", "red", "no", "blue"], width=8, heads=2)
+    with torch.no_grad():
+        network.answer[-1].weight.zero_()
+        network.answer[-1].bias.copy_(torch.tensor([0.0, 0.1, 0.3, 0.0, 0.2]))
+        network.answer[-1].bias[network.answers.index(likely)] += 5.0
+    hinter.short_answers = network
+    (found,) = hinter.hints([question], snapshot)
+    assert (found.short_answer, found.is_choice) == (short_answer, short_answer is not None)
+
+
+def test_a_thing_that_is_waited_for_must_be_surer_than_one_that_is_asked_about(hinter, snapshot):
+    scorer = EventScorer(SimpleNamespace(hinter=hinter))
+    with torch.no_grad():
+        hinter.sight.things.bias.copy_(torch.tensor([0.0, RARITY, 0.0]))
+    assert scorer.score(scorer.event("a dog"), snapshot) == pytest.approx(0.5)
+    assert scorer.score(scorer.event("grass"), snapshot) < 0.2
+    assert scorer.score(scorer.event("somebody"), snapshot) == pytest.approx(0.5)
 
 
 def test_frames_of_the_longterm_memory_are_looked_at_once(hinter, snapshot):

@@ -207,6 +207,8 @@ def test_questions_about_pictures_are_balanced_and_true():
         for question in things:
             assert (("bus" in question.text) == (int(key) % 2 == 1)) == (question.truth == "yes")
         assert {question.truth for question in made if question.kind == "people"} == {"yes" if int(key) % 2 else "no"}
+        assert sorted(question.truth for question in made if question.kind == "yes or no") == ["no", "no", "yes", "yes"]
+        assert len([question for question in made if question.kind == "choice"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -221,6 +223,11 @@ def test_questions_about_pictures_are_balanced_and_true():
         ("count", "1", "I can't tell.", False),
         ("short", "Two white dogs.", "They are white dogs, two of them.", True),
         ("short", "Red.", "It is blue.", False),
+        ("yes or no", "yes", "Yes.", True),
+        ("yes or no", "yes", "Red.", False),
+        ("choice", "red", "Red.", True),
+        ("choice", "red", "Blue.", False),
+        ("choice", "red", "Red or blue.", False),
         ("description", "", "A dog runs on grass.", True),
         ("description", "", "A car.", False),
     ],
@@ -232,5 +239,6 @@ def test_replies_about_pictures_are_graded(kind, truth, reply, right):
 def test_scores_are_balanced_over_yes_and_no():
     rows = [{"kind": "thing", "truth": truth, "correct": truth == "no"} for truth in ("yes", "no", "no", "no")]
     assert summary(rows)["thing"] == 0.5
+    assert summary([{**row, "kind": "yes or no"} for row in rows])["yes or no"] == 0.5
     assert said_count("no one, then 3") == 0
     assert key_words("The two Dogs") == {"two", "dog"}

@@ -1,4 +1,4 @@
-"""What a model knows about single pictures: presence, people, counts, short questions and descriptions.
+"""What a model knows about single pictures: presence, people, counts, short and closed questions, descriptions.
 
 Questions are made by seed from annotated pictures (``synthetic/annotations.py``) and graded against the annotations, so
 no judge is needed. A picture is a stream of one frame.
@@ -19,9 +19,11 @@ from rich.progress import track
 from rich.table import Table
 
 from flash_vstream.errors import UserError
+from flash_vstream.models.short_answers import NO, YES
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.annotations import Annotation, article, is_person, read_annotations, thing
 from flash_vstream.synthetic.captions import pictures_in
+from flash_vstream.synthetic.closed_questions import ClosedQuestions
 from flash_vstream.synthetic.presence import Things
 from flash_vstream.synthetic.texts import yes_or_no
 
@@ -34,6 +36,9 @@ _FILLERS = frozenset(
 )
 MOST = 3
 """Counts from here on are one class."""
+CLOSED = 2
+"""Closed questions of each kind about a picture."""
+_BALANCED = ("thing", "people", "yes or no")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class PictureQuestions:
     def __init__(self, annotations: Mapping[str, Annotation], captions: Mapping[str, Sequence[str]]):
         self.annotations = annotations
         self.things = Things(annotations, captions, LEAST_PICTURES)
+        self.closed = ClosedQuestions(annotations)
 
     def of(self, key: str, rng: random.Random) -> list[PictureQuestion]:
         """The questions about one picture; as many things that are there as things that are not."""
@@ -69,7 +75,10 @@ class PictureQuestions:
             made.append(PictureQuestion("people", f"Is there a {someone}?", "yes" if annotation.people else "no"))
         made.append(PictureQuestion("count", "How many people are there?", str(annotation.people)))
         made += [PictureQuestion("short", question, answer) for question, answer in annotation.qa]
-        return [*made, PictureQuestion("description", "What is happening now?", "")]
+        made.append(PictureQuestion("description", "What is happening now?", ""))
+        for question, answer in self.closed.draw(key, rng, CLOSED):
+            made.append(PictureQuestion("yes or no" if answer in (YES, NO) else "choice", question, answer))
+        return made
 
 
 def said_count(reply: str) -> int | None:
@@ -88,15 +97,18 @@ def key_words(text: str) -> set[str]:
 
 
 def is_right(question: PictureQuestion, reply: str, listed: Iterable[str], people: int) -> bool:
-    """Whether a reply is right: yes or no first, a count up to ``MOST``, all key words, or a listed thing named."""
-    if question.kind in ("thing", "people"):
+    """Whether a reply is right: yes or no first, a count up to ``MOST``, all key words, or a listed thing named.
+
+    A choice must be made: "red or blue" is no answer.
+    """
+    if question.kind in _BALANCED:
         return yes_or_no(reply) == question.truth
     if question.kind == "count":
         count = said_count(reply)
         return count is not None and min(count, MOST) == min(int(question.truth), MOST)
-    if question.kind == "short":
-        wanted = key_words(question.truth)
-        return bool(wanted) and wanted <= key_words(reply)
+    if question.kind in ("short", "choice"):
+        wanted, said = key_words(question.truth), key_words(reply)
+        return bool(wanted) and wanted <= said and not (question.kind == "choice" and "or" in said)
     words = re.findall(r"[A-Za-z'-]+", reply)
     return bool({thing(word) for word in words} & set(listed)) or (people > 0 and any(map(is_person, words)))
 
@@ -127,7 +139,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if row["truth"] in ("yes", "no"):
             groups[f"{row['kind']}, {row['truth']}"].append(row["correct"])
     scores: dict[str, Any] = {kind: sum(right) / len(right) for kind, right in groups.items()}
-    for kind in ("thing", "people"):
+    for kind in _BALANCED:
         if f"{kind}, yes" in scores and f"{kind}, no" in scores:
             scores[kind] = (scores[f"{kind}, yes"] + scores[f"{kind}, no"]) / 2
     return {kind: round(scores[kind], 4) for kind in sorted(scores)} | {"questions": len(rows)}

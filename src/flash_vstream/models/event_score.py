@@ -19,6 +19,13 @@ from flash_vstream.models.hints import Hinter
 
 CONFIRMING_FRAMES = 3
 """The newest frames that a careful score reads."""
+RARITY = 2.0
+"""What the logit of a thing that is waited for must exceed beyond sight's bar.
+
+That bar is for questions, which ask as often for what is there as for what is not. A thing that is waited for is rarely
+there. On streams of ten of COCO's validation pictures with the thing in one, 41% of the alerts are right at the bar, of
+92% of the events; with this margin, 70% of 70%.
+"""
 _THERE_IS = re.compile(r"^\W*(?:there(?:'s| is| are)|i see|we see)\s+", re.IGNORECASE)
 _PEOPLE = re.compile(r"^(?:somebody|someone|anybody|anyone|some people|any people|people)$", re.IGNORECASE)
 
@@ -66,7 +73,9 @@ class EventScorer:
         newest = newest_frames(snapshot, 1)
         if self.hinter is None:
             return self.likelihood(event, self.read(newest))
-        return float(self._above(event, newest.features, 1)[0].sigmoid())
+        sight = self.hinter.sight
+        is_rare = sight is not None and event.thing not in (None, sight.find("person"))
+        return float((self._above(event, newest.features, 1)[0] - RARITY * is_rare).sigmoid())
 
     @torch.inference_mode()
     def scores(self, event: Event, slots: Slots, among: int) -> tuple[Tensor, bool]:

@@ -6,7 +6,8 @@ frame, and short answers what a few words can answer. Their findings stand in th
 
 - a cue behind the newest frame, and behind each recalled one: ``2 people; dog, grass``;
 - a note behind each event of a question: ``Did you see a dog run (12s)?``;
-- a short answer behind the question: ``What color is the bus? (red)``.
+- a short answer behind the question: ``What color is the bus? (red)``. A question to be answered by yes or no, or by
+  one of two alternatives, is put into a form that the language model answers by the note.
 
 A question recalls frames of the long-term memory: those at the times it names, those that show its events, or
 those just before or after an event.
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 
 from flash_vstream.memory import MemorySnapshot, Slots
-from flash_vstream.models.grounding import Grounder, Mention, annotate
+from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate
 from flash_vstream.models.interface import Layout, StreamProcessor
-from flash_vstream.models.short_answers import NONE, ShortAnswers
+from flash_vstream.models.short_answers import NO, NONE, YES, ShortAnswers
 from flash_vstream.models.sight import Sight
 from flash_vstream.timecode import parse_time
 
@@ -31,6 +32,14 @@ RECALLED = 2
 """The most frames that a question recalls."""
 LEAST_CONFIDENCE = 0.04
 """A short answer below this probability is no hint."""
+YES_NO_SHARE = 0.5
+"""A question is one to be answered by yes or no if short answers give the two at least this probability."""
+_CHOICE = "Is it {answer} or something else? ({answer})"
+_FORMS = {YES: IS_THERE.format(thing="it", note=" (0s)"), NO: IS_THERE.format(thing="it", note=" (0s?)")}
+"""How the language model reads a closed question, whatever its wording.
+
+It was not trained on closed questions and often does not follow a note behind one, but it follows these.
+"""
 CUE_THINGS = 5
 CUE_PROBABILITY = 0.35
 """A cue names up to so many things that are at least so likely."""
@@ -40,6 +49,7 @@ _BEFORE = re.compile(r"\bbefore\b", re.IGNORECASE)
 _AFTER = re.compile(r"\bafter\b", re.IGNORECASE)
 _BEGINNING = re.compile(r"\b(?:first|begin|began|start|started|beginning)\b", re.IGNORECASE)
 _SHORT = re.compile(r"\W*(?:and |so )?(?:what|which|who|whose|where|how)\b", re.IGNORECASE)
+_CLOSED = re.compile(r"\W*(?:please |tell me (?:if|whether) )*(?:is|are|isn't|aren't|does|do|can)\b", re.IGNORECASE)
 _OF_THE_STREAM = re.compile(
     r"\b(?:happen\w*|first|last|before|after|earlier|later|beg[aiu]n|end|ended|far)\b", re.IGNORECASE
 )
@@ -48,17 +58,23 @@ _PRESENT = re.compile(r"\b(?:is|are|am|do|does|has|have|now|currently)\b", re.IG
 
 @dataclass(frozen=True)
 class Hints:
-    """What was found for one question: its events, a short answer, and the frames it recalls with their cues."""
+    """What was found for one question: its events, a short answer, and the frames it recalls with their cues.
+
+    ``is_choice`` says that the short answer is one of two that the question names.
+    """
 
     mentions: list[Mention] = field(default_factory=list)
     short_answer: str | None = None
+    is_choice: bool = False
     recalled: Slots | None = None
     cues: tuple[str, ...] = ()
 
     def annotate(self, question: str) -> str:
         """The question as the language model reads it."""
-        text = annotate(question, self.mentions)
-        return text if self.short_answer is None else f"{text} ({self.short_answer})"
+        if self.short_answer is None:
+            return annotate(question, self.mentions)
+        form = _FORMS.get(self.short_answer, _CHOICE if self.is_choice else "{question} ({answer})")
+        return form.format(question=question, answer=self.short_answer)
 
     def lay_out_recalled(self, processor: StreamProcessor, first_slot: int, time_stamps: bool = True) -> Layout:
         """The recalled frames as the beginning of the question's part of a prompt; empty if there are none."""
@@ -94,7 +110,7 @@ class Hinter:
         # A question about presence is sight's alone, and one about the order of things grounding's. One that a few
         # words can answer names no event, whatever grounding says.
         asked = [
-            bool(_SHORT.match(text))
+            bool(_SHORT.match(text) or _CLOSED.match(text))
             and not _OF_THE_STREAM.search(text)
             and not any(m.thing is not None for m, _ in own)
             for text, own in zip(questions, located, strict=True)
@@ -105,7 +121,8 @@ class Hinter:
             own = own if answer is None else []
             recalled = recall(question, own, snapshot.longterm)
             cues = self._cues(recalled.features) if recalled is not None else ()
-            found.append(Hints([mention for mention, _ in own], answer, recalled, tuple(cues)))
+            is_choice = answer is not None and bool(_CLOSED.match(question))
+            found.append(Hints([mention for mention, _ in own], answer, is_choice, recalled, tuple(cues)))
         return found
 
     def _cues(self, features: Tensor) -> list[str]:
@@ -138,10 +155,8 @@ class Hinter:
         texts = [questions[i] for i in rows]
         embeddings, there = self.grounder.words.embed(texts)
         frames = torch.cat([self._asked_about(text, snapshot) for text in texts])
-        chances, best = self.short_answers(embeddings, there, frames).softmax(1).max(1)
-        for i, chance, number in zip(rows, chances.tolist(), best.tolist(), strict=True):
-            answer = self.short_answers.answers[number]
-            answers[i] = answer if answer != NONE and chance >= LEAST_CONFIDENCE else None
+        for i, chances in zip(rows, self.short_answers(embeddings, there, frames).softmax(1), strict=True):
+            answers[i] = _likeliest(self.short_answers, questions[i], chances)
         return answers
 
     def _asked_about(self, question: str, snapshot: MemorySnapshot) -> Tensor:
@@ -155,6 +170,23 @@ class Hinter:
             return newest
         frames = torch.cat([snapshot.retrieved.features, snapshot.spatial.features])
         return frames[self.sight(frames).things[:, things].sum(1).argmax()][None]
+
+
+def _likeliest(network: ShortAnswers, question: str, chances: Tensor) -> str | None:
+    """The likeliest of the answers that a question allows, by their probabilities ``[V]``; None if it is no hint.
+
+    A closed question allows yes and no, or the two answers that it names.
+    """
+    if _CLOSED.match(question):
+        is_choice = bool(re.search(r"\bor\b", question))
+        yes_or_no = [network.numbers[word] for word in (YES, NO) if word in network.numbers]
+        allowed = network.choice(question) if is_choice else yes_or_no
+        if not allowed or (not is_choice and chances[allowed].sum() < YES_NO_SHARE):
+            return None
+        return network.answers[allowed[int(chances[allowed].argmax())]]
+    chance, best = chances.max(0)
+    answer = network.answers[int(best)]
+    return answer if answer != NONE and chance >= LEAST_CONFIDENCE else None
 
 
 def recall(question: str, located: Sequence[tuple[Mention, Tensor]], past: Slots) -> Slots | None:

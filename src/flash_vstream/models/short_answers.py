@@ -8,6 +8,7 @@ better. The paper has nothing like it; models without ``short_answers_config`` g
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +17,14 @@ from torch import Tensor, nn
 
 NONE = ""
 """What the network answers to a question that asks for more than a few words."""
+YES, NO = "yes", "no"
 LONGEST = 32
 """Questions are truncated to this many tokens."""
 SIDE = 4
 """The side of the grid on which places in a frame are learned."""
+_ARTICLE = re.compile(r"^(?:a|an|the|some|in a|in the|on a|on the) ")
+_CHOICE = re.compile(r"(.+?),? or (.+)", re.DOTALL)
+_LONGEST_CHOICE = 4
 
 
 class ShortAnswers(nn.Module):
@@ -32,6 +37,7 @@ class ShortAnswers(nn.Module):
     def __init__(self, channels: int, text_width: int, answers: Sequence[str], width: int = 256, heads: int = 4):
         super().__init__()
         self.answers = list(answers)
+        self.numbers = {answer: number for number, answer in enumerate(self.answers) if answer != NONE}
         self.words = nn.Linear(text_width, width)
         self.places = nn.Parameter(torch.randn(LONGEST, width) * 0.02)
         self.context = nn.TransformerEncoderLayer(
@@ -49,6 +55,20 @@ class ShortAnswers(nn.Module):
         """What the network's size depends on, as ``short_answers_config`` of a model."""
         return {"answers": self.answers, "width": self.places.shape[1]}
 
+    def choice(self, question: str) -> list[int]:
+        """The numbers of the two answers that a question names on both sides of "or"; empty if it does not.
+
+        ``Is there a cat or a dog on the bed?`` names "cat" and "dog".
+        """
+        match = _CHOICE.match(" ".join(re.findall(r"[\w'-]+|,", question.lower())))
+        if match is None:
+            return []
+        left, right = match[1].split(), match[2].split()
+        lengths = range(_LONGEST_CHOICE, 0, -1)
+        sides = ([" ".join(left[-n:]) for n in lengths], [" ".join(right[:n]) for n in lengths])
+        found = [next((self.numbers[x] for x in map(_plain, side) if x in self.numbers), None) for side in sides]
+        return [number for number in found if number is not None] if None not in found else []
+
     def forward(self, embeddings: Tensor, there: Tensor, features: Tensor) -> Tensor:
         """Logits ``[B, V]``; ``there [B, L]`` is False for padding."""
         embeddings, there = embeddings[:, :LONGEST].to(self.words.weight), there[:, :LONGEST]
@@ -63,3 +83,7 @@ class ShortAnswers(nn.Module):
         looked = torch.einsum("blk,blc->bkc", shares, found).flatten(1)
         logits: Tensor = self.answer(torch.cat([asked, looked, seen.mean(1), seen.amax(1)], -1))
         return logits
+
+
+def _plain(text: str) -> str:
+    return _ARTICLE.sub("", text)

@@ -104,23 +104,41 @@ def thing(word: str) -> str:
     return str(_nouns()["synonyms"].get(word, word))
 
 
+def participle(verb: str) -> str:
+    """The present participle of a verb in the third person: ``"rides"`` is ``"riding"``."""
+    return str(_inflect().present_participle(verb))
+
+
 def is_person(word: str) -> bool:
     """Whether a noun names people."""
     return word.lower() in _nouns()["people"] or thing(word) in _nouns()["people"]
 
 
-def article(noun: str) -> str:
-    """``"a dog"``, ``"an umbrella"``, ``"grass"``: a noun as a question about its presence names it."""
-    if noun in _nouns()["uncountable"] or noun.endswith(("s", "ing")):
-        return noun
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+def is_plural(phrase: str) -> bool:
+    """Whether a noun phrase is in the plural: ``"white cups on a tray"``."""
+    noun = _head(phrase)
+    regular = noun.endswith("s") and not noun.endswith("ss") and noun not in _nouns()["singular_in_s"]
+    return regular or noun in ("people", "men", "women", "children")
+
+
+def article(phrase: str) -> str:
+    """``"a dog"``, ``"an umbrella"``, ``"grass"``: a noun phrase as a question about its presence names it."""
+    noun = _head(phrase)
+    if noun in _nouns()["uncountable"] or is_plural(phrase) or noun.endswith("ing") or not phrase[0].isalpha():
+        return phrase
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def head_noun(phrase: str) -> str | None:
     """The thing that an object phrase is about: ``"white coffee cups on a tray"`` is about a cup."""
+    noun = _head(phrase)
+    return thing(noun) if noun and noun not in _nouns()["not_things"] else None
+
+
+def _head(phrase: str) -> str:
     before = re.split(r"\b(?:of|on|in|with|at|under|behind|near|from|beside|for|over|and)\b", phrase.lower())[0]
     words = re.findall(r"[a-z][a-z'-]*", before) or re.findall(r"[a-z][a-z'-]*", phrase.lower())
-    return thing(words[-1]) if words and words[-1] not in _nouns()["not_things"] else None
+    return words[-1] if words else ""
 
 
 def things_in(texts: Iterable[str], known: Collection[str]) -> set[str]:

@@ -8,7 +8,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from flash_vstream.synthetic.annotations import MANY_PEOPLE, Annotation, head_noun, is_person
+from flash_vstream.synthetic.annotations import MANY_PEOPLE, Annotation, head_noun, is_person, is_plural
 from flash_vstream.synthetic.captions import sentence
 from flash_vstream.synthetic.questions import NOW, Turn
 
@@ -65,18 +65,18 @@ def short_questions(annotation: Annotation, rng: random.Random) -> list[tuple[st
     if annotation.action is not None:
         pairs.append((rng.choice(ACTION), action_name(annotation.action)))
     for phrase in annotation.objects:
-        pairs += _of_object(phrase)
+        pairs += object_questions(phrase)
     return pairs
 
 
-def _of_object(phrase: str) -> Sequence[tuple[str, str]]:
-    """The color and the number of an object, when its phrase tells them: ``"3 white cups on a tray"``."""
+def object_questions(phrase: str) -> Sequence[tuple[str, str]]:
+    """Questions about color and number of an object, when its phrase tells them: ``"3 white cups on a tray"``."""
     before = re.split(r"\b(?:of|on|in|with|at|under|behind|near|from|beside|for|over|and)\b", phrase.lower())[0]
     words = re.findall(r"[a-z0-9'-]+", before)
     if len(words) < 2 or head_noun(phrase) is None:
         return ()
     noun, pairs = words[-1], []
-    plural = noun.endswith("s") and not noun.endswith("ss")
+    plural = is_plural(noun)
     colors = [word for word in words[:-1] if word in COLORS]
     if len(colors) == 1 and not is_person(noun):
         pairs.append((f"What color {'are' if plural else 'is'} the {noun}?", colors[0]))

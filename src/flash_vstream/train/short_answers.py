@@ -1,12 +1,12 @@
 """Training of short answers: a classifier over frequent answers to questions about annotated pictures.
 
 Features are cached, so it takes minutes on a CPU. The questions are those of the annotations, and those that follow
-from them (``synthetic/short_questions.py``).
+from them (``synthetic/short_questions.py``, ``synthetic/closed_questions.py``).
 """
 
 import json
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,12 @@ from flash_vstream.memory import pool_grid
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.grounding import Words
 from flash_vstream.models.prompts import stamp
-from flash_vstream.models.short_answers import NONE, ShortAnswers
+from flash_vstream.models.short_answers import NO, NONE, YES, ShortAnswers
 from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic import questions as stream_forms
 from flash_vstream.synthetic.annotations import Annotation
 from flash_vstream.synthetic.captions import sentence
+from flash_vstream.synthetic.closed_questions import ClosedQuestions
 from flash_vstream.synthetic.events import as_event
 from flash_vstream.synthetic.short_questions import short_questions
 from flash_vstream.train.annotated import AnnotatedFeatures, AnnotatedPictures, grid_sides
@@ -70,13 +71,13 @@ LONG_FORMS = (
     *(stream_forms.OCCURRED + stream_forms.BEFORE + stream_forms.AFTER + stream_forms.WHEN),
     "What is happening in the picture?",
     "Tell me about this.",
-    "Is there {x}?",
-    "Is this {x}?",
     "Was there {x}?",
     "Why is there {x}?",
     "When did you last see {x}?",
 )
 """Questions that no short answer answers."""
+CLOSED = 2
+"""Closed questions of each kind that are drawn at a time."""
 
 
 def long_questions(annotation: Annotation, rng: random.Random) -> list[tuple[str, str]]:
@@ -89,10 +90,11 @@ def long_questions(annotation: Annotation, rng: random.Random) -> list[tuple[str
 def frequent_answers(shown: AnnotatedPictures, least: int, seed: int) -> list[str]:
     """``NONE``, and the answers that at least ``least`` pictures have, the most frequent first."""
     rng = random.Random(f"answers/{seed}")
+    closed = ClosedQuestions(shown.annotations)
     counts = Counter(
         answer
         for key in shown.keys
-        for answer in sorted({answer for _, answer in short_questions(shown.annotations[key], rng)})
+        for answer in sorted({answer for _, answer in _answered(shown.annotations[key], closed.of(key, rng), rng)})
     )
     return [answer for answer, count in counts.most_common() if count >= least]
 
@@ -100,30 +102,22 @@ def frequent_answers(shown: AnnotatedPictures, least: int, seed: int) -> list[st
 def asked_of(pictures: AnnotatedPictures, answers: Sequence[str], seed: int, repeats: int = 1) -> Asked:
     """The questions about all pictures whose answers are among ``answers``."""
     number = {answer: i for i, answer in enumerate(answers)}
+    closed = ClosedQuestions(pictures.annotations)
     texts: dict[str, int] = {}
     pairs = set()
     for turn in range(repeats):  # a question that has several wordings is drawn again
         rng = random.Random(f"asked/{seed}/{turn}")
         for row, key in enumerate(pictures.keys):
-            made = [*short_questions(pictures.annotations[key], rng), *long_questions(pictures.annotations[key], rng)]
-            for question, answer in made:
+            for question, answer in _answered(pictures.annotations[key], closed.draw(key, rng, CLOSED), rng):
                 if answer in number:
                     pairs.add((row, texts.setdefault(question, len(texts)), number[answer]))
     return Asked(list(texts), torch.tensor(sorted(pairs)))
 
 
-class Questions:
-    """The distinct texts of a set of questions as embeddings, in half precision."""
-
-    def __init__(self, texts: Sequence[str], words: Words):
-        parts = [words.embed(texts[at : at + 1024]) for at in range(0, len(texts), 1024)]
-        self.rows = [row[own].half() for rows, there in parts for row, own in zip(rows, there, strict=True)]
-
-    def batch(self, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Embeddings ``[B, L, text_width]`` and which of them are there ``[B, L]``."""
-        rows = [self.rows[number] for number in numbers]
-        there = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in rows], True)
-        return torch.nn.utils.rnn.pad_sequence(rows, True).float(), there
+def _answered(
+    annotation: Annotation, closed: Sequence[tuple[str, str]], rng: random.Random
+) -> Sequence[tuple[str, str]]:
+    return *short_questions(annotation, rng), *closed, *long_questions(annotation, rng)
 
 
 def train_short_answers(
@@ -142,12 +136,13 @@ def train_short_answers(
     network = ShortAnswers(shown.maps.shape[-1], words.table.shape[1], answers, config.width)
     output.mkdir(parents=True, exist_ok=True)
     asked = asked_of(shown, answers, config.seed, repeats=3)
-    questions, sides = Questions(asked.texts, words), grid_sides(shown.maps.shape[-2])
+    sides = grid_sides(shown.maps.shape[-2])
 
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         chosen = asked.pairs[torch.randint(0, len(asked.pairs), (config.batch_size,), generator=generator)]
         frames = pool_grid(shown.draw(chosen[:, 0], generator), rng.choice(sides))
-        return short_answers_loss(network, *questions.batch(chosen[:, 1].tolist()), frames, chosen[:, 2])
+        embeddings, there = words.embed([asked.texts[text] for text in chosen[:, 1].tolist()])
+        return short_answers_loss(network, embeddings, there, frames, chosen[:, 2])
 
     fit(network, "short answers", config, output / "short-answers-checkpoint.pt", loss)
     result = check(network, unseen, unseen.whole(torch.arange(len(unseen.keys))), words, config.seed)
@@ -167,21 +162,22 @@ def short_answers_loss(
 def check(network: ShortAnswers, unseen: AnnotatedPictures, maps: Tensor, words: Words, seed: int) -> dict[str, Any]:
     """The share of right answers about unseen pictures with features ``maps [N, P², D]``.
 
-    It is given for the annotations' own questions, for the number of people, and for all.
+    It is given for the annotations' own questions, the number of people, yes/no questions and choices, and for all.
 
     An answer that is not one of the network's counts as wrong.
     """
     network.eval()
     number = {answer: i for i, answer in enumerate(network.answers)}
     rng = random.Random(f"check/{seed}")
-    right: dict[str, list[bool]] = {"own": [], "people": [], "all": []}
+    closed = ClosedQuestions(unseen.annotations)
+    right: dict[str, list[bool]] = defaultdict(list)
     for at in range(0, len(unseen.keys), 64):
-        rows = range(at, min(at + 64, len(unseen.keys)))
-        asked = [(row, *pair) for row in rows for pair in short_questions(unseen.annotations[unseen.keys[row]], rng)]
-        embeddings, there = words.embed([question for _, question, _ in asked])
-        frames = maps[[row for row, _, _ in asked]]
-        best = network(embeddings, there, frames).argmax(1).tolist()
-        for (row, question, answer), found in zip(asked, best, strict=True):
+        keys = list(enumerate(unseen.keys))[at : at + 64]
+        asked = [(row, *pair) for row, key in keys for pair in short_questions(unseen.annotations[key], rng)]
+        extra = [(row, *pair) for row, key in keys for pair in closed.draw(key, rng, CLOSED)]
+        embeddings, there = words.embed([question for _, question, _ in asked + extra])
+        best = network(embeddings, there, maps[[row for row, _, _ in asked + extra]]).argmax(1).tolist()
+        for (row, question, answer), found in zip(asked, best, strict=False):
             own = {text for text, _ in unseen.annotations[unseen.keys[row]].qa}
             hit = number.get(answer) == found
             right["all"].append(hit)
@@ -189,4 +185,6 @@ def check(network: ShortAnswers, unseen: AnnotatedPictures, maps: Tensor, words:
                 right["own"].append(hit)
             elif "people" in question or "persons" in question:
                 right["people"].append(hit)
+        for (_, _, answer), found in zip(extra, best[len(asked) :], strict=True):
+            right[answer if answer in (YES, NO) else "choice"].append(number.get(answer) == found)
     return {kind: round(sum(hits) / max(1, len(hits)), 4) for kind, hits in right.items()}
