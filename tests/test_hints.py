@@ -137,6 +137,12 @@ def test_short_answers_are_told_where_one_is_likely(hinter, snapshot):
         ("Is it a red, or a blue one?", "blue", "blue"),
         ("Is it red or wet?", "red", None),
         ("Was it red?", "yes", None),
+        ("Do you see anything red?", "yes", "yes"),
+        ("Do the people wear hats?", "no", "no"),
+        ("Can you describe it?", "yes", None),
+        ("Do you know where this is?", "yes", None),
+        ("Are you a robot?", "yes", None),
+        ("Is anything going on?", "yes", None),
         ("Is it red since the first scene?", "yes", None),
     ],
 )

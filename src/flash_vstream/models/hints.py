@@ -49,9 +49,14 @@ _BEFORE = re.compile(r"\bbefore\b", re.IGNORECASE)
 _AFTER = re.compile(r"\bafter\b", re.IGNORECASE)
 _BEGINNING = re.compile(r"\b(?:first|begin|began|start|started|beginning)\b", re.IGNORECASE)
 _SHORT = re.compile(r"\W*(?:and |so )?(?:what|which|who|whose|where|how)\b", re.IGNORECASE)
-_CLOSED = re.compile(r"\W*(?:please |tell me (?:if|whether) )*(?:is|are|isn't|aren't|does|do|can)\b", re.IGNORECASE)
+_CLOSED = re.compile(  # "Can you describe it?" and "Are you a robot?" are no questions about a frame
+    r"\W*(?:please |tell me (?:if|whether) )*"
+    r"(?:is|isn't|does|doesn't|(?:are|aren't)(?! you\b)|(?:do|can) (?:you|we|i) see|"
+    r"do (?:the|these|those|they|people))\b",
+    re.IGNORECASE,
+)
 _OF_THE_STREAM = re.compile(
-    r"\b(?:happen\w*|first|last|before|after|earlier|later|beg[aiu]n|end|ended|far)\b", re.IGNORECASE
+    r"\b(?:happen\w*|going on|first|last|before|after|earlier|later|beg[aiu]n|end|ended|far)\b", re.IGNORECASE
 )
 _PRESENT = re.compile(r"\b(?:is|are|am|do|does|has|have|now|currently)\b", re.IGNORECASE)
 
