@@ -4,6 +4,7 @@ Questions are made by seed from annotated pictures (``synthetic/annotations.py``
 no judge is needed. A picture is a stream of one frame.
 """
 
+import functools
 import json
 import random
 import re
@@ -56,7 +57,11 @@ class PictureQuestions:
     def __init__(self, annotations: Mapping[str, Annotation], captions: Mapping[str, Sequence[str]]):
         self.annotations = annotations
         self.things = Things(annotations, captions, LEAST_PICTURES)
-        self.closed = ClosedQuestions(annotations)
+
+    @functools.cached_property
+    def closed(self) -> ClosedQuestions:
+        """Made when first asked for: it takes seconds, and a benchmark of watches does without."""
+        return ClosedQuestions(self.annotations)
 
     def of(self, key: str, rng: random.Random) -> list[PictureQuestion]:
         """The questions about one picture; as many things that are there as things that are not."""

@@ -63,14 +63,10 @@ _PRESENT = re.compile(r"\b(?:is|are|am|do|does|has|have|now|currently)\b", re.IG
 
 @dataclass(frozen=True)
 class Hints:
-    """What was found for one question: its events, a short answer, and the frames it recalls with their cues.
-
-    ``is_choice`` says that the short answer is one of two that the question names.
-    """
+    """What was found for one question: its events, a short answer, and the frames it recalls with their cues."""
 
     mentions: list[Mention] = field(default_factory=list)
     short_answer: str | None = None
-    is_choice: bool = False
     recalled: Slots | None = None
     cues: tuple[str, ...] = ()
 
@@ -78,8 +74,9 @@ class Hints:
         """The question as the language model reads it."""
         if self.short_answer is None:
             return annotate(question, self.mentions)
-        form = _FORMS.get(self.short_answer, _CHOICE if self.is_choice else "{question} ({answer})")
-        return form.format(question=question, answer=self.short_answer)
+        if _CLOSED.match(question):
+            return _FORMS.get(self.short_answer, _CHOICE).format(answer=self.short_answer)
+        return f"{question} ({self.short_answer})"
 
     def lay_out_recalled(self, processor: StreamProcessor, first_slot: int, time_stamps: bool = True) -> Layout:
         """The recalled frames as the beginning of the question's part of a prompt; empty if there are none."""
@@ -126,8 +123,7 @@ class Hinter:
             own = own if answer is None else []
             recalled = recall(question, own, snapshot.longterm)
             cues = self._cues(recalled.features) if recalled is not None else ()
-            is_choice = answer is not None and bool(_CLOSED.match(question))
-            found.append(Hints([mention for mention, _ in own], answer, is_choice, recalled, tuple(cues)))
+            found.append(Hints([mention for mention, _ in own], answer, recalled, tuple(cues)))
         return found
 
     def _cues(self, features: Tensor) -> list[str]:

@@ -135,9 +135,13 @@ def head_noun(phrase: str) -> str | None:
     return thing(noun) if noun and noun not in _nouns()["not_things"] else None
 
 
+def without_complements(phrase: str) -> str:
+    """An object phrase up to its first preposition, in lower case: ``"white cups "`` of ``"white cups on a tray"``."""
+    return re.split(r"\b(?:of|on|in|with|at|under|behind|near|from|beside|for|over|and)\b", phrase.lower())[0]
+
+
 def _head(phrase: str) -> str:
-    before = re.split(r"\b(?:of|on|in|with|at|under|behind|near|from|beside|for|over|and)\b", phrase.lower())[0]
-    words = re.findall(r"[a-z][a-z'-]*", before) or re.findall(r"[a-z][a-z'-]*", phrase.lower())
+    words = re.findall(r"[a-z][a-z'-]*", without_complements(phrase)) or re.findall(r"[a-z][a-z'-]*", phrase.lower())
     return words[-1] if words else ""
 
 

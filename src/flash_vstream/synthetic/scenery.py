@@ -44,11 +44,11 @@ def verbs() -> dict[str, str]:
 def is_inside(annotation: Annotation) -> bool | None:
     """Whether a picture was taken inside; None if its place does not tell."""
     words = set(re.findall(r"[a-z]+", annotation.place.lower()))
-    inside, outside = bool(words & _words()["inside"]), bool(words & _words()["outside"])
     if words & {"indoor", "indoors", "inside", "interior"}:
         return True
     if words & {"outdoor", "outdoors", "outside"}:
         return False
+    inside, outside = bool(words & _words()["inside"]), bool(words & _words()["outside"])
     return inside if inside != outside else None
 
 

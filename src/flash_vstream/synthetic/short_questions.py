@@ -8,7 +8,14 @@ import random
 import re
 from collections.abc import Sequence
 
-from flash_vstream.synthetic.annotations import MANY_PEOPLE, Annotation, head_noun, is_person, is_plural
+from flash_vstream.synthetic.annotations import (
+    MANY_PEOPLE,
+    Annotation,
+    head_noun,
+    is_person,
+    is_plural,
+    without_complements,
+)
 from flash_vstream.synthetic.captions import sentence
 from flash_vstream.synthetic.questions import NOW, Turn
 
@@ -71,8 +78,7 @@ def short_questions(annotation: Annotation, rng: random.Random) -> list[tuple[st
 
 def object_questions(phrase: str) -> Sequence[tuple[str, str]]:
     """Questions about color and number of an object, when its phrase tells them: ``"3 white cups on a tray"``."""
-    before = re.split(r"\b(?:of|on|in|with|at|under|behind|near|from|beside|for|over|and)\b", phrase.lower())[0]
-    words = re.findall(r"[a-z0-9'-]+", before)
+    words = re.findall(r"[a-z0-9'-]+", without_complements(phrase))
     if len(words) < 2 or head_noun(phrase) is None:
         return ()
     noun, pairs = words[-1], []

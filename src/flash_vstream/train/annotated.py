@@ -1,5 +1,6 @@
 """Features of annotated pictures and clips, cached by ``flash-vstream train prepare``."""
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from flash_vstream.errors import UserError
 from flash_vstream.models.sight import PEOPLE_CLASSES
 from flash_vstream.synthetic.annotations import PERSON, Annotation, read_annotations, things_in
+from flash_vstream.synthetic.closed_questions import ClosedQuestions
 
 
 class AnnotatedPictures:
@@ -20,6 +22,11 @@ class AnnotatedPictures:
         self.annotations = annotations
         self.captions = captions
         self.keys = list(annotations)
+
+    @functools.cached_property
+    def closed_questions(self) -> ClosedQuestions:
+        """Closed questions about them; made when first asked for, since it takes seconds."""
+        return ClosedQuestions(self.annotations)
 
     def labels(self, things: Sequence[str]) -> Tensor:
         """Which things each picture has ``[N, V]``, 0 or 1."""

@@ -26,7 +26,6 @@ from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic import questions as stream_forms
 from flash_vstream.synthetic.annotations import Annotation
 from flash_vstream.synthetic.captions import sentence
-from flash_vstream.synthetic.closed_questions import ClosedQuestions
 from flash_vstream.synthetic.events import as_event
 from flash_vstream.synthetic.short_questions import short_questions
 from flash_vstream.train.annotated import AnnotatedFeatures, AnnotatedPictures, grid_sides
@@ -90,7 +89,7 @@ def long_questions(annotation: Annotation, rng: random.Random) -> list[tuple[str
 def frequent_answers(shown: AnnotatedPictures, least: int, seed: int) -> list[str]:
     """``NONE``, and the answers that at least ``least`` pictures have, the most frequent first."""
     rng = random.Random(f"answers/{seed}")
-    closed = ClosedQuestions(shown.annotations)
+    closed = shown.closed_questions
     counts = Counter(
         answer
         for key in shown.keys
@@ -102,7 +101,7 @@ def frequent_answers(shown: AnnotatedPictures, least: int, seed: int) -> list[st
 def asked_of(pictures: AnnotatedPictures, answers: Sequence[str], seed: int, repeats: int = 1) -> Asked:
     """The questions about all pictures whose answers are among ``answers``."""
     number = {answer: i for i, answer in enumerate(answers)}
-    closed = ClosedQuestions(pictures.annotations)
+    closed = pictures.closed_questions
     texts: dict[str, int] = {}
     pairs = set()
     for turn in range(repeats):  # a question that has several wordings is drawn again
@@ -169,7 +168,7 @@ def check(network: ShortAnswers, unseen: AnnotatedPictures, maps: Tensor, words:
     network.eval()
     number = {answer: i for i, answer in enumerate(network.answers)}
     rng = random.Random(f"check/{seed}")
-    closed = ClosedQuestions(unseen.annotations)
+    closed = unseen.closed_questions
     right: dict[str, list[bool]] = defaultdict(list)
     for at in range(0, len(unseen.keys), 64):
         keys = list(enumerate(unseen.keys))[at : at + 64]
