@@ -41,17 +41,19 @@ def checked_frames(
     if not grid or grid % side:
         raise ValueError(f"a {grid}x{grid} feature map does not pool to the spatial memory's {side}x{side}")
     _check_values(features, dtype, longterm)
-    if not torch.isfinite(times).all():
+    seconds = times.tolist()
+    if not all(map(math.isfinite, seconds)):
         raise ValueError("times must be finite, in seconds of stream time")
-    before = times[:1] if math.isnan(newest) else times.new_tensor([newest])
-    if (torch.diff(torch.cat([before, times])) < 0).any():
-        raise ValueError(f"stream time goes back: {times.tolist()[:4]}… after {float(before):g} s")
+    before = seconds[0] if math.isnan(newest) else newest
+    if any(later < earlier for earlier, later in zip([before, *seconds], seconds, strict=False)):
+        raise ValueError(f"stream time goes back: {seconds[:4]}… after {before:g} s")
     return features, times
 
 
 def _check_values(features: Tensor, dtype: torch.dtype, longterm: bool) -> None:
     limit = min(LARGEST_FEATURE, torch.finfo(dtype).max)
-    largest = float(features.detach().abs().amax())  # NaN if any value is NaN
+    lowest, highest = torch.aminmax(features.detach())  # NaN if any value is NaN
+    largest = max(-float(lowest), float(highest))
     half = torch.finfo(torch.float16).max
     if largest <= (min(limit, half) if longterm else limit):
         return

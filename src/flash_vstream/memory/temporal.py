@@ -1,5 +1,6 @@
 """Centroids of a weighted k-means over all frames so far: the temporal memory, and the long-term memory."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +22,8 @@ class ClusterMemory:
     A centroid is the sum of two float32 rows, about as precise as float64: a mean over n frames moves
     by 1/n of a difference, which plain float32 loses after 2^24 frames. Distances, which are most of
     the work, are computed from the first rows only, the centroids rounded to float32. What it would cost
-    to merge each pair is kept, and brought up to date for the two rows that a frame changes.
+    to merge each pair is kept, and brought up to date for the two rows that a frame changes. So few numbers
+    as costs and times are faster in NumPy, which shares them with their tensors on the CPU.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class ClusterMemory:
             self._filled += 1
             self._free.fill_(filled)
             return
-        first, second = cheapest_pair(self._costs)
+        first, second = cheapest_pair(self._costs.numpy())
         self._merge(first, second)
         self._measure(first, filled)
         self._drop(second)
@@ -83,9 +85,9 @@ class ClusterMemory:
         """Frames ``[T, P², D]`` as float64 points ``[T, P_tem² · D]`` in the centroids' space."""
         return _double(self._compared(frames.float()).flatten(1))
 
-    def _exact(self, rows: Tensor) -> Tensor:
-        """The centroids of ``rows [n]`` as ``[n, P_tem² · D]`` float64."""
-        return _double(self._centroids[rows]) + _double(self._remainders[rows])
+    def _exact(self, rows: int | Tensor) -> Tensor:
+        """The centroids of ``rows`` as ``[..., P_tem² · D]`` float64."""
+        return _double(self._centroids[rows]).add_(_double(self._remainders[rows]))
 
     def _store(self, rows: int | slice, exact: Tensor) -> None:
         """Store float64 points as the centroids of ``rows``."""
@@ -96,47 +98,53 @@ class ClusterMemory:
     def _measure(self, row: int, filled: int) -> None:
         """Update what it would cost to merge ``row`` with each of the ``filled`` first rows."""
         used = slice(filled)
-        distances = squared_distances(self._centroids[used], self._centroids[row], self._differences[used]).cpu()
-        weights = self._stats[_WEIGHT]
-        costs = merge_costs(distances, weights[used], float(weights[row]))
-        self._costs[row, used] = costs
-        self._costs[used, row] = costs
-        self._costs[row, row] = float("inf")
+        distances = squared_distances(self._centroids[used], self._centroids[row], self._differences[used])
+        weights = self._stats[_WEIGHT].numpy()
+        costs = merge_costs(distances.cpu().numpy(), weights[used], weights[row])
+        costs[row] = np.inf
+        table = self._costs.numpy()
+        table[row, used] = costs
+        table[used, row] = costs
 
     def _drop(self, row: int) -> None:
         """Take ``row`` out of the running until it is filled again."""
-        self._costs[row] = float("inf")
-        self._costs[:, row] = float("inf")
+        table = self._costs.numpy()
+        table[row] = np.inf
+        table[:, row] = np.inf
 
     def _merge(self, into: int, other: int) -> None:
         """Merge row ``other`` into row ``into``: its centroid, exemplar, times and weight."""
-        pair = torch.tensor([into, other])
-        stats = self._stats[:, pair]
-        weights = stats[_WEIGHT]
-        share = float(weights[1] / weights.sum())
-        before = self._exact(pair)
-        merged = before[0] + (before[1] - before[0]) * share
+        pair = (into, other)
+        stats = self._stats.numpy()
+        start, end, mean, exemplar, weight = stats[:, pair]
+        share = float(weight[1] / weight.sum())
+        before = self._exact(into), self._exact(other)
+        merged = torch.lerp(before[0], before[1], share)
         self._store(into, merged)
-        exemplar = self._nearer_exemplar(merged, pair)
-        if self._keep_exemplars and exemplar:
+        nearer = self._nearer_exemplar(merged, before, pair)
+        if self._keep_exemplars and nearer:
             self._exemplars[into] = self._exemplars[other]
-        self._stats[_START, into] = stats[_START].min()
-        self._stats[_END, into] = stats[_END].max()
-        self._stats[_MEAN, into] = stats[_MEAN, 0] + (stats[_MEAN, 1] - stats[_MEAN, 0]) * share
-        self._stats[_EXEMPLAR, into] = stats[_EXEMPLAR, exemplar]
-        self._stats[_WEIGHT, into] = weights.sum()
-        self._first[into] = self._first[pair].min()
+        joined_mean = mean[0] + (mean[1] - mean[0]) * share
+        stats[:, into] = (start.min(), end.max(), joined_mean, exemplar[nearer], weight.sum())
+        self._first[into] = self._first[list(pair)].min()
 
-    def _nearer_exemplar(self, merged: Tensor, pair: Tensor) -> int:
-        """Which row of ``pair`` (0 or 1) has the exemplar nearer to the ``merged`` centroid; ties go to the older."""
-        weights = self._stats[_WEIGHT, pair]
+    def _nearer_exemplar(self, merged: Tensor, before: tuple[Tensor, Tensor], pair: tuple[int, int]) -> int:
+        """Which row of ``pair`` (0 or 1) has the exemplar nearer to the ``merged`` centroid; ties go to the older.
+
+        ``before`` are the centroids of the pair. That of a single frame is the frame itself, and need not be pooled.
+        """
+        weights = self._stats[_WEIGHT].numpy()[list(pair)]
         older = int(self._first[pair[1]] < self._first[pair[0]])
         if not self._keep_exemplars:  # no features to compare: take the heavier row's
             return older if weights[0] == weights[1] else int(weights[1] > weights[0])
         if weights.sum() == 2:  # two single frames are equidistant from their mean, whatever rounding says
             return older
-        distances = squared_distances(self._points(self._exemplars[pair]), merged)
-        return older if distances[0] == distances[1] else int(distances.argmin())
+        frames = [
+            centroid if weight == 1 else self._points(self._exemplars[row][None])[0]
+            for row, centroid, weight in zip(pair, before, weights, strict=True)
+        ]
+        first, second = (float(torch.dist(frame, merged)) for frame in frames)
+        return older if first == second else int(second < first)
 
     def consolidate(self, frames: Tensor, times: Tensor, index: int) -> None:
         """Run Lloyd's algorithm over the clusters and new ``frames [T, P_spa², D]``, numbered from ``index``.
