@@ -79,7 +79,7 @@ def part(kind: str, url: str) -> dict:
     return {"type": kind, kind: {"url": url}}
 
 
-def about(*urls: str, text: str = "what?", kind: str = "video_url") -> list[dict]:
+def about(*urls: str, text: str = "what dog?", kind: str = "video_url") -> list[dict]:
     return [{"role": "user", "content": [*(part(kind, url) for url in urls), {"type": "text", "text": text}]}]
 
 
@@ -160,6 +160,7 @@ def test_a_silent_stream_sends_comments(monkeypatch):
 def test_stop_ends_the_answer(create):
     whole = create(messages=about("stream:door"), max_tokens=24).choices[0].message.content
     stop = whole[2:4]
+    assert stop.strip()
     answer = create(messages=about("stream:door"), max_tokens=24, stop=stop)
     assert answer.choices[0].message.content == whole[: whole.index(stop)]
     assert answer.choices[0].finish_reason == "stop"

@@ -13,7 +13,7 @@ from flash_vstream.cli.main import app
 from flash_vstream.errors import UserError
 from flash_vstream.memory import StarMemory
 from flash_vstream.models import FlashVStreamForConditionalGeneration
-from flash_vstream.models.grounding import Mention, annotate
+from flash_vstream.models.grounding import Mention, _runs, annotate
 from flash_vstream.models.hints import Hinter
 from flash_vstream.models.small_networks import load_networks, weights_file
 from flash_vstream.pipeline import FlashVStream
@@ -100,6 +100,25 @@ def test_what_was_trained_is_found(trained, pipeline, pictures):
     assert [question[mention.begin : mention.end] for mention in mentions] == ["it is blue", "all red"]
     assert [(mention.text, mention.seen) for mention in absent] == [("all white", False)]
     assert all(mention.seen for mention in mentions)
+
+
+@pytest.mark.parametrize(
+    ("marked", "named"),
+    [
+        ([(8, 17)], ["the dog's"]),
+        ([(8, 22)], ["the dog's ball"]),
+        ([(8, 11)], []),  # "the" names nothing
+        ([(12, 13), (18, 22)], ["ball"]),  # of a word, a letter is not enough
+        ([(8, 16), (32, 39)], ["the dog's", "t-shirt"]),
+        ([(28, 31), (18, 22)], ["ball"]),
+        ([], []),
+    ],
+)
+def test_an_event_is_whole_words_and_more_than_small_ones(marked, named):
+    text = "Did you the dog's ball, for the t-shirt?"
+    marks = [any(begin <= place < end for begin, end in marked) for place in range(len(text))]
+    places = [(place, place + 1) for place in range(len(text))]
+    assert [text[begin:end] for begin, end in _runs(text, marks, places)] == named
 
 
 def test_members_differ_and_their_mean_counts(pipeline):

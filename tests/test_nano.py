@@ -1,5 +1,6 @@
 """The shipped model on real video. ``make test`` downloads its parts before the tests run."""
 
+import itertools
 import json
 import re
 import shutil
@@ -57,6 +58,20 @@ def test_it_describes_a_real_street(pipeline, clip):
     assert re.search(r"bicycle|bike|street|road|rid(es|ing)|walk|cross", text), text
     assert text.endswith(".")
     assert pipeline.ask(stream, "What is happening now?").finish().text.lower() == text
+
+
+def test_its_story_has_times_in_order_and_repeats_nothing(pipeline, clip):
+    stream = pipeline.watch(clip)
+    answer = pipeline.ask(stream, "What have I missed?").finish()
+    scenes = re.findall(r"(\d+)s: (.+?[.])(?= \d+s:|$)", answer.text)
+    assert " ".join(f"{time}s: {sentence}" for time, sentence in scenes) == answer.text
+    times = [int(time) for time, _ in scenes]
+    assert times[0] == 0
+    assert times == sorted(set(times))
+    assert times[-1] <= stream.time
+    assert all(before[1] != after[1] for before, after in itertools.pairwise(scenes))
+    prefix = pipeline.generator.read(stream.snapshot())
+    assert pipeline.generator.ask_many(prefix, ["What have I missed?"]) == [answer.text]
 
 
 def test_answers_do_not_depend_on_how_they_are_asked(pipeline, clip):

@@ -8,8 +8,8 @@ from transformers import AutoProcessor
 from flash_vstream import FlashVStream
 from flash_vstream.errors import UserError
 from flash_vstream.models import catalog, hub
+from flash_vstream.models.answer import cut
 from flash_vstream.models.engines.base import CHUNK_TOKENS
-from flash_vstream.models.generation import cut
 from flash_vstream.models.processing import FlashVStreamProcessor
 from flash_vstream.models.prompt_layout import Typed
 from flash_vstream.models.prompt_limit import PromptLimit, PromptTooLongError

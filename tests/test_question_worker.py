@@ -148,7 +148,21 @@ def test_questions_are_generated_together_and_a_late_one_joins(worker, monkeypat
     assert {kind for kind, _ in worker.ends().values()} == {"done"}
 
 
+def test_a_step_reads_few_questions_so_that_the_first_ones_need_not_wait_for_all(worker, monkeypatch):
+    question = worker.pipeline.processor.question_ids("hello")
+    monkeypatch.setattr("flash_vstream.live.question_worker.STEP_TOKENS", 2 * len(question))
+    for number in range(5):
+        worker.worker.take(Ask(number, None, "hello", max_new_tokens=9))
+    begun = []
+    while worker.worker.waiting:
+        worker.worker.step()
+        begun.append(len(worker.worker.active))
+    assert begun == [2, 4, 5]
+    assert {kind for kind, _ in worker.ends().values()} == {"done"}
+
+
 def test_any_number_of_questions_at_once_is_answered(worker, monkeypatch):
+    monkeypatch.setattr("flash_vstream.live.question_worker.STEP_TOKENS", 10_000)
     sizes = sizes_of_steps(worker, monkeypatch)
     for number in range(70):
         worker.worker.take(Ask(number, None, f"hello {number}", max_new_tokens=2))

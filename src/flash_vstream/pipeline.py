@@ -21,9 +21,10 @@ from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, pool_grid
 from flash_vstream.memory.frames import FrameMemory
 from flash_vstream.models import light
+from flash_vstream.models.answer import Answer, Prefix
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.engines import Engine, PyTorchEngine, fastest_engine, speed_up_vision
-from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, AnswerGenerator, Prefix
+from flash_vstream.models.generation import MAX_NEW_TOKENS, AnswerGenerator
 from flash_vstream.models.interface import Memory, StreamProcessor
 from flash_vstream.models.kept import folder_of
 from flash_vstream.models.prompt_layout import pad_rows

@@ -42,7 +42,7 @@ QUESTIONS = (
     "When did you see a bicycle?",
     "When did you see a rabbit?",
     "What happened after a man rode a bicycle?",
-    "Tell me everything that you have seen so far, from the first scene to the last.",
+    "Describe what you see in every detail.",
 )
 
 

@@ -4,23 +4,20 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from flash_vstream.bench.live import SETTLE_SECONDS, ask, clip, percentile, shown_state
+from flash_vstream.bench.live import LONG_QUESTION, SETTLE_SECONDS, ask, clip, percentile, shown_state
 from flash_vstream.errors import UserError
 from flash_vstream.live.question_client import QuestionClient
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.streams import LiveStreams
 from flash_vstream.video.sources import Source
 
-QUESTION = "Tell me what has happened so far."
 TOGETHER, MOST_TOGETHER = 20, 64
 TOKENS = 40
-LATE_SECONDS = 0.3
-"""How long after the others a late-comer asks."""
 ROUNDS = 3
 STREAM_COUNTS = (8, 12, 16, 24, 32, 48, 64, 96, 128)
 LAG_SECONDS = 1.0
@@ -30,15 +27,16 @@ def measure_questions(live: LiveStreams, client: QuestionClient) -> dict[str, fl
     """Twenty questions at once beside one after another, one that comes later, sixty-four, and one after a frame.
 
     ``together`` is the time of twenty as a share of the sum of their single times; ``late_first_token_seconds`` is
-    that of a question asked while twenty are being answered; ``answered`` is how many of sixty-four were answered, and
-    ``unfair`` the slowest one's time to its end as a multiple of the median; ``fresh_first_token_seconds`` is that of
-    a question asked as soon as a new frame is in the memory. Times are medians.
+    that of a question asked when twenty others have their first words; ``answered`` is how many of sixty-four were
+    answered, and ``unfair`` the slowest one's time to its end as a multiple of the median;
+    ``fresh_first_token_seconds`` is that of a question asked as soon as a new frame is in the memory. Times are
+    medians.
     """
     live.add("still", Source(clip(0, 2.0).name, 2.0, pace="fast"))
     shared = shown_state(live, "still")
     while live.status("still").state != "ended":
         time.sleep(0.05)
-    ask(client, shared, QUESTION, TOKENS)
+    ask(client, shared, LONG_QUESTION, TOKENS)
     ratios = [_together(client, shared) for _ in range(ROUNDS)]
     late = [_late_comer(client, shared) for _ in range(ROUNDS)]
     answers = _at_once(client, shared, MOST_TOGETHER)
@@ -68,22 +66,29 @@ def _together(client: QuestionClient, shared: SharedTensors) -> float:
 
 
 def _late_comer(client: QuestionClient, shared: SharedTensors) -> float:
-    crowd = threading.Thread(target=_at_once, args=(client, shared, TOGETHER))
+    begun = threading.Semaphore(0)
+    crowd = threading.Thread(target=_at_once, args=(client, shared, TOGETHER, begun.release))
     crowd.start()
-    time.sleep(LATE_SECONDS)
+    for _ in range(TOGETHER):
+        begun.acquire()
     answer = ask(client, shared, "What do you see?", TOKENS)
     crowd.join()
     return float(answer["first_token_seconds"])
 
 
-def _at_once(client: QuestionClient, shared: SharedTensors, count: int) -> list[tuple[float, str | None]]:
-    """Ask so many questions at once: each one's seconds to its end, and why it was not answered, None if it was."""
+def _at_once(
+    client: QuestionClient, shared: SharedTensors, count: int, heard: Callable[[], object] = lambda: None
+) -> list[tuple[float, str | None]]:
+    """Ask so many questions at once: each one's seconds to its end, and why it was not answered, None if it was.
+
+    ``heard`` is called for each as in ``ask``.
+    """
     found: list[tuple[float, str | None]] = []
 
     def one(number: int) -> None:
         reason = None
         try:
-            ask(client, shared, _numbered(number), TOKENS)
+            ask(client, shared, _numbered(number), TOKENS, heard)
         except RuntimeError as error:
             reason = str(error)
         found.append((time.monotonic() - started, reason))
@@ -98,20 +103,20 @@ def _at_once(client: QuestionClient, shared: SharedTensors, count: int) -> list[
 
 
 def _numbered(number: int) -> str:
-    return f"{QUESTION} Begin with scene {number}."
+    return f"{LONG_QUESTION.removesuffix('1.')}{number}."
 
 
 def _after_a_frame(live: LiveStreams, client: QuestionClient, count: int = 8) -> float:
     """The median first token of questions that are asked when a new frame of a stream is in the memory."""
     live.add("moving", clip(1, 1.0))
     shared = shown_state(live, "moving")
-    ask(client, shared, QUESTION, 1)  # from now on the memory is read ahead
+    ask(client, shared, LONG_QUESTION, 1)  # from now on the memory is read ahead
     firsts = []
     for _ in range(count):
         before = live.status("moving").kept
         while live.status("moving").kept == before:
             time.sleep(0.002)
-        firsts.append(float(ask(client, shared, QUESTION, 1)["first_token_seconds"]))
+        firsts.append(float(ask(client, shared, LONG_QUESTION, 1)["first_token_seconds"]))
     live.remove("moving")
     return statistics.median(firsts)
 
@@ -175,4 +180,4 @@ def _watched(live: LiveStreams, client: QuestionClient, count: int, seconds: flo
 
 
 def _note_first(client: QuestionClient, shared: SharedTensors, firsts: list[float]) -> None:
-    firsts.append(float(ask(client, shared, QUESTION, TOKENS)["first_token_seconds"]))
+    firsts.append(float(ask(client, shared, LONG_QUESTION, TOKENS)["first_token_seconds"]))

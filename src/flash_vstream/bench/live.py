@@ -20,7 +20,8 @@ from flash_vstream.video.sources import Source
 from flash_vstream.wheels import fetch
 
 QUESTION = "What is happening now?"
-LONG_QUESTION = "Tell me what has happened so far."
+LONG_QUESTION = "Tell me what has happened so far. Begin with scene 1."
+"""nano answers it at length and in one go: a mere story would be made of several answers."""
 SETTLE_SECONDS = 10.0
 SOAK_PAUSE_SECONDS = 1.0
 """Pause between questions of a soak, so that watching gets most of the cores."""
@@ -55,12 +56,21 @@ def shown_state(live: LiveStreams, name: str) -> SharedTensors:
 
 
 def ask(
-    question_client: QuestionClient, shared: SharedTensors, question: str = QUESTION, most: int = 40
+    question_client: QuestionClient,
+    shared: SharedTensors,
+    question: str = QUESTION,
+    most: int = 40,
+    heard: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
-    """Ask, and return the whole answer; raises ``RuntimeError`` if there is none."""
-    for event in question_client.ask(shared.path, question, (), most):
-        if event.kind != "text":
-            break
+    """Ask, and return the whole answer; raises ``RuntimeError`` if there is none.
+
+    ``heard`` is called once: at the first word, or at the end if there is none.
+    """
+    events = question_client.ask(shared.path, question, (), most)
+    event = next(events)
+    heard()
+    while event.kind == "text":
+        event = next(events)
     if event.kind == "error":
         raise RuntimeError(event.value)
     return dict(event.value)

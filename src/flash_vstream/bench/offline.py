@@ -112,6 +112,7 @@ def longterm_milliseconds(slots: int = 512, channels: int = 1280, frames: int = 
 
 def bench_nano() -> dict[str, Any]:
     """Measure nano on this machine: encoding, first token, later tokens, process memory."""
+    from flash_vstream.bench.live import LONG_QUESTION
     from flash_vstream.models.hub import pull
     from flash_vstream.pipeline import FlashVStream
 
@@ -129,20 +130,19 @@ def bench_nano() -> dict[str, Any]:
     for i in range(60):
         pipeline.encode([frames[i % 16]])
     encode = 60 / (time.perf_counter() - started)
-    question = "Tell me everything that you have seen so far, from the first scene to the last."
     snapshot = stream.snapshot()
-    pipeline.ask(snapshot, question, max_new_tokens=4).finish()
-    answers = [pipeline.ask(snapshot, question, max_new_tokens=48).finish() for _ in range(5)]
+    pipeline.ask(snapshot, LONG_QUESTION, max_new_tokens=4).finish()
+    answers = [pipeline.ask(snapshot, LONG_QUESTION, max_new_tokens=48).finish() for _ in range(5)]
     prefix = pipeline.generator.read(snapshot)
-    warm = [pipeline.ask(prefix, question, max_new_tokens=1).finish() for _ in range(5)]
+    warm = [pipeline.ask(prefix, LONG_QUESTION, max_new_tokens=1).finish() for _ in range(5)]
     language = sum(p.numel() for p in pipeline.model.language_model.parameters())
-    multiply, read = _matrix_rate(pipeline.model.dtype), _read_bandwidth()
+    multiply, read = matrix_rate(pipeline.model.dtype), _read_bandwidth()
     engine = pipeline.generator.engine.name
     bytes_a_token = language if engine == "openvino" else 2 * language
     return {
         "load_seconds": loaded,
         "encode_frames_per_second": encode,
-        "encode_limit_frames_per_second": multiply / _encoder_operations(pipeline),
+        "encode_limit_frames_per_second": multiply / encoder_operations(pipeline),
         "prompt_tokens": answers[0].prompt_tokens,
         "first_token_seconds": statistics.median(answer.first_token_seconds or 0.0 for answer in answers),
         "first_token_warm_seconds": statistics.median(answer.first_token_seconds or 0.0 for answer in warm),
@@ -158,7 +158,7 @@ def bench_nano() -> dict[str, Any]:
     }
 
 
-def _encoder_operations(pipeline: Any) -> float:
+def encoder_operations(pipeline: Any) -> float:
     """Floating-point operations per frame in the vision tower."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -168,7 +168,7 @@ def _encoder_operations(pipeline: Any) -> float:
     return float(counter.get_total_flops())
 
 
-def _matrix_rate(dtype: torch.dtype) -> float:
+def matrix_rate(dtype: torch.dtype) -> float:
     """Floating-point operations per second of a large matrix product."""
     a, b = torch.randn(1536, 1536).to(dtype), torch.randn(1536, 1536).to(dtype)
     return 2 * 1536**3 / _best(lambda: a @ b)

@@ -28,8 +28,8 @@ from flash_vstream.evaluate.watching import AlertScore, score_alerts
 from flash_vstream.live.standing_questions import Lookout
 from flash_vstream.live.watch_rules import WatchRule, WatchState, confirmed, step
 from flash_vstream.memory import MemorySnapshot
+from flash_vstream.models.answer import Prefix
 from flash_vstream.models.event_score import CONFIRMING_FRAMES, EventScorer, newest_frames
-from flash_vstream.models.generation import Prefix
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.annotations import Annotation, article, read_annotations
 from flash_vstream.synthetic.captions import pictures_in

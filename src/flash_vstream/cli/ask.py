@@ -16,7 +16,7 @@ from flash_vstream.models.choice import ModelChoice
 from flash_vstream.timecode import format_time, parse_time
 
 if TYPE_CHECKING:
-    from flash_vstream.models.generation import Answer
+    from flash_vstream.models.answer import Answer
     from flash_vstream.pipeline import FlashVStream, Stream
     from flash_vstream.video import Frame
 

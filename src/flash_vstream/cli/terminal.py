@@ -11,8 +11,8 @@ from rich.markup import escape
 from flash_vstream.timecode import format_time
 
 if TYPE_CHECKING:
+    from flash_vstream.models.answer import Answer
     from flash_vstream.models.choice import ModelChoice
-    from flash_vstream.models.generation import Answer
     from flash_vstream.pipeline import FlashVStream
 
 SHOWN_EVIDENCE = 4

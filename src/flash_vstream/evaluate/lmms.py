@@ -16,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.generation import MAX_NEW_TOKENS, Prefix
+from flash_vstream.models.answer import Prefix
+from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.pipeline import FlashVStream
 
 NAME = "flash_vstream"

@@ -30,7 +30,7 @@ from flash_vstream.evaluate.records import read_predictions
 from flash_vstream.evaluate.scoring import POLL_SECONDS, POLLED_AFTER, poll, says_yes
 from flash_vstream.files import write_text_atomically
 from flash_vstream.memory import StarConfig
-from flash_vstream.models.generation import Prefix
+from flash_vstream.models.answer import Prefix
 from flash_vstream.pipeline import FlashVStream
 
 PROTOCOLS = ("causal", "clip", "whole")

@@ -23,8 +23,9 @@ from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.standing_questions import StandingQuestions, Watch
 from flash_vstream.live.stream_state import frames_seen, read_thumbnails
 from flash_vstream.live.streams import read_snapshot
+from flash_vstream.models.answer import Answer, Prefix
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.models.generation import MAX_NEW_TOKENS, Answer, Prefix
+from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.pipeline import FlashVStream
 
 IDLE_SECONDS = 0.02
@@ -32,6 +33,11 @@ WARM_SECONDS = 300.0
 """How long after its last question a stream keeps being read ahead."""
 AT_ONCE = 64
 """How many questions are answered concurrently; the rest wait in a queue."""
+STEP_TOKENS = 128
+"""Questions begin in a step until they have so many tokens to be read.
+
+A step with all of many questions would let none of them, nor any answer in progress, say a word before all are read.
+"""
 KEPT_STATES, KEPT_PREFIXES = 64, 4
 DROP_SECONDS = 1.0
 """How often the states of removed streams are released."""
@@ -159,26 +165,31 @@ class QuestionWorker:
         return bool(self.active)
 
     def _admit(self) -> None:
-        """Begin the questions that wait, up to the first whose memory had to be read: others wait for that already."""
-        cold = False
-        while self.waiting and len(self.active) < AT_ONCE and not cold:
+        """Begin the questions that wait, as many as a step takes.
+
+        It takes no more after one whose memory had to be read: others wait for that already.
+        """
+        tokens, cold = 0, False
+        while self.waiting and len(self.active) < AT_ONCE and tokens < STEP_TOKENS and not cold:
             ask = self.waiting.popleft()
             try:
-                question = self._begin(ask)
+                question, more = self._begin(ask)
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # a panic in tokenizers is not an Exception
                 self._end(ask, "error", self._reason(error))
             else:
                 self.active[ask.id] = question
+                tokens += more
                 cold = not question.warm and question.shared is not None
 
-    def _begin(self, ask: Ask) -> _Question:
+    def _begin(self, ask: Ask) -> tuple[_Question, int]:
+        """A question in progress, and how many tokens its first step will read."""
         shared = self._shared(ask.shared_path) if ask.shared_path is not None else None
         prefix, warm = self._prefix(shared, ask.asked_at)
         answer = self.generator.ask(prefix, ask.question, ask.history, ask.max_new_tokens, ask.stop)
-        self.generator.begin(answer)
-        return _Question(ask, answer, shared, warm)
+        tokens = self.generator.begin(answer)
+        return _Question(ask, answer, shared, warm), tokens
 
     def _advance(self, questions: list[_Question]) -> list[list[str] | BaseException]:
         try:

@@ -18,8 +18,8 @@ from flash_vstream.live.stream_state import MEMORY, memory_state, read_picture
 from flash_vstream.live.streams import restored_snapshot
 from flash_vstream.live.watch_rules import Change, WatchRule, WatchState, confirmed, step
 from flash_vstream.memory import MemorySnapshot
+from flash_vstream.models.answer import Prefix
 from flash_vstream.models.event_score import CONFIRMING_FRAMES, EventScorer, newest_frames
-from flash_vstream.models.generation import Prefix
 from flash_vstream.pipeline import FlashVStream
 
 SHARE = 0.25

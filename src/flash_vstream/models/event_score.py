@@ -14,7 +14,8 @@ from torch import Tensor
 
 from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, Slots
-from flash_vstream.models.generation import AnswerGenerator, Prefix
+from flash_vstream.models.answer import Prefix
+from flash_vstream.models.generation import AnswerGenerator
 from flash_vstream.models.hints import Hinter
 
 CONFIRMING_FRAMES = 3

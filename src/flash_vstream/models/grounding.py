@@ -13,6 +13,7 @@ This is not in the paper, and the published models have no grounding (``groundin
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -32,6 +33,15 @@ FEW_SLOTS = 64
 """The number of slots up to which one threshold serves: some sixteen scenes, of a few frames each."""
 IS_THERE = "Is there {thing} now{note}?"
 WAS_THERE = "Was there {thing}{note}?"
+_WORD = re.compile(r"\w+(?:['-]\w+)*")
+_NO_EVENT = frozenset(
+    _WORD.findall("""
+    a an the this that these those there here it is are was were be been do did does has have had i you we they he she
+    and or of in on at to from by with for about what which who when where how first last then now so far all any some
+    scene scenes video clip stream picture image frame beginning start end moment time
+    """)
+)
+"""Words that name no event, however many of them stand together."""
 
 
 def looked_at(snapshot: MemorySnapshot) -> list[Slots]:
@@ -46,7 +56,7 @@ def looked_at(snapshot: MemorySnapshot) -> list[Slots]:
 
 @dataclass(frozen=True)
 class Mention:
-    """An event named in a question, in characters ``begin`` to ``end``.
+    """An event named in a question, in characters ``begin`` to ``end`` (of its direct form, see ``direct_question``).
 
     ``time`` is the start of the most similar slot in seconds of stream time. ``score`` is the
     similarity minus the model's threshold; above 0, the event counts as ``seen``. ``thing`` is set if the question
@@ -376,21 +386,18 @@ class Grounder:
 
 
 def _runs(text: str, marked: Sequence[bool], places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The spans of a text whose tokens are marked; spans without a word between them are joined."""
-    runs: list[tuple[int, int]] = []
+    """The spans of a text whose words are marked, for the most part of their characters.
+
+    Spans of words that name no event by themselves are left out.
+    """
+    covered = [False] * len(text)
     for part, (begin, end) in zip(marked, places, strict=False):  # the marks end in padding
-        if not part:
-            continue
-        if runs and not any(map(str.isalnum, text[runs[-1][1] : begin])):
-            begin = runs.pop()[0]
-        runs.append((begin, end))
-    return [run for run in (_trimmed(text, *run) for run in runs) if run[0] < run[1]]
-
-
-def _trimmed(text: str, begin: int, end: int) -> tuple[int, int]:
-    """A span of text without the spaces and punctuation around it."""
-    while begin < end and not text[begin].isalnum():
-        begin += 1
-    while begin < end and not text[end - 1].isalnum():
-        end -= 1
-    return begin, end
+        covered[begin:end] = [part] * (end - begin)
+    runs: list[list[re.Match[str]]] = [[]]
+    for word in _WORD.finditer(text):
+        if 2 * sum(covered[word.start() : word.end()]) > len(word[0]):
+            runs[-1].append(word)
+        else:
+            runs.append([])
+    named = [run for run in runs if not all(word[0].lower() in _NO_EVENT for word in run)]
+    return [(run[0].start(), run[-1].end()) for run in named]

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 
 from flash_vstream.memory import MemorySnapshot, Slots
+from flash_vstream.models.direct_question import direct_question
 from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate
 from flash_vstream.models.interface import Layout, StreamProcessor
 from flash_vstream.models.short_answers import NO, NONE, YES, ShortAnswers
 from flash_vstream.models.sight import Sight
+from flash_vstream.models.story import asks_for_story
 from flash_vstream.timecode import parse_time
 
 RECALLED = 2
@@ -63,15 +65,22 @@ _PRESENT = re.compile(r"\b(?:is|are|am|do|does|has|have|now|currently)\b", re.IG
 
 @dataclass(frozen=True)
 class Hints:
-    """What was found for one question: its events, a short answer, and the frames it recalls with their cues."""
+    """What was found for one question: its events, a short answer, and the frames it recalls with their cues.
+
+    ``direct`` is the question's direct form, if it was asked in another; the events' places are those in it. ``scenes``
+    are the slots that a story is about, in time order, if the question asks for it.
+    """
 
     mentions: list[Mention] = field(default_factory=list)
     short_answer: str | None = None
     recalled: Slots | None = None
     cues: tuple[str, ...] = ()
+    direct: str | None = None
+    scenes: Slots | None = None
 
     def annotate(self, question: str) -> str:
         """The question as the language model reads it."""
+        question = self.direct or question
         if self.short_answer is None:
             return annotate(question, self.mentions)
         if _CLOSED.match(question):
@@ -108,6 +117,7 @@ class Hinter:
     @torch.inference_mode()
     def hints(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[Hints]:
         """The hints for each question about a memory."""
+        questions = [direct_question(text) for text in questions]
         located = self.grounder.locate(questions, snapshot)
         # A question about presence is sight's alone, and one about the order of things grounding's. One that a few
         # words can answer names no event, whatever grounding says.
@@ -123,7 +133,8 @@ class Hinter:
             own = own if answer is None else []
             recalled = recall(question, own, snapshot.longterm)
             cues = self._cues(recalled.features) if recalled is not None else ()
-            found.append(Hints([mention for mention, _ in own], answer, recalled, tuple(cues)))
+            scenes = _timed(snapshot) if not own and asks_for_story(question) else None
+            found.append(Hints([mention for mention, _ in own], answer, recalled, tuple(cues), question, scenes))
         return found
 
     def _cues(self, features: Tensor) -> list[str]:
@@ -188,6 +199,11 @@ def _likeliest(network: ShortAnswers, question: str, chances: Tensor) -> str | N
     chance, best = chances.max(0)
     answer = network.answers[int(best)]
     return answer if answer != NONE and chance >= LEAST_CONFIDENCE else None
+
+
+def _timed(snapshot: MemorySnapshot) -> Slots:
+    """The part of a memory whose slots the language model reads with their times, from the beginning on."""
+    return snapshot.temporal if len(snapshot.temporal) else snapshot.spatial
 
 
 def recall(question: str, located: Sequence[tuple[Mention, Tensor]], past: Slots) -> Slots | None:

@@ -11,13 +11,13 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from flash_vstream.errors import UserError
+from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.models.prompt_layout import check_text
 from flash_vstream.models.prompt_limit import PromptTooLongError
 from flash_vstream.serve.conversation import RequestError
 from flash_vstream.serve.security import ApiError
 
 MOST_TOKENS = 512
-DEFAULT_TOKENS = 96
 MOST_STOPS = 4
 
 HONOURED: dict[str, tuple[Any, ...]] = {
@@ -94,7 +94,7 @@ class ChatRequest(_Settings):
     @property
     def most_tokens(self) -> int:
         """The most tokens the answer may have."""
-        return min(self.max_completion_tokens or self.max_tokens or DEFAULT_TOKENS, MOST_TOKENS)
+        return min(self.max_completion_tokens or self.max_tokens or MAX_NEW_TOKENS, MOST_TOKENS)
 
     @property
     def stops(self) -> list[str]:
@@ -118,7 +118,7 @@ class ResponseRequest(_Settings):
     @property
     def most_tokens(self) -> int:
         """The most tokens the answer may have."""
-        return min(self.max_output_tokens or DEFAULT_TOKENS, MOST_TOKENS)
+        return min(self.max_output_tokens or MAX_NEW_TOKENS, MOST_TOKENS)
 
     @property
     def messages(self) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from flash_vstream.models.generation import MAX_NEW_TOKENS
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 MOST_QUESTION = 4000
 
@@ -109,7 +111,7 @@ class NewQuestion(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     question: Text
-    max_new_tokens: int = Field(96, ge=1, le=512)
+    max_new_tokens: int = Field(MAX_NEW_TOKENS, ge=1, le=512)
     stream: bool = Field(False, description="Send the answer as server-sent events while it is generated.")
 
 

@@ -1,0 +1,54 @@
+"""Indirect questions in their direct form: ``Can you tell me what the man is doing?`` asks ``What is the man doing?``.
+
+The small networks and the small language model know direct questions only, and take the polite frame for the question:
+``Can you tell me …?`` would be answered by yes or no.
+"""
+
+import re
+
+_VERB = r"is|are|was|were|isn't|aren't|wasn't|weren't|am|has|have|had|can|will"
+_FRAME = re.compile(
+    r"\W*(?:please,? )?"
+    r"(?:(?:can|could|will|would) you (?:please )?(?:tell|say|explain|let)(?: (?:me|us|to me)(?: know)?)?|"
+    r"(?:do|does) (?:you|anybody|anyone) (?:know|see)|tell (?:me|us)|let (?:me|us) know|"
+    r"(?:i|we) (?:want|need|would like|wish|'d like) to know|i'd like to know|i wonder|i'm wondering)"
+    r",? (?:please,? )?(?P<asked>(?:if|whether|who|whom|whose|what|which|where|when|why|how)\b.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+_WHETHER = re.compile(rf"(?:if|whether) (?P<subject>.+?) (?P<verb>{_VERB})\b(?P<rest>.*)", re.IGNORECASE | re.DOTALL)
+_PHRASE = (
+    r"how (?:many|much) [\w'-]+|(?:what|which) (?:color|colour|kind of [\w'-]+|sort of [\w'-]+|type of [\w'-]+|time)|"
+    r"how (?:old|big|large|long|far|often|many)|who|whom|what|which|where|when|why|how"
+)
+_SUBJECT = r"there|it|he|she|they|this|that|these|those|(?:the|a|an|his|her|its|their|any|some)\b.+?|any(?:one|body)"
+_ASKED = re.compile(
+    rf"(?P<phrase>{_PHRASE}) (?P<subject>{_SUBJECT}) (?P<verb>{_VERB})\b(?P<rest>.*)", re.IGNORECASE | re.DOTALL
+)
+_DIRECT = re.compile(rf"(?:{_PHRASE}) (?:is|are|was|were|can|will|happened|came)\b", re.IGNORECASE)
+
+
+def direct_question(question: str) -> str:
+    """The question inside a polite frame, in the word order of a direct one; any other question as it is.
+
+    One that cannot be turned around keeps the plain frame ``Tell me …``.
+    >>> direct_question("Could you tell me how many people there are?")
+    'How many people are there?'
+    >>> direct_question("I want to know whether the man is sitting.")
+    'Is the man sitting?'
+    >>> direct_question("Can you describe it?")
+    'Can you describe it?'
+    """
+    framed = _FRAME.fullmatch(question.strip())
+    if framed is None:
+        return question
+    asked = framed["asked"].strip().rstrip(".?! ")
+    if match := _WHETHER.fullmatch(asked):
+        words = [match["verb"], match["subject"], match["rest"]]
+    elif match := _ASKED.fullmatch(asked):
+        words = [match["phrase"], match["verb"], match["subject"], match["rest"]]
+    elif _DIRECT.match(asked):
+        words = [asked]
+    else:  # such as "if the dog barks", whose verb would change its form, or "what has happened so far"
+        return f"Tell me {asked}."
+    text = " ".join(word.strip() for word in words if word.strip())
+    return f"{text[0].upper()}{text[1:]}?"

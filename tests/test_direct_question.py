@@ -1,0 +1,45 @@
+"""Indirect questions in their direct form."""
+
+import pytest
+
+from flash_vstream.models.direct_question import direct_question
+
+
+@pytest.mark.parametrize(
+    ("asked", "direct"),
+    [
+        ("Can you tell me how many people there are?", "How many people are there?"),
+        ("Could you please tell me what the man is doing?", "What is the man doing?"),
+        ("tell me what color the car is", "What color is the car?"),
+        ("Do you know where the dog is?", "Where is the dog?"),
+        ("I want to know whether anyone is sitting.", "Is anyone sitting?"),
+        ("Please tell me if there is a person", "Is there a person?"),
+        ("Can you tell me which came first, the dog or the cat?", "Which came first, the dog or the cat?"),
+        ("Tell me who is in the room.", "Who is in the room?"),
+        ("Could you let me know when the man was riding a bike?", "When was the man riding a bike?"),
+        ("Tell me what the woman in the red coat is holding", "What is the woman in the red coat holding?"),
+        ("Can you tell me what has happened so far?", "Tell me what has happened so far."),
+        ("Do you know if the dog barks?", "Tell me if the dog barks."),
+    ],
+)
+def test_a_polite_frame_is_taken_off(asked, direct):
+    assert direct_question(asked) == direct
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "How many people are there?",
+        "Can you describe it?",
+        "Can you see a dog?",
+        "Tell me everything that you have seen.",
+        "Tell me about the people.",
+        "Tell me a joke.",
+        "What did you tell me?",
+        "Tell me what has happened so far.",
+        "Tell me when you saw a dog.",
+        "",
+    ],
+)
+def test_other_questions_stay_as_they_are(asked):
+    assert direct_question(asked) == asked
