@@ -116,16 +116,17 @@ def test_each_scene_is_asked_about_and_told_with_its_time():
     speaker = Speaker("A dog runs.", "A cat sleeps.", "Rain falls.")
     found = told(speaker)
     assert speaker.asked == ["What happened at 0s?", "What happened at 4s?", "What happened at 70s?"]
-    assert found.pieces == ["0s: A dog runs.", " 4s: A cat sleeps.", " 70s: Rain falls."]
-    assert found.answer.text == "".join(found.pieces)
+    assert found.pieces == ["0s: A", " dog", " runs.", " 4s: A cat", " sleeps.", " 70s: Rain", " falls."]
+    assert found.answer.text == "".join(found.pieces) == "0s: A dog runs. 4s: A cat sleeps. 70s: Rain falls."
     assert (found.answer.tokens, found.feeds, found.answer.finish_reason) == (8, 8, "stop")
-    assert found.answer.first_token_seconds is not None
     assert [(slot.start, slot.share) for slot in found.answer.evidence] == [(0.0, 0.5), (4.0, pytest.approx(1 / 6))]
 
 
 def test_what_goes_on_is_told_once():
     found = told(Speaker("A dog runs.", "A dog runs.", "Rain falls."))
-    assert found.answer.text == "0s: A dog runs. 70s: Rain falls."
+    assert found.answer.text == "".join(found.pieces) == "0s: A dog runs. 70s: Rain falls."
+    found = told(Speaker("A dog runs.", "A dog", "A dog runs."))
+    assert found.answer.text == "".join(found.pieces) == "0s: A dog runs. 4s: A dog 70s: A dog runs."
 
 
 def test_a_story_ends_at_its_most_tokens():
@@ -137,4 +138,7 @@ def test_a_story_ends_at_its_most_tokens():
 
 def test_a_story_ends_before_what_stops_it():
     found = told(Speaker("A dog runs.", "A cat sleeps.", "Rain falls."), stop=("sleeps",))
-    assert found.answer.text == "0s: A dog runs. 4s: A cat "
+    assert found.answer.text == "".join(found.pieces) == "0s: A dog runs. 4s: A cat "
+    assert found.answer.finish_reason == "stop"
+    found = told(Speaker("A dog runs.", "A cat sleeps.", "Rain falls."), stop=("s. 5s", "falls..."))
+    assert found.answer.text == "".join(found.pieces) == "0s: A dog runs. 4s: A cat sleeps. 70s: Rain falls."

@@ -1,7 +1,6 @@
 """An answer and what it stands on: the memory that was read for it, and the evidence in that memory."""
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -98,13 +97,13 @@ class Answer:
             pass
         return self
 
-    def feeds(self) -> Generator[Feed | str, Row | None, None]:
-        """What is left of its work, without the pieces of text: for an answer that is a part of another."""
-        row: Row | None = None
-        with suppress(StopIteration):
-            while True:
-                event = self._work.send(row)
-                row = None if isinstance(event, str) else (yield event)
+    @property
+    def work(self) -> Generator[Feed | str, Row | None, None]:
+        """What generates it: yields what is to be read, which is answered by its row, and pieces of text.
+
+        For an answer that is a part of another; iterate over the answer otherwise.
+        """
+        return self._work
 
     def to_dict(self) -> dict[str, Any]:
         """All public fields as plain values for JSON."""

@@ -8,6 +8,7 @@ put together from that: ``0s: A man rides a bike. 14s: Two dogs play in the snow
 import re
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -73,30 +74,59 @@ def tell(
     ``ask`` is that of an ``AnswerGenerator``, about the memory; ``started`` is when the answer was asked for, in
     seconds of ``time.perf_counter``.
     """
+    begun = time.perf_counter() - started
     parts: list[Answer] = []
-    sentence = ""
+    story, sentence, stopped = "", "", False
     for start in scene_starts(scenes, min(MOST_SCENES, max_new_tokens // SCENE_TOKENS)):
         if answer.tokens >= max_new_tokens:
             answer.finish_reason = "length"
             break
         part = ask(ABOUT_SCENE.format(stamp(start)), max_new_tokens=max_new_tokens - answer.tokens)
-        yield from part.feeds()
+        beginning = f"{story} {stamp(start)}: ".lstrip()
+        stopped = yield from _sentence(part, answer, beginning, sentence, stop)
         parts.append(part)
         answer.tokens += part.tokens
-        answer.finish_reason = part.finish_reason
-        if part.text == sentence:  # the same goes on
-            continue
-        sentence = part.text
-        text, stopped = cut(f"{answer.text} {stamp(start)}: {sentence}".lstrip(), stop, True)
-        piece, answer.text = text[len(answer.text) :], text
-        if piece:
-            answer.first_token_seconds = answer.first_token_seconds or time.perf_counter() - started
-            yield piece
+        answer.finish_reason = "stop" if stopped else part.finish_reason
+        answer.first_token_seconds = begun + (parts[0].first_token_seconds or 0.0)
+        if part.text != sentence:
+            story, sentence = beginning + part.text, part.text
         if stopped:
             break
+    if not stopped:
+        yield from _say(
+            answer, story, (), True
+        )  # what was held back, since it could have been the start of a stop string
     answer.prompt_tokens = parts[0].prompt_tokens
     answer.tokens_per_second = answer.tokens / (time.perf_counter() - started)
     answer.evidence = _mean([part.evidence for part in parts])
+
+
+def _sentence(
+    part: Answer, answer: Answer, beginning: str, before: str, stop: Sequence[str]
+) -> Generator[Feed | str, Row | None, bool]:
+    """The work of a ``part`` of an answer, whose words are said as they come, unless they may yet repeat ``before``.
+
+    Returns whether the answer contains a ``stop`` string.
+    """
+    row: Row | None = None
+    with suppress(StopIteration):
+        while True:
+            event = part.work.send(row)
+            row = None
+            if not isinstance(event, str):
+                row = yield event
+            elif not before.startswith(part.text) and (yield from _say(answer, beginning + part.text, stop, False)):
+                return True
+    return part.text != before and (yield from _say(answer, beginning + part.text, stop, False))
+
+
+def _say(answer: Answer, text: str, stop: Sequence[str], whole: bool) -> Generator[str, None, bool]:
+    """Let an answer's text be ``text``, as far as ``cut`` says; returns whether that is the end."""
+    text, stopped = cut(text, stop, whole)
+    piece, answer.text = text[len(answer.text) :], text
+    if piece:
+        yield piece
+    return stopped
 
 
 def _mean(parts: Sequence[Sequence[Evidence]]) -> list[Evidence]:
