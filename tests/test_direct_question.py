@@ -19,6 +19,8 @@ from flash_vstream.models.direct_question import direct_question
         ("Could you let me know when the man was riding a bike?", "When was the man riding a bike?"),
         ("Tell me what the woman in the red coat is holding", "What is the woman in the red coat holding?"),
         ("Can you tell me what has happened so far?", "Tell me what has happened so far."),
+        ("Describe the scene in detail.", "What is happening now?"),
+        ("Could you describe what you see?", "What is happening now?"),
         ("Do you know if the dog barks?", "Tell me if the dog barks."),
     ],
 )

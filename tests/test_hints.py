@@ -1,11 +1,12 @@
 """Hints: what small networks tell the language model, and which frames a question recalls."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from flash_vstream.memory import Slots, StarConfig, StarMemory
+from flash_vstream.memory import MemorySnapshot, Slots, StarConfig, StarMemory, pool_grid
 from flash_vstream.models.event_score import RARITY, EventScorer
 from flash_vstream.models.grounding import Grounder, Grounding, Mention, Words
 from flash_vstream.models.hints import Hinter, Hints, recall
@@ -52,6 +53,59 @@ def test_presence_and_an_empty_memory_recall_nothing():
     asked = Mention("dog", 0, 3, 9.0, 1.0, "a dog")
     assert times("Did you see a dog at 4s?", (asked, torch.eye(5)[1])) is None
     assert recall("What happened at 4s?", [], PAST[torch.zeros(0, dtype=torch.long)]) is None
+
+
+@pytest.mark.parametrize(
+    ("question", "starts"),
+    [
+        ("What has happened so far?", [0.0, 4.0, 9.0, 13.0, 20.0]),
+        ("What happened in the last 10 seconds?", [12.0, 13.0, 20.0]),
+        ("What happened between 0:03 and 5s?", [3.0, 4.0]),
+        ("What have I missed since 13s?", [13.0, 20.0]),
+        ("What is happening now?", None),
+        ("What happened at 4s?", None),
+    ],
+)
+def test_a_story_is_about_the_time_that_is_named(hinter, question, starts):
+    ends = torch.tensor([3.0, 8.0, 12.0, 19.0, 22.0], dtype=torch.float64)
+    nothing = PAST[torch.zeros(0, dtype=torch.long)]
+    memory = MemorySnapshot(nothing, replace(PAST, end=ends), nothing, nothing, nothing, 22.0, 23)
+    (found,) = hinter.hints([question], memory)
+    assert (found.scenes.start.tolist() if found.scenes is not None else None) == starts
+
+
+@pytest.mark.parametrize(
+    ("question", "index"),
+    [
+        ("What color was the dog?", 2),
+        ("What was she wearing?", 0),  # a person
+        ("What color is the dog?", None),  # the newest
+        ("What color was the sky?", None),
+    ],
+)
+def test_a_question_about_the_past_is_answered_from_the_frame_that_shows_it_best(hinter, snapshot, question, index):
+    def things(features):
+        """Of the long-term memory, the first frame shows a person and the third a dog; the others show little."""
+        seen = torch.full((len(features), 3), -1.0)
+        if torch.equal(features, snapshot.longterm.features):
+            seen[0, 0] = seen[2, 1] = 2.0
+        return [seen]
+
+    hinter.grounder.things = things
+    frame = hinter._asked_about(question, snapshot)
+    assert frame.shape == (1, 16, 6)
+    if index is None:
+        assert torch.equal(frame, snapshot.spatial.features[-1:])
+    else:
+        coarse = snapshot.longterm.features[index].to(frame.dtype)
+        assert torch.equal(pool_grid(frame, 2)[0], coarse)
+
+
+def test_how_long_a_stream_is_follows_from_its_time(hinter, snapshot):
+    (found,) = hinter.hints(["How long is this video?"], snapshot)
+    assert found.annotate("How long is this video?") == f"How long is this video? ({int(snapshot.time)}s)"
+    (found,) = hinter.hints(["How long is the rope?"], snapshot)
+    assert found.short_answer != f"{int(snapshot.time)}s"
 
 
 def test_an_indirect_question_is_looked_up_and_read_in_its_direct_form(hinter, snapshot):

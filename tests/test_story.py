@@ -27,6 +27,7 @@ STORY = Slots.of_frames(torch.eye(4)[:3, None], torch.tensor([0.0, 4.0, 70.0], d
         "Describe everything you saw",
         "List the events.",
         "what happened in this video?",
+        "Describe the video.",
     ],
 )
 def test_a_story_is_asked_for(question):

@@ -24,13 +24,21 @@ _SUBJECT = r"there|it|he|she|they|this|that|these|those|(?:the|a|an|his|her|its|
 _ASKED = re.compile(
     rf"(?P<phrase>{_PHRASE}) (?P<subject>{_SUBJECT}) (?P<verb>{_VERB})\b(?P<rest>.*)", re.IGNORECASE | re.DOTALL
 )
+_DESCRIBE = re.compile(
+    r"\W*(?:please,? )?(?:(?:can|could|would|will) you (?:please )?)?describe (?:the|this|what) "
+    r"(?:scene|picture|image|photo|frame|view|you see|is (?:happening|going on))\b[^?.!]*[?.!]?\s*",
+    re.IGNORECASE,
+)
+NOW = "What is happening now?"
+"""How a description of the present is asked for, whatever the wording."""
 _DIRECT = re.compile(rf"(?:{_PHRASE}) (?:is|are|was|were|can|will|happened|came)\b", re.IGNORECASE)
 
 
 def direct_question(question: str) -> str:
     """The question inside a polite frame, in the word order of a direct one; any other question as it is.
 
-    One that cannot be turned around keeps the plain frame ``Tell me …``.
+    One that cannot be turned around keeps the plain frame ``Tell me …``. ``Describe the scene`` asks for what is
+    happening now.
     >>> direct_question("Could you tell me how many people there are?")
     'How many people are there?'
     >>> direct_question("I want to know whether the man is sitting.")
@@ -38,6 +46,8 @@ def direct_question(question: str) -> str:
     >>> direct_question("Can you describe it?")
     'Can you describe it?'
     """
+    if _DESCRIBE.fullmatch(question):
+        return NOW
     framed = _FRAME.fullmatch(question.strip())
     if framed is None:
         return question

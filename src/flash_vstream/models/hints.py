@@ -13,9 +13,10 @@ A question recalls frames of the long-term memory: those at the times it names, 
 those just before or after an event.
 """
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ from torch import Tensor
 
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.direct_question import direct_question
-from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate
+from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate, looked_at
 from flash_vstream.models.interface import Layout, StreamProcessor
+from flash_vstream.models.prompts import stamp
+from flash_vstream.models.question_times import in_stream_times, split_window
 from flash_vstream.models.short_answers import NO, NONE, YES, ShortAnswers
 from flash_vstream.models.sight import Sight
 from flash_vstream.models.story import asks_for_story
@@ -54,12 +57,21 @@ _SHORT = re.compile(r"\W*(?:and |so )?(?:what|which|who|whose|where|how)\b", re.
 _CLOSED = re.compile(  # "Can you describe it?" and "Are you a robot?" are no questions about a frame
     r"\W*(?:please |tell me (?:if|whether) )*"
     r"(?:is|isn't|does|doesn't|(?:are|aren't)(?! you\b)|(?:do|can) (?:you|we|i) see|"
-    r"do (?:the|these|those|they|people))\b",
+    r"do (?:the|these|those|they|people)|(?:was|were)(?! there)(?=.* or ))\b",
     re.IGNORECASE,
 )
 _OF_THE_STREAM = re.compile(
     r"\b(?:happen\w*|going on|first|last|before|after|earlier|later|beg[aiu]n|end|ended|far)\b", re.IGNORECASE
 )
+_OF_THE_MODEL = re.compile(  # "Who are you?" is no question about a frame
+    r"\b(?:are|were|can|do|did|could|will) you\b(?! (?:see|saw|seen|notice|spot|think))|\byour\b", re.IGNORECASE
+)
+_LENGTH = re.compile(
+    r"\W*(?:for )?how long (?:(?:is|was) (?:the|this) (?:video|stream|clip|recording|film)|have you been watching|"
+    r"has (?:the|this) (?:video|stream|clip|recording) (?:lasted|been (?:running|going on)))\b.*",
+    re.IGNORECASE,
+)
+_SOMEBODY = frozenset(("he", "she", "they", "him", "her", "them", "who", "anyone", "anybody", "someone", "somebody"))
 _PRESENT = re.compile(r"\b(?:is|are|am|do|does|has|have|now|currently)\b", re.IGNORECASE)
 
 
@@ -117,13 +129,14 @@ class Hinter:
     @torch.inference_mode()
     def hints(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[Hints]:
         """The hints for each question about a memory."""
-        questions = [direct_question(text) for text in questions]
+        questions = [in_stream_times(direct_question(text), snapshot.time) for text in questions]
         located = self.grounder.locate(questions, snapshot)
         # A question about presence is sight's alone, and one about the order of things grounding's. One that a few
         # words can answer names no event, whatever grounding says.
         asked = [
             bool(_SHORT.match(text) or _CLOSED.match(text))
             and not _OF_THE_STREAM.search(text)
+            and not _OF_THE_MODEL.search(text)
             and not any(m.thing is not None for m, _ in own)
             for text, own in zip(questions, located, strict=True)
         ]
@@ -133,7 +146,7 @@ class Hinter:
             own = own if answer is None else []
             recalled = recall(question, own, snapshot.longterm)
             cues = self._cues(recalled.features) if recalled is not None else ()
-            scenes = _timed(snapshot) if not own and asks_for_story(question) else None
+            scenes = _scenes(question, snapshot, bool(own))
             found.append(Hints([mention for mention, _ in own], answer, recalled, tuple(cues), question, scenes))
         return found
 
@@ -159,8 +172,8 @@ class Hinter:
         self, questions: Sequence[str], asked: Sequence[bool], snapshot: MemorySnapshot
     ) -> list[str | None]:
         """The likeliest short answer to each question that is ``asked``, None if none is likely enough."""
-        answers: list[str | None] = [None] * len(questions)
-        rows = [i for i, wanted in enumerate(asked) if wanted]
+        answers = [stamp(snapshot.time) if _LENGTH.fullmatch(text) else None for text in questions]
+        rows = [i for i, wanted in enumerate(asked) if wanted and answers[i] is None]
         if self.short_answers is None or not rows or not len(snapshot.spatial):
             return answers
         self.short_answers.eval()
@@ -174,14 +187,28 @@ class Hinter:
     def _asked_about(self, question: str, snapshot: MemorySnapshot) -> Tensor:
         """The frame ``[1, P², D]`` that a question is about: the newest, or the one that shows best what it names."""
         newest = snapshot.spatial.features[-1:]
-        if self.sight is None or _PRESENT.search(question) or not len(snapshot.retrieved):
+        if self.sight is None or _PRESENT.search(question):
             return newest
         words = re.findall(r"[A-Za-z][A-Za-z'-]*", question)
-        things = [number for word in words if (number := self.sight.find(word)) is not None]
+        named = ["person" if word.lower() in _SOMEBODY else word for word in words]
+        things = [number for word in named if (number := self.sight.find(word)) is not None]
         if not things:
             return newest
-        frames = torch.cat([snapshot.retrieved.features, snapshot.spatial.features])
-        return frames[self.sight(frames).things[:, things].sum(1).argmax()][None]
+        best, frame = -torch.inf, newest
+        for slots in looked_at(snapshot):
+            (seen,) = self.grounder.things(slots.features)
+            score, at = seen[:, things].sum(1).max(0)
+            if float(score) > best:
+                best, frame = float(score), slots.features[int(at)][None]
+        return _at_size(frame, newest.shape[1])
+
+
+def _at_size(frame: Tensor, tokens: int) -> Tensor:
+    """A feature map ``[1, P², D]`` at the size ``[1, tokens, D]`` of another: each token several times."""
+    times = math.isqrt(tokens // frame.shape[1])
+    side = math.isqrt(frame.shape[1])
+    grid = frame.reshape(1, side, side, -1)
+    return grid.repeat_interleave(times, 1).repeat_interleave(times, 2).reshape(1, tokens, -1)
 
 
 def _likeliest(network: ShortAnswers, question: str, chances: Tensor) -> str | None:
@@ -201,9 +228,22 @@ def _likeliest(network: ShortAnswers, question: str, chances: Tensor) -> str | N
     return answer if answer != NONE and chance >= LEAST_CONFIDENCE else None
 
 
-def _timed(snapshot: MemorySnapshot) -> Slots:
-    """The part of a memory whose slots the language model reads with their times, from the beginning on."""
-    return snapshot.temporal if len(snapshot.temporal) else snapshot.spatial
+def _scenes(question: str, snapshot: MemorySnapshot, names_event: bool) -> Slots | None:
+    """The slots that a story is about, from the beginning or in the stretch of time that a question names.
+
+    They are those that the language model reads with their times. None if the question asks for no story, as most that
+    name an event do not.
+    """
+    rest, window = split_window(question, snapshot.time)
+    if not asks_for_story(rest) or (names_event and window is None):
+        return None
+    slots = snapshot.temporal if len(snapshot.temporal) else snapshot.spatial
+    if window is None:
+        return slots
+    begin, end = window
+    inside = ((slots.end >= begin) & (slots.start <= end)).nonzero()[:, 0]
+    slots = slots[inside if len(inside) else torch.tensor([len(slots) - 1])]
+    return replace(slots, start=slots.start.clamp_min(begin))
 
 
 def recall(question: str, located: Sequence[tuple[Mention, Tensor]], past: Slots) -> Slots | None:

@@ -37,7 +37,8 @@ _WORDINGS = (
     r"(?:give|write|make) (?:me |us )?(?:a |an )?(?:short |brief )?(?:summary|recap|overview)\b.*",
     rf"(?:tell(?: me| us)?|describe|list|explain) what {_PAST}{_SO_FAR}",
     rf"(?:tell(?: me| us)?|describe|list|explain) (?:everything|all)(?: (?:that |what )?{_PAST}.*)?{_SO_FAR}",
-    rf"(?:tell(?: me| us)?|describe|list|explain) (?:the )?(?:whole |entire )?(?:story|events|scenes){_SO_FAR}",
+    rf"(?:tell(?: me| us)?|describe|list|explain) (?:the )?(?:whole |entire )?"
+    rf"(?:story|events|scenes|video|stream|clip){_SO_FAR}",
     rf"what (?:{_PAST}|did (?:i miss|you see)|have i missed){_SO_FAR}",
 )
 _STORY = re.compile(rf"\W*(?:please,? )?(?:{'|'.join(_WORDINGS)})\W*", re.IGNORECASE | re.DOTALL)
