@@ -18,6 +18,8 @@ from flash_vstream.models.question_times import in_stream_times, split_window
         ("What happened in the last minute?", "What happened in the last 60s?"),
         ("What happened at 12s?", "What happened at 12s?"),
         ("What did you see at 3:05 pm?", "What did you see at 3:05 pm?"),
+        ("What happened at 2m?", "What happened at 120s?"),
+        ("Was there a wall 3 m high?", "Was there a wall 3 m high?"),
         ("Did you see two men and a second dog?", "Did you see two men and a second dog?"),
     ],
 )

@@ -8,9 +8,9 @@ from flash_vstream.timecode import parse_time
 _WORDS = ("a", "an", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBERS = {word: max(1, i - 1) for i, word in enumerate(_WORDS)} | {"twenty": 20, "thirty": 30, "sixty": 60}
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-_UNIT = r"s|m|h|secs?|seconds?|mins?|minutes?|hours?"
-_AMOUNT = re.compile(  # but not "a second dog"
-    rf"\b(?!(?:a|one) second\b(?! ago))(\d+(?:\.\d+)?|(?:{'|'.join(_NUMBERS)})\b)\s?({_UNIT})\b", re.IGNORECASE
+_UNIT = r"\s?(?:s|secs?|seconds?|mins?|minutes?|hours?)|m|h"
+_AMOUNT = re.compile(  # but not "a second dog", or "3 m high"
+    rf"\b(?!(?:a|one) second\b(?! ago))(\d+(?:\.\d+)?|(?:{'|'.join(_NUMBERS)})\b)({_UNIT})\b", re.IGNORECASE
 )
 _LAST_UNIT = re.compile(r"\b(last|past) (second|minute|hour)\b", re.IGNORECASE)
 _CLOCK = re.compile(r"\b\d+:[0-5]\d(?::[0-5]\d)?\b(?! ?[ap]\.?m\b)", re.IGNORECASE)
@@ -34,7 +34,7 @@ def in_stream_times(question: str, now: float) -> str:
     'What was there at 65s?'
     """
     text = _LAST_UNIT.sub(lambda match: f"{match[1]} {stamp(_SECONDS[match[2][0].lower()])}", question)
-    text = _AMOUNT.sub(lambda match: stamp(_number(match[1]) * _SECONDS[match[2][0].lower()]), text)
+    text = _AMOUNT.sub(lambda match: stamp(_number(match[1]) * _SECONDS[match[2].strip()[0].lower()]), text)
     text = _CLOCK.sub(lambda match: stamp(parse_time(match[0])), text)
     return _AGO.sub(lambda match: f"{match[1] or 'at'} {stamp(max(0.0, now - int(match[2])))}", text)
 
