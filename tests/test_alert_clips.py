@@ -12,6 +12,7 @@ import av
 import pytest
 
 from flash_vstream.serve import alert_clips
+from flash_vstream.serve.recordings import _frames_in
 from helpers.cli import run
 from helpers.server import Server, serving
 from helpers.videos import write_video
@@ -68,7 +69,12 @@ def recorded_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.mjpeg"))
 
 
-def test_a_clip_shows_the_seconds_around_its_alert(server, video):
+def first_recorded(folder: Path) -> float:
+    """The time of the first frame that was recorded of a stream."""
+    return min(frame.time for path in folder.rglob("*.mjpeg") for frame in _frames_in(path))
+
+
+def test_a_clip_shows_the_seconds_around_its_alert(server, state, video):
     server.watch("door", video, fps=RATE)
     alert = told(server, "door")
     assert alert["clip"] == f"/v1/alerts/{alert['id']}/clip"
@@ -79,7 +85,8 @@ def test_a_clip_shows_the_seconds_around_its_alert(server, video):
     for at, grey in shown:
         assert grey == pytest.approx(32 * (begin + at), abs=6)
     last = begin + shown[-1][0]
-    assert begin <= max(0, alert["began"] - alert_clips.AROUND_SECONDS) + 1 / RATE
+    first = first_recorded(state / "recordings" / "door")  # a busy machine skips frames of a live stream
+    assert begin <= max(first, alert["began"] - alert_clips.AROUND_SECONDS) + 1 / RATE
     assert last >= min(SECONDS - 1, alert["time"] + alert_clips.AROUND_SECONDS - 1)
     assert last <= alert["time"] + alert_clips.AROUND_SECONDS
     assert any(abs(begin + at - alert["time"]) < 1e-3 for at, _ in shown)
