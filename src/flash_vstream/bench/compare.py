@@ -21,8 +21,14 @@ from rich.console import Console
 
 from flash_vstream.bench.agreement import measure_agreement
 from flash_vstream.bench.crowds import MOST_TOGETHER, TOGETHER, measure_questions, measure_streams
-from flash_vstream.bench.live import LONG_QUESTION, workers
-from flash_vstream.bench.offline import bench_memory, encoder_operations, longterm_milliseconds, matrix_rate
+from flash_vstream.bench.live import long_question, workers
+from flash_vstream.bench.offline import (
+    bench_memory,
+    encoder_operations,
+    language_parameters,
+    longterm_milliseconds,
+    matrix_rate,
+)
 from flash_vstream.bench.starts import first_word_seconds, help_seconds, ready_seconds
 from flash_vstream.errors import UserError
 from flash_vstream.pipeline import FlashVStream, Stream
@@ -112,8 +118,7 @@ def _beside_llama_cpp(pipeline: FlashVStream, node: str, rounds: int) -> Iterato
     for side, name in ((0, "nano"), (1, "llama.cpp")):
         yield Figure(f"tokens/s, {name}", _median(pair[side]["rate"] for pair in pairs))
         yield Figure(f"cold first token, {name} (s)", _median(pair[side]["first"] for pair in pairs))
-    parameters = sum(parameter.numel() for parameter in pipeline.model.language_model.parameters())
-    token_seconds = 2 * parameters / matrix_rate(torch.float32)
+    token_seconds = 2 * language_parameters(pipeline) / matrix_rate(torch.float32)
     share = _median(token_seconds * ours["prompt_tokens"] / ours["first"] for ours, _ in pairs)
     yield Figure("reading a cold prompt, of the operations limit", share)
 
@@ -193,14 +198,14 @@ def _filled_stream(pipeline: FlashVStream) -> Stream:
 
 def _answer(pipeline: FlashVStream, stream: Stream) -> dict[str, float]:
     """The same of nano, and the number of its ``prompt_tokens``."""
-    answer = pipeline.ask(stream.snapshot(), LONG_QUESTION, max_new_tokens=TOKENS).finish()
+    answer = pipeline.ask(stream.snapshot(), long_question(), max_new_tokens=TOKENS).finish()
     first, rate = answer.first_token_seconds or 0.0, answer.tokens_per_second or 0.0
     return {"first": first, "rate": rate, "prompt_tokens": answer.prompt_tokens}
 
 
 def _warm_first_token(pipeline: FlashVStream, stream: Stream) -> float:
     prefix = pipeline.generator.read(stream.snapshot())
-    answers = [pipeline.ask(prefix, LONG_QUESTION, max_new_tokens=1).finish() for _ in range(ROUNDS)]
+    answers = [pipeline.ask(prefix, long_question(), max_new_tokens=1).finish() for _ in range(ROUNDS)]
     return _median(answer.first_token_seconds or 0.0 for answer in answers)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flash_vstream.bench.live import LONG_QUESTION, SETTLE_SECONDS, ask, clip, percentile, shown_state
+from flash_vstream.bench.live import SETTLE_SECONDS, ask, clip, long_question, percentile, shown_state
 from flash_vstream.errors import UserError
 from flash_vstream.live.question_client import QuestionClient
 from flash_vstream.live.shared_tensors import SharedTensors
@@ -36,7 +36,7 @@ def measure_questions(live: LiveStreams, client: QuestionClient) -> dict[str, fl
     shared = shown_state(live, "still")
     while live.status("still").state != "ended":
         time.sleep(0.05)
-    ask(client, shared, LONG_QUESTION, TOKENS)
+    ask(client, shared, long_question(), TOKENS)
     ratios = [_together(client, shared) for _ in range(ROUNDS)]
     late = [_late_comer(client, shared) for _ in range(ROUNDS)]
     answers = _at_once(client, shared, MOST_TOGETHER)
@@ -56,7 +56,7 @@ def measure_questions(live: LiveStreams, client: QuestionClient) -> dict[str, fl
 def _together(client: QuestionClient, shared: SharedTensors) -> float:
     started = time.monotonic()
     for number in range(TOGETHER):
-        ask(client, shared, _numbered(number), TOKENS)
+        ask(client, shared, long_question(number), TOKENS)
     alone = time.monotonic() - started
     ends = _at_once(client, shared, TOGETHER)
     for _, reason in ends:
@@ -88,7 +88,7 @@ def _at_once(
     def one(number: int) -> None:
         reason = None
         try:
-            ask(client, shared, _numbered(number), TOKENS, heard)
+            ask(client, shared, long_question(number), TOKENS, heard)
         except RuntimeError as error:
             reason = str(error)
         found.append((time.monotonic() - started, reason))
@@ -102,21 +102,17 @@ def _at_once(
     return found
 
 
-def _numbered(number: int) -> str:
-    return f"{LONG_QUESTION.removesuffix('1.')}{number}."
-
-
 def _after_a_frame(live: LiveStreams, client: QuestionClient, count: int = 8) -> float:
     """The median first token of questions that are asked when a new frame of a stream is in the memory."""
     live.add("moving", clip(1, 1.0))
     shared = shown_state(live, "moving")
-    ask(client, shared, LONG_QUESTION, 1)  # from now on the memory is read ahead
+    ask(client, shared, long_question(), 1)  # from now on the memory is read ahead
     firsts = []
     for _ in range(count):
         before = live.status("moving").kept
         while live.status("moving").kept == before:
             time.sleep(0.002)
-        firsts.append(float(ask(client, shared, LONG_QUESTION, 1)["first_token_seconds"]))
+        firsts.append(float(ask(client, shared, long_question(), 1)["first_token_seconds"]))
     live.remove("moving")
     return statistics.median(firsts)
 
@@ -180,4 +176,4 @@ def _watched(live: LiveStreams, client: QuestionClient, count: int, seconds: flo
 
 
 def _note_first(client: QuestionClient, shared: SharedTensors, firsts: list[float]) -> None:
-    firsts.append(float(ask(client, shared, LONG_QUESTION, TOKENS)["first_token_seconds"]))
+    firsts.append(float(ask(client, shared, long_question(), TOKENS)["first_token_seconds"]))

@@ -20,8 +20,6 @@ from flash_vstream.video.sources import Source
 from flash_vstream.wheels import fetch
 
 QUESTION = "What is happening now?"
-LONG_QUESTION = "Tell me what has happened so far. Begin with scene 1."
-"""nano answers it at length and in one go: a mere story would be made of several answers."""
 SETTLE_SECONDS = 10.0
 SOAK_PAUSE_SECONDS = 1.0
 """Pause between questions of a soak, so that watching gets most of the cores."""
@@ -53,6 +51,11 @@ def shown_state(live: LiveStreams, name: str) -> SharedTensors:
             return live.shared_state(name)
         time.sleep(0.02)
     raise TimeoutError(f"no frame of {name} came within 60 s")
+
+
+def long_question(scene: int = 1) -> str:
+    """A question that nano answers at length and in one go: a mere story would be made of several answers."""
+    return f"Tell me what has happened so far. Begin with scene {scene}."
 
 
 def ask(
@@ -160,11 +163,11 @@ def _beside(live: LiveStreams, question_client: QuestionClient) -> dict[str, Any
     shared = shown_state(live, "still")
     while live.status("still").state != "ended":
         time.sleep(0.05)
-    _timed(lambda: ask(question_client, shared, LONG_QUESTION))
-    alone = statistics.median(_timed(lambda: ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
+    _timed(lambda: ask(question_client, shared, long_question()))
+    alone = statistics.median(_timed(lambda: ask(question_client, shared, long_question())) for _ in range(10))
     live.add("beside", clip(1, 2.0))
     shown_state(live, "beside")
-    watching = statistics.median(_timed(lambda: ask(question_client, shared, LONG_QUESTION)) for _ in range(10))
+    watching = statistics.median(_timed(lambda: ask(question_client, shared, long_question())) for _ in range(10))
     live.remove("beside")
     questions = [f"{QUESTION} ({i})" for i in range(20)]
     singles = sum(_timed(lambda q=q: ask(question_client, shared, q)) for q in questions)  # type: ignore[misc]

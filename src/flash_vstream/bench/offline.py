@@ -112,7 +112,7 @@ def longterm_milliseconds(slots: int = 512, channels: int = 1280, frames: int = 
 
 def bench_nano() -> dict[str, Any]:
     """Measure nano on this machine: encoding, first token, later tokens, process memory."""
-    from flash_vstream.bench.live import LONG_QUESTION
+    from flash_vstream.bench.live import long_question
     from flash_vstream.models.hub import pull
     from flash_vstream.pipeline import FlashVStream
 
@@ -131,11 +131,11 @@ def bench_nano() -> dict[str, Any]:
         pipeline.encode([frames[i % 16]])
     encode = 60 / (time.perf_counter() - started)
     snapshot = stream.snapshot()
-    pipeline.ask(snapshot, LONG_QUESTION, max_new_tokens=4).finish()
-    answers = [pipeline.ask(snapshot, LONG_QUESTION, max_new_tokens=48).finish() for _ in range(5)]
+    pipeline.ask(snapshot, long_question(), max_new_tokens=4).finish()
+    answers = [pipeline.ask(snapshot, long_question(), max_new_tokens=48).finish() for _ in range(5)]
     prefix = pipeline.generator.read(snapshot)
-    warm = [pipeline.ask(prefix, LONG_QUESTION, max_new_tokens=1).finish() for _ in range(5)]
-    language = sum(p.numel() for p in pipeline.model.language_model.parameters())
+    warm = [pipeline.ask(prefix, long_question(), max_new_tokens=1).finish() for _ in range(5)]
+    language = language_parameters(pipeline)
     multiply, read = matrix_rate(pipeline.model.dtype), _read_bandwidth()
     engine = pipeline.generator.engine.name
     bytes_a_token = language if engine == "openvino" else 2 * language
@@ -156,6 +156,11 @@ def bench_nano() -> dict[str, Any]:
         "matrix_operations_per_second": multiply,
         "read_bytes_per_second": read,
     }
+
+
+def language_parameters(pipeline: Any) -> int:
+    """The number of the language model's parameters: a token takes two operations with each."""
+    return sum(parameter.numel() for parameter in pipeline.model.language_model.parameters())
 
 
 def encoder_operations(pipeline: Any) -> float:

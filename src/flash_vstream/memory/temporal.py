@@ -87,7 +87,7 @@ class ClusterMemory:
 
     def _exact(self, rows: int | Tensor) -> Tensor:
         """The centroids of ``rows`` as ``[..., P_tem² · D]`` float64."""
-        return _double(self._centroids[rows]).add_(_double(self._remainders[rows]))
+        return _double(self._centroids[rows]) + _double(self._remainders[rows])
 
     def _store(self, rows: int | slice, exact: Tensor) -> None:
         """Store float64 points as the centroids of ``rows``."""

@@ -7,9 +7,10 @@ The small networks and the small language model know direct questions only, and 
 import re
 
 _VERB = r"is|are|was|were|isn't|aren't|wasn't|weren't|am|has|have|had|can|will"
+_PLEASE = r"\W*(?:please,? )?"
+_WOULD_YOU = r"(?:can|could|will|would) you (?:please )?"
 _FRAME = re.compile(
-    r"\W*(?:please,? )?"
-    r"(?:(?:can|could|will|would) you (?:please )?(?:tell|say|explain|let)(?: (?:me|us|to me)(?: know)?)?|"
+    rf"{_PLEASE}(?:{_WOULD_YOU}(?:tell|say|explain|let)(?: (?:me|us|to me)(?: know)?)?|"
     r"(?:do|does) (?:you|anybody|anyone) (?:know|see)|tell (?:me|us)|let (?:me|us) know|"
     r"(?:i|we) (?:want|need|would like|wish|'d like) to know|i'd like to know|i wonder|i'm wondering)"
     r",? (?:please,? )?(?P<asked>(?:if|whether|who|whom|whose|what|which|where|when|why|how)\b.*)",
@@ -25,7 +26,7 @@ _ASKED = re.compile(
     rf"(?P<phrase>{_PHRASE}) (?P<subject>{_SUBJECT}) (?P<verb>{_VERB})\b(?P<rest>.*)", re.IGNORECASE | re.DOTALL
 )
 _DESCRIBE = re.compile(
-    r"\W*(?:please,? )?(?:(?:can|could|would|will) you (?:please )?)?describe (?:the|this|what) "
+    rf"{_PLEASE}(?:{_WOULD_YOU})?describe (?:the|this|what) "
     r"(?:scene|picture|image|photo|frame|view|you see|is (?:happening|going on))\b[^?.!]*[?.!]?\s*",
     re.IGNORECASE,
 )
@@ -39,6 +40,7 @@ def direct_question(question: str) -> str:
 
     One that cannot be turned around keeps the plain frame ``Tell me …``. ``Describe the scene`` asks for what is
     happening now.
+
     >>> direct_question("Could you tell me how many people there are?")
     'How many people are there?'
     >>> direct_question("I want to know whether the man is sitting.")

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from flash_vstream.memory import MemorySnapshot, Slots
+from flash_vstream.memory.pooling import grid_side
 from flash_vstream.models.direct_question import direct_question
 from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate, looked_at
 from flash_vstream.models.interface import Layout, StreamProcessor
@@ -79,8 +80,8 @@ _PRESENT = re.compile(r"\b(?:is|are|am|do|does|has|have|now|currently)\b", re.IG
 class Hints:
     """What was found for one question: its events, a short answer, and the frames it recalls with their cues.
 
-    ``direct`` is the question's direct form, if it was asked in another; the events' places are those in it. ``scenes``
-    are the slots that a story is about, in time order, if the question asks for it.
+    ``direct`` is the question as it was looked up, in its direct form and in stream times; the events' places are those
+    in it. ``scenes`` are the slots that a story is about, in time order, if the question asks for one.
     """
 
     mentions: list[Mention] = field(default_factory=list)
@@ -206,7 +207,7 @@ class Hinter:
 def _at_size(frame: Tensor, tokens: int) -> Tensor:
     """A feature map ``[1, P², D]`` at the size ``[1, tokens, D]`` of another: each token several times."""
     times = math.isqrt(tokens // frame.shape[1])
-    side = math.isqrt(frame.shape[1])
+    side = grid_side(frame)
     grid = frame.reshape(1, side, side, -1)
     return grid.repeat_interleave(times, 1).repeat_interleave(times, 2).reshape(1, tokens, -1)
 

@@ -5,9 +5,9 @@ import re
 from flash_vstream.models.prompts import stamp
 from flash_vstream.timecode import parse_time
 
-_WORDS = ("a", "an", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: max(1, i - 1) for i, word in enumerate(_WORDS)} | {"twenty": 20, "thirty": 30, "sixty": 60}
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_UP_TO_TEN = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: number for number, word in enumerate(_UP_TO_TEN, 1)}
+_NUMBERS |= {"a": 1, "an": 1, "twenty": 20, "thirty": 30, "sixty": 60}
 _UNIT = r"\s?(?:s|secs?|seconds?|mins?|minutes?|hours?)|m|h"
 _AMOUNT = re.compile(  # but not "a second dog", or "3 m high"
     rf"\b(?!(?:a|one) second\b(?! ago))(\d+(?:\.\d+)?|(?:{'|'.join(_NUMBERS)})\b)({_UNIT})\b", re.IGNORECASE
@@ -33,8 +33,8 @@ def in_stream_times(question: str, now: float) -> str:
     >>> in_stream_times("What was there at 1:05?", 90.0)
     'What was there at 65s?'
     """
-    text = _LAST_UNIT.sub(lambda match: f"{match[1]} {stamp(_SECONDS[match[2][0].lower()])}", question)
-    text = _AMOUNT.sub(lambda match: stamp(_number(match[1]) * _SECONDS[match[2].strip()[0].lower()]), text)
+    text = _LAST_UNIT.sub(r"\1 1 \2", question)
+    text = _AMOUNT.sub(lambda match: stamp(_seconds(*match.groups())), text)
     text = _CLOCK.sub(lambda match: stamp(parse_time(match[0])), text)
     return _AGO.sub(lambda match: f"{match[1] or 'at'} {stamp(max(0.0, now - int(match[2])))}", text)
 
@@ -54,5 +54,5 @@ def split_window(question: str, now: float) -> tuple[str, tuple[float, float] | 
     return question, None
 
 
-def _number(text: str) -> float:
-    return float(_NUMBERS.get(text.lower(), text))
+def _seconds(number: str, unit: str) -> float:
+    return parse_time(f"{_NUMBERS.get(number.lower(), number)}{unit.strip()[0].lower()}")

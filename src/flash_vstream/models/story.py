@@ -93,10 +93,8 @@ def tell(
             story, sentence = beginning + part.text, part.text
         if stopped:
             break
-    if not stopped:
-        yield from _say(
-            answer, story, (), True
-        )  # what was held back, since it could have been the start of a stop string
+    if not stopped:  # say what was held back, since it could have been the start of a stop string
+        yield from _say(answer, story, (), True)
     answer.prompt_tokens = parts[0].prompt_tokens
     answer.tokens_per_second = answer.tokens / (time.perf_counter() - started)
     answer.evidence = _mean([part.evidence for part in parts])
