@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from flash_vstream.errors import UserError
 from flash_vstream.memory import StarMemory
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.grounding import Mention, _runs, annotate
+from flash_vstream.models.guidance import Guided
 from flash_vstream.models.hints import Hinter
 from flash_vstream.models.small_networks import load_networks, weights_file
 from flash_vstream.pipeline import FlashVStream
@@ -36,7 +38,7 @@ def grounded_folder(tiny, tmp_path_factory):
     model, processor = tiny
     folder = tmp_path_factory.mktemp("grounded")
     config = FlashVStreamForConditionalGeneration.config_class(
-        **{**model.config.to_dict(), "grounding_config": {"width": 64, "members": 2}, "time_stamps": True}
+        **{**model.config.to_dict(), "grounding_config": {"width": 64, "members": 2, "common": 8}, "time_stamps": True}
     )
     torch.manual_seed(0)
     made = FlashVStreamForConditionalGeneration(config)
@@ -128,8 +130,22 @@ def test_members_differ_and_their_mean_counts(pipeline):
     embeddings, there = pipeline.generator.hinter.grounder.words.embed(["all red", "it is blue"])
     features = torch.randn(3, 4, 32)
     each = [member.compare(member.events(embeddings, there), member.sights(features)) for member in (first, second)]
-    torch.testing.assert_close(grounding.compare(embeddings, there, [features]), (each[0] + each[1]) / 2)
+    differences = grounding.compare(embeddings, there, [features]) - (each[0] + each[1]) / 2
+    torch.testing.assert_close(differences, differences[:, :1].expand(-1, 3))  # what is common counts for all alike
     assert (each[0] - each[1]).abs().max() > 0.1
+
+
+def test_an_event_is_found_by_how_much_more_it_fits_than_common_pictures(pipeline, pictures):
+    grounding, loaded = pipeline.model.grounding, PictureSet.load(pictures, "train")
+    features = torch.cat([loaded.features(f"{name}.png")[:1].float() for name in ("red", "blue")])
+    embedded = pipeline.generator.hinter.grounder.words.embed(["all red"])
+    of_four = grounding.compare(*embedded, [features])
+    # A red picture alone: red is nothing special.
+    grounding.choose_common(features[:1], pipeline.generator.hinter.grounder.words, [])
+    of_red = grounding.compare(*embedded, [features])
+    torch.testing.assert_close(of_red[0, 0], torch.tensor(0.0), atol=0.2, rtol=0)  # eight bits
+    torch.testing.assert_close(of_red[0, 0] - of_red[0, 1], of_four[0, 0] - of_four[0, 1])
+    assert of_four[0, 0] > of_red[0, 0] + 1
 
 
 def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
@@ -270,3 +286,23 @@ def test_parts_of_captions_are_true_of_other_pictures_too(pictures, pipeline):
     assert set(data.batch(4, training.random.Random(0))) == {0, 1, 2, 3}
     part = training.part_of("a man in a red shirt rides a bicycle down a hill", training.random.Random(1))
     assert 2 <= len(part.split()) <= 7
+
+
+def test_an_answer_leans_where_its_question_asks_for_a_description(pipeline, monkeypatch):
+    generator = pipeline.generator
+    memory = pipeline.model.new_memory(torch.float32)
+    memory.write(torch.randn(2, *pipeline.model.feature_shape), [0.0, 1.0])
+    prefix = generator.read(memory.read())
+    described, asked = "What is happening now?", "When did it rain?"
+    plain = [generator.ask_many(prefix, [text], max_new_tokens=3)[0] for text in (described, asked)]
+    count = generator.model.get_input_embeddings().weight.shape[0]
+    added = torch.zeros(count)
+    (wanted,) = generator.processor.tokenizer("z", add_special_tokens=False).input_ids
+    added[wanted] = 100.0
+    pipeline.model.grounding.vocabulary = {"z": 0.0}
+    guide = SimpleNamespace(about=lambda frame: Guided(torch.arange(count), added))
+    monkeypatch.setattr(generator.hinter, "_guide", guide)
+    leaning = [generator.ask_many(prefix, [text], max_new_tokens=3)[0] for text in (described, asked)]
+    assert leaning[0].startswith("z")
+    assert not plain[0].startswith("z")
+    assert leaning[1] == plain[1]

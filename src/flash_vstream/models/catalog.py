@@ -80,7 +80,7 @@ VLM_FAMILIES = (
 
 def model_folder(name: str) -> Path:
     """The folder of a named model, which may not exist yet."""
-    versions = {"nano": nano_version(), NANO_BASE: "5"}
+    versions = {"nano": nano_version(), NANO_BASE: "6"}
     return cache_dir() / "models" / f"{name}-{versions.get(name, '1')}"
 
 

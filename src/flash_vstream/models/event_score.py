@@ -16,6 +16,7 @@ from flash_vstream.errors import UserError
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.models.answer import Prefix
 from flash_vstream.models.generation import AnswerGenerator
+from flash_vstream.models.grounding import ReadEvents
 from flash_vstream.models.hints import Hinter
 
 CONFIRMING_FRAMES = 3
@@ -46,7 +47,7 @@ class EventScorer:
     def __init__(self, generator: AnswerGenerator):
         self.generator = generator
         self.hinter: Hinter | None = generator.hinter
-        self._embedded: dict[str, tuple[Tensor, Tensor]] = {}
+        self._read: dict[str, ReadEvents] = {}
 
     @property
     def is_cheap(self) -> bool:
@@ -102,9 +103,9 @@ class EventScorer:
         sight, grounder = self.hinter.sight, self.hinter.grounder
         if event.thing is not None and sight is not None:
             return grounder.things(features)[0][:, event.thing] - sight.needed(among)
-        if event.text not in self._embedded:
-            self._embedded[event.text] = grounder.words.embed([" " + event.text])
-        found = grounder.grounding.compare_sights(*self._embedded[event.text], [grounder.sights(features)])
+        if event.text not in self._read:
+            self._read[event.text] = grounder.grounding.read(*grounder.words.embed([" " + event.text]))
+        found = grounder.grounding.compare_sights(self._read[event.text], [grounder.sights(features)])
         return found[0] - grounder.grounding.needed(among)
 
     def confirm(self, event: Event, snapshot: MemorySnapshot) -> tuple[float, Prefix]:

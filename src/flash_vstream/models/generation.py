@@ -187,7 +187,8 @@ class AnswerGenerator:
         if not isinstance(self.engine, PyTorchEngine):
             return self._finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
         hints = self.hints(questions, prefix.snapshot, prefix.time_stamps)
-        if any(own.scenes is not None for own in hints):  # a story is made of several answers
+        # A story is made of several answers, and a description is guided by a frame of its own.
+        if any(own.scenes is not None or own.frame is not None for own in hints):
             return self._finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
         shown = [self._lay_out_recalled(prefix.snapshot, own, prefix.time_stamps) for own in hints]
         rows = [
@@ -286,6 +287,7 @@ class AnswerGenerator:
         answer.prompt_tokens = len(prefix.ids) + len(ids)
         slot_of_token = torch.cat([prefix.slot_of_token, shown.slot_of_token])
         prefix = replace(prefix, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=hints.recalled)
+        guided = self.hinter.guidance(hints) if self.hinter is not None else None
         attention = torch.zeros(len(prefix.ids))
         generated: list[int] = []
         steps = 0  # after the first token
@@ -294,7 +296,8 @@ class AnswerGenerator:
             row = yield Feed(prefix.sequence, ids, features, attention=bool(generated), ahead=ahead)
             assert row is not None
             features = None
-            token = int(row.checked().logits[-1].argmax())
+            logits = row.checked().logits[-1]
+            token = int((guided.lean(logits, generated) if guided is not None else logits).argmax())
             if row.attention is not None:
                 attention += row.attention[: len(attention)]
             if not generated:

@@ -14,7 +14,7 @@ This is not in the paper, and the published models have no grounding (``groundin
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -22,13 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from flash_vstream.memory import MemorySnapshot, Slots
+from flash_vstream.memory import MemorySnapshot, Slots, pool_grid
 from flash_vstream.models.prompts import stamp
 from flash_vstream.models.remembered import Remembered
 from flash_vstream.models.sight import Presence, Sight
 
 LONGEST = 96
 """Questions and events are truncated to this many tokens."""
+WORD_SCALE, WORD_SHARPNESS = 12.0, 1.5
+"""How similarities of single words become logarithms of probabilities; fitted on pictures that were not trained on."""
+COMMON_SIDE = 2
+"""The grid of a common picture: that of nano's temporal slots."""
 FEW_SLOTS = 64
 """The number of slots up to which one threshold serves: some sixteen scenes, of a few frames each."""
 IS_THERE = "Is there {thing} now{note}?"
@@ -121,6 +125,14 @@ class Event:
     counts: Tensor
 
 
+@dataclass(frozen=True)
+class ReadEvents:
+    """m events as each member encodes them, and their similarity ``usual [m, 1]`` to common pictures."""
+
+    members: list[Event]
+    usual: Tensor
+
+
 class Member(nn.Module):
     """A network of ``width`` channels that marks events in questions and compares them with slots.
 
@@ -195,18 +207,37 @@ class Member(nn.Module):
 class Grounding(nn.Module):
     """An ensemble of independently trained members, whose outputs are averaged.
 
+    Similarity is relative to ``common`` pictures: a vague event resembles many slots, a peculiar one few, and the
+    contrastive loss does not see the difference. So the logarithm of the mean exponential similarity to ``common``
+    training pictures is subtracted, as cohorts normalize scores in speaker verification (Auckenthaler et al. 2000).
+
+    ``vocabulary`` are words that captions use, each with how well it fits the common pictures.
+
     An event counts as seen above the similarity ``threshold + slope · ln(n / 64)`` to the best of n > 64 slots; both
     are measured after training. Among more slots, one is more alike by chance.
     """
 
+    common: Tensor
     threshold: Tensor
     slope: Tensor
 
-    def __init__(self, channels: int, text_width: int, width: int = 256, heads: int = 4, members: int = 1):
+    def __init__(
+        self,
+        channels: int,
+        text_width: int,
+        width: int = 256,
+        heads: int = 4,
+        members: int = 1,
+        common: int = 0,
+        vocabulary: Mapping[str, float] | None = None,
+    ):
         super().__init__()
         self.members = nn.ModuleList(Member(channels, text_width, width, heads) for _ in range(members))
+        # Unit vectors of the common pictures, times 127: a quarter of their size, and as good.
+        self.register_buffer("common", torch.zeros(members, common, COMMON_SIDE**2, width, dtype=torch.int8))
         self.register_buffer("threshold", torch.zeros(()))
         self.register_buffer("slope", torch.zeros(()))
+        self.vocabulary = dict(vocabulary or {})
 
     def needed(self, slots: int) -> float:
         """What an event's best similarity among so many slots must exceed for it to count as seen."""
@@ -221,23 +252,60 @@ class Grounding(nn.Module):
 
         ``parts`` are the slots' features ``[n', P², channels]``, one tensor for each grid size.
         """
-        return self.compare_sights(embeddings, there, [self.sights(part) for part in parts])
+        return self.compare_sights(self.read(embeddings, there), [self.sights(part) for part in parts])
 
     def sights(self, features: Tensor) -> list[Tensor]:
         """What each member sees in slots ``[n, P², channels]``, as unit vectors ``[n, P², width]``."""
         return [member.sights(features) for member in self.each()]
 
-    def compare_sights(self, embeddings: Tensor, there: Tensor, parts: Sequence[Sequence[Tensor]]) -> Tensor:
-        """``compare`` for slots given by their ``sights``."""
-        scores = []
-        for number, member in enumerate(self.each()):
-            events = member.events(embeddings, there)
-            scores.append(torch.cat([member.compare(events, part[number]) for part in parts], dim=1))
-        return torch.stack(scores).mean(0)
+    def read(self, embeddings: Tensor, there: Tensor) -> ReadEvents:
+        """What each member makes of events, embedded as ``[m, L, text_width]``."""
+        events = [member.events(embeddings, there) for member in self.each()]
+        pairs = zip(self.each(), events, self.common, strict=True)
+        usual = [member.compare(own, seen.to(own.whole).div_(127)) for member, own, seen in pairs]
+        return ReadEvents(events, _log_mean_exp(torch.stack(usual).mean(0)))
+
+    def compare_sights(self, events: ReadEvents, parts: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Similarity ``[m, n]`` of events and slots given by their ``sights``."""
+        scores = [
+            torch.cat([member.compare(own, part[number]) for part in parts], dim=1)
+            for number, (member, own) in enumerate(zip(self.each(), events.members, strict=True))
+        ]
+        return torch.stack(scores).mean(0) - events.usual
+
+    def read_vocabulary(self, embeddings: Tensor) -> list[Tensor]:
+        """Each member's unit vectors ``[W, width]`` of words ``[W, text_width]``."""
+        return [member.vocabulary(embeddings) for member in self.each()]
+
+    def word_fits(self, words: Sequence[Tensor], sights: Sequence[Tensor]) -> Tensor:
+        """How well words, as ``read_vocabulary`` returns them, fit slots, as ``sights`` does: ``[W, n]``, in nats."""
+        scale = torch.tensor(WORD_SCALE)
+        fits = [soft_best(own, seen, scale) for own, seen in zip(words, sights, strict=True)]
+        return WORD_SHARPNESS * torch.stack(fits).mean(0)
+
+    @torch.inference_mode()
+    def choose_common(self, features: Tensor, words: "Words", vocabulary: Sequence[str]) -> None:
+        """Take the common pictures from feature maps ``[n, P², channels]``, and see how well a vocabulary fits them.
+
+        They are taken evenly, and some more than once, if n is small.
+        """
+        rows = torch.linspace(0, len(features) - 1, self.common.shape[1], device=features.device).round().long()
+        sights = self.sights(pool_grid(features[rows].float(), COMMON_SIDE))
+        self.common.copy_((torch.stack(sights) * 127).round())
+        fits = self.word_fits(self.read_vocabulary(words.embed_words(vocabulary)), sights)
+        usual = _log_mean_exp(fits)[:, 0].tolist()
+        self.vocabulary = {word: round(own, 3) for word, own in zip(vocabulary, usual, strict=True)}
 
     def each(self) -> list[Member]:
         """The members, typed."""
         return cast(list[Member], list(self.members))
+
+
+def _log_mean_exp(similarities: Tensor) -> Tensor:
+    """The logarithm of the mean exponential ``[m, 1]`` of ``[m, n]``; 0 for n = 0."""
+    if not similarities.shape[1]:
+        return similarities.new_zeros(len(similarities), 1)
+    return similarities.logsumexp(1, keepdim=True) - math.log(similarities.shape[1])
 
 
 def soft_best(texts: Tensor, sights: Tensor, scale: Tensor) -> Tensor:
@@ -282,7 +350,9 @@ class Words:
         if not words:
             return self.table.new_zeros(0, self.table.shape[1])
         rows = self.tokenizer([" " + word for word in words], add_special_tokens=False).input_ids
-        return torch.stack([self._scaled(self.table[row]).mean(0) for row in rows])
+        tokens = self._scaled(self.table[[token for row in rows for token in row]])
+        means = torch.segment_reduce(tokens.cpu(), "mean", lengths=torch.tensor([len(row) for row in rows]), axis=0)
+        return means.to(self.table.device)
 
     def _scaled(self, embeddings: Tensor) -> Tensor:
         centred = embeddings.detach().float() - self.mean
@@ -380,7 +450,8 @@ class Grounder:
     def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""
         embeddings, there = self.words.embed([" " + text for text in named])
-        scores = self.grounding.compare_sights(embeddings, there, [self.sights(slots.features) for slots in parts])
+        events = self.grounding.read(embeddings, there)
+        scores = self.grounding.compare_sights(events, [self.sights(slots.features) for slots in parts])
         times = [time for slots in parts for time in slots.start.tolist()]
         return scores - self.grounding.needed(len(set(times))), times
 

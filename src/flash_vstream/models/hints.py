@@ -26,6 +26,7 @@ from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.memory.pooling import grid_side
 from flash_vstream.models.direct_question import direct_question
 from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate, looked_at
+from flash_vstream.models.guidance import Guide, Guided
 from flash_vstream.models.interface import Layout, StreamProcessor
 from flash_vstream.models.prompts import stamp
 from flash_vstream.models.question_times import in_stream_times, split_window
@@ -64,6 +65,11 @@ _CLOSED = re.compile(  # "Can you describe it?" and "Are you a robot?" are no qu
 _OF_THE_STREAM = re.compile(
     r"\b(?:happen\w*|going on|first|last|before|after|earlier|later|beg[aiu]n|end|ended|far)\b", re.IGNORECASE
 )
+_DESCRIPTION = re.compile(
+    r"\W*(?:(?:please|tell me|show me),? )*(?:describe\b|how did it\b|"
+    r"what\b.*\b(?:happen\w*|going on|see|saw|seen|scene|picture|shown|there|first|last)\b)",
+    re.IGNORECASE,
+)
 _OF_THE_MODEL = re.compile(  # "Who are you?" is no question about a frame
     r"\b(?:are|were|can|do|did|could|will) you\b(?! (?:see|saw|seen|notice|spot|think))|\byour\b", re.IGNORECASE
 )
@@ -81,7 +87,8 @@ class Hints:
     """What was found for one question: its events, a short answer, and the frames it recalls with their cues.
 
     ``direct`` is the question as it was looked up, in its direct form and in stream times; the events' places are those
-    in it. ``scenes`` are the slots that a story is about, in time order, if the question asks for one.
+    in it. ``scenes`` are the slots that a story is about, in time order, if the question asks for one. ``frame``
+    ``[1, P², D]`` is what is to be described, if it asks for the description of one frame.
     """
 
     mentions: list[Mention] = field(default_factory=list)
@@ -90,6 +97,7 @@ class Hints:
     cues: tuple[str, ...] = ()
     direct: str | None = None
     scenes: Slots | None = None
+    frame: Tensor | None = None
 
     def annotate(self, question: str) -> str:
         """The question as the language model reads it."""
@@ -114,6 +122,7 @@ class Hinter:
         self.grounder = grounder
         self.sight: Sight | None = grounder.sight
         self.short_answers = short_answers
+        self._guide: Guide | None = None
 
     @classmethod
     def from_model(cls, model: Any, tokenizer: Any) -> "Hinter | None":
@@ -126,6 +135,14 @@ class Hinter:
         """What the newest frame shows, in words; empty without sight."""
         newest = snapshot.spatial if len(snapshot.spatial) else snapshot.temporal
         return self._cues(newest.features[-1:])[0] if len(newest) else ""
+
+    def guidance(self, hints: Hints) -> Guided | None:
+        """What guides the description that a question asks for; None if it asks for none, or grounding has no words."""
+        if hints.frame is None or not self.grounder.grounding.vocabulary:
+            return None
+        if self._guide is None:
+            self._guide = Guide(self.grounder)
+        return self._guide.about(hints.frame)
 
     @torch.inference_mode()
     def hints(self, questions: Sequence[str], snapshot: MemorySnapshot) -> list[Hints]:
@@ -148,7 +165,8 @@ class Hinter:
             recalled = recall(question, own, snapshot.longterm)
             cues = self._cues(recalled.features) if recalled is not None else ()
             scenes = _scenes(question, snapshot, bool(own))
-            found.append(Hints([mention for mention, _ in own], answer, recalled, tuple(cues), question, scenes))
+            frame = _described(question, len(own), recalled, snapshot) if answer is None else None
+            found.append(Hints([mention for mention, _ in own], answer, recalled, tuple(cues), question, scenes, frame))
         return found
 
     def _cues(self, features: Tensor) -> list[str]:
@@ -227,6 +245,18 @@ def _likeliest(network: ShortAnswers, question: str, chances: Tensor) -> str | N
     chance, best = chances.max(0)
     answer = network.answers[int(best)]
     return answer if answer != NONE and chance >= LEAST_CONFIDENCE else None
+
+
+def _described(question: str, events: int, recalled: Slots | None, snapshot: MemorySnapshot) -> Tensor | None:
+    """The frame that a question asks to describe: the one that it recalls, or the newest; None if there is none."""
+    is_beside = bool(_BEFORE.search(question) or _AFTER.search(question))
+    if not _DESCRIPTION.match(question) or events > int(is_beside):
+        return None
+    if recalled is not None:
+        return recalled.features if len(recalled) == 1 else None
+    newest = snapshot.spatial if len(snapshot.spatial) else snapshot.temporal
+    is_past = is_beside or _BEGINNING.search(question) or _TIME.search(question)
+    return newest.features[-1:] if len(newest) and not is_past else None
 
 
 def _scenes(question: str, snapshot: MemorySnapshot, names_event: bool) -> Slots | None:

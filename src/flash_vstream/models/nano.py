@@ -93,7 +93,7 @@ def base_model(vision: Path, language: Path, adapter: Path | None = None) -> Fla
         vision_has_class_token=False,
         pooled_size=MEMORY.spatial_size,
         time_stamps=True,
-        grounding_config={"width": 256, "members": 2},
+        grounding_config={"width": 256, "members": 2, "common": 1024},
         prompt_template="chatml",
     )
     if adapter is not None:

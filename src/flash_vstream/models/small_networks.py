@@ -76,8 +76,11 @@ def save_tower(model: Any, folder: Path, names: Collection[str]) -> None:
 
 
 def save_network(network: torch.nn.Module, name: str, folder: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Write a network's weights, in float16, and its config, if it is given, to ``folder``."""
-    state = {key: value.detach().half().contiguous() for key, value in network.state_dict().items()}
+    """Write a network's weights, in float16 unless they are integers, and its config, if it is given, to ``folder``."""
+    state = {
+        key: (value.detach().half() if value.is_floating_point() else value).contiguous()
+        for key, value in network.state_dict().items()
+    }
     save_file(state, folder / weights_file(name))
     if config is not None:
         (folder / config_file(name)).write_text(json.dumps(config))

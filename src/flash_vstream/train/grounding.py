@@ -53,7 +53,8 @@ NEAR = 12
 """How many of a picture's most similar pictures count as near."""
 SAVE_EVERY = 250
 FEW, MANY = 16, 128
-"""The scenes of a short stream and of a long one, for which thresholds are measured."""
+"""The most scenes of a short stream and those of a long one, for which thresholds are measured."""
+MEAN_FEW = (1 + FEW) / 2
 HARD = 0.3
 """The share of a batch's pictures that are chosen for being similar to another one in the batch."""
 FORMS = (
@@ -130,10 +131,10 @@ class Vocabulary(nn.Module):
         super().__init__()
         bags = [[set(content_words(text)) for text in texts] for texts in captions]
         counts = Counter(word for texts in bags for bag in texts for word in bag)
-        vocabulary = sorted(word for word, count in counts.items() if count >= LEAST_CAPTIONS)
-        index = {word: i for i, word in enumerate(vocabulary)}
-        self.register_buffer("embeddings", words.embed_words(vocabulary).cpu(), persistent=False)
-        self.register_buffer("shares", torch.zeros(len(bags), len(vocabulary)), persistent=False)
+        self.words = sorted(word for word, count in counts.items() if count >= LEAST_CAPTIONS)
+        index = {word: i for i, word in enumerate(self.words)}
+        self.register_buffer("embeddings", words.embed_words(self.words).cpu(), persistent=False)
+        self.register_buffer("shares", torch.zeros(len(bags), len(self.words)), persistent=False)
         for row, texts in enumerate(bags):
             for bag in texts:
                 self.shares[row, [index[word] for word in bag if word in index]] += 1 / len(texts)
@@ -326,7 +327,7 @@ def check(grounding: Grounding, words: Words, data: DescribedPictures, shown: Te
     most = min(MANY, len(slots) - 2)
     long = _tell_apart(scores, of, data, rng, False, scenes=(most, most))
     high = _best_threshold(*long)
-    slope = max(0.0, (high - threshold) / math.log(most / FEW)) if most > FEW else 0.0
+    slope = max(0.0, (high - threshold) / math.log(most / MEAN_FEW)) if most > FEW else 0.0
     generated = [question_with_events(data, rng) for _ in range(200)]
     spans = Grounder(grounding, words).spans([text for text, _ in generated])
     marked = sum(found == list(true) for found, (_, true) in zip(spans, generated, strict=True)) / len(generated)
@@ -396,10 +397,13 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
         for number, member in enumerate(grounding.each()):
             kept = output / f"checkpoint-{number + 1}.pt"
             _fit(member, words, shown, replace(config, seed=config.seed + number), kept, progress)
+    grounding.eval()
+    grounding.choose_common(shown.features[:, 0], words, shown.vocabulary.words)
     result = check(grounding, words, unseen, unseen.features[:, 0].float())
     grounding.threshold.data.fill_(result.threshold)
     grounding.slope.data.fill_(result.slope)
-    save_network(grounding, "grounding", output, model.config.grounding_config)
+    config_with_words = model.config.grounding_config | {"vocabulary": grounding.vocabulary}
+    save_network(grounding, "grounding", output, config_with_words)
     (output / "check.json").write_text(json.dumps(asdict(result), indent=2) + "\n")
     return asdict(result)
 

@@ -186,15 +186,20 @@ def train_tower(config: TowerConfig, model_folder: Path, data: Path, output: Pat
     side = model.config.pooled_size
     learner = Learner(model.vision_tower, model.grounding, sight, model.short_answers, side, config.frozen).to(device)
 
+    lesson = Lesson(shown, learner, words, config, labels)
+
     def measure(averaged: Learner, step: int) -> dict[str, Any]:
+        choose_common(averaged, lesson)
         result = check(averaged, unseen, words, config.seed)
         with (output / "tower-log.jsonl").open("a") as log:
             log.write(json.dumps({"step": step, **result}) + "\n")
         return result
 
-    averaged = _fit(learner, Lesson(shown, learner, words, config, labels), config, output, measure)
+    averaged = _fit(learner, lesson, config, output, measure)
     result = measure(averaged, config.steps)
     learner.load_state_dict(averaged.state_dict())
+    words_known = {"vocabulary": averaged.grounding.vocabulary}  # not in a state
+    model.config.grounding_config = model.config.grounding_config | words_known
     model.cpu()
     model.save_pretrained(output / "model")
     processor.save_pretrained(output / "model")
@@ -309,10 +314,20 @@ def _groups(learner: Learner, lesson: Lesson, config: TowerConfig) -> Iterator[d
 
 
 @torch.inference_mode()
+def choose_common(learner: Learner, lesson: Lesson) -> None:
+    """Give grounding its common pictures and its vocabulary: those of the lesson."""
+    learner.eval()
+    middle = lesson.shown.middle[:, 0]
+    every = max(1, len(middle) // max(1, learner.grounding.common.shape[1]))
+    maps = _all_maps(learner, middle[::every])
+    learner.grounding.choose_common(maps, lesson.words, lesson.described.vocabulary.words)
+
+
+@torch.inference_mode()
 def check(learner: Learner, unseen: Gallery, words: Words, seed: int) -> dict[str, Any]:
     """Set the networks' thresholds on pictures that were not trained on, and measure all of them there."""
     learner.eval()
-    maps = torch.cat([learner.maps(part) for part in unseen.middle[:, 0].split(64)])
+    maps = _all_maps(learner, unseen.middle[:, 0])
     grounding = grounding_training.check(learner.grounding, words, unseen.described(words), maps, seed)
     learner.grounding.threshold.fill_(grounding.threshold)
     learner.grounding.slope.fill_(grounding.slope)
@@ -321,3 +336,7 @@ def check(learner: Learner, unseen: Gallery, words: Words, seed: int) -> dict[st
         "grounding": asdict(grounding),
         "short_answers": short_answers_training.check(learner.short_answers, unseen, maps, words, seed),
     }
+
+
+def _all_maps(learner: Learner, middle: Tensor) -> Tensor:
+    return torch.cat([learner.maps(part) for part in middle.split(64)])
