@@ -2,7 +2,7 @@
 
 import pytest
 
-from flash_vstream.models.direct_question import direct_question
+from flash_vstream.models.direct_question import asks_about_model, direct_question
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,17 @@ def test_a_polite_frame_is_taken_off(asked, direct):
 )
 def test_other_questions_stay_as_they_are(asked):
     assert direct_question(asked) == asked
+
+
+@pytest.mark.parametrize(
+    "asked", ["Who are you?", "so, what's your name", "What can you do?", "hello, can you hear me?"]
+)
+def test_questions_about_whom_they_ask(asked):
+    assert asks_about_model(asked)
+
+
+@pytest.mark.parametrize(
+    "asked", ["Who is she?", "What can you do with a fork?", "Can you hear the dog?", "What do you see?"]
+)
+def test_questions_about_what_is_seen(asked):
+    assert not asks_about_model(asked)

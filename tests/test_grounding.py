@@ -306,3 +306,12 @@ def test_an_answer_leans_where_its_question_asks_for_a_description(pipeline, mon
     assert leaning[0].startswith("z")
     assert not plain[0].startswith("z")
     assert leaning[1] == plain[1]
+
+
+def test_a_question_about_the_model_is_not_asked_of_what_it_sees(pipeline, pictures):
+    generator, question = pipeline.generator, "Who are you?"
+    prefix = generator.read(colour_memory(pipeline, pictures, [(3, "red"), (8, "blue")]))
+    alone = pipeline.ask(None, question, max_new_tokens=6).finish()
+    about = generator.ask(prefix, question, max_new_tokens=6).finish()
+    assert (about.text, about.evidence, about.prompt_tokens) == (alone.text, [], alone.prompt_tokens)
+    assert generator.ask_many(prefix, [question], max_new_tokens=6) == [alone.text]

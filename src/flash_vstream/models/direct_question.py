@@ -32,6 +32,11 @@ _DESCRIBE = re.compile(
 )
 NOW = "What is happening now?"
 """How a description of the present is asked for, whatever the wording."""
+_OF_THE_MODEL = re.compile(
+    r"\W*(?:(?:so|and|hi|hello|hey),? )?(?:who are you|what(?:'s| is) your name|what can you do|what do you do|"
+    r"can you hear(?: me| us| this| anything)?|do you have a name)\W*",
+    re.IGNORECASE,
+)
 _DIRECT = re.compile(rf"(?:{_PHRASE}) (?:is|are|was|were|can|will|happened|came)\b", re.IGNORECASE)
 
 
@@ -64,3 +69,11 @@ def direct_question(question: str) -> str:
         return f"Tell me {asked}."
     text = " ".join(word.strip() for word in words if word.strip())
     return f"{text[0].upper()}{text[1:]}?"
+
+
+def asks_about_model(question: str) -> bool:
+    """Whether a question is about whom it asks: ``Who are you?``, or ``Can you hear me?``.
+
+    A small language model takes it for one about whomever it sees.
+    """
+    return _OF_THE_MODEL.fullmatch(question) is not None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.answer import Answer, Evidence, Prefix, cut
+from flash_vstream.models.direct_question import asks_about_model
 from flash_vstream.models.engines import Engine, Feed, PyTorchEngine, Row
 from flash_vstream.models.hints import Hinter, Hints
 from flash_vstream.models.interface import Layout, StreamModel, StreamProcessor
@@ -188,7 +189,8 @@ class AnswerGenerator:
             return self._finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
         hints = self.hints(questions, prefix.snapshot, prefix.time_stamps)
         # A story is made of several answers, and a description is guided by a frame of its own.
-        if any(own.scenes is not None or own.frame is not None for own in hints):
+        alone = [own.scenes is not None or own.frame is not None for own in hints]
+        if any(alone) or any(asks_about_model(text) for text in questions):
             return self._finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
         shown = [self._lay_out_recalled(prefix.snapshot, own, prefix.time_stamps) for own in hints]
         rows = [
@@ -273,6 +275,8 @@ class AnswerGenerator:
         started: float,
     ) -> Generator[Feed | str, Row | None, None]:
         """An answer's work: yields what is to be read, which is answered by its row, and pieces of text."""
+        if self.hinter is not None and asks_about_model(answer.question):
+            context, answer.prefilled = None, False
         prefix = context if isinstance(context, Prefix) else self.read(context)
         if answer.prefilled:  # it must stay unchanged for the next question
             prefix = replace(prefix, sequence=self.engine.fork(prefix.sequence))
