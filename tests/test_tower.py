@@ -14,7 +14,7 @@ from flash_vstream.errors import UserError
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
 from flash_vstream.models.engines.openvino_tower import OpenVinoTower
-from flash_vstream.models.small_networks import TOWER, add_configs, load_networks
+from flash_vstream.models.small_networks import TOWER, add_configs, load_networks, weights_file
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.views import picture_crops
 from flash_vstream.train import tower as training
@@ -75,6 +75,16 @@ def test_what_was_trained_loads_into_the_model_it_started_from(trained, folder):
     pixels = torch.rand(2, 3, 64, 64)
     whole = model.from_pretrained(output / "model").encode(pixels)
     torch.testing.assert_close(made.encode(pixels), whole, rtol=1e-2, atol=1e-2)  # the files are in float16
+
+
+def test_grounding_knows_common_pictures_and_the_words_of_captions(trained):
+    output, _ = trained
+    grounding = FlashVStreamForConditionalGeneration.from_pretrained(output / "model").grounding
+    assert grounding.common.shape == (2, 4, 4, 16)
+    assert torch.equal(grounding.common, load_file(output / weights_file("grounding"))["common"])
+    lengths = grounding.common.float().norm(dim=-1)
+    torch.testing.assert_close(lengths, torch.full((2, 4, 4), 127.0), atol=3.0, rtol=0)
+    assert {"dog", "runs"} <= grounding.vocabulary.keys()
 
 
 def test_prepared_features_are_those_of_train_prepare_with_the_trained_model(trained, data, tmp_path):

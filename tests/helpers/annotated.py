@@ -55,7 +55,7 @@ def nano_like(model: Any, processor: Any, folder: Path) -> None:
         "vision_feature_layer": None,
         "vision_has_class_token": False,
         "pooled_size": 2,
-        "grounding_config": {"width": 16, "members": 2},
+        "grounding_config": {"width": 16, "members": 2, "common": 4},
         "time_stamps": True,
         "memory_config": {"spatial_size": 2, "temporal_size": 1, **lengths},
     }

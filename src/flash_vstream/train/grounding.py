@@ -55,6 +55,7 @@ SAVE_EVERY = 250
 FEW, MANY = 16, 128
 """The most scenes of a short stream and those of a long one, for which thresholds are measured."""
 MEAN_FEW = (1 + FEW) / 2
+"""What the threshold is for; from there on it rises with the logarithm of the number of scenes."""
 HARD = 0.3
 """The share of a batch's pictures that are chosen for being similar to another one in the batch."""
 FORMS = (
