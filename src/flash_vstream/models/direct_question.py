@@ -32,7 +32,7 @@ _DESCRIBE = re.compile(
 )
 NOW = "What is happening now?"
 """How a description of the present is asked for, whatever the wording."""
-_OF_THE_MODEL = re.compile(
+_ABOUT_MODEL = re.compile(
     r"\W*(?:(?:so|and|hi|hello|hey),? )?(?:who are you|what(?:'s| is) your name|what can you do|what do you do|"
     r"can you hear(?: me| us| this| anything)?|do you have a name)\W*",
     re.IGNORECASE,
@@ -76,4 +76,4 @@ def asks_about_model(question: str) -> bool:
 
     A small language model takes it for one about whomever it sees.
     """
-    return _OF_THE_MODEL.fullmatch(question) is not None
+    return _ABOUT_MODEL.fullmatch(question) is not None

@@ -133,8 +133,8 @@ class Hinter:
     @torch.inference_mode()
     def cue(self, snapshot: MemorySnapshot) -> str:
         """What the newest frame shows, in words; empty without sight."""
-        newest = snapshot.spatial if len(snapshot.spatial) else snapshot.temporal
-        return self._cues(newest.features[-1:])[0] if len(newest) else ""
+        newest = _newest(snapshot)
+        return self._cues(newest)[0] if len(newest) else ""
 
     def guidance(self, hints: Hints) -> Guided | None:
         """What guides the description that a question asks for; None if it asks for none, or grounding has no words."""
@@ -254,9 +254,14 @@ def _described(question: str, events: int, recalled: Slots | None, snapshot: Mem
         return None
     if recalled is not None:
         return recalled.features if len(recalled) == 1 else None
-    newest = snapshot.spatial if len(snapshot.spatial) else snapshot.temporal
+    newest = _newest(snapshot)
     is_past = is_beside or _BEGINNING.search(question) or _TIME.search(question)
-    return newest.features[-1:] if len(newest) and not is_past else None
+    return newest if len(newest) and not is_past else None
+
+
+def _newest(snapshot: MemorySnapshot) -> Tensor:
+    """The newest frame ``[1, P², D]`` of a memory; ``[0, P², D]`` of an empty one."""
+    return (snapshot.spatial if len(snapshot.spatial) else snapshot.temporal).features[-1:]
 
 
 def _scenes(question: str, snapshot: MemorySnapshot, names_event: bool) -> Slots | None:
