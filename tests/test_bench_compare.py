@@ -4,6 +4,8 @@ import math
 
 from flash_vstream.bench.agreement import compared
 from flash_vstream.bench.compare import Figure
+from flash_vstream.bench.offline import count_work
+from flash_vstream.models import FlashVStreamForConditionalGeneration
 from helpers.cli import run
 
 
@@ -12,6 +14,13 @@ def test_a_figure_says_whether_its_target_is_met():
     assert str(Figure("rate", 0.5, 0.6, at_most=False)) == "rate: 0.5 (at least 0.6: missed)"
     assert str(Figure("streams", 12)) == "streams: 12"
     assert Figure("streams", 12).met is None
+
+
+def test_the_work_of_a_model_is_counted_whichever_engine_runs_it(tiny_folder):
+    model = FlashVStreamForConditionalGeneration.from_pretrained(tiny_folder)
+    work = count_work(tiny_folder)
+    assert work.language == sum(parameter.numel() for parameter in model.language_model.parameters())
+    assert work.encoding > 2 * sum(p.numel() for p in model.vision_tower.parameters() if p.ndim > 1)
 
 
 def row(kind: str, truth: str, reply: str, correct: bool) -> dict:

@@ -22,13 +22,7 @@ from rich.console import Console
 from flash_vstream.bench.agreement import measure_agreement
 from flash_vstream.bench.crowds import MOST_TOGETHER, TOGETHER, measure_questions, measure_streams
 from flash_vstream.bench.live import long_question, workers
-from flash_vstream.bench.offline import (
-    bench_memory,
-    encoder_operations,
-    language_parameters,
-    longterm_milliseconds,
-    matrix_rate,
-)
+from flash_vstream.bench.offline import Work, bench_memory, count_work, longterm_milliseconds, matrix_rate
 from flash_vstream.bench.starts import first_word_seconds, help_seconds, ready_seconds
 from flash_vstream.errors import UserError
 from flash_vstream.pipeline import FlashVStream, Stream
@@ -79,15 +73,15 @@ def run_compare(rounds: int = ROUNDS) -> None:
 
     node = find_peer(Path.cwd())
     silence_transformers()
-    pull("nano")
+    work = count_work(pull("nano"))
     pipeline = FlashVStream.from_pretrained("nano")
     console = Console(stderr=True)
     engine, threads = pipeline.generator.engine.name, torch.get_num_threads()
     console.print(f"engine {engine}, {threads} threads, medians of {rounds} rounds")
     figures = []
     parts: tuple[Callable[[], Iterable[Figure]], ...] = (
-        lambda: _beside_llama_cpp(pipeline, node, rounds),
-        lambda: _alone(pipeline),
+        lambda: _beside_llama_cpp(pipeline, work, node, rounds),
+        lambda: _alone(pipeline, work),
         _memory,
         _starts,
         _crowds,
@@ -104,7 +98,7 @@ def run_compare(rounds: int = ROUNDS) -> None:
     print(json.dumps(report))
 
 
-def _beside_llama_cpp(pipeline: FlashVStream, node: str, rounds: int) -> Iterator[Figure]:
+def _beside_llama_cpp(pipeline: FlashVStream, work: Work, node: str, rounds: int) -> Iterator[Figure]:
     from flash_vstream.models.nano import LANGUAGE
 
     (gguf,) = fetch([LANGUAGE], lambda _: None)
@@ -118,18 +112,18 @@ def _beside_llama_cpp(pipeline: FlashVStream, node: str, rounds: int) -> Iterato
     for side, name in ((0, "nano"), (1, "llama.cpp")):
         yield Figure(f"tokens/s, {name}", _median(pair[side]["rate"] for pair in pairs))
         yield Figure(f"cold first token, {name} (s)", _median(pair[side]["first"] for pair in pairs))
-    token_seconds = 2 * language_parameters(pipeline) / matrix_rate(torch.float32)
+    token_seconds = 2 * work.language / matrix_rate(torch.float32)
     share = _median(token_seconds * ours["prompt_tokens"] / ours["first"] for ours, _ in pairs)
     yield Figure("reading a cold prompt, of the operations limit", share)
 
 
-def _alone(pipeline: FlashVStream) -> Iterator[Figure]:
+def _alone(pipeline: FlashVStream, work: Work) -> Iterator[Figure]:
     warm = _warm_first_token(pipeline, _filled_stream(pipeline))
     yield Figure("first token when the memory was read ahead (s)", warm, 0.05)
     single, batch = _encoding(pipeline, 1), _encoding(pipeline, 16)
     yield Figure("encoding, one frame at a time (frames/s)", single, 100, at_most=False)
     yield Figure("encoding, 16 frames at a time (frames/s)", batch, 200, at_most=False)
-    limit = matrix_rate(torch.float32) / encoder_operations(pipeline)
+    limit = matrix_rate(torch.float32) / work.encoding
     yield Figure("encoding, 16 frames at a time, of the operations limit", batch / limit)
     yield Figure("decoding, scaling and cropping a frame, of encoding one", _preparing(pipeline) * single, 1.0)
 

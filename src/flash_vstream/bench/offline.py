@@ -4,6 +4,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,7 +118,7 @@ def bench_nano() -> dict[str, Any]:
     from flash_vstream.models.hub import pull
     from flash_vstream.pipeline import FlashVStream
 
-    pull("nano")
+    folder = pull("nano")
     before = time.perf_counter()
     pipeline = FlashVStream.from_pretrained("nano")
     loaded = time.perf_counter() - before
@@ -135,18 +137,18 @@ def bench_nano() -> dict[str, Any]:
     answers = [pipeline.ask(snapshot, long_question(), max_new_tokens=48).finish() for _ in range(5)]
     prefix = pipeline.generator.read(snapshot)
     warm = [pipeline.ask(prefix, long_question(), max_new_tokens=1).finish() for _ in range(5)]
-    language = language_parameters(pipeline)
+    work = count_work(folder)
     multiply, read = matrix_rate(pipeline.model.dtype), _read_bandwidth()
     engine = pipeline.generator.engine.name
-    bytes_a_token = language if engine == "openvino" else 2 * language
+    bytes_a_token = work.language if engine == "openvino" else 2 * work.language
     return {
         "load_seconds": loaded,
         "encode_frames_per_second": encode,
-        "encode_limit_frames_per_second": multiply / encoder_operations(pipeline),
+        "encode_limit_frames_per_second": multiply / work.encoding,
         "prompt_tokens": answers[0].prompt_tokens,
         "first_token_seconds": statistics.median(answer.first_token_seconds or 0.0 for answer in answers),
         "first_token_warm_seconds": statistics.median(answer.first_token_seconds or 0.0 for answer in warm),
-        "first_token_limit_seconds": 2 * language * answers[0].prompt_tokens / multiply,
+        "first_token_limit_seconds": 2 * work.language * answers[0].prompt_tokens / multiply,
         "tokens_per_second": statistics.median(answer.tokens_per_second or 0.0 for answer in answers),
         "tokens_per_second_limit": read / bytes_a_token,
         "process_bytes": psutil.Process().memory_info().rss,
@@ -158,19 +160,32 @@ def bench_nano() -> dict[str, Any]:
     }
 
 
-def language_parameters(pipeline: Any) -> int:
-    """The number of the language model's parameters: a token takes two operations with each."""
-    return sum(parameter.numel() for parameter in pipeline.model.language_model.parameters())
+@dataclass(frozen=True)
+class Work:
+    """What a model asks of a machine, as its architecture alone tells.
+
+    ``encoding`` are the floating-point operations of a frame in the vision tower, ``language`` the language model's
+    parameters: a token takes two operations with each.
+    """
+
+    encoding: float
+    language: int
 
 
-def encoder_operations(pipeline: Any) -> float:
-    """Floating-point operations per frame in the vision tower."""
+def count_work(folder: Path) -> Work:
+    """The work of the model in ``folder``, whichever engines run it: without weights, and without running it."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    size = pipeline.processor.image_processor.size
-    with FlopCounterMode(display=False) as counter:
-        pipeline.model.encode(torch.zeros(1, 3, size, size))
-    return float(counter.get_total_flops())
+    from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration
+
+    config = FlashVStreamConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model: Any = FlashVStreamForConditionalGeneration(config)
+        size = config.vision_config.image_size
+        with FlopCounterMode(display=False) as counter:
+            model.encode(torch.zeros(1, 3, size, size))
+    language = sum(parameter.numel() for parameter in model.language_model.parameters())
+    return Work(float(counter.get_total_flops()), language)
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
