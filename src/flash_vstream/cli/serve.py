@@ -31,6 +31,7 @@ from flash_vstream.cli.options import (
     record_bytes,
 )
 from flash_vstream.cli.terminal import clean_end_on_signals
+from flash_vstream.descriptors import allow_open_files
 from flash_vstream.errors import UserError
 from flash_vstream.models.choice import ModelChoice
 
@@ -85,19 +86,17 @@ def serve(
     seconds, most_bytes = describe_seconds(describe), record_bytes(record)
     if most_bytes is not None and state is None:
         raise UserError("--record needs --state FOLDER: the frames are kept there")
-    from flash_vstream.live.fork_server import ensure_fork_server
+    check_certificate(tls_cert, tls_key)
+    allow_open_files()  # before any process starts, since processes inherit the limit
+    if engine == "local":
+        from flash_vstream.live.fork_server import ensure_fork_server
 
+        ensure_fork_server(choice)  # before this process imports as much itself
     access = access_rules(
         host, os.environ.get("FLASH_VSTREAM_TOKEN"), allow_origin or [], allow_host or [], allow_folder or []
     )
-    check_certificate(tls_cert, tls_key)
     placed = Placed(frame_workers, question_workers, spare_workers, worker_gpus, worker_cpus)
     start_engine = engine_of(engine, state, placed)
-    from flash_vstream.serve.connections import connection_limit
-
-    most_connections = connection_limit()  # before any process starts, since processes inherit it
-    if engine == "local":
-        ensure_fork_server(choice)
     from flash_vstream.serve.logging import log_to_stderr
 
     named = command_line_streams(stream or [], fps)
@@ -105,6 +104,7 @@ def serve(
     log_to_stderr(log_requests)
 
     from flash_vstream.models.kept import kept_folder
+    from flash_vstream.serve.connections import connection_limit
     from flash_vstream.serve.service import Limits, Service
 
     with listener, clean_end_on_signals():
@@ -126,7 +126,7 @@ def serve(
             scheme = "https" if tls_cert else "http"
             print(json.dumps({"listening": f"{scheme}://{shown}:{listener.getsockname()[1]}/"}), flush=True)
             Console(stderr=True).print("Serving the page and the API; press Ctrl-C to stop.", style="dim")
-            run_server(service, listener, most_connections, tls_cert, tls_key)
+            run_server(service, listener, connection_limit(), tls_cert, tls_key)
         finally:
             service.close()
 

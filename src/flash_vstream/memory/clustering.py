@@ -33,6 +33,19 @@ def merge_costs(distances: np.ndarray, weights: np.ndarray, weight: float) -> np
     return costs
 
 
+def merged_costs(costs: np.ndarray, weights: np.ndarray, first: int, second: int) -> np.ndarray:
+    """What merging the union of points ``first`` and ``second`` with each of n points costs, as ``merge_costs`` does.
+
+    It follows from ``costs [n, n]``, what merging each pair costs, without the points (Ward's case of the recurrence of
+    Lance and Williams 1967). The two entries of the union itself have no meaning.
+    """
+    own, other = weights[first], weights[second]
+    joined: np.ndarray = (own + weights) * costs[first] + (other + weights) * costs[second]
+    joined -= weights * costs[first, second]
+    joined /= own + other + weights
+    return joined
+
+
 def cheapest_pair(costs: np.ndarray) -> tuple[int, int]:
     """The pair (i < j) that is cheapest to merge, by its cost in ``costs [n, n]``; the first such pair in a tie.
 

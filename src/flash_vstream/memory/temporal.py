@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flash_vstream.memory.clustering import cheapest_pair, lloyd, merge_costs, squared_distances
+from flash_vstream.memory.clustering import cheapest_pair, lloyd, merge_costs, merged_costs, squared_distances
 from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.snapshot import Slots
 
@@ -22,7 +22,7 @@ class ClusterMemory:
     A centroid is the sum of two float32 rows, about as precise as float64: a mean over n frames moves
     by 1/n of a difference, which plain float32 loses after 2^24 frames. Distances, which are most of
     the work, are computed from the first rows only, the centroids rounded to float32. What it would cost
-    to merge each pair is kept, and brought up to date for the two rows that a frame changes. So few numbers
+    to merge each pair is kept: for a frame it is measured, for a merged row it follows from what its parts cost. So few numbers
     as costs and times are faster in NumPy, which shares them with their tensors on the CPU.
     """
 
@@ -68,8 +68,9 @@ class ClusterMemory:
             self._free.fill_(filled)
             return
         first, second = cheapest_pair(self._costs.numpy())
+        costs = merged_costs(self._costs.numpy(), self._stats[_WEIGHT].numpy(), first, second)
         self._merge(first, second)
-        self._measure(first, filled)
+        self._note_costs(first, filled, costs)
         self._drop(second)
         self._free.fill_(second)
 
@@ -100,7 +101,11 @@ class ClusterMemory:
         used = slice(filled)
         distances = squared_distances(self._centroids[used], self._centroids[row], self._differences[used])
         weights = self._stats[_WEIGHT].numpy()
-        costs = merge_costs(distances.cpu().numpy(), weights[used], weights[row])
+        self._note_costs(row, filled, merge_costs(distances.cpu().numpy(), weights[used], weights[row]))
+
+    def _note_costs(self, row: int, filled: int, costs: np.ndarray) -> None:
+        """Keep what it costs to merge ``row`` with each of the ``filled`` first rows."""
+        used = slice(filled)
         costs[row] = np.inf
         table = self._costs.numpy()
         table[row, used] = costs
