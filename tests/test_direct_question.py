@@ -2,7 +2,7 @@
 
 import pytest
 
-from flash_vstream.models.direct_question import asks_about_model, direct_question
+from flash_vstream.models.direct_question import asks_about_model, direct_question, in_present
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,39 @@ def test_a_polite_frame_is_taken_off(asked, direct):
 
 
 @pytest.mark.parametrize(
+    ("asked", "whole"),
+    [
+        ("Indoors or outdoors?", "Is it indoors or outdoors?"),
+        ("a red bus or a blue one", "Is it a red bus or a blue one?"),
+        ("Any dogs?", "Are there any dogs?"),
+        ("A man with a hat?", "Is there a man with a hat?"),
+    ],
+)
+def test_half_a_question_becomes_a_whole_one(asked, whole):
+    assert direct_question(asked) == whole
+
+
+@pytest.mark.parametrize(
+    ("asked", "present"),
+    [
+        ("What color was the bus?", "What color is the bus?"),
+        ("How many people did you see?", "How many people are there?"),
+        ("How many dogs have you seen in the snow?", "How many dogs are there in the snow?"),
+        ("How many people were there?", "How many people are there?"),
+        ("What is he holding?", "What is he holding?"),
+    ],
+)
+def test_one_frame_is_asked_about_in_the_present(asked, present):
+    assert in_present(asked) == present
+
+
+@pytest.mark.parametrize(
     "asked",
     [
         "How many people are there?",
+        "Yes or no?",
+        "Which came first, the dog or the cat?",
+        "Is it day or night?",
         "Can you describe it?",
         "Can you see a dog?",
         "Tell me everything that you have seen.",

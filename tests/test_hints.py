@@ -115,6 +115,29 @@ def test_an_indirect_question_is_looked_up_and_read_in_its_direct_form(hinter, s
     assert found.annotate("Can you tell me how many people there are?").startswith("How many people are there?")
 
 
+@pytest.mark.parametrize(
+    ("people", "question", "answer"),
+    [
+        (0, "How many people are there?", "none"),
+        (2, "How many people can you see in the video?", "two"),
+        (4, "How many people did you see?", "six"),
+        (2, "How many people are on the bus?", "six"),
+        (2, "How many dogs are there?", "six"),
+    ],
+)
+def test_the_number_of_people_is_the_one_that_sight_tells(hinter, snapshot, people, question, answer):
+    answers = [NONE, "none", "two", "six", "red"]
+    hinter.short_answers = ShortAnswers(6, 8, answers, width=8, heads=2)
+    with torch.no_grad():
+        torch.nn.init.zeros_(hinter.short_answers.answer[-1].weight)
+        hinter.short_answers.answer[-1].bias.copy_(torch.tensor([0.0, 0.0, 0.0, 3.0, 4.0 if people < 4 else 0.0]))
+        if "people are on" in question or "dogs" in question:
+            hinter.short_answers.answer[-1].bias[4] = 0.0
+        hinter.sight.people.bias[people] = 5.0
+    (found,) = hinter.hints([question], snapshot)
+    assert found.short_answer == answer
+
+
 def test_notes_and_short_answers_stand_in_the_question():
     assert Hints().annotate("Why?") == "Why?"
     assert Hints(short_answer="red").annotate("What color is it?") == "What color is it? (red)"

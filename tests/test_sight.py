@@ -21,7 +21,7 @@ from flash_vstream.evaluate.pictures import (
 from flash_vstream.memory import StarConfig, StarMemory
 from flash_vstream.models.grounding import Grounder, annotate
 from flash_vstream.models.remembered import Remembered
-from flash_vstream.models.sight import Sight
+from flash_vstream.models.sight import Seen, Sight
 from flash_vstream.models.small_networks import add_configs, load_networks
 from flash_vstream.synthetic.annotations import (
     MANY_PEOPLE,
@@ -100,11 +100,15 @@ def test_questions_of_presence_are_told_from_others(question, name, now):
 
 @pytest.fixture
 def grounded():
-    """A grounder whose sight says "dog" of frames with positive features, and whose grounding marks nothing."""
+    """A grounder whose sight says "dog" and "one person" of frames with positive features, and no grounding."""
     sight = Sight(32, THINGS, wordings(THINGS), hidden=4)
-    sight.forward = lambda features: replace(
-        Sight.forward(sight, features), things=features.mean((1, 2))[:, None].expand(-1, len(THINGS)) * 10
-    )
+
+    def forward(features):
+        logits = features.mean((1, 2))[:, None] * 10
+        people = torch.cat([torch.zeros_like(logits), logits, logits - 20], 1)
+        return Seen(logits.expand(-1, len(THINGS)), people)
+
+    sight.forward = forward
 
     class Unmarked:
         def spans(self, questions):
@@ -130,7 +134,26 @@ def test_a_question_about_now_reads_the_newest_frame_and_others_any(grounded):
     assert annotate(ever, [asked_ever]) == f"Was there a dog ({asked_ever.time:.0f}s)?"
     (anyone,) = grounded.mentions(["Is anyone there?"], memory.read())
     assert annotate("Is anyone there?", anyone) == "Is there a person now (3s?)?"
+    (anyone,) = grounded.mentions(["Did you see anyone?"], memory.read())
+    assert anyone[0].seen
+    assert anyone[0].time < 2
     assert grounded.mentions(["Why?"], memory.read()) == [[]]
+
+
+def test_a_person_is_there_where_somebody_is_counted():
+    """Whatever the logit of the thing says, so that both questions get the same answer."""
+    sight = Sight(8, THINGS, wordings(THINGS), hidden=4).eval()
+    sight.threshold.copy_(torch.tensor([-0.9, 0.3]))
+    person = THINGS.index("person")
+    frames = torch.randn(3, 4, 8)
+    with torch.no_grad():
+        sight.people.weight.zero_()
+        for somebody in (True, False):
+            sight.people.bias.copy_(torch.tensor([1.0, 0.0, 1.5 if somebody else 0.5, 0.0, 0.0]))
+            sight.things.bias[person] = -9.0 if somebody else 9.0
+            counted = sight(frames).people.argmax(1) > 0
+            assert ((sight.shown(frames)[:, person] > sight.needed(1)) == counted).all()
+            assert bool(counted.all()) == somebody
 
 
 # --- training

@@ -22,8 +22,9 @@ class ClusterMemory:
     A centroid is the sum of two float32 rows, about as precise as float64: a mean over n frames moves
     by 1/n of a difference, which plain float32 loses after 2^24 frames. Distances, which are most of
     the work, are computed from the first rows only, the centroids rounded to float32. What it would cost
-    to merge each pair is kept: for a frame it is measured, for a merged row it follows from what its parts cost. So few numbers
-    as costs and times are faster in NumPy, which shares them with their tensors on the CPU.
+    to merge each pair is kept: measured for a new frame, and derived for a merged row from what its parts
+    cost. So few numbers as costs and times are faster in NumPy, which shares them with their tensors on
+    the CPU.
     """
 
     def __init__(

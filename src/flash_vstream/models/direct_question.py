@@ -1,7 +1,7 @@
-"""Indirect questions in their direct form: ``Can you tell me what the man is doing?`` asks ``What is the man doing?``.
+"""Questions in their plainest form: ``Can you tell me what the man is doing?`` asks ``What is the man doing?``.
 
-The small networks and the small language model know direct questions only, and take the polite frame for the question:
-``Can you tell me …?`` would be answered by yes or no.
+The small networks and the small language model know whole, direct questions in the present tense best. They take a
+polite frame for the question (``Can you tell me …?`` would be answered by yes or no), and half a question for another.
 """
 
 import re
@@ -37,6 +37,19 @@ _ABOUT_MODEL = re.compile(
     r"can you hear(?: me| us| this| anything)?|do you have a name)\W*",
     re.IGNORECASE,
 )
+_FEW_WORDS = r"[\w'-]+(?: [\w'-]+){0,2}"
+_WORDS = r"[\w'-]+(?: [\w'-]+){0,9}"
+_ALTERNATIVES = re.compile(
+    rf"\W*(?!(?:{_VERB}|do|does|did|what|which|who|whose|how|when|where|why|yes|no|tell|describe|name|say|sooner|more)\b)"
+    rf"(?P<both>{_FEW_WORDS},? or {_FEW_WORDS})\W*",
+    re.IGNORECASE,
+)
+_ANYTHING = re.compile(rf"\W*(?P<thing>any {_WORDS})\?\W*", re.IGNORECASE)
+_SOMETHING = re.compile(rf"\W*(?P<thing>an? {_WORDS})\?\W*", re.IGNORECASE)
+_NUMBER_SEEN = re.compile(
+    r"(how many .+?) (?:did|have|can|do|could) (?:you|we) (?:see|seen|count|counted|notice|noticed|spot|spotted)\b(.*)",
+    re.IGNORECASE | re.DOTALL,
+)
 _DIRECT = re.compile(rf"(?:{_PHRASE}) (?:is|are|was|were|can|will|happened|came)\b", re.IGNORECASE)
 
 
@@ -44,7 +57,7 @@ def direct_question(question: str) -> str:
     """The question inside a polite frame, in the word order of a direct one; any other question as it is.
 
     One that cannot be turned around keeps the plain frame ``Tell me …``. ``Describe the scene`` asks for what is
-    happening now.
+    happening now. What is left out of ``Indoors or outdoors?`` and of ``Any dogs?`` is put in.
 
     >>> direct_question("Could you tell me how many people there are?")
     'How many people are there?'
@@ -55,6 +68,12 @@ def direct_question(question: str) -> str:
     """
     if _DESCRIBE.fullmatch(question):
         return NOW
+    if match := _ALTERNATIVES.fullmatch(question):
+        return f"Is it {_lowered(match['both'])}?"
+    if match := _ANYTHING.fullmatch(question):
+        return f"Are there {_lowered(match['thing'])}?"
+    if match := _SOMETHING.fullmatch(question):
+        return f"Is there {_lowered(match['thing'])}?"
     framed = _FRAME.fullmatch(question.strip())
     if framed is None:
         return question
@@ -69,6 +88,20 @@ def direct_question(question: str) -> str:
         return f"Tell me {asked}."
     text = " ".join(word.strip() for word in words if word.strip())
     return f"{text[0].upper()}{text[1:]}?"
+
+
+def in_present(question: str) -> str:
+    """A question about one frame, in the present tense; ``How many … did you see?`` asks how many there are.
+
+    >>> in_present("What color was the bus?")
+    'What color is the bus?'
+    """
+    question = _NUMBER_SEEN.sub(r"\1 are there\2", question)
+    return re.sub(r"\bwere\b", "are", re.sub(r"\bwas\b", "is", question))
+
+
+def _lowered(text: str) -> str:
+    return text[0].lower() + text[1:]
 
 
 def asks_about_model(question: str) -> bool:

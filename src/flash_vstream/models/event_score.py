@@ -18,6 +18,7 @@ from flash_vstream.models.answer import Prefix
 from flash_vstream.models.generation import AnswerGenerator
 from flash_vstream.models.grounding import ReadEvents
 from flash_vstream.models.hints import Hinter
+from flash_vstream.models.sight import PERSON
 
 CONFIRMING_FRAMES = 3
 """The newest frames that a careful score reads."""
@@ -66,7 +67,7 @@ class EventScorer:
             return Event(what, f"Look at the newest frame. Is this true of it: {what}? Answer yes or no.")
         thing = None
         if sight is not None:
-            thing = sight.find("person" if _PEOPLE.match(what) else what)
+            thing = sight.find(PERSON if _PEOPLE.match(what) else what)
         return Event(what, f"Is there {what}?" if thing is not None else f"Did you see {what}?", thing)
 
     @torch.inference_mode()
@@ -76,7 +77,7 @@ class EventScorer:
         if self.hinter is None:
             return self.likelihood(event, self.read(newest))
         sight = self.hinter.sight
-        is_rare = sight is not None and event.thing not in (None, sight.find("person"))
+        is_rare = sight is not None and event.thing not in (None, sight.find(PERSON))
         return float((self._above(event, newest.features, 1)[0] - RARITY * is_rare).sigmoid())
 
     @torch.inference_mode()

@@ -25,7 +25,7 @@ from torch.nn import functional
 from flash_vstream.memory import MemorySnapshot, Slots, pool_grid
 from flash_vstream.models.prompts import stamp
 from flash_vstream.models.remembered import Remembered
-from flash_vstream.models.sight import Presence, Sight
+from flash_vstream.models.sight import PERSON, Presence, Sight
 
 LONGEST = 96
 """Questions and events are truncated to this many tokens."""
@@ -427,7 +427,7 @@ class Grounder:
     def _things(self, features: Tensor) -> list[Tensor]:
         assert self.sight is not None
         self.sight.eval()
-        return [self.sight(features).things]
+        return [self.sight.shown(features)]
 
     def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float]]:
         """What each slot shows ``[n, V]``, the newest frame last, and the slots' times."""
@@ -443,7 +443,7 @@ class Grounder:
         best = int(scores.argmax())
         score = float(scores[best]) - self.sight.needed(len(set(times[begin:])))
         text = question[asked.begin : asked.end]
-        thing = "a person" if self.sight.names[asked.thing] == "person" else text
+        thing = "a person" if self.sight.names[asked.thing] == PERSON else text
         time = times[begin + best]
         return Mention(text, asked.begin, asked.end, time, round(score, 3), thing, asked.is_about_now)
 

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from flash_vstream.memory import MemorySnapshot, Slots
 from flash_vstream.memory.pooling import grid_side
-from flash_vstream.models.direct_question import direct_question
+from flash_vstream.models.direct_question import direct_question, in_present
 from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate, looked_at
 from flash_vstream.models.guidance import Guide, Guided
 from flash_vstream.models.interface import Layout, StreamProcessor
 from flash_vstream.models.prompts import stamp
 from flash_vstream.models.question_times import in_stream_times, split_window
 from flash_vstream.models.short_answers import NO, NONE, YES, ShortAnswers
-from flash_vstream.models.sight import Sight
+from flash_vstream.models.sight import PERSON, Sight
 from flash_vstream.models.story import asks_for_story
 from flash_vstream.timecode import parse_time
 
@@ -51,6 +51,14 @@ CUE_THINGS = 5
 CUE_PROBABILITY = 0.35
 """A cue names up to so many things that are at least so likely."""
 _PEOPLE = ("nobody", "1 person", "2 people", "3 people", "many people")
+_NUMBERS = (("none",), ("one",), ("two",), ("three",), ("four", "five", "six", "seven", "eight", "nine", "ten", "many"))
+"""How short answers call each number of people that sight tells."""
+_HOW_MANY_PEOPLE = re.compile(
+    r"\W*how many (?:people|persons|humans)"
+    r"(?: (?:are|is|there|here|now|right|currently|visible|present|can|be|do|you|we|see|seen|"
+    r"in|the|this|picture|image|photo|frame|view|video|scene))*\W*",
+    re.IGNORECASE,
+)
 _TIME = re.compile(r"\b(\d+:[0-5]\d(?::[0-5]\d)?|\d+(?:\.\d+)?\s?s)\b")
 _BEFORE = re.compile(r"\bbefore\b", re.IGNORECASE)
 _AFTER = re.compile(r"\bafter\b", re.IGNORECASE)
@@ -175,15 +183,12 @@ class Hinter:
             return [""] * len(features)
         self.sight.eval()
         seen = self.sight(features)
-        people = seen.people.clone()
-        if (person := self.sight.find("person")) is not None:  # what it says when asked whether anybody is there
-            people[:, 0].masked_fill_(seen.things[:, person] > self.sight.needed(1), -torch.inf)
         likely = (seen.things + self.sight.prior).sigmoid()
         values, numbers = likely.topk(min(CUE_THINGS, likely.shape[1]), 1)
         cues = []
-        for count, own, chances in zip(people.argmax(1).tolist(), numbers.tolist(), values.tolist(), strict=True):
+        for count, own, chances in zip(seen.people.argmax(1).tolist(), numbers.tolist(), values.tolist(), strict=True):
             names = [self.sight.names[i] for i, p in zip(own, chances, strict=True) if p >= CUE_PROBABILITY]
-            things = ", ".join(name for name in names if name != "person")
+            things = ", ".join(name for name in names if name != PERSON)
             cues.append(f" {_PEOPLE[count]}" + (f"; {things}" if things else ""))
         return cues
 
@@ -196,12 +201,25 @@ class Hinter:
         if self.short_answers is None or not rows or not len(snapshot.spatial):
             return answers
         self.short_answers.eval()
-        texts = [questions[i] for i in rows]
-        embeddings, there = self.grounder.words.embed(texts)
-        frames = torch.cat([self._asked_about(text, snapshot) for text in texts])
-        for i, chances in zip(rows, self.short_answers(embeddings, there, frames).softmax(1), strict=True):
-            answers[i] = _likeliest(self.short_answers, questions[i], chances)
+        asked_now = [in_present(questions[i]) for i in rows]
+        embeddings, there = self.grounder.words.embed(asked_now)
+        frames = torch.cat([self._asked_about(questions[i], snapshot) for i in rows])
+        found = self.short_answers(embeddings, there, frames).softmax(1)
+        for i, text, frame, chances in zip(rows, asked_now, frames, found, strict=True):
+            numbers = self._numbers_of_people(text, frame)
+            answers[i] = _likeliest(self.short_answers, text, chances, numbers)
         return answers
+
+    def _numbers_of_people(self, question: str, frame: Tensor) -> list[int]:
+        """The answers to a question for the number of people that agree with sight; empty for any other question.
+
+        Sight answers whether anybody is there, too, so both questions get the same answer.
+        """
+        if self.sight is None or self.short_answers is None or not _HOW_MANY_PEOPLE.fullmatch(question):
+            return []
+        self.sight.eval()
+        names = _NUMBERS[int(self.sight(frame[None]).people[0].argmax())]
+        return [self.short_answers.numbers[name] for name in names if name in self.short_answers.numbers]
 
     def _asked_about(self, question: str, snapshot: MemorySnapshot) -> Tensor:
         """The frame ``[1, P², D]`` that a question is about: the newest, or the one that shows best what it names."""
@@ -209,7 +227,7 @@ class Hinter:
         if self.sight is None or _PRESENT.search(question):
             return newest
         words = re.findall(r"[A-Za-z][A-Za-z'-]*", question)
-        named = ["person" if word.lower() in _SOMEBODY else word for word in words]
+        named = [PERSON if word.lower() in _SOMEBODY else word for word in words]
         things = [number for word in named if (number := self.sight.find(word)) is not None]
         if not things:
             return newest
@@ -230,11 +248,13 @@ def _at_size(frame: Tensor, tokens: int) -> Tensor:
     return grid.repeat_interleave(times, 1).repeat_interleave(times, 2).reshape(1, tokens, -1)
 
 
-def _likeliest(network: ShortAnswers, question: str, chances: Tensor) -> str | None:
+def _likeliest(network: ShortAnswers, question: str, chances: Tensor, allowed: Sequence[int] = ()) -> str | None:
     """The likeliest of the answers that a question allows, by their probabilities ``[V]``; None if it is no hint.
 
-    A closed question allows yes and no, or the two answers that it names.
+    Those may be given as ``allowed``. A closed question allows yes and no, or the two answers that it names.
     """
+    if allowed:
+        return network.answers[allowed[int(chances[list(allowed)].argmax())]]
     if _CLOSED.match(question):
         is_choice = bool(re.search(r"\bor\b", question))
         yes_or_no = [network.numbers[word] for word in (YES, NO) if word in network.numbers]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+PERSON = "person"
 PEOPLE_CLASSES = 5
 """None, one, two, three, and four or more people."""
 _DETERMINERS = re.compile(
@@ -91,6 +92,18 @@ class Sight(nn.Module):
         tokens = self.tokens(features.to(self.things.weight.dtype))
         state = torch.cat([tokens.mean(1), tokens.amax(1)], -1)
         return Seen(self.things(state) - self.prior, self.people(state))
+
+    def shown(self, features: Tensor) -> Tensor:
+        """Logits ``[n, V]`` of the things in feature maps, to be compared with ``needed``.
+
+        They are those of ``forward``, except that a person is there where nobody is not the likeliest number of people.
+        """
+        seen = self(features)
+        somebody = seen.people[:, 1:].amax(1) - seen.people[:, 0]
+        things: Tensor = seen.things.clone()
+        if (person := self.find(PERSON)) is not None:
+            things[:, person] = somebody + self.threshold[0]
+        return things
 
     def find(self, text: str) -> int | None:
         """The number of the thing that a noun phrase names, None when it is none or more than a noun."""

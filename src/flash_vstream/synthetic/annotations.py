@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 
 from flash_vstream.errors import UserError
+from flash_vstream.models.sight import PERSON
 
 MANY_PEOPLE = 11
 """The count that "many" stands for."""
-PERSON = "person"
 
 
 @dataclass(frozen=True)

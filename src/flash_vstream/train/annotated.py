@@ -10,8 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.sight import PEOPLE_CLASSES
-from flash_vstream.synthetic.annotations import PERSON, Annotation, read_annotations, things_in
+from flash_vstream.models.sight import PEOPLE_CLASSES, PERSON
+from flash_vstream.synthetic.annotations import Annotation, read_annotations, things_in
 from flash_vstream.synthetic.closed_questions import ClosedQuestions
 
 

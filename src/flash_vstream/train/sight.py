@@ -17,14 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from flash_vstream.memory import pool_grid
-from flash_vstream.models.sight import Seen, Sight
+from flash_vstream.models.sight import PERSON, Seen, Sight
 from flash_vstream.models.small_networks import save_network
-from flash_vstream.synthetic.annotations import (
-    PERSON,
-    frequent_things,
-    head_noun,
-    wordings,
-)
+from flash_vstream.synthetic.annotations import frequent_things, head_noun, wordings
 from flash_vstream.train.annotated import AnnotatedFeatures, AnnotatedPictures, grid_sides
 from flash_vstream.train.config import load_settings
 from flash_vstream.train.fitting import fit
@@ -127,9 +122,8 @@ def calibrate(sight: Sight, unseen: AnnotatedPictures, maps: Tensor, seed: int =
     slope = max(0.0, (high - base) / torch.log(torch.tensor(16.0)).item())
     sight.threshold.copy_(torch.tensor([base, slope]))
     somebody = [unseen.annotations[key].people > 0 for key in unseen.keys]
-    logits = seen.things[:, sight.names.index(PERSON)].tolist()
-    said = [logit > base for logit in logits]
-    person = _balanced(said, somebody)
+    logits = sight.shown(maps)[:, sight.names.index(PERSON)].tolist()
+    person = _balanced([logit > sight.needed(1) for logit in logits], somebody)
     counts = (seen.people.argmax(1).clamp(max=3) == unseen.people().clamp(max=3)).float().mean()
     return Check(round(presence, 4), round(person, 4), round(float(counts), 4), round(streams, 4))
 
