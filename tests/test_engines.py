@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from flash_vstream.memory import pool_grid
 from flash_vstream.models.efficientnet import EfficientNetLiteConfig, EfficientNetLiteModel
 from flash_vstream.models.engines import Feed, PyTorchEngine, choice, fastest_engine, openvino
 from flash_vstream.models.engines.openvino_graph import is_supported, quantized
@@ -222,7 +223,9 @@ def test_the_fast_tower_sees_the_same():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)
             module.running_var.uniform_(0.5, 2.0)
-    pixels = torch.randn(3, 3, 64, 64)
+    pixels = torch.randn(6, 3, 64, 64)  # more than go through it at once
     expected, seen = tower(pixels).last_hidden_state, OpenVinoTower(tower)(pixels).last_hidden_state
-    assert seen.shape == expected.shape == (3, 4, 48)
+    assert seen.shape == expected.shape == (6, 4, 48)
     torch.testing.assert_close(seen, expected, atol=1e-4, rtol=1e-3)
+    pooled = OpenVinoTower(tower, 1)(pixels).last_hidden_state
+    torch.testing.assert_close(pooled, pool_grid(expected, 1), atol=1e-4, rtol=1e-3)

@@ -147,7 +147,9 @@ def test_a_tower_is_the_sum_of_its_parts():
         whole = tower(pixels).last_hidden_state
         middle = tower.first_blocks(pixels, FROZEN)
         torch.testing.assert_close(tower.last_blocks(middle, FROZEN), whole)
-        torch.testing.assert_close(OpenVinoTower(tower, FROZEN).first_blocks(pixels), middle, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            OpenVinoTower(tower, blocks=FROZEN).first_blocks(pixels), middle, rtol=1e-3, atol=1e-3
+        )
 
 
 def test_crops_depend_on_the_key_alone_and_differ():

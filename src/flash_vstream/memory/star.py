@@ -152,7 +152,7 @@ class StarMemory(Locked):
             return
         row = index % length
         self._pending[row] = pooled
-        self._pending_times[row] = time
+        self._pending_times.numpy()[row] = time
         if row == length - 1:
             self._abstract, self._abstract_times = self._updated(length)
 

@@ -60,7 +60,7 @@ class ClusterMemory:
         self._remainders[row] = 0
         if self._keep_exemplars:
             self._exemplars[row] = pool_grid(frame[None], self._exemplar_side)[0].to(self._exemplars.dtype)
-        self._stats[:, row] = torch.tensor([time, time, time, time, 1.0], dtype=torch.float64)
+        self._stats.numpy()[:, row] = (time, time, time, time, 1.0)
         self._first[row] = index
         filled = int(self._filled) + 1
         self._measure(row, filled)
@@ -89,13 +89,13 @@ class ClusterMemory:
 
     def _exact(self, rows: int | Tensor) -> Tensor:
         """The centroids of ``rows`` as ``[..., P_tem² · D]`` float64."""
-        return _double(self._centroids[rows]) + _double(self._remainders[rows])
+        return _double(self._centroids[rows]).add_(_on_cpu(self._remainders[rows]))
 
     def _store(self, rows: int | slice, exact: Tensor) -> None:
-        """Store float64 points as the centroids of ``rows``."""
+        """Store float64 points as the centroids of ``rows``; leaves what float32 cannot hold of them in ``exact``."""
         rounded = exact.float()
         self._centroids[rows] = rounded.to(self._centroids.device)
-        self._remainders[rows] = (exact - rounded).float().to(self._remainders.device)
+        self._remainders[rows] = exact.sub_(rounded).float().to(self._remainders.device)
 
     def _measure(self, row: int, filled: int) -> None:
         """Update what it would cost to merge ``row`` with each of the ``filled`` first rows."""
@@ -126,8 +126,8 @@ class ClusterMemory:
         share = float(weight[1] / weight.sum())
         before = self._exact(into), self._exact(other)
         merged = torch.lerp(before[0], before[1], share)
-        self._store(into, merged)
         nearer = self._nearer_exemplar(merged, before, pair)
+        self._store(into, merged)
         if self._keep_exemplars and nearer:
             self._exemplars[into] = self._exemplars[other]
         joined_mean = mean[0] + (mean[1] - mean[0]) * share
@@ -222,8 +222,12 @@ class ClusterMemory:
 
 
 def _double(values: Tensor) -> Tensor:
-    """``values`` as float64, moved to the CPU from Apple's MPS, which has no float64."""
-    return (values.cpu() if values.device.type == "mps" else values).double()
+    """A copy of ``values`` as float64, on the CPU if they are on Apple's MPS, which has no float64."""
+    return _on_cpu(values).double()
+
+
+def _on_cpu(values: Tensor) -> Tensor:
+    return values.cpu() if values.device.type == "mps" else values
 
 
 def _joined(stats: Tensor, exemplar: Tensor) -> Tensor:

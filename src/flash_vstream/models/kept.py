@@ -9,7 +9,7 @@ from flash_vstream.models.catalog import MODELS, model_folder
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.wheels import cache_dir
 
-GRAPH_FORMAT = 1
+GRAPH_FORMAT = 2
 """To be raised with every change of what ``engines.openvino_graph`` and ``engines.openvino_tower`` build."""
 FORMAT = 1
 """To be raised with every change of what ``light.keep`` writes."""

@@ -93,7 +93,7 @@ def keep(folder: Path, model: Any, processor: Any, graph: Path) -> None:
             if not target.exists():
                 with atomic_folder(target) as scratch:
                     tokenizer.backend_tokenizer.save(str(scratch / TOKENIZER))
-                    save_tower(model.vision_tower, scratch / TOWER)
+                    save_tower(model.vision_tower, model.config.pooled_size, scratch / TOWER)
                     (scratch / SETTINGS).write_text(json.dumps(settings))
                 remove_oldest(target.parent, KEPT_MODELS)
     except (OSError, RuntimeError) as error:

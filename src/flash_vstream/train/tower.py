@@ -237,7 +237,7 @@ def _first_blocks(tower: Any, frames: FrameProcessor, count: int) -> Encode:
         tower.cuda()
     else:
         with contextlib.suppress(ImportError, RuntimeError):
-            first = OpenVinoTower(tower, count).first_blocks
+            first = OpenVinoTower(tower, blocks=count).first_blocks
 
     @torch.inference_mode()
     def encode(squares: Tensor) -> Tensor:

@@ -56,6 +56,6 @@ def speed_up_vision(model: StreamModel) -> None:
         try:
             from flash_vstream.models.engines.openvino_tower import OpenVinoTower
 
-            model.vision_tower = OpenVinoTower(tower)  # type: ignore[attr-defined]
+            model.vision_tower = OpenVinoTower(tower, model.config.pooled_size)  # type: ignore[attr-defined]
         except (ImportError, AttributeError, TypeError, RuntimeError) as error:
             log.warning("OpenVINO does not run here (%s), so frames are encoded by PyTorch and take longer", error)

@@ -1,6 +1,8 @@
 """EfficientNet-Lite in OpenVINO: nano's vision tower on a CPU, in float32.
 
 The features are those of the PyTorch tower up to float32's rounding, so whatever was trained on them stays valid.
+OpenVINO pools them as well: right after it has run, PyTorch's threads would wait milliseconds for its own, which still
+spin.
 """
 
 import threading
@@ -19,9 +21,13 @@ if TYPE_CHECKING:  # with it comes Transformers, whose import takes seconds
     from flash_vstream.models.efficientnet import ConvNorm, EfficientNetLiteModel
 
 
+TOGETHER = 4
+"""Frames that go through the tower at once: what a layer makes of more does not fit a processor's caches."""
+
+
 @dataclass(frozen=True)
 class TowerOutput:
-    """The feature map ``[B, h * w, channels]``, named as Transformers names it."""
+    """The pooled feature map ``[B, side², channels]``, named as Transformers names a tower's output."""
 
     last_hidden_state: Tensor
 
@@ -29,18 +35,25 @@ class TowerOutput:
 class OpenVinoTower(nn.Module):
     """Takes the place of an ``EfficientNetLiteModel``; threads may share it, and take turns.
 
-    ``tower`` may also be a file of ``save_tower``, together with its ``config``. With ``blocks``, it has that many of
-    the tower's first blocks and no head, for ``first_blocks`` alone. Raises ``RuntimeError`` if OpenVINO does not run
-    on this machine.
+    Feature maps are pooled to ``side``, if it is given. ``tower`` may also be a file of ``save_tower``, together with
+    its ``config``. With ``blocks``, it has that many of the tower's first blocks and no head, for ``first_blocks``
+    alone. Raises ``RuntimeError`` if OpenVINO does not run on this machine.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, tower: "EfficientNetLiteModel | Path", blocks: int | None = None, config: Any = None):
+    def __init__(
+        self,
+        tower: "EfficientNetLiteModel | Path",
+        side: int | None = None,
+        *,
+        blocks: int | None = None,
+        config: Any = None,
+    ):
         super().__init__()
         self.config = config if isinstance(tower, Path) else tower.config
         core: Any = import_openvino().Core()
-        graph = core.read_model(tower) if isinstance(tower, Path) else _build(tower, blocks)
+        graph = core.read_model(tower) if isinstance(tower, Path) else _build(tower, side, blocks)
         compiled = core.compile_model(graph, "CPU", cpu_options())
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
@@ -55,16 +68,21 @@ class OpenVinoTower(nn.Module):
 
     def _infer(self, pixel_values: Tensor) -> Tensor:
         with self._lock:
-            self._request.infer([pixel_values.float().numpy()], share_inputs=True)
-            return torch.from_numpy(self._request.get_output_tensor(0).data.copy())
+            parts = [self._infer_part(part) for part in pixel_values.float().split(TOGETHER)]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def _infer_part(self, pixels: Tensor) -> np.ndarray:
+        self._request.infer([pixels.numpy()], share_inputs=True)
+        features: np.ndarray = self._request.get_output_tensor(0).data.copy()
+        return features
 
 
-def save_tower(tower: "EfficientNetLiteModel", path: Path) -> None:
-    """Store a tower's graph, with its weights beside it, for ``OpenVinoTower``."""
-    import_openvino().save_model(_build(tower, None), path, compress_to_fp16=False)
+def save_tower(tower: "EfficientNetLiteModel", side: int, path: Path) -> None:
+    """Store a tower's graph with maps pooled to ``side``, and its weights beside it, for ``OpenVinoTower``."""
+    import_openvino().save_model(_build(tower, side, None), path, compress_to_fp16=False)
 
 
-def _build(tower: "EfficientNetLiteModel", count: int | None) -> Any:
+def _build(tower: "EfficientNetLiteModel", side: int | None, count: int | None) -> Any:
     """An ``openvino.Model`` of pixels ``[B, 3, H, W]`` to features ``[B, channels, h, w]``; see ``OpenVinoTower``."""
     ov: Any = import_openvino()
     op: Any = import_openvino("opset13")
@@ -90,4 +108,8 @@ def _build(tower: "EfficientNetLiteModel", count: int | None) -> Any:
         y = convolved(convolved(y, block.depthwise), block.project)
         x = op.add(x, y) if block.skip else y
     x = x if count is not None else convolved(x, tower.head)
+    if side is not None:
+        source = x.output(0).get_partial_shape()[2].get_length()
+        stride = source // side
+        x = op.avg_pool(x, [stride, stride], [0, 0], [0, 0], [stride, stride], True)
     return ov.Model([op.result(x)], [pixels], "vision_tower")
