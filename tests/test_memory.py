@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flash_vstream.memory import SemanticAttention, StarConfig, StarMemory, abstract_memory, pool_grid
-from flash_vstream.memory.clustering import cheapest_pair, lloyd, merge_costs
+from flash_vstream.memory.clustering import cheapest_pair, lloyd, merge_costs, merged_costs
 from flash_vstream.memory.flash_release import ReleaseFlashMemory
 from flash_vstream.memory.frames import FrameMemory, whole_frames
 from flash_vstream.memory.release import ReleaseMemory
@@ -259,6 +259,22 @@ def test_the_cheapest_merge_is_the_optimal_clustering(count, seed):
         costs[labels] = cost
     first, second = cheapest_pair(pairs)
     assert float(pairs[first, second]) == pytest.approx(min(costs.values()), rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(3, 6), seed=st.integers(0, 1000))
+def test_what_a_merged_pair_costs_follows_from_what_its_points_cost(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    sizes = torch.randint(1, 9, (count,), generator=generator).double().numpy()
+    distances = torch.cdist(points, points).square().numpy()
+    pairs = np.stack([merge_costs(row, sizes, own) for row, own in zip(distances, sizes, strict=True)])
+    np.fill_diagonal(pairs, np.inf)
+    first, second = cheapest_pair(pairs)
+    mean = (sizes[first] * points[first] + sizes[second] * points[second]) / (sizes[first] + sizes[second])
+    measured = merge_costs((points - mean).square().sum(1).numpy(), sizes, sizes[first] + sizes[second])
+    others = [row for row in range(count) if row not in (first, second)]
+    np.testing.assert_allclose(merged_costs(pairs, sizes, first, second)[others], measured[others], rtol=1e-9)
 
 
 def test_lloyd_restarts_empty_clusters():

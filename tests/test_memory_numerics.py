@@ -138,6 +138,17 @@ def test_centroids_still_move_after_two_to_the_25_frames():
     assert snapshot.temporal.features.item() > 1.0
 
 
+def test_a_centroid_of_many_frames_is_their_mean():
+    memory = StarMemory(ONE_SLOT, 3)
+    features = torch.randn(3000, 1, 3, generator=torch.Generator().manual_seed(2)) + 100.0
+    memory.write(features, torch.arange(3000.0))
+    state = memory.state_dict()
+    row = 1 - int(state["temporal.free"])
+    centroid = state["temporal.centroids"][row].double() + state["temporal.remainders"][row].double()
+    # A float32 mean, updated frame by frame, is off by 1e-4.
+    torch.testing.assert_close(centroid, features.double().mean((0, 1)), rtol=0.0, atol=1e-7)
+
+
 def test_a_float16_attention_over_large_features_stays_a_mean():
     attention = SemanticAttention(CHANNELS, 3).half()
     memory = StarMemory(CONFIG, CHANNELS, attention, torch.float16)

@@ -28,7 +28,7 @@ class StarMemory(Locked):
     >>> snapshot = memory.read()             # slots, times and weights; unaffected by later writes
 
     ``channels`` is D, the feature width; frames are stored as ``dtype`` on ``device``. Whatever the
-    dtype, centroids have float64 precision and the abstract memory float32, since in half precision
+    dtype, centroids have twice float32's precision and the abstract memory float32, since in half precision
     a mean over many frames stops moving.
 
     All space is allocated at construction; a write does the same work for the first frame and the
@@ -129,7 +129,9 @@ class StarMemory(Locked):
         dtype = self._spatial.dtype
         if self.config.spatial_length:
             self._spatial = torch.cat([self._spatial[1:], frame[None].to(dtype)])
-            self._spatial_times = torch.cat([self._spatial_times[1:], torch.tensor([time], dtype=torch.float64)])
+            seen = self._spatial_times.numpy()
+            seen[:-1] = seen[1:]
+            seen[-1] = time
         if self._buffer is not None:
             self._buffer.push(frame.to(dtype), time)
         if self.config.abstract_length:

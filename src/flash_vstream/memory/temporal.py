@@ -1,5 +1,7 @@
 """Centroids of a weighted k-means over all frames so far: the temporal memory, and the long-term memory."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,6 +10,8 @@ from flash_vstream.memory.clustering import cheapest_pair, lloyd, merge_costs, m
 from flash_vstream.memory.pooling import pool_grid
 from flash_vstream.memory.snapshot import Slots
 
+TIE = 1e-6
+"""Distances that differ by less than this share are equal, whatever rounding says."""
 _STATE = ("centroids", "remainders", "exemplars", "stats", "first", "costs", "filled", "free")
 _START, _END, _MEAN, _EXEMPLAR, _WEIGHT = range(5)
 
@@ -19,8 +23,8 @@ class ClusterMemory:
     the state are in no particular order, so that a merge changes only one row; ``read`` sorts them
     by their first frames. Real frames are kept at ``exemplar_side``, unless that is 0.
 
-    A centroid is the sum of two float32 rows, about as precise as float64: a mean over n frames moves
-    by 1/n of a difference, which plain float32 loses after 2^24 frames. Distances, which are most of
+    A centroid is the sum of two float32 rows: a mean over n frames moves by 1/n of a difference, which
+    plain float32 loses after 2^24 frames. Distances, which are most of
     the work, are computed from the first rows only, the centroids rounded to float32. What it would cost
     to merge each pair is kept: measured for a new frame, and derived for a merged row from what its parts
     cost. So few numbers as costs and times are faster in NumPy, which shares them with their tensors on
@@ -89,13 +93,13 @@ class ClusterMemory:
 
     def _exact(self, rows: int | Tensor) -> Tensor:
         """The centroids of ``rows`` as ``[..., P_tem² · D]`` float64."""
-        return _double(self._centroids[rows]).add_(_on_cpu(self._remainders[rows]))
+        return _double(self._centroids[rows]) + _double(self._remainders[rows])
 
     def _store(self, rows: int | slice, exact: Tensor) -> None:
-        """Store float64 points as the centroids of ``rows``; leaves what float32 cannot hold of them in ``exact``."""
+        """Store float64 points as the centroids of ``rows``."""
         rounded = exact.float()
         self._centroids[rows] = rounded.to(self._centroids.device)
-        self._remainders[rows] = exact.sub_(rounded).float().to(self._remainders.device)
+        self._remainders[rows] = (exact - rounded).float().to(self._remainders.device)
 
     def _measure(self, row: int, filled: int) -> None:
         """Update what it would cost to merge ``row`` with each of the ``filled`` first rows."""
@@ -121,36 +125,48 @@ class ClusterMemory:
     def _merge(self, into: int, other: int) -> None:
         """Merge row ``other`` into row ``into``: its centroid, exemplar, times and weight."""
         pair = (into, other)
-        stats = self._stats.numpy()
+        stats, first = self._stats.numpy(), self._first.numpy()
         start, end, mean, exemplar, weight = stats[:, pair]
         share = float(weight[1] / weight.sum())
-        before = self._exact(into), self._exact(other)
-        merged = torch.lerp(before[0], before[1], share)
-        nearer = self._nearer_exemplar(merged, before, pair)
-        self._store(into, merged)
+        merged, rest = self._mean(into, other, share)
+        nearer = self._nearer_exemplar(merged, pair)
+        self._centroids[into], self._remainders[into] = merged, rest
         if self._keep_exemplars and nearer:
             self._exemplars[into] = self._exemplars[other]
         joined_mean = mean[0] + (mean[1] - mean[0]) * share
         stats[:, into] = (start.min(), end.max(), joined_mean, exemplar[nearer], weight.sum())
-        self._first[into] = self._first[list(pair)].min()
+        first[into] = min(first[into], first[other])
 
-    def _nearer_exemplar(self, merged: Tensor, before: tuple[Tensor, Tensor], pair: tuple[int, int]) -> int:
+    def _mean(self, into: int, other: int, share: float) -> tuple[Tensor, Tensor]:
+        """The centroid and the remainder of row ``into`` after it has moved by ``share`` of the way to row ``other``.
+
+        The step has float32 precision, and none of it is lost in the sum, however small it is (Knuth's two-sum).
+        """
+        centroid, remainder = self._centroids[into], self._remainders[into]
+        step = (self._centroids[other] - centroid).add_(self._remainders[other]).sub_(remainder)
+        step = torch.add(remainder, step, alpha=share)
+        moved = centroid + step
+        gained = moved - centroid
+        return moved, (centroid - (moved - gained)).add_(step.sub_(gained))
+
+    def _nearer_exemplar(self, merged: Tensor, pair: tuple[int, int]) -> int:
         """Which row of ``pair`` (0 or 1) has the exemplar nearer to the ``merged`` centroid; ties go to the older.
 
-        ``before`` are the centroids of the pair. That of a single frame is the frame itself, and need not be pooled.
+        The centroid of a single frame is the frame itself, and need not be pooled.
         """
         weights = self._stats[_WEIGHT].numpy()[list(pair)]
-        older = int(self._first[pair[1]] < self._first[pair[0]])
+        first_frames = self._first.numpy()
+        older = int(first_frames[pair[1]] < first_frames[pair[0]])
         if not self._keep_exemplars:  # no features to compare: take the heavier row's
             return older if weights[0] == weights[1] else int(weights[1] > weights[0])
-        if weights.sum() == 2:  # two single frames are equidistant from their mean, whatever rounding says
+        if weights.sum() == 2:  # two single frames are equidistant from their mean
             return older
         frames = [
-            centroid if weight == 1 else self._points(self._exemplars[row][None])[0]
-            for row, centroid, weight in zip(pair, before, weights, strict=True)
+            self._centroids[row] if weight == 1 else self._compared(self._exemplars[row][None].float()).flatten()
+            for row, weight in zip(pair, weights, strict=True)
         ]
         first, second = (float(torch.dist(frame, merged)) for frame in frames)
-        return older if first == second else int(second < first)
+        return older if math.isclose(first, second, rel_tol=TIE) else int(second < first)
 
     def consolidate(self, frames: Tensor, times: Tensor, index: int) -> None:
         """Run Lloyd's algorithm over the clusters and new ``frames [T, P_spa², D]``, numbered from ``index``.
@@ -222,12 +238,8 @@ class ClusterMemory:
 
 
 def _double(values: Tensor) -> Tensor:
-    """A copy of ``values`` as float64, on the CPU if they are on Apple's MPS, which has no float64."""
-    return _on_cpu(values).double()
-
-
-def _on_cpu(values: Tensor) -> Tensor:
-    return values.cpu() if values.device.type == "mps" else values
+    """``values`` as float64, moved to the CPU from Apple's MPS, which has no float64."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
 
 
 def _joined(stats: Tensor, exemplar: Tensor) -> Tensor:
