@@ -160,6 +160,13 @@ def test_a_model_in_bfloat16_finds_the_same(grounded_folder, trained, pictures):
         memory.write(loaded.features(f"{name}.png")[:1].to(torch.bfloat16), [time])
     answer = pipeline.ask(memory.read(), "Did you see it is blue before you saw all red?", max_new_tokens=2).finish()
     assert [mention.time for mention in answer.mentions] == [8.0, 3.0]
+    # Common pictures lose nothing by being compared with, whatever dtype Transformers loads them in.
+    precise = FlashVStream.from_pretrained(str(grounded_folder), dtype=torch.float32)
+    load_networks(precise.model, trained[0])
+    embedded = precise.generator.hinter.grounder.words.embed(["all red"])
+    expected = precise.model.grounding.read(*embedded).usual
+    for _ in range(2):
+        torch.testing.assert_close(pipeline.model.grounding.read(*embedded).usual, expected)
 
 
 def test_a_stage_in_bfloat16_leaves_grounding_as_it_was(grounded_folder, trained, pictures, tmp_path):

@@ -262,7 +262,7 @@ class Grounding(nn.Module):
         """What each member makes of events, embedded as ``[m, L, text_width]``."""
         events = [member.events(embeddings, there) for member in self.each()]
         pairs = zip(self.each(), events, self.common, strict=True)
-        usual = [member.compare(own, seen.to(own.whole).div_(127)) for member, own, seen in pairs]
+        usual = [member.compare(own, seen.to(own.whole) / 127) for member, own, seen in pairs]
         return ReadEvents(events, _log_mean_exp(torch.stack(usual).mean(0)))
 
     def compare_sights(self, events: ReadEvents, parts: Sequence[Sequence[Tensor]]) -> Tensor:
