@@ -101,6 +101,43 @@ def test_a_question_about_the_past_is_answered_from_the_frame_that_shows_it_best
         assert torch.equal(pool_grid(frame, 2)[0], coarse)
 
 
+@pytest.mark.parametrize(
+    ("question", "objection"),
+    [
+        ("What color is the dog?", "There is no dog."),
+        ("What color was the dog?", "There is no dog."),
+        ("How many dogs are there?", "There are no dogs."),
+        ("Where is the person?", "There is nobody."),
+        ("What color is the grass?", None),
+        ("Is the dog red?", None),
+        ("What happened to the dog first?", None),
+        ("What is this?", None),
+    ],
+)
+def test_what_is_surely_not_there_is_objected_to(hinter, snapshot, question, objection):
+    with torch.no_grad():
+        hinter.sight.things.bias.copy_(torch.tensor([-3.0, -3.0, -0.5]))
+        hinter.sight.people.bias[0] = 3.0
+    (found,) = hinter.hints([question], snapshot)
+    assert found.objection == objection
+
+
+def test_a_thing_that_left_is_asked_about_where_it_was_seen(hinter, snapshot):
+    """Though the question is in the present tense, if the newest frame surely lacks it."""
+
+    def things(features):
+        seen = torch.full((len(features), 3), -3.0)
+        if torch.equal(features, snapshot.longterm.features):
+            seen[2, 1] = 2.0
+        return [seen]
+
+    hinter.grounder.things = things
+    frame = hinter._asked_about("What color is the dog?", snapshot)
+    assert torch.equal(pool_grid(frame, 2)[0], snapshot.longterm.features[2].to(frame.dtype))
+    assert hinter._objection("What color is the dog?", snapshot) is None
+    assert hinter._objection("What color is the grass?", snapshot) == "There is no grass."
+
+
 def test_how_long_a_stream_is_follows_from_its_time(hinter, snapshot):
     (found,) = hinter.hints(["How long is this video?"], snapshot)
     assert found.annotate("How long is this video?") == f"How long is this video? ({int(snapshot.time)}s)"

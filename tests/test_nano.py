@@ -60,6 +60,20 @@ def test_it_describes_a_real_street(pipeline, clip):
     assert pipeline.ask(stream, "What is happening now?").finish().text.lower() == text
 
 
+def test_it_objects_to_a_question_about_what_is_not_there(pipeline, clip):
+    stream = pipeline.watch(clip, until=6)
+    question = "What color is the elephant?"
+    answer = pipeline.ask(stream, question)
+    assert list(answer) == ["There is no elephant."] == [answer.text]
+    assert answer.to_dict()["finish_reason"] == "stop"
+    assert answer.first_token_seconds is not None
+    assert [slot.share for slot in answer.evidence] == [None] * len(answer.evidence)
+    prefix = pipeline.generator.read(stream.snapshot())
+    asked = pipeline.generator.ask_many(prefix, ["Is there a person?", question])
+    assert asked[1] == answer.text
+    assert pipeline.generator.ask(prefix, question, stop=["no"]).finish().text == "There is "
+
+
 def test_its_story_has_times_in_order_and_repeats_nothing(pipeline, clip):
     stream = pipeline.watch(clip)
     answer = pipeline.ask(stream, "What have I missed?").finish()

@@ -87,6 +87,8 @@ class Answer:
         self._pieces: Iterator[str] = iter(())
         self._work: Generator[Feed | str, Row | None, None] = _nothing()
         self._feed: Feed | None = None
+        self._said: list[str] = []
+        """Pieces of text that came before anything was to be read."""
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces

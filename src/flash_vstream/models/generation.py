@@ -136,27 +136,30 @@ class AnswerGenerator:
 
         Returns how many tokens its first step will read.
         """
-        answer._feed = self._next_feed(answer, None, [])
+        answer._feed = self._next_feed(answer, None, answer._said)
         return len(answer._feed.ids) if answer._feed is not None else 0
 
     def is_open(self, answer: Answer) -> bool:
         """Whether there is more to generate of an answer that was begun."""
-        return answer._feed is not None
+        return answer._feed is not None or bool(answer._said)
 
     @torch.inference_mode()
     def advance(self, answers: Sequence[Answer]) -> list[list[str] | BaseException]:
-        """Generate a token of every one of ``answers``, all of them open, in one step.
+        """Generate a token of every one of ``answers``, all of them open, in one step, or say what needs no model.
 
         Returns the new pieces of each one's text, or the error that ended it.
         """
         feeds = [answer._feed for answer in answers if answer._feed is not None]
         # Where nothing is gained by one step for all, an error in one's own shall not end the others.
-        rows: Sequence[Row | None] = self.engine.step(feeds) if self.engine.together else [None] * len(feeds)
+        together = self.engine.together and bool(feeds)
+        rows: Iterator[Row | None] = iter(self.engine.step(feeds) if together else [None] * len(feeds))
         outcomes: list[list[str] | BaseException] = []
-        for answer, feed, row in zip(answers, feeds, rows, strict=True):
-            pieces: list[str] = []
+        for answer in answers:
+            pieces, answer._said = answer._said, []
+            feed, row = answer._feed, None if answer._feed is None else next(rows)
             try:
-                answer._feed = self._next_feed(answer, row or self.engine.step([feed])[0], pieces)
+                if feed is not None:
+                    answer._feed = self._next_feed(answer, row or self.engine.step([feed])[0], pieces)
                 outcomes.append(pieces)
             except (KeyboardInterrupt, SystemExit):
                 raise
@@ -188,8 +191,8 @@ class AnswerGenerator:
         if not isinstance(self.engine, PyTorchEngine):
             return self._finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
         hints = self.hints(questions, prefix.snapshot, prefix.time_stamps)
-        # A story is made of several answers, and a description is guided by a frame of its own.
-        alone = [own.scenes is not None or own.frame is not None for own in hints]
+        # A story is made of several answers, a description guided by a frame of its own, and an objection no answer.
+        alone = [any(part is not None for part in (own.scenes, own.frame, own.objection)) for own in hints]
         if any(alone) or any(asks_about_model(text) for text in questions):
             return self._finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
         shown = [self._lay_out_recalled(prefix.snapshot, own, prefix.time_stamps) for own in hints]
@@ -284,6 +287,9 @@ class AnswerGenerator:
         if hints.scenes is not None:
             yield from tell(partial(self.ask, prefix), answer, hints.scenes, max_new_tokens, stop, started)
             return
+        if hints.objection is not None:
+            yield from self._object(answer, prefix, hints.objection, stop, started)
+            return
         answer.mentions = hints.mentions
         shown = self._lay_out_recalled(prefix.snapshot, hints, prefix.time_stamps)
         features = shown.features
@@ -332,6 +338,17 @@ class AnswerGenerator:
             ids = [token]
         answer.tokens_per_second = steps / (time.perf_counter() - first) if steps else None
         answer.evidence = self._evidence(prefix, attention)
+
+    def _object(
+        self, answer: Answer, prefix: Prefix, objection: str, stop: Sequence[str], started: float
+    ) -> Generator[str, None, None]:
+        """The work of an answer that the language model is not asked for."""
+        answer.prompt_tokens = len(prefix.ids)
+        answer.first_token_seconds = time.perf_counter() - started
+        answer.evidence = self._evidence(prefix, torch.zeros(len(prefix.ids)))
+        answer.text, _ = cut(objection, stop, True)
+        if answer.text:
+            yield answer.text
 
     def _evidence(self, prefix: Prefix, attention: Tensor) -> list[Evidence]:
         if prefix.snapshot is None:

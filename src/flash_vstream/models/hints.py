@@ -28,6 +28,7 @@ from flash_vstream.models.direct_question import direct_question, in_present
 from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate, looked_at
 from flash_vstream.models.guidance import Guide, Guided
 from flash_vstream.models.interface import Layout, StreamProcessor
+from flash_vstream.models.presupposition import SURE, absence, kind_logits, presupposed
 from flash_vstream.models.prompts import stamp
 from flash_vstream.models.question_times import in_stream_times, split_window
 from flash_vstream.models.short_answers import NO, NONE, YES, ShortAnswers
@@ -96,7 +97,8 @@ class Hints:
 
     ``direct`` is the question as it was looked up, in its direct form and in stream times; the events' places are those
     in it. ``scenes`` are the slots that a story is about, in time order, if the question asks for one. ``frame``
-    ``[1, P², D]`` is what is to be described, if it asks for the description of one frame.
+    ``[1, P², D]`` is what is to be described, if it asks for the description of one frame. ``objection`` is the whole
+    answer, if the question takes something for granted that is not there.
     """
 
     mentions: list[Mention] = field(default_factory=list)
@@ -106,6 +108,7 @@ class Hints:
     direct: str | None = None
     scenes: Slots | None = None
     frame: Tensor | None = None
+    objection: str | None = None
 
     def annotate(self, question: str) -> str:
         """The question as the language model reads it."""
@@ -166,9 +169,16 @@ class Hinter:
             and not any(m.thing is not None for m, _ in own)
             for text, own in zip(questions, located, strict=True)
         ]
+        objections = [
+            self._objection(text, snapshot) if own else None for text, own in zip(questions, asked, strict=True)
+        ]
+        asked = [own and objection is None for own, objection in zip(asked, objections, strict=True)]
         short = self._short_answers(questions, asked, snapshot)
         found = []
-        for question, own, answer in zip(questions, located, short, strict=True):
+        for question, own, answer, objection in zip(questions, located, short, objections, strict=True):
+            if objection is not None:
+                found.append(Hints(direct=question, objection=objection))
+                continue
             own = own if answer is None else []
             recalled = recall(question, own, snapshot.longterm)
             cues = self._cues(recalled.features) if recalled is not None else ()
@@ -221,14 +231,42 @@ class Hinter:
         names = _NUMBERS[int(self.sight(frame[None]).people[0].argmax())]
         return [self.short_answers.numbers[name] for name in names if name in self.short_answers.numbers]
 
+    def _objection(self, question: str, snapshot: MemorySnapshot) -> str | None:
+        """What is to be said of a thing that a question takes for granted and no frame shows; None if there is none."""
+        if self.sight is None or _CLOSED.match(question) or not looked_at(snapshot):
+            return None
+        for thing, noun in presupposed(question, self.sight):
+            if self._beyond_needed(thing, looked_at(snapshot)) < -SURE:
+                return absence(noun)
+        return None
+
+    def _beyond_needed(self, thing: int, parts: Sequence[Slots]) -> float:
+        """How far the logit of a thing, at its best in ``parts``, is beyond what sight needs."""
+        assert self.sight is not None
+        logits = [kind_logits(self.grounder.things(slots.features)[0], thing, self.sight) for slots in parts]
+        frames = len({time for slots in parts for time in slots.start.tolist()})
+        return float(torch.cat(logits).max()) - self.sight.needed(frames)
+
     def _asked_about(self, question: str, snapshot: MemorySnapshot) -> Tensor:
-        """The frame ``[1, P², D]`` that a question is about: the newest, or the one that shows best what it names."""
-        newest = snapshot.spatial.features[-1:]
-        if self.sight is None or _PRESENT.search(question):
+        """The frame ``[1, P², D]`` that a question is about: the newest, or the one that shows best what it names.
+
+        In the present tense, it is the newest unless that surely lacks something which another one shows.
+        """
+        newest_slot = snapshot.spatial[torch.tensor([len(snapshot.spatial) - 1])]
+        newest = newest_slot.features
+        if self.sight is None:
             return newest
-        words = re.findall(r"[A-Za-z][A-Za-z'-]*", question)
-        named = [PERSON if word.lower() in _SOMEBODY else word for word in words]
-        things = [number for word in named if (number := self.sight.find(word)) is not None]
+        if _PRESENT.search(question):
+            things = [
+                thing
+                for thing, _ in presupposed(question, self.sight)
+                if self._beyond_needed(thing, [newest_slot]) < -SURE
+                and self._beyond_needed(thing, looked_at(snapshot)) > 0
+            ]
+        else:
+            words = re.findall(r"[A-Za-z][A-Za-z'-]*", question)
+            named = [PERSON if word.lower() in _SOMEBODY else word for word in words]
+            things = [number for word in named if (number := self.sight.find(word)) is not None]
         if not things:
             return newest
         best, frame = -torch.inf, newest
