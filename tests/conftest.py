@@ -22,6 +22,12 @@ from helpers.goldens import GOLDENS, load_goldens, write_tiny
 from helpers.models import char_tokenizer
 
 
+def pytest_configure() -> None:
+    """Let Ctrl-C reach what tests start: a shell starts background commands with it ignored, which is inherited."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(scope="session")
 def goldens() -> dict[str, torch.Tensor]:
     """Tensors recorded from the released code."""
