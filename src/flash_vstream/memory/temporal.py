@@ -91,11 +91,11 @@ class ClusterMemory:
         """Frames ``[T, P², D]`` as float64 points ``[T, P_tem² · D]`` in the centroids' space."""
         return _double(self._compared(frames.float()).flatten(1))
 
-    def _exact(self, rows: int | Tensor) -> Tensor:
-        """The centroids of ``rows`` as ``[..., P_tem² · D]`` float64."""
+    def _exact(self, rows: Tensor) -> Tensor:
+        """The centroids of ``rows`` as ``[n, P_tem² · D]`` float64."""
         return _double(self._centroids[rows]) + _double(self._remainders[rows])
 
-    def _store(self, rows: int | slice, exact: Tensor) -> None:
+    def _store(self, rows: slice, exact: Tensor) -> None:
         """Store float64 points as the centroids of ``rows``."""
         rounded = exact.float()
         self._centroids[rows] = rounded.to(self._centroids.device)

@@ -41,11 +41,15 @@ _FEW_WORDS = r"[\w'-]+(?: [\w'-]+){0,2}"
 _WORDS = r"[\w'-]+(?: [\w'-]+){0,9}"
 _ALTERNATIVES = re.compile(
     rf"\W*(?!(?:{_VERB}|do|does|did|what|which|who|whose|how|when|where|why|yes|no|tell|describe|name|say|sooner|more)\b)"
-    rf"(?P<both>{_FEW_WORDS},? or {_FEW_WORDS})\W*",
+    rf"({_FEW_WORDS},? or {_FEW_WORDS})\W*",
     re.IGNORECASE,
 )
-_ANYTHING = re.compile(rf"\W*(?P<thing>any {_WORDS})\?\W*", re.IGNORECASE)
-_SOMETHING = re.compile(rf"\W*(?P<thing>an? {_WORDS})\?\W*", re.IGNORECASE)
+_HALVES = (
+    (_ALTERNATIVES, "Is it {}?"),
+    (re.compile(rf"\W*(any {_WORDS})\?\W*", re.IGNORECASE), "Are there {}?"),
+    (re.compile(rf"\W*(an? {_WORDS})\?\W*", re.IGNORECASE), "Is there {}?"),
+)
+"""Halves of questions, and the whole ones."""
 _NUMBER_SEEN = re.compile(
     r"(how many .+?) (?:did|have|can|do|could) (?:you|we) (?:see|seen|count|counted|notice|noticed|spot|spotted)\b(.*)",
     re.IGNORECASE | re.DOTALL,
@@ -68,12 +72,9 @@ def direct_question(question: str) -> str:
     """
     if _DESCRIBE.fullmatch(question):
         return NOW
-    if match := _ALTERNATIVES.fullmatch(question):
-        return f"Is it {_lowered(match['both'])}?"
-    if match := _ANYTHING.fullmatch(question):
-        return f"Are there {_lowered(match['thing'])}?"
-    if match := _SOMETHING.fullmatch(question):
-        return f"Is there {_lowered(match['thing'])}?"
+    for half, whole in _HALVES:
+        if match := half.fullmatch(question):
+            return whole.format(match[1][0].lower() + match[1][1:])
     framed = _FRAME.fullmatch(question.strip())
     if framed is None:
         return question
@@ -98,10 +99,6 @@ def in_present(question: str) -> str:
     """
     question = _NUMBER_SEEN.sub(r"\1 are there\2", question)
     return re.sub(r"\bwere\b", "are", re.sub(r"\bwas\b", "is", question))
-
-
-def _lowered(text: str) -> str:
-    return text[0].lower() + text[1:]
 
 
 def asks_about_model(question: str) -> bool:

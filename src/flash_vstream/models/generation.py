@@ -21,7 +21,7 @@ from flash_vstream.models.interface import Layout, StreamModel, StreamProcessor
 from flash_vstream.models.prompt_layout import Typed, pad_rows
 from flash_vstream.models.prompt_limit import PromptLimit
 from flash_vstream.models.question_fit import fit_of, recalled
-from flash_vstream.models.story import tell
+from flash_vstream.models.story import say, tell
 
 MAX_NEW_TOKENS = 192
 TOGETHER = 32
@@ -346,9 +346,7 @@ class AnswerGenerator:
         answer.prompt_tokens = len(prefix.ids)
         answer.first_token_seconds = time.perf_counter() - started
         answer.evidence = self._evidence(prefix, torch.zeros(len(prefix.ids)))
-        answer.text, _ = cut(objection, stop, True)
-        if answer.text:
-            yield answer.text
+        yield from say(answer, objection, stop, True)
 
     def _evidence(self, prefix: Prefix, attention: Tensor) -> list[Evidence]:
         if prefix.snapshot is None:

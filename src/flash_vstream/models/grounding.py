@@ -388,7 +388,7 @@ class Grounder:
         present = [self.sight.presence(text) if self.sight is not None else None for text in questions]
         # A question about presence is sight's alone.
         spans = [[] if asked is not None else own for asked, own in zip(present, self.spans(questions), strict=True)]
-        seen = self._seen(snapshot) if any(asked is not None for asked in present) else None
+        seen = self.shown(looked_at(snapshot)) if any(asked is not None for asked in present) else None
         named = [text[begin:end] for text, own in zip(questions, spans, strict=True) for begin, end in own]
         matches: Iterator[tuple[str, Tensor]] = iter(())
         if named:
@@ -429,11 +429,10 @@ class Grounder:
         self.sight.eval()
         return [self.sight.shown(features)]
 
-    def _seen(self, snapshot: MemorySnapshot) -> tuple[Tensor, list[float]]:
-        """What each slot shows ``[n, V]``, the newest frame last, and the slots' times."""
-        known = looked_at(snapshot)
-        things = torch.cat([self.things(slots.features)[0] for slots in known])
-        return things, [time for slots in known for time in slots.start.tolist()]
+    def shown(self, parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
+        """What each slot of ``parts`` shows ``[n, V]``, in their order, and the slots' times."""
+        things = torch.cat([self.things(slots.features)[0] for slots in parts])
+        return things, [time for slots in parts for time in slots.start.tolist()]
 
     def _presence(self, question: str, asked: Presence, things: Tensor, times: list[float]) -> Mention:
         """Whether the slots show a thing: the newest frame for a question in the present tense, else any."""

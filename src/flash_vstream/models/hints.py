@@ -243,9 +243,8 @@ class Hinter:
     def _beyond_needed(self, thing: int, parts: Sequence[Slots]) -> float:
         """How far the logit of a thing, at its best in ``parts``, is beyond what sight needs."""
         assert self.sight is not None
-        logits = [kind_logits(self.grounder.things(slots.features)[0], thing, self.sight) for slots in parts]
-        frames = len({time for slots in parts for time in slots.start.tolist()})
-        return float(torch.cat(logits).max()) - self.sight.needed(frames)
+        things, times = self.grounder.shown(parts)
+        return float(kind_logits(things, thing, self.sight).max()) - self.sight.needed(len(set(times)))
 
     def _asked_about(self, question: str, snapshot: MemorySnapshot) -> Tensor:
         """The frame ``[1, P², D]`` that a question is about: the newest, or the one that shows best what it names.

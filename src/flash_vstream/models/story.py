@@ -94,7 +94,7 @@ def tell(
         if stopped:
             break
     if not stopped:  # say what was held back, since it could have been the start of a stop string
-        yield from _say(answer, story, (), True)
+        yield from say(answer, story, (), True)
     answer.prompt_tokens = parts[0].prompt_tokens
     answer.tokens_per_second = answer.tokens / (time.perf_counter() - started)
     answer.evidence = _mean([part.evidence for part in parts])
@@ -114,12 +114,12 @@ def _sentence(
             row = None
             if not isinstance(event, str):
                 row = yield event
-            elif not before.startswith(part.text) and (yield from _say(answer, beginning + part.text, stop, False)):
+            elif not before.startswith(part.text) and (yield from say(answer, beginning + part.text, stop, False)):
                 return True
-    return part.text != before and (yield from _say(answer, beginning + part.text, stop, False))
+    return part.text != before and (yield from say(answer, beginning + part.text, stop, False))
 
 
-def _say(answer: Answer, text: str, stop: Sequence[str], whole: bool) -> Generator[str, None, bool]:
+def say(answer: Answer, text: str, stop: Sequence[str], whole: bool) -> Generator[str, None, bool]:
     """Let an answer's text be ``text``, as far as ``cut`` says; returns whether that is the end."""
     text, stopped = cut(text, stop, whole)
     piece, answer.text = text[len(answer.text) :], text
