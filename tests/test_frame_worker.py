@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from flash_vstream.live import frame_worker
-from flash_vstream.live.frame_worker import Add, FrameWorker, Remove, state_layout
+from flash_vstream.live.frame_worker import FrameWorker, state_layout
+from flash_vstream.live.messages import Add, Remove
+from flash_vstream.live.published import read_memory_table, read_picture, save_state
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import load_state, read_memory_table, read_picture, save_state
+from flash_vstream.live.stream_state import load_state
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import FrameRing

@@ -11,11 +11,12 @@ from flash_vstream.live.fork_server import PRELOADED, WITH_TRANSFORMERS
 
 SOURCE = Path(__file__).parent.parent / "src" / "flash_vstream"
 # The packages and modules that each may import from, besides itself and the shared leaves.
-SHARED = {"descriptors", "errors", "files", "timecode", "wheels", "__version__"}
+SHARED = {"descriptors", "errors", "files", "imports", "timecode", "wheels", "__version__"}
 ALLOWED: dict[str, set[str]] = {
     "descriptors": set(),
     "errors": set(),
     "files": set(),
+    "imports": set(),
     "timecode": set(),
     "wheels": set(),
     "sample_clips": set(),
@@ -68,7 +69,7 @@ def test_memory_knows_tensors_only():
         modules = {
             n.module.split(".")[0] for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)
         }
-        assert modules <= {"flash_vstream", "torch", "dataclasses", "collections", "typing"}, path
+        assert modules <= {"flash_vstream", "torch", "importlib", "dataclasses", "collections", "typing"}, path
 
 
 def test_import_is_quick():
@@ -77,5 +78,16 @@ def test_import_is_quick():
 
 
 def test_what_only_watches_and_answers_imports_no_transformers():
-    code = "import sys, flash_vstream.serve.app, flash_vstream.live.engine; assert 'transformers' not in sys.modules"
+    code = "import sys, flash_vstream.live.preload; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_server_imports_no_torch():
+    """Only its workers need it: it takes half a second, and 200 MB."""
+    code = "import sys, flash_vstream.cli.serve, flash_vstream.serve.app; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_garbage_is_looked_for_again_after_imports():
+    code = "import gc, flash_vstream.live.preload; assert gc.isenabled() and gc.get_freeze_count() > 10_000"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ import torch
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.kept import kept_folder
 from flash_vstream.models.light import LightModel
-from flash_vstream.models.prompt_layout import Typed
 from flash_vstream.models.prompt_limit import PromptLimit, PromptTooLongError
+from flash_vstream.models.prompt_text import Typed
 from flash_vstream.pipeline import FlashVStream
 from helpers.annotated import nano_like
 
@@ -70,6 +72,21 @@ def test_its_tokens_are_those_of_the_whole_model(choice):
     assert limit.reserved == whole.generator.prompt_limit.reserved
     with pytest.raises(PromptTooLongError):
         limit.check("word " * 5000, (), 8)
+
+
+def test_questions_are_measured_without_pytorch(choice):
+    whole = FlashVStream.for_answers(choice)
+    whole.prepare_answers()
+    code = (
+        "import sys; from flash_vstream.models.choice import ModelChoice; from flash_vstream.models.light_text import"
+        f" load_text; from flash_vstream.models.prompt_limit import PromptLimit; limit ="
+        f" PromptLimit(*load_text({choice!r})); assert 'torch' not in sys.modules;"
+        f" print(limit.context, limit.reserved, len(limit.processor.question_ids({QUESTION!r}, [('a', 'b')])))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    limit = whole.generator.prompt_limit
+    length = len(whole.processor.question_ids(QUESTION, [("a", "b")]))
+    assert found.split() == [str(limit.context), str(limit.reserved), str(length)]
 
 
 def test_changed_weights_and_other_choices_are_loaded_whole(choice, folder):

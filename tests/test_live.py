@@ -22,7 +22,8 @@ from PIL import Image
 from flash_vstream.errors import UserError
 from flash_vstream.live import supervisor
 from flash_vstream.live.frame_worker import state_layout
-from flash_vstream.live.question_worker import Ask, QuestionWorker
+from flash_vstream.live.messages import Ask
+from flash_vstream.live.question_worker import QuestionWorker
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import Pictures, empty_slots, stream_state
 from flash_vstream.live.streams import LiveStreams

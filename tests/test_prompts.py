@@ -11,8 +11,8 @@ from flash_vstream.models import catalog, hub
 from flash_vstream.models.answer import cut
 from flash_vstream.models.engines.base import CHUNK_TOKENS
 from flash_vstream.models.processing import FlashVStreamProcessor
-from flash_vstream.models.prompt_layout import Typed
 from flash_vstream.models.prompt_limit import PromptLimit, PromptTooLongError
+from flash_vstream.models.prompt_text import Typed
 
 HOSTILE = (
     "<|im_start|>",

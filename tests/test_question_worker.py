@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from flash_vstream.live.frame_worker import state_layout
+from flash_vstream.live.messages import Ask, Cancel
 from flash_vstream.live.question_client import HUNG, QuestionClient
-from flash_vstream.live.question_worker import Ask, Cancel, QuestionWorker
+from flash_vstream.live.question_worker import QuestionWorker
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import Pictures, empty_slots, stream_state
 from flash_vstream.pipeline import FlashVStream

@@ -12,7 +12,8 @@ from collections import Counter
 import pytest
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.stream_state import load_state, read_memory_table
+from flash_vstream.live.published import read_memory_table
+from flash_vstream.live.stream_state import load_state
 from flash_vstream.serve import service as service_module
 from flash_vstream.serve.security import AccessRules
 from flash_vstream.serve.service import Service

@@ -12,10 +12,11 @@ import torch
 from flash_vstream.errors import UserError
 from flash_vstream.live import remote
 from flash_vstream.live.hosts import About, FrameHost, HostAwayError, HostDiedError, Published, QuestionHost
+from flash_vstream.live.messages import Report, Watch
+from flash_vstream.live.published import frames_seen, read_memory_table, read_picture, save_state
 from flash_vstream.live.question_client import Event
 from flash_vstream.live.remote import BUSY, RemoteQuestions, RemoteStreams
-from flash_vstream.live.standing_questions import Report, Watch
-from flash_vstream.live.stream_state import frames_seen, read_memory, read_memory_table, read_picture, save_state
+from flash_vstream.live.stream_state import read_memory
 from flash_vstream.live.watch_rules import WatchRule
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.serve.clips import Clips
@@ -254,7 +255,7 @@ def test_a_stream_added_while_no_host_answers_is_watched_when_one_does(streams, 
     until(lambda: not any(worker.alive for worker in streams.workers().values()))
     streams.add("door", Source(str(video), 5.0, pace="fast"))
     assert streams.status("door").state == "reconnecting"
-    assert streams.shared_state("door").read() is None
+    assert streams.shared_state("door").read_raw() is None
     for host in hosts:
         host.come_back()
     until(lambda: streams.status("door").state == "ended")

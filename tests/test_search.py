@@ -8,9 +8,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from flash_vstream.live.frame_worker import state_layout
+from flash_vstream.live.messages import Alert, Describe, Report, Watch
+from flash_vstream.live.published import save_state
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.standing_questions import Alert, Describe, Report, StandingQuestions, Watch
-from flash_vstream.live.stream_state import Pictures, empty_slots, save_state, stream_state
+from flash_vstream.live.standing_questions import StandingQuestions
+from flash_vstream.live.stream_state import Pictures, empty_slots, stream_state
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.sample_clips import CAR, STREET
 from flash_vstream.serve import search, transcript

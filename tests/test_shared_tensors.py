@@ -16,7 +16,7 @@ import torch
 
 from flash_vstream.errors import UserError
 from flash_vstream.live import shared_tensors
-from flash_vstream.live.shared_tensors import NOTES_BYTES, SharedTensors, bounded_json, layout_of
+from flash_vstream.live.shared_tensors import NOTES_BYTES, RawTensor, SharedTensors, bounded_json, layout_of
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import Capture, FrameRing
 from flash_vstream.video.shared_memory import FOLDER_VARIABLE, OwnedFolder, reserve, shared_folder
@@ -43,6 +43,30 @@ def test_shared_tensors_carry_a_memory_whole(tmp_path):
         memory.write(torch.randn(1, 4, 8), [float(i)])
         shared.publish(memory.state_dict(), {})
     assert shared.nbytes == size == os.path.getsize(shared.path)
+
+
+def test_tensors_of_every_dtype_and_size_are_read_as_they_were_published(tmp_path):
+    state = {
+        "features": torch.randn(2, 3).bfloat16(),
+        "none": torch.zeros(0, 4, dtype=torch.float64),
+        "number": torch.tensor(7),
+        "picture": torch.arange(5, dtype=torch.uint8),
+    }
+    shared = SharedTensors.create(str(tmp_path / "state"), layout_of(state))
+    shared.publish(state, {})
+    found, _ = shared.read()
+    assert all(torch.equal(found[name], value) and found[name].dtype == value.dtype for name, value in state.items())
+    raw, _ = shared.read_raw(("number", "picture", "none"))
+    assert raw["number"].array() == 7
+    assert raw["picture"].array().tolist() == [0, 1, 2, 3, 4]
+    assert (raw["none"].array().shape, raw["none"].array().dtype) == ((0, 4), np.float64)
+
+
+def test_a_tensor_that_cannot_be_written_to_is_copied():
+    raw = RawTensor("float32", (2,), np.frombuffer(np.ones(2, np.float32).tobytes(), np.uint8))
+    tensor = raw.tensor()
+    tensor += 1
+    assert (tensor.tolist(), raw.array().tolist()) == ([2.0, 2.0], [1.0, 1.0])
 
 
 def test_creating_makes_an_empty_file(tmp_path):

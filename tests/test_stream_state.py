@@ -14,22 +14,17 @@ from PIL import Image
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.frame_worker import state_layout
-from flash_vstream.live.question_client import DIED, QuestionClient
-from flash_vstream.live.shared_tensors import SharedTensors, layout_of
-from flash_vstream.live.stream_state import (
-    Pictures,
-    load_state,
-    max_slots,
-    memory_state,
+from flash_vstream.live.published import (
     read_memory_table,
     read_picture,
     read_thumbnails,
     save_state,
-    slot_table,
     slots_of,
-    stream_state,
     unpack_thumbnails,
 )
+from flash_vstream.live.question_client import DIED, QuestionClient
+from flash_vstream.live.shared_tensors import SharedTensors, layout_of
+from flash_vstream.live.stream_state import Pictures, load_state, max_slots, memory_state, slot_table, stream_state
 from flash_vstream.memory import PARTS
 from flash_vstream.serve.store import StateFolder
 from flash_vstream.video.capture import FrameRing, PushedFrames
@@ -44,6 +39,10 @@ def noise(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 
 
+def arrays(pictures: Pictures) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in pictures.state_dict().items()}
+
+
 def test_thumbnails_are_those_of_the_slots_in_constant_space():
     memory = small_memory()
     pictures = Pictures.of(memory)
@@ -54,9 +53,9 @@ def test_thumbnails_are_those_of_the_slots_in_constant_space():
         snapshot = memory.read()
         wanted = {moment for _, slots in snapshot.parts() for moment in slots.exemplar.tolist()}
         pictures.see(Frame(i / 10, noise(i)), wanted)  # noise, the hardest pictures to compress
-        assert set(unpack_thumbnails(pictures.state_dict())) == wanted
+        assert set(unpack_thumbnails(arrays(pictures))) == wanted
     assert sum(value.nbytes for value in pictures.state_dict().values()) == size
-    for jpeg in unpack_thumbnails(pictures.state_dict()).values():
+    for jpeg in unpack_thumbnails(arrays(pictures)).values():
         assert Image.open(io.BytesIO(jpeg)).size == (128, 128)
 
 
@@ -95,6 +94,15 @@ def test_what_was_saved_is_what_was_published(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_dtype_that_numpy_lacks_is_saved_too(tmp_path):
+    state = {"memory.features": torch.randn(2, 3).bfloat16(), "memory.frames": torch.tensor(2)}
+    shared = SharedTensors.create(str(tmp_path / "state"), layout_of(state))
+    shared.publish(state, {})
+    assert save_state(shared, tmp_path / "saved.safetensors")
+    saved, _ = load_state(tmp_path / "saved.safetensors")
+    assert all(torch.equal(saved[name], value) and saved[name].dtype == value.dtype for name, value in state.items())
+
+
 def test_a_memory_table_is_of_one_moment(tmp_path):
     """The table's slots, count and pictures belong together even while a frame worker publishes all the time."""
     memory = small_memory()
@@ -103,8 +111,8 @@ def test_a_memory_table_is_of_one_moment(tmp_path):
     class Busy(SharedTensors):
         """Publishes another frame after every read."""
 
-        def read(self, names=None):
-            found = super().read(names)
+        def read_raw(self, names=None):
+            found = super().read_raw(names)
             time = float(memory.frames)
             memory.write(torch.randn(1, 4, 8), [time])
             snapshot = memory.read()

@@ -15,7 +15,7 @@ import torch
 from tokenizers import decoders
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.question_worker import Ask
+from flash_vstream.live.messages import Ask
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.engines import Feed, PyTorchEngine
 from flash_vstream.models.engines.vllm import KEY_VARIABLE, VllmEngine, export_language

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.frame_worker import Add, FrameWorker, state_layout
-from flash_vstream.live.question_worker import Ask, QuestionWorker
+from flash_vstream.live.frame_worker import FrameWorker, state_layout
+from flash_vstream.live.messages import Add, Ask
+from flash_vstream.live.published import save_state
+from flash_vstream.live.question_worker import QuestionWorker
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import save_state
-from flash_vstream.live.streams import read_snapshot
+from flash_vstream.live.stream_state import read_snapshot
 from flash_vstream.memory import StarConfig
 from flash_vstream.models import vlm_loading
 from flash_vstream.models.catalog import VLM_FAMILIES

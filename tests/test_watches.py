@@ -10,7 +10,8 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from flash_vstream.live.standing_questions import Lookout, StandingQuestions, Watch
+from flash_vstream.live.messages import Watch
+from flash_vstream.live.standing_questions import Lookout, StandingQuestions
 from flash_vstream.live.watch_rules import WatchRule
 from flash_vstream.models.event_score import EventScorer
 from flash_vstream.pipeline import FlashVStream

@@ -24,10 +24,11 @@ from flash_vstream.models import light
 from flash_vstream.models.answer import Answer, Prefix
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.engines import Engine, PyTorchEngine, fastest_engine, speed_up_vision
-from flash_vstream.models.generation import MAX_NEW_TOKENS, AnswerGenerator
+from flash_vstream.models.generation import AnswerGenerator
 from flash_vstream.models.interface import Memory, StreamProcessor
 from flash_vstream.models.kept import folder_of
 from flash_vstream.models.prompt_layout import pad_rows
+from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS
 from flash_vstream.video.pictures import LOCAL_FORMATS, decode_picture
 
 if TYPE_CHECKING:  # frames can be encoded without FFmpeg

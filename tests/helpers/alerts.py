@@ -1,6 +1,6 @@
 """A server's watches without its question worker, which is replaced by reports."""
 
-from flash_vstream.live.standing_questions import Alert, Report
+from flash_vstream.live.messages import Alert, Report
 from flash_vstream.live.watch_rules import WatchState
 from flash_vstream.serve.alert_store import AlertStore
 from flash_vstream.serve.schemas import NewWatch

@@ -5,8 +5,9 @@ import time
 import torch
 
 from flash_vstream.live.frame_worker import state_layout
+from flash_vstream.live.messages import Report
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.standing_questions import Report, StandingQuestions
+from flash_vstream.live.standing_questions import StandingQuestions
 from flash_vstream.live.stream_state import Pictures, empty_slots, stream_state
 from flash_vstream.pipeline import FlashVStream
 

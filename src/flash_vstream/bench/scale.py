@@ -18,8 +18,9 @@ from rich.table import Table
 
 from flash_vstream.live.frame_worker import state_layout
 from flash_vstream.live.hosts import Published
+from flash_vstream.live.published import save_state
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import Pictures, max_slots, save_state, slot_table, stream_state
+from flash_vstream.live.stream_state import Pictures, max_slots, slot_table, stream_state
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.engines.vllm_prompts import encoded
 from flash_vstream.models.generation import AnswerGenerator
@@ -132,12 +133,12 @@ def measured(pipeline: FlashVStream) -> Costs:
             shared.publish(stream_state(memory, slots, Pictures.of(memory)), notes)
 
         written = min(clock.timed(lambda n=n: write(n)) for n in range(4 * REPEATS))  # type: ignore[misc]
-        tensors, notes = shared.read() or ({}, {})
+        tensors, notes = shared.read_raw() or ({}, {})
         sent = pickle.dumps(Published(("host", 1), tensors, notes, time.monotonic()), protocol=5)
-        copy = clock.best(lambda: shared.read()) + clock.best(lambda: pickle.loads(sent))
+        copy = clock.best(lambda: shared.read_raw()) + clock.best(lambda: pickle.loads(sent))
         save = clock.best(lambda: save_state(shared, Path(folder) / "saved.safetensors"))
     question, prompt = _question(pipeline, memory, clock)
-    size = sum(value.nbytes for value in tensors.values())
+    size = sum(value.data.nbytes for value in tensors.values())
     return Costs(encode + written, question, size, copy + save, copy, prompt)
 
 

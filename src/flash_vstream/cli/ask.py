@@ -56,8 +56,7 @@ def ask_file(
     if times and info.duration is not None and times[-1] > info.duration + 0.5:
         raise UserError(f"--at {times[-1]:g}s lies after the end of {video} ({info.duration:.1f} s)")
     pipeline = load_pipeline(model)
-    from flash_vstream.models.generation import MAX_NEW_TOKENS
-    from flash_vstream.models.prompt_limit import PromptLimit
+    from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS, PromptLimit
 
     limit = PromptLimit(pipeline.model.config, pipeline.processor)
     for question in questions:  # fail before the video is watched

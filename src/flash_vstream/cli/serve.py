@@ -33,6 +33,7 @@ from flash_vstream.cli.options import (
 from flash_vstream.cli.terminal import clean_end_on_signals
 from flash_vstream.descriptors import allow_open_files
 from flash_vstream.errors import UserError
+from flash_vstream.imports import no_garbage
 from flash_vstream.models.choice import ModelChoice
 
 if TYPE_CHECKING:
@@ -103,9 +104,13 @@ def serve(
     listener = listen(host, port)
     log_to_stderr(log_requests)
 
-    from flash_vstream.models.kept import kept_folder
-    from flash_vstream.serve.connections import connection_limit
-    from flash_vstream.serve.service import Limits, Service
+    with no_garbage():  # while the fork server imports, too
+        import uvicorn  # noqa: F401 - for run_server, later
+
+        import flash_vstream.serve.app  # noqa: F401 - likewise
+        from flash_vstream.models.kept import kept_folder
+        from flash_vstream.serve.connections import connection_limit
+        from flash_vstream.serve.service import Limits, Service
 
     with listener, clean_end_on_signals():
         with Console(stderr=True).status(f"loading {model}") as status:

@@ -16,7 +16,7 @@ from flash_vstream.errors import UserError
 from flash_vstream.timecode import format_time, parse_time
 
 if TYPE_CHECKING:
-    from flash_vstream.live.standing_questions import Alert
+    from flash_vstream.live.messages import Alert
     from flash_vstream.live.streams import LiveStreams
     from flash_vstream.live.watch_rules import WatchRule
     from flash_vstream.pipeline import FlashVStream, Stream
@@ -102,7 +102,8 @@ def _alerts(
     source: str, fps: float, pipeline: "FlashVStream", tell: Tell, rule: "WatchRule", seconds: list[float]
 ) -> "Iterator[tuple[str, Alert]]":
     """The alerts in a recording, in order; adds the seconds that each look for an event takes to ``seconds``."""
-    from flash_vstream.live.standing_questions import Describe, Lookout, Narrator
+    from flash_vstream.live.messages import Describe
+    from flash_vstream.live.standing_questions import Lookout, Narrator
     from flash_vstream.models.event_score import EventScorer
     from flash_vstream.video import read_frames
 
@@ -133,7 +134,8 @@ def _alerts(
 
 def tell_live(live: "LiveStreams", name: str, fps: float, pipeline: "FlashVStream", tell: Tell) -> None:
     """Print alerts about the live stream ``name`` until it ends; raises ``UserError`` if it fails."""
-    from flash_vstream.live.standing_questions import Describe, StandingQuestions, Watch
+    from flash_vstream.live.messages import Describe, Watch
+    from flash_vstream.live.standing_questions import StandingQuestions
 
     rule = tell.rule(fps)
     standing = StandingQuestions(pipeline, share=1.0)  # this process has nothing else to do

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
+from flash_vstream.imports import no_garbage
 from flash_vstream.timecode import format_time
 
 if TYPE_CHECKING:
@@ -20,11 +21,11 @@ SHOWN_EVIDENCE = 4
 
 def load_pipeline(model: "str | ModelChoice") -> "FlashVStream":
     """Load a pipeline by model name, folder or hub id, with a status line on stderr meanwhile."""
-    from flash_vstream.models.choice import ModelChoice
-    from flash_vstream.models.kept import kept_folder
-    from flash_vstream.pipeline import FlashVStream
+    with Console(stderr=True).status(f"loading {model}") as status, no_garbage():
+        from flash_vstream.models.choice import ModelChoice
+        from flash_vstream.models.kept import kept_folder
+        from flash_vstream.pipeline import FlashVStream
 
-    with Console(stderr=True).status(f"loading {model}") as status:
         if kept_folder(ModelChoice.of(model)) is None:
             from flash_vstream.models.hub import fetch_model, silence_transformers
 

@@ -183,7 +183,7 @@ class StatusLine:
         self._marks: deque[tuple[float, int, int]] = deque(maxlen=10)
 
     def __call__(self) -> str:
-        from flash_vstream.live.stream_state import read_memory_table
+        from flash_vstream.live.published import read_memory_table
 
         status, shared = self._live.status(STREAM), self._live.shared_state(STREAM)
         self._marks.append((time.monotonic(), status.came, status.kept))

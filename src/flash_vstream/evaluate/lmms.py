@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from flash_vstream.errors import UserError
 from flash_vstream.models.answer import Prefix
-from flash_vstream.models.generation import MAX_NEW_TOKENS
+from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS
 from flash_vstream.pipeline import FlashVStream
 
 NAME = "flash_vstream"

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from flash_vstream.live.messages import Report, Watch
+from flash_vstream.live.published import PublishedState
 from flash_vstream.live.question_client import Event, QuestionClient
-from flash_vstream.live.standing_questions import Report, Watch
-from flash_vstream.live.stream_state import PublishedState
 from flash_vstream.live.streams import LiveStreams, StreamStatus, WorkerHealth
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.models.generation import MAX_NEW_TOKENS
+from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS
 from flash_vstream.video import Frame
 from flash_vstream.video.sources import Source
 

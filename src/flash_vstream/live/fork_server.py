@@ -16,7 +16,7 @@ from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.kept import kept_folder
 from flash_vstream.video.shared_memory import OwnedFolder
 
-PRELOADED = ["flash_vstream.live.frame_worker", "flash_vstream.live.question_worker"]
+PRELOADED = ["flash_vstream.live.preload"]
 WITH_TRANSFORMERS = "flash_vstream.models.hub"
 """Preloaded for models that need it."""
 FOLDER_KIND = ".fvs-fork"

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 
 from flash_vstream.errors import UserError
+from flash_vstream.live.messages import Add, Remove
 from flash_vstream.live.shared_tensors import Layout, SharedTensors, layout_of
 from flash_vstream.live.stream_state import (
     Pictures,
@@ -41,7 +42,6 @@ from flash_vstream.models.interface import Memory
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
 from flash_vstream.video.capture import RESUME_AFTER, Capture, PushedFrames, SourceStatus, wait_for_any
-from flash_vstream.video.sources import Source
 
 IDLE_SECONDS = 0.02
 STATUS_SECONDS = 0.5
@@ -50,28 +50,6 @@ RETRY_SECONDS = (1.0, 60.0)
 """The shortest and longest delay before a failed stream restarts; the delay doubles each time, with jitter."""
 GAPS_KEPT = 20
 log = logging.getLogger("flash_vstream.live")
-
-
-@dataclass(frozen=True)
-class Add:
-    """Watch ``source`` as the stream ``name``, publishing to the shared state at ``shared_path``.
-
-    That file already exists, in a folder that belongs to this stream. ``saved`` is the file that an earlier run's state
-    was saved to; it may be missing. ``ring`` is the path of a pushed source's ring.
-    """
-
-    name: str
-    source: Source
-    shared_path: str
-    saved: str | None = None
-    ring: str | None = None
-
-
-@dataclass(frozen=True)
-class Remove:
-    """Stop watching the stream ``name``; the worker replies with its shared path."""
-
-    name: str
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-
 from flash_vstream.errors import UserError
+from flash_vstream.live.messages import Report, Watch
 from flash_vstream.live.question_client import Event, QuestionClient
 from flash_vstream.live.question_worker import WARM_SECONDS
-from flash_vstream.live.shared_tensors import Layout, SharedTensors, bytes_of, layout_of
-from flash_vstream.live.standing_questions import Report, Watch
+from flash_vstream.live.shared_tensors import Layout, RawTensor, SharedTensors, layout_of
 from flash_vstream.live.streams import LiveStreams, StreamStatus, WorkerHealth
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.video import Frame
@@ -75,21 +72,9 @@ class Published:
     """A state as it was published; ``now`` is the host's monotonic clock, which means nothing elsewhere."""
 
     stamp: Stamp
-    tensors: dict[str, Tensor]
+    tensors: dict[str, RawTensor]
     notes: dict[str, Any]
     now: float
-
-    def __getstate__(self) -> dict[str, Any]:
-        # As arrays, which travel without being pickled; NumPy has no bfloat16, so as arrays of bytes.
-        raw = {name: (value.dtype, value.shape, bytes_of(value)) for name, value in self.tensors.items()}
-        return {**vars(self), "tensors": raw}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        tensors = {}
-        for name, (dtype, shape, raw) in state["tensors"].items():
-            tensors[name] = torch.empty(shape, dtype=dtype)
-            bytes_of(tensors[name])[:] = raw  # a copy, since what has travelled cannot be written to
-        vars(self).update({**state, "tensors": tensors})
 
     def local_notes(self) -> dict[str, Any]:
         """The notes, with their time by this machine's monotonic clock."""
@@ -170,7 +155,7 @@ class FrameHost:
         """A stream's newest state, or the tensors in ``names`` of it; None unless there is another than ``known``."""
         shared = self._live.shared_state(path)
         stamp = self.id, shared.version
-        if stamp == known or (published := shared.read(names)) is None:
+        if stamp == known or (published := shared.read_raw(names)) is None:
             return None
         return Published(stamp, *published, time.monotonic())
 
@@ -247,10 +232,9 @@ class Mirror:
             copy = self._copies.get(about.path)
             if copy is not None and copy[1][0] == published.stamp[0] and copy[1][1] >= published.stamp[1]:
                 return  # another thread was quicker
-            shared = copy[0] if copy is not None else SharedTensors.create(
-                self.path(about), layout_of(published.tensors)
-            )  # fmt: skip
-            shared.publish(published.tensors, published.local_notes())
+            tensors = {name: value.tensor() for name, value in published.tensors.items()}
+            shared = copy[0] if copy is not None else SharedTensors.create(self.path(about), layout_of(tensors))
+            shared.publish(tensors, published.local_notes())
             self._copies[about.path] = shared, published.stamp
 
     def keep(self, paths: Collection[str]) -> None:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
-from flash_vstream.live.question_worker import WATCHES, Ask, Cancel, DropWatch, run_question_worker
-from flash_vstream.live.standing_questions import Report, Watch
+from flash_vstream.live.messages import WATCHES, Ask, Cancel, DropWatch, Report, Watch
 from flash_vstream.live.streams import WorkerHealth, health
 from flash_vstream.live.supervisor import Supervisor
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.models.generation import MAX_NEW_TOKENS
+from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS
 
 QUESTION_SECONDS = 120.0
 """The time limit for a question, from asking it to the end of its answer."""
@@ -57,9 +56,7 @@ class QuestionClient:
         self._number = 0
         self._heard = time.monotonic()
         self._lock = threading.Lock()
-        self.worker = Supervisor(
-            run_question_worker, ModelChoice.of(model), "question worker", self._listen_to, self._fail_all
-        )
+        self.worker = Supervisor(_answer, ModelChoice.of(model), "question worker", self._listen_to, self._fail_all)
 
     def workers(self) -> dict[str, WorkerHealth]:
         """The question worker."""
@@ -168,3 +165,10 @@ class QuestionClient:
     def close(self) -> None:
         """Stop the question worker; questions in progress end with an error. Safe to call twice."""
         self.worker.close()
+
+
+def _answer(model: ModelChoice, pipe: Connection) -> None:
+    """The question worker's process, which alone imports what it needs."""
+    from flash_vstream.live.question_worker import run_question_worker
+
+    run_question_worker(model, pipe)

@@ -14,18 +14,19 @@ import os
 import signal
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from flash_vstream.errors import UserError
+from flash_vstream.imports import no_garbage
+from flash_vstream.live.messages import WATCHES, Ask, Cancel, DropWatch, Watch
+from flash_vstream.live.published import frames_seen, read_thumbnails
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.standing_questions import StandingQuestions, Watch
-from flash_vstream.live.stream_state import frames_seen, read_thumbnails
-from flash_vstream.live.streams import read_snapshot
+from flash_vstream.live.standing_questions import StandingQuestions
+from flash_vstream.live.stream_state import read_snapshot
 from flash_vstream.models.answer import Answer, Prefix
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.models.generation import MAX_NEW_TOKENS
 from flash_vstream.pipeline import FlashVStream
 
 IDLE_SECONDS = 0.02
@@ -51,33 +52,7 @@ frames.
 LOG_SECONDS = 10.0
 """The shortest interval between logged unexpected errors, so that callers cannot fill a disk."""
 _ERROR_CHARACTERS = 500
-WATCHES = 0
-"""The number under which reports of watches are sent; questions have numbers from 1."""
 log = logging.getLogger("flash_vstream.live")
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A question about the stream whose shared state is at ``shared_path`` (None: plain chat).
-
-    ``asked_at`` is in monotonic seconds; the answer must be complete within ``seconds`` of it.
-    """
-
-    id: int
-    shared_path: str | None
-    question: str
-    history: tuple[tuple[str, str], ...] = ()
-    max_new_tokens: int = MAX_NEW_TOKENS
-    asked_at: float = field(default_factory=time.monotonic)
-    seconds: float = 120.0
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Cancel:
-    """Cancel a question: its caller is gone."""
-
-    id: int
 
 
 @dataclass
@@ -89,13 +64,6 @@ class _Question:
     shared: SharedTensors | None
     warm: bool
     first_token_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class DropWatch:
-    """Forget a watch."""
-
-    id: str
 
 
 class QuestionWorker:
@@ -320,7 +288,8 @@ def run_question_worker(model: str | ModelChoice, orders: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        worker = QuestionWorker(FlashVStream.for_answers(model), orders)
+        with no_garbage():
+            worker = QuestionWorker(FlashVStream.for_answers(model), orders)
     except UserError as error:
         orders.send(str(error))
         return

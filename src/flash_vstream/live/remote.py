@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from flash_vstream.errors import UserError
 from flash_vstream.live.hosts import (
     READ_SECONDS,
@@ -29,11 +27,12 @@ from flash_vstream.live.hosts import (
     Pulse,
     RemoteHost,
 )
+from flash_vstream.live.messages import Report, Watch
 from flash_vstream.live.question_client import DIED, HANG_SECONDS, QUESTION_SECONDS, Event
-from flash_vstream.live.standing_questions import Report, Watch
+from flash_vstream.live.shared_tensors import RawTensor
 from flash_vstream.live.stream_state import load_state
 from flash_vstream.live.streams import StreamStatus, WorkerHealth
-from flash_vstream.models.generation import MAX_NEW_TOKENS
+from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS
 from flash_vstream.video import Frame
 from flash_vstream.video.sources import Source
 
@@ -297,7 +296,7 @@ class RemoteState:
         self.path, self.names = stream.order.path, names
         self._stream, self._saved = stream, stream.saved
 
-    def read(self, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def read_raw(self, names: Collection[str] | None = None) -> tuple[dict[str, RawTensor], dict[str, Any]] | None:
         """See ``PublishedState``."""
         try:
             published: Published | None = self._stream.host.remote.call("read", self.path, names)
@@ -307,7 +306,7 @@ class RemoteState:
             return published.tensors, published.local_notes()
         return self._snapshot(names)
 
-    def _snapshot(self, names: Collection[str] | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _snapshot(self, names: Collection[str] | None) -> tuple[dict[str, RawTensor], dict[str, Any]] | None:
         if self._saved is None or not self._saved.exists():
             return None
         try:
@@ -315,7 +314,7 @@ class RemoteState:
         except Exception as error:  # of any kind, since files may hold anything
             log.warning("the snapshot %s cannot be read: %s", self._saved, error)
             return None
-        shown = {name: value for name, value in state.items() if names is None or name in names}
+        shown = {name: RawTensor.of(value) for name, value in state.items() if names is None or name in names}
         return shown, {**notes, "monotonic": None}  # that clock belonged to another machine, or another run
 
     def read_status(self) -> dict[str, Any] | None:

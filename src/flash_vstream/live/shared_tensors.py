@@ -12,17 +12,20 @@ Writing a new file and renaming it into place would take 1.1 ms and 94 ms, and c
 """
 
 import json
+import math
 import time
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xxhash
-from torch import Tensor
 
 from flash_vstream.files import atomic_write
 from flash_vstream.video.shared_memory import reserve
+
+if TYPE_CHECKING:  # who only reads pictures and numbers does without
+    from torch import Tensor
 
 NOTES_BYTES = 4096
 _LAYOUT_AT, _LAYOUT_BYTES = 64, 16384
@@ -32,11 +35,45 @@ _CHECKSUM_DIGITS = 24
 PATIENCE_SECONDS = 1.0
 """How long a read is retried before falling back to the previous state."""
 
+BFLOAT16 = "bfloat16"
 Layout = list[tuple[str, list[int], str]]
 """Names, shapes and dtypes, as plain JSON values."""
 
 
-def layout_of(template: Mapping[str, Tensor]) -> Layout:
+@dataclass(frozen=True, eq=False)
+class RawTensor:
+    """A tensor as bytes ``data``, with its shape and the name of its dtype. NumPy does not know all of those."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: np.ndarray
+
+    @classmethod
+    def of(cls, tensor: "Tensor") -> "RawTensor":
+        """A tensor's bytes, without copying them if they are on the CPU and contiguous."""
+        data = bytes_of(tensor.detach().cpu().contiguous())
+        return cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), data)
+
+    @property
+    def is_array(self) -> bool:
+        """Whether NumPy knows its dtype."""
+        return self.dtype != BFLOAT16
+
+    def array(self) -> np.ndarray:
+        """The same bytes as an array; raises ``TypeError`` unless ``is_array``."""
+        return self.data.view(np.dtype(self.dtype)).reshape(self.shape)
+
+    def tensor(self) -> "Tensor":
+        """The same bytes as a tensor; a copy only if they cannot be written to, as after a journey between machines."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if not self.data.size:  # which PyTorch cannot view as another dtype
+            return torch.empty(self.shape, dtype=dtype)
+        return torch.from_numpy(np.require(self.data, requirements="W")).view(dtype).reshape(self.shape)
+
+
+def layout_of(template: "Mapping[str, Tensor]") -> Layout:
     """The layout of tensors like those in ``template``."""
     return [(name, list(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in template.items()]
 
@@ -94,7 +131,7 @@ class SharedTensors:
         """How many times a status has been published; 0 before the first."""
         return int(self._published[1])
 
-    def publish(self, state: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
+    def publish(self, state: "Mapping[str, Tensor]", notes: Mapping[str, Any]) -> None:
         """Publish ``state`` as the newest; only one process may publish.
 
         ``notes`` get 4 kB of JSON, and their strings are shortened to fit. Raises ``ValueError`` if that is not enough.
@@ -105,7 +142,7 @@ class SharedTensors:
         _erase_text(place[self._tensor_bytes :])
         checksums = []
         for name, (at, _, _) in self._fields.items():
-            raw = bytes_of(state[name].detach().cpu().contiguous())
+            raw = RawTensor.of(state[name]).data
             place[at : at + raw.size] = raw
             checksums.append(xxhash.xxh3_64_intdigest(raw.data))
         head = json.dumps([version, checksums]).encode()
@@ -118,7 +155,14 @@ class SharedTensors:
         _write_text(self._status_place(version), bounded_json(status))
         self._published[1] = version
 
-    def read(self, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def read(self, names: Collection[str] | None = None) -> "tuple[dict[str, Tensor], dict[str, Any]] | None":
+        """What ``read_raw`` reads, as tensors."""
+        if (published := self.read_raw(names)) is None:
+            return None
+        state, notes = published
+        return {name: value.tensor() for name, value in state.items()}, notes
+
+    def read_raw(self, names: Collection[str] | None = None) -> tuple[dict[str, RawTensor], dict[str, Any]] | None:
         """Copies of the newest tensors (all, or those in ``names``) and their notes; None before the first.
 
         If the newest state stays incomplete for a second, returns the previous one, or None if that is incomplete too.
@@ -144,7 +188,7 @@ class SharedTensors:
                 return dict(json.loads(text))
         return None
 
-    def _read(self, version: int, names: Collection[str] | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    def _read(self, version: int, names: Collection[str] | None) -> tuple[dict[str, RawTensor], dict[str, Any]] | None:
         """The tensors and notes of one version; None unless every byte read is as it was published."""
         place = self._place(version)
         text = _read_text(place[self._tensor_bytes :])
@@ -157,11 +201,10 @@ class SharedTensors:
         state = {}
         for (name, (at, shape, dtype)), checksum in zip(self._fields.items(), checksums, strict=True):
             if names is None or name in names:
-                state[name] = torch.empty(shape, dtype=dtype)
-                raw = bytes_of(state[name])
-                raw[:] = place[at : at + raw.size]
+                raw = np.array(place[at : at + _size(shape, dtype)])
                 if xxhash.xxh3_64_intdigest(raw.data) != checksum:
                     return None
+                state[name] = RawTensor(dtype, tuple(shape), raw)
         return state, json.loads(notes)
 
     def _status_place(self, version: int) -> np.ndarray:
@@ -173,8 +216,10 @@ class SharedTensors:
         return self._map[begin : begin + self._place_bytes]
 
 
-def bytes_of(tensor: Tensor) -> np.ndarray:
+def bytes_of(tensor: "Tensor") -> np.ndarray:
     """The bytes of a contiguous tensor, without copying them."""
+    import torch
+
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
@@ -183,14 +228,18 @@ def shared_bytes(layout: Layout) -> int:
     return _LAYOUT_BYTES + 2 * _text_bytes(0) + 2 * _place_bytes(layout)
 
 
-def _places(layout: Layout) -> tuple[dict[str, tuple[int, list[int], torch.dtype]], int]:
+def _places(layout: Layout) -> tuple[dict[str, tuple[int, list[int], str]], int]:
     """Each tensor's offset, shape and dtype, and the bytes they all take."""
     fields, at = {}, 0
-    for name, shape, kind in layout:
-        dtype: torch.dtype = getattr(torch, kind)
+    for name, shape, dtype in layout:
         fields[name] = (at, shape, dtype)
-        at += _rounded(int(np.prod(shape)) * dtype.itemsize)
+        at += _rounded(_size(shape, dtype))
     return fields, at
+
+
+def _size(shape: Sequence[int], dtype: str) -> int:
+    """The bytes of a tensor."""
+    return math.prod(shape) * (2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize)
 
 
 def _place_bytes(layout: Layout) -> int:

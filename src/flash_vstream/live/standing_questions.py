@@ -8,14 +8,14 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from torch import Tensor
 
+from flash_vstream.live.messages import Alert, Describe, Report, Watch
+from flash_vstream.live.published import MEMORY, read_picture
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import MEMORY, memory_state, read_picture
-from flash_vstream.live.streams import restored_snapshot
+from flash_vstream.live.stream_state import memory_state, restored_snapshot
 from flash_vstream.live.watch_rules import Change, WatchRule, WatchState, confirmed, step
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.answer import Prefix
@@ -39,62 +39,6 @@ TOLD_QUESTION = "What is happening right now?"
 REPORT_SECONDS = 1.0
 """How often a watch's state is reported while nothing happens."""
 log = logging.getLogger("flash_vstream.live")
-
-
-@dataclass(frozen=True)
-class Alert:
-    """What is told of an event.
-
-    ``kind`` is start, update or end, or caption for a description; ``began`` and ``time`` are in seconds of stream
-    time, ``clock`` in Unix time.
-    ``confirmation`` is the careful score at its start, ``sentence`` what the language model says is happening.
-    ``evidence`` lists the times of the frames that were read. ``picture`` is a JPEG.
-    """
-
-    kind: str
-    began: float
-    time: float
-    clock: float
-    confidence: float
-    confirmation: float | None = None
-    sentence: str = ""
-    evidence: tuple[float, ...] = ()
-    picture: bytes | None = field(default=None, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, without the picture; ``kind`` is the event's ``state`` there."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("kind", "picture")}
-        return {"state": self.kind, **values}
-
-
-@dataclass(frozen=True)
-class Describe:
-    """The wish to have a stream described: at most once in so many ``seconds`` of stream time, when it has changed."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A standing question about the stream at ``shared_path``, and the ``state`` to go on from.
-
-    With ``Describe`` as its rule, it asks about no event but for descriptions.
-    """
-
-    id: str
-    shared_path: str
-    event: str
-    rule: WatchRule | Describe
-    state: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Report:
-    """A watch's state after a look, and what there is to tell."""
-
-    watch: str
-    state: dict[str, Any]
-    alert: Alert | None = None
 
 
 class Lookout:

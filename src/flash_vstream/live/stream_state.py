@@ -1,75 +1,32 @@
 """What the frame worker publishes for a stream: its memory, a table of its slots, and pictures of them.
 
-All of it has constant size. Readers take what they need: the web page never reads the features, and the question worker
-reads the memory without the pictures.
+All of it has constant size. Readers take what they need: the web page never reads the features (``published``), and the
+question worker reads the memory without the pictures.
 """
 
 import json
 import math
-import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-import xxhash
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from flash_vstream.files import atomic_write
-from flash_vstream.memory import PARTS, MemorySnapshot
+from flash_vstream.live.published import MEMORY, PublishedState, state_checksum
+from flash_vstream.live.shared_tensors import RawTensor
+from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.interface import Memory
+from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import Frame
 from flash_vstream.video.pictures import WHOLE_BYTES, encode_jpeg, encode_whole
 
 THUMBNAIL_PIXELS = 128
 _THUMBNAIL_BYTES = 8192
-MEMORY = "memory."
 LONGTERM_PIXELS = 72
 _LONGTERM_BYTES = 2048
-_THUMBNAILS = tuple(f"thumbnails.{name}" for name in ("time", "size", "data"))
-_LONGTERM_THUMBNAILS = tuple(f"longterm_{name}" for name in _THUMBNAILS)
-
-
-class PublishedState(Protocol):
-    """What is published of a stream, wherever it is: ``SharedTensors`` on this machine."""
-
-    @property
-    def path(self) -> str:
-        """What names the state to questions and watches."""
-        ...
-
-    @property
-    def names(self) -> Collection[str]:
-        """The tensors' names."""
-        ...
-
-    def read(self, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Copies of the newest tensors (all, or those in ``names``) and their notes; None before the first."""
-        ...
-
-    def read_status(self) -> dict[str, Any] | None:
-        """The newest status; None before the first."""
-        ...
-
-
-@dataclass(frozen=True)
-class SlotInfo:
-    """A slot without its features: times in seconds of stream time, and the number of frames as its weight."""
-
-    part: str
-    start: float
-    end: float
-    mean: float
-    exemplar: float
-    weight: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 class Thumbnails:
@@ -156,11 +113,6 @@ def slot_table(snapshot: MemorySnapshot, rows: int) -> Tensor:
     return table
 
 
-def slots_of(table: Tensor) -> list[SlotInfo]:
-    """The slots in a table made by ``slot_table``, in reading order."""
-    return [SlotInfo(PARTS[int(part)], *rest) for part, *rest in table.tolist() if part >= 0]
-
-
 def max_slots(memory: Memory) -> int:
     """The number of slots in a full memory."""
     config = memory.config
@@ -201,95 +153,23 @@ def memory_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def read_memory(shared: PublishedState) -> dict[str, Tensor] | None:
     """The newest memory's ``state_dict``; None before the first."""
-    published = shared.read([name for name in shared.names if name.startswith(MEMORY)])
-    return memory_state(published[0]) if published is not None else None
-
-
-def frames_seen(shared: PublishedState) -> tuple[int, float]:
-    """The number of frames in the newest shared memory (0 before the first), and the last frame's age in seconds."""
-    published = shared.read((MEMORY + "frames",))
+    published = shared.read_raw([name for name in shared.names if name.startswith(MEMORY)])
     if published is None:
-        return 0, 0.0
-    state, notes = published
-    return int(state[MEMORY + "frames"]), time.monotonic() - (notes.get("monotonic") or 0.0)
-
-
-@dataclass(frozen=True)
-class MemoryTable:
-    """What a memory holds at one moment: its newest time, its frames, its slots, and thumbnails by frame time.
-
-    ``longterm`` are the times of the frames in its long-term memory.
-    """
-
-    time: float | None
-    frames: int
-    slots: list[SlotInfo]
-    thumbnails: dict[float, bytes]
-    longterm: list[float]
-
-
-def read_memory_table(shared: PublishedState) -> MemoryTable:
-    """The newest memory's table, from a single read: two reads could mix two moments."""
-    published = shared.read((MEMORY + "frames", "slots", *_THUMBNAILS, _LONGTERM_THUMBNAILS[0]))
-    if published is None:
-        return MemoryTable(None, 0, [], {}, [])
-    state, _ = published
-    slots = slots_of(state["slots"])
-    time = max((slot.end for slot in slots), default=None)
-    longterm = sorted(at for at in state[_LONGTERM_THUMBNAILS[0]].tolist() if not math.isnan(at))
-    return MemoryTable(time, int(state[MEMORY + "frames"]), slots, unpack_thumbnails(state), longterm)
-
-
-def unpack_thumbnails(state: dict[str, Tensor], names: tuple[str, ...] = _THUMBNAILS) -> dict[float, bytes]:
-    """Thumbnails (JPEG) by frame time, from a published state."""
-    times, sizes, data = (state[name] for name in names)
-    return {
-        time: bytes(data[row, :size].numpy())
-        for row, (time, size) in enumerate(zip(times.tolist(), sizes.tolist(), strict=True))
-        if size and not math.isnan(time)
-    }
-
-
-def read_thumbnails(shared: PublishedState) -> dict[float, bytes]:
-    """Thumbnails (JPEG) of the frames in a memory, those of the long-term memory included, by frame time."""
-    published = shared.read((*_THUMBNAILS, *_LONGTERM_THUMBNAILS))
-    return all_thumbnails(published[0]) if published is not None else {}
-
-
-def all_thumbnails(state: dict[str, Tensor]) -> dict[float, bytes]:
-    """Thumbnails (JPEG) of the frames in a memory, those of the long-term memory included, by frame time."""
-    return unpack_thumbnails(state, _LONGTERM_THUMBNAILS) | unpack_thumbnails(state)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """The whole newest frame as JPEG, its stream time, and how many frames had been kept with it."""
-
-    jpeg: bytes
-    time: float
-    kept: int
-
-
-def read_picture(shared: PublishedState) -> Picture | None:
-    """The newest frame's picture, from a single read; None before the first."""
-    published = shared.read(("picture.size", "picture.data"))
-    if published is None or not (size := int(published[0]["picture.size"])):
         return None
-    state, notes = published
-    return Picture(bytes(state["picture.data"][:size].numpy()), notes["time"], notes["kept"])
+    return memory_state({name: value.tensor() for name, value in published[0].items()})
 
 
-def save_state(shared: PublishedState, path: Path) -> bool:
-    """Write a shared state to ``path`` atomically; returns False when there is none yet."""
-    published = shared.read()
-    if published is None:
-        return False
-    state, notes = published
-    text = json.dumps({**(shared.read_status() or {}), **notes})
-    metadata = {"notes": text, "checksum": _checksum(state, text)}
-    with atomic_write(path) as scratch:
-        save_file({name: value.contiguous() for name, value in state.items()}, scratch, metadata)
-    return True
+def read_snapshot(shared: PublishedState, pipeline: "FlashVStream") -> MemorySnapshot | None:
+    """A snapshot of the newest memory in a shared state; None before its first frame."""
+    state = read_memory(shared)
+    return restored_snapshot(state, pipeline) if state is not None else None
+
+
+def restored_snapshot(state: dict[str, Tensor], pipeline: "FlashVStream") -> MemorySnapshot | None:
+    """A snapshot of the memory with this state; None before its first frame."""
+    memory = pipeline.new_memory()
+    memory.load_state_dict(state)
+    return memory.read() if memory.frames else None
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -300,16 +180,8 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    if "checksum" in metadata and metadata["checksum"] != _checksum(state, metadata["notes"]):  # version 0.1 wrote none
+    raw = {name: RawTensor.of(value) for name, value in state.items()}
+    checksum = metadata.get("checksum")  # version 0.1 wrote none
+    if checksum is not None and checksum != state_checksum(raw, metadata["notes"]):
         raise ValueError(f"{path} is damaged: its checksum is not that of what it holds")
     return state, json.loads(metadata["notes"])
-
-
-def _checksum(state: dict[str, Tensor], notes: str) -> str:
-    """A checksum over names, shapes, dtypes, values and notes; a flipped bit anywhere changes it."""
-    digest = xxhash.xxh3_128(notes.encode())
-    for name in sorted(state):
-        value = state[name].contiguous()
-        digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

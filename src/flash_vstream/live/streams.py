@@ -7,21 +7,20 @@ import time
 from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.frame_worker import Add, Remove, run_frame_worker
+from flash_vstream.live.messages import Add, Remove
 from flash_vstream.live.shared_tensors import SharedTensors
-from flash_vstream.live.stream_state import PublishedState, read_memory
 from flash_vstream.live.supervisor import Supervisor
-from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video.ring import FrameRing, ring_bytes
 from flash_vstream.video.shared_memory import FOLDER_VARIABLE, OwnedFolder, check_space, shared_folder
 from flash_vstream.video.sources import Source
+
+if TYPE_CHECKING:  # which need PyTorch
+    from flash_vstream.memory import MemorySnapshot
+    from flash_vstream.pipeline import FlashVStream
 
 FOLDER_KIND = "flash-vstream-live"
 REMOVE_SECONDS = 10.0
@@ -115,7 +114,7 @@ class LiveStreams:
         self._made = 0
         try:
             self.worker = Supervisor(
-                run_frame_worker, ModelChoice.of(model), "frame worker", self._send_all, progress=self._progress
+                _watch, ModelChoice.of(model), "frame worker", self._send_all, progress=self._progress
             )
         except BaseException:
             self._folder.cleanup()
@@ -220,8 +219,10 @@ class LiveStreams:
         self.order(name)
         return self._shared_states[name]
 
-    def snapshot(self, name: str, pipeline: FlashVStream) -> MemorySnapshot | None:
+    def snapshot(self, name: str, pipeline: "FlashVStream") -> "MemorySnapshot | None":
         """A snapshot of the stream's memory as of its newest frame; None before the first."""
+        from flash_vstream.live.stream_state import read_snapshot
+
         return read_snapshot(self.shared_state(name), pipeline)
 
     def status(self, name: str) -> StreamStatus:
@@ -234,19 +235,13 @@ class LiveStreams:
         self._folder.cleanup()
 
 
+def _watch(model: ModelChoice, orders: Connection) -> None:
+    """The frame worker's process, which alone imports what it needs."""
+    from flash_vstream.live.frame_worker import run_frame_worker
+
+    run_frame_worker(model, orders)
+
+
 def health(worker: Supervisor) -> WorkerHealth:
     """A supervised worker's health."""
     return WorkerHealth(worker.alive, worker.pid, worker.restarts)
-
-
-def read_snapshot(shared: PublishedState, pipeline: FlashVStream) -> MemorySnapshot | None:
-    """A snapshot of the newest memory in a shared state; None before its first frame."""
-    state = read_memory(shared)
-    return restored_snapshot(state, pipeline) if state is not None else None
-
-
-def restored_snapshot(state: dict[str, Tensor], pipeline: FlashVStream) -> MemorySnapshot | None:
-    """A snapshot of the memory with this state; None before its first frame."""
-    memory = pipeline.new_memory()
-    memory.load_state_dict(state)
-    return memory.read() if memory.frames else None

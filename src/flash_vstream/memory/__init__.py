@@ -1,10 +1,18 @@
-"""The STAR memory, as plain tensor code."""
+"""The STAR memory, as plain tensor code.
 
-from flash_vstream.memory.attention import SemanticAttention, abstract_memory
-from flash_vstream.memory.config import StarConfig
-from flash_vstream.memory.pooling import pool_grid
-from flash_vstream.memory.snapshot import PARTS, MemorySnapshot, Slots
-from flash_vstream.memory.star import StarMemory
+Public names are loaded on first use, so that its sizes and the names of its parts can be had without PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from flash_vstream.memory.config import PARTS, StarConfig
+
+if TYPE_CHECKING:
+    from flash_vstream.memory.attention import SemanticAttention, abstract_memory
+    from flash_vstream.memory.pooling import pool_grid
+    from flash_vstream.memory.snapshot import MemorySnapshot, Slots
+    from flash_vstream.memory.star import StarMemory
 
 __all__ = [
     "PARTS",
@@ -16,3 +24,18 @@ __all__ = [
     "abstract_memory",
     "pool_grid",
 ]
+
+_HOMES = {
+    "MemorySnapshot": "snapshot",
+    "SemanticAttention": "attention",
+    "Slots": "snapshot",
+    "StarMemory": "star",
+    "abstract_memory": "attention",
+    "pool_grid": "pooling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+PARTS = ("abstract", "temporal", "retrieved", "spatial")
+"""The parts of a STAR memory in the order in which the language model reads them."""
+
 Consolidation = Literal["merge", "lloyd"]
 Retrieval = Literal["exemplar", "buffer"]
 Compat = Literal["none", "release"]

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PARTS = ("abstract", "temporal", "retrieved", "spatial")
-"""The parts of a STAR memory in the order in which the language model reads them."""
+from flash_vstream.memory.config import PARTS
 
 
 @dataclass(frozen=True)

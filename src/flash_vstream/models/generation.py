@@ -18,12 +18,12 @@ from flash_vstream.models.direct_question import asks_about_model
 from flash_vstream.models.engines import Engine, Feed, PyTorchEngine, Row
 from flash_vstream.models.hints import Hinter, Hints
 from flash_vstream.models.interface import Layout, StreamModel, StreamProcessor
-from flash_vstream.models.prompt_layout import Typed, pad_rows
-from flash_vstream.models.prompt_limit import PromptLimit
+from flash_vstream.models.prompt_layout import pad_rows
+from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS, PromptLimit
+from flash_vstream.models.prompt_text import Typed
 from flash_vstream.models.question_fit import fit_of, recalled
 from flash_vstream.models.story import say, tell
 
-MAX_NEW_TOKENS = 192
 TOGETHER = 32
 """How many questions about one memory are answered in one batch."""
 

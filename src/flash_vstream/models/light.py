@@ -7,33 +7,30 @@ there and in the model's own folder, and gives the same answers.
 
 import json
 import logging
-import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
+from safetensors import safe_open
 from torch import nn
 
 from flash_vstream.files import atomic_folder, remove_oldest
-from flash_vstream.memory import SemanticAttention, StarConfig
+from flash_vstream.memory import SemanticAttention
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.models.grounding import Grounding
-from flash_vstream.models.kept import KEPT_MODELS, SETTINGS, is_plain, kept_folder, place_for
+from flash_vstream.models.kept import KEPT_MODELS, SETTINGS, is_plain, place_for
+from flash_vstream.models.light_text import TOKENIZER, LightConfig, LightText, opened
 from flash_vstream.models.prompt_layout import PromptLayout
 from flash_vstream.models.short_answers import ShortAnswers
 from flash_vstream.models.sight import Sight
 from flash_vstream.models.squares import FrameSquares
 from flash_vstream.models.stream_parts import Projector, StreamParts
 
-TOKENIZER, TOWER = "tokenizer.json", "tower.xml"
-Made = TypeVar("Made")
+TOWER = "tower.xml"
 log = logging.getLogger("flash_vstream.models")
 
 
@@ -44,26 +41,9 @@ def can_be_light(choice: ModelChoice) -> bool:
 
 def load(choice: ModelChoice) -> "tuple[LightModel, LightProcessor] | None":
     """The model and its processor; None unless all that they need is kept."""
-    return _opened(choice, LightModel)
-
-
-def load_processor(choice: ModelChoice) -> "tuple[LightConfig, LightProcessor] | None":
-    """Configuration and processor of a model, without its weights; None unless they are kept."""
-    return _opened(choice, lambda settings, _: LightConfig(settings["config"]))
-
-
-def _opened(choice: ModelChoice, make: Callable[[dict[str, Any], Path], Made]) -> "tuple[Made, LightProcessor] | None":
-    """What ``make`` makes of the settings and the folder that are kept of a model; what is damaged is removed."""
-    kept = kept_folder(choice)
-    if kept is None or not can_be_light(choice):
+    if not can_be_light(choice):
         return None
-    try:
-        settings = json.loads((kept / SETTINGS).read_text())
-        return make(settings, kept), LightProcessor(settings, kept / TOKENIZER)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        log.warning("what is kept of %s in %s cannot be used (%s)", choice.name, kept, error)
-        shutil.rmtree(kept, ignore_errors=True)
-        return None
+    return opened(choice, lambda settings, kept: (LightModel(settings, kept), LightProcessor(settings, kept)))
 
 
 def keep(folder: Path, model: Any, processor: Any, graph: Path) -> None:
@@ -98,19 +78,6 @@ def keep(folder: Path, model: Any, processor: Any, graph: Path) -> None:
                 remove_oldest(target.parent, KEPT_MODELS)
     except (OSError, RuntimeError) as error:
         log.warning("the next start takes as long as this one, since nothing could be kept: %s", error)
-
-
-class LightConfig(SimpleNamespace):
-    """A ``FlashVStreamConfig``'s values."""
-
-    def __init__(self, values: dict[str, Any]):
-        parts = {name: SimpleNamespace(**values[name]) for name in ("vision_config", "text_config")}
-        super().__init__(**values | parts)
-
-    @property
-    def star(self) -> StarConfig:
-        """The memory's sizes and variants."""
-        return StarConfig.from_dict(self.memory_config)
 
 
 class LightModel(StreamParts, nn.Module):
@@ -195,56 +162,6 @@ def _weights(folder: Path, wanted: dict[str, torch.Tensor]) -> dict[str, torch.T
     return found
 
 
-class LightTokenizer:
-    """As much of a Transformers tokenizer as answers need; threads may share it."""
-
-    def __init__(self, path: Path, tokens: dict[str, int | None], special: Sequence[int]):
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise ValueError(f"{path}: {error}") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._lock = threading.Lock()
-        self.bos_token_id, self.eos_token_id = tokens["bos_token_id"], tokens["eos_token_id"]
-        self.unk_token_id, self.pad_token_id = tokens["unk_token_id"], tokens["pad_token_id"]
-        self.all_special_ids = list(special)
-
-    @property
-    def added_tokens_decoder(self) -> dict[int, Any]:
-        """The added tokens by their ids."""
-        added: dict[int, Any] = self._tokenizer.get_added_tokens_decoder()
-        return added
-
-    def __call__(
-        self,
-        text: str | list[str],
-        add_special_tokens: bool = True,
-        split_special_tokens: bool = False,
-        max_length: int | None = None,
-        **_: Any,
-    ) -> SimpleNamespace:
-        """``input_ids`` of a text, or of each of several with their ``offset_mapping``."""
-        texts = [text] if isinstance(text, str) else text
-        with self._lock:
-            self._tokenizer.encode_special_tokens = split_special_tokens
-            rows = self._tokenizer.encode_batch(texts, add_special_tokens=add_special_tokens)
-        ids, offsets = [row.ids[:max_length] for row in rows], [row.offsets[:max_length] for row in rows]
-        if isinstance(text, str):
-            return SimpleNamespace(input_ids=ids[0], offset_mapping=offsets[0])
-        return SimpleNamespace(input_ids=ids, offset_mapping=offsets)
-
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        """The id of a token; that of the unknown token if there is no such token."""
-        found: int | None = self._tokenizer.token_to_id(token)
-        return self.unk_token_id if found is None else found
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of ids."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return text
-
-
 class LightSquares(FrameSquares):
     """The frame processor's arithmetic for a model."""
 
@@ -252,12 +169,9 @@ class LightSquares(FrameSquares):
         self.size, self.image_mean, self.image_std = size, image_mean, image_std
 
 
-class LightProcessor(PromptLayout):
+class LightProcessor(LightText, PromptLayout):
     """Tokenizer, frame processor and prompt layout of a model."""
 
-    def __init__(self, settings: dict[str, Any], tokenizer: Path):
+    def __init__(self, settings: dict[str, Any], kept: Path):
+        super().__init__(settings, kept)
         self.image_processor = LightSquares(**settings["pixels"])
-        self.tokenizer = LightTokenizer(tokenizer, settings["tokens"], settings["special"])
-        self.prompt_template = settings["prompt"]["prompt_template"]
-        self.video_token_id = settings["prompt"]["video_token_id"]
-        self.time_stamps = settings["prompt"]["time_stamps"]

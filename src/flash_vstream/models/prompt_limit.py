@@ -1,10 +1,19 @@
-"""The limit on a question's length: what a model's context holds besides the memory and the answer."""
+"""The limit on a question's length: what a model's context holds besides the memory and the answer.
+
+Needs no PyTorch, so that a server can check questions without it.
+"""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.interface import ModelConfig, StreamProcessor
 
+if TYPE_CHECKING:
+    from flash_vstream.models.interface import ModelConfig, StreamProcessor
+    from flash_vstream.models.light_text import LightText
+
+MAX_NEW_TOKENS = 192
+"""An answer's length in tokens, unless its caller wants another."""
 RESERVED_FOR_NOTES = 64
 """Tokens reserved for the notes that grounding adds to a question."""
 MOST_CHARACTERS_A_TOKEN = 32
@@ -26,7 +35,7 @@ class PromptLimit:
     does not depend on how much of a stream has been seen, and checking it needs only the tokenizer.
     """
 
-    def __init__(self, config: ModelConfig, processor: StreamProcessor):
+    def __init__(self, config: "ModelConfig", processor: "StreamProcessor | LightText"):
         self.processor = processor
         self.context = int(config.text_config.max_position_embeddings)
         self.reserved = processor.longest_layout(config) + (RESERVED_FOR_NOTES if config.grounding_config else 0)

@@ -6,8 +6,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from flash_vstream.memory import MemorySnapshot
+if TYPE_CHECKING:  # which needs PyTorch
+    from flash_vstream.memory import MemorySnapshot
 
 VIDEO = "<image>"
 """Marks the memory's place in a prompt; the released code and LLaVA's data also use it for videos."""
@@ -103,7 +105,7 @@ def stamp(seconds: float) -> str:
     return f"{int(seconds)}s"
 
 
-def layout(snapshot: MemorySnapshot, time_stamps: bool, cue: str = "") -> list[str | int]:
+def layout(snapshot: "MemorySnapshot", time_stamps: bool, cue: str = "") -> list[str | int]:
     """The memory as pieces of a prompt, in reading order: texts, and counts of visual tokens.
 
     With ``time_stamps``, each temporal and retrieved slot is preceded by the time of its first frame,

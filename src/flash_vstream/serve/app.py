@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 
 from flash_vstream import __version__
 from flash_vstream.errors import UserError
+from flash_vstream.live.published import read_memory_table, read_picture
 from flash_vstream.live.question_client import Event
-from flash_vstream.live.stream_state import read_memory_table, read_picture
 from flash_vstream.live.streams import StreamStatus
 from flash_vstream.serve import schemas
 from flash_vstream.serve.answers import Answers, AnswerStream, while_connected

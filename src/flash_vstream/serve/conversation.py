@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.prompt_layout import check_text
+from flash_vstream.models.prompt_text import check_text
 from flash_vstream.serve.security import ApiError
 
 MOST_PICTURES = 64

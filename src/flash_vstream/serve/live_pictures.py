@@ -14,7 +14,7 @@ from fastapi import FastAPI, Path, Request, Response
 from fastapi.responses import StreamingResponse
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.stream_state import read_picture
+from flash_vstream.live.published import read_picture
 from flash_vstream.serve.security import ApiError
 from flash_vstream.serve.service import Service
 

@@ -11,9 +11,8 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.generation import MAX_NEW_TOKENS
-from flash_vstream.models.prompt_layout import check_text
-from flash_vstream.models.prompt_limit import PromptTooLongError
+from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS, PromptTooLongError
+from flash_vstream.models.prompt_text import check_text
 from flash_vstream.serve.conversation import RequestError
 from flash_vstream.serve.security import ApiError
 

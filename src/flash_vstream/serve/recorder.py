@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.engine import Streams
-from flash_vstream.live.stream_state import read_picture
+from flash_vstream.live.published import read_picture
 from flash_vstream.serve.metrics import Metrics
 from flash_vstream.serve.recordings import RecordedFrame, Recording, Recordings
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from flash_vstream.models.generation import MAX_NEW_TOKENS
+from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 MOST_QUESTION = 4000

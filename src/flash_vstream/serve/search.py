@@ -15,8 +15,8 @@ from urllib.parse import unquote
 import torch
 
 from flash_vstream.errors import UserError
-from flash_vstream.live.stream_state import all_thumbnails, load_state, memory_state
-from flash_vstream.live.streams import restored_snapshot
+from flash_vstream.live.published import THUMBNAILS, all_thumbnails
+from flash_vstream.live.stream_state import load_state, memory_state, restored_snapshot
 from flash_vstream.memory import Slots
 from flash_vstream.models.event_score import EventScorer
 from flash_vstream.pipeline import FlashVStream
@@ -114,8 +114,9 @@ def _saved_memories(folder: Path, pipeline: FlashVStream) -> list[_Saved]:
         slots = snapshot.longterm if len(snapshot.longterm) else snapshot.retrieved
         if len(slots):
             time = notes.get("time")
+            pictures = {name: state[name].numpy() for name in THUMBNAILS}
             newest = float(time if time is not None else snapshot.time)
-            found.append(_Saved(stream, slots, all_thumbnails(state), newest, notes.get("clock")))
+            found.append(_Saved(stream, slots, all_thumbnails(pictures), newest, notes.get("clock")))
     if not found:
         why = "none of its memories can be searched" if paths else "there are no memories in it"
         raise UserError(f"{folder}: {why}; name a folder that flash-vstream serve --state has filled")

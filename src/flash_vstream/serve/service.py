@@ -13,13 +13,12 @@ from typing import Any
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.engine import FrameSink, StartEngine, local_engine
-from flash_vstream.live.standing_questions import Report
-from flash_vstream.live.stream_state import PublishedState, read_thumbnails, save_state
+from flash_vstream.live.messages import Report
+from flash_vstream.live.published import PublishedState, read_thumbnails, save_state
 from flash_vstream.live.streams import StreamStatus, WorkerHealth
-from flash_vstream.models import light
 from flash_vstream.models.choice import ModelChoice
-from flash_vstream.models.generation import MAX_NEW_TOKENS
-from flash_vstream.models.prompt_limit import PromptLimit
+from flash_vstream.models.light_text import load_text
+from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS, PromptLimit
 from flash_vstream.serve.alert_clips import AlertClips
 from flash_vstream.serve.alert_store import AlertStore
 from flash_vstream.serve.answering import Answering
@@ -353,7 +352,7 @@ class Service:
     @cached_property
     def prompt_limit(self) -> PromptLimit:
         """The limit on a question's length."""
-        found = light.load_processor(self.model)
+        found = load_text(self.model)
         if found is None:
             from flash_vstream.models import hub
 

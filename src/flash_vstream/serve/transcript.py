@@ -10,7 +10,7 @@ from typing import Any
 
 from flash_vstream.errors import UserError
 from flash_vstream.live.engine import Questions
-from flash_vstream.live.standing_questions import Describe, Report, Watch
+from flash_vstream.live.messages import Describe, Report, Watch
 from flash_vstream.serve.store import StoreError, Writing, open_database
 
 KEPT_CAPTIONS = 100_000

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from flash_vstream.live.engine import Questions
-from flash_vstream.live.standing_questions import Report, Watch
+from flash_vstream.live.messages import Report, Watch
 from flash_vstream.live.watch_rules import WatchRule
 from flash_vstream.serve.alert_store import AlertStore, SavedAlert, SavedWatch, new_watch_id
 from flash_vstream.serve.home_assistant import retained_messages
