@@ -22,6 +22,9 @@ from flash_vstream.models.direct_question import asks_about_model, direct_questi
         ("Describe the scene in detail.", "What is happening now?"),
         ("Could you describe what you see?", "What is happening now?"),
         ("Do you know if the dog barks?", "Tell me if the dog barks."),
+        ("Was this picture taken inside?", "Is this inside?"),
+        ("Does this happen indoors or outdoors?", "Is this indoors or outdoors?"),
+        ("Is the dog running outside?", "Is the dog running outside?"),
     ],
 )
 def test_a_polite_frame_is_taken_off(asked, direct):

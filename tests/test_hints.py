@@ -280,6 +280,46 @@ def test_closed_questions_allow_yes_and_no_or_what_they_name(hinter, snapshot, q
     assert found.annotate(question) == wanted
 
 
+@pytest.mark.parametrize(
+    ("question", "choice"),
+    [
+        ("Is there a gate or a hill behind the man?", "a gate"),
+        ("Is the man riding a camel or a llama on the road?", "a camel"),
+        ("Is there a gate and a hill?", None),
+        ("Did you see a gate or a hill?", None),  # which is answered by yes or no
+    ],
+)
+def test_alternatives_that_have_no_short_answer_are_compared(hinter, snapshot, monkeypatch, question, choice):
+    named = []
+
+    def compared(texts, parts):
+        """The first is more alike."""
+        named.extend(texts)
+        return torch.tensor([[2.0], [1.0]])[: len(texts)].expand(-1, sum(map(len, parts))), [0.0]
+
+    def spans(texts):
+        at = [(question.index(name), question.index(name) + len(name)) for name in events]
+        return [at for _ in texts]
+
+    left = question.index(" a ") + 1 if "man riding" not in question else question.index("the man")
+    joint = next(word for word in (" or ", " and ") if word in question)
+    events = (question[left : question.index(joint)], question[question.index(joint) + len(joint) : -1])
+    monkeypatch.setattr(hinter.grounder, "spans", spans)
+    monkeypatch.setattr(hinter.grounder, "compared", compared)
+    (found,) = hinter.hints([question], snapshot)
+    assert found.short_answer == choice
+
+
+def test_sight_and_short_answers_decide_what_is_answered_by_yes_or_no():
+    dog = Mention("dog", 0, 3, 9.0, 1.0, "a dog")
+    assert Hints([dog], direct="Is there a dog?").verdict == "yes"
+    assert Hints([replace(dog, score=-1.0)], direct="Is there a dog?").verdict == "no"
+    assert Hints([SEEN], direct="Did a dog run?").verdict is None
+    assert Hints(short_answer="no", direct="Is it red?").verdict == "no"
+    assert Hints(short_answer="red", direct="Is it red or blue?").verdict is None
+    assert Hints(short_answer="no", direct="What does the sign say?").verdict is None
+
+
 def test_a_thing_that_is_waited_for_must_be_surer_than_one_that_is_asked_about(hinter, snapshot):
     scorer = EventScorer(SimpleNamespace(hinter=hinter))
     with torch.no_grad():

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from flash_vstream.models.choice import ModelChoice
+from flash_vstream.models.grounding import Mention
+from flash_vstream.models.hints import Hints
 from flash_vstream.models.kept import kept_folder
 from flash_vstream.models.light import LightModel
 from flash_vstream.models.prompt_limit import PromptLimit, PromptTooLongError
@@ -87,6 +89,20 @@ def test_questions_are_measured_without_pytorch(choice):
     limit = whole.generator.prompt_limit
     length = len(whole.processor.question_ids(QUESTION, [("a", "b")]))
     assert found.split() == [str(limit.context), str(limit.reserved), str(length)]
+
+
+@pytest.mark.parametrize(("score", "word"), [(0.5, "Yes"), (-0.5, "No")])
+def test_the_language_model_does_not_gainsay_sight(choice, monkeypatch, score, word):
+    for pipeline in (FlashVStream.from_pretrained(choice), FlashVStream.for_answers(choice)):
+        generator = pipeline.generator
+        hints = Hints([Mention("a dog", 9, 14, 0.0, score, "a dog", True)], direct="Is there a dog?")
+        monkeypatch.setattr(generator, "hints", lambda texts, *_, found=hints: [found for _ in texts])
+        stream = pipeline.new_stream()
+        stream.write(FRAMES[:1], [0.0])
+        texts = [pipeline.ask(stream, "Is there a dog?", max_new_tokens=6).finish().text]
+        texts += generator.ask_many(generator.read(stream.snapshot()), ["Is there a dog?"] * 2, 6)
+        # The tiny tokenizer, whose tokens are characters, puts spaces between them.
+        assert all(text.replace(" ", "").startswith(word) for text in texts), texts
 
 
 def test_changed_weights_and_other_choices_are_loaded_whole(choice, folder):

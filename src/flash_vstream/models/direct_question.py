@@ -50,6 +50,12 @@ _HALVES = (
     (re.compile(rf"\W*(an? {_WORDS})\?\W*", re.IGNORECASE), "Is there {}?"),
 )
 """Halves of questions, and the whole ones."""
+_INDOORS = r"(?:indoors?|outdoors?|inside|outside)"
+_PLACE = re.compile(
+    r"\W*(?:is|was|are|were|does|did|do) (?:it|this|that|the|all)(?: [\w'-]+){0,2} "
+    rf"(?:happen\w*|tak(?:e|es|en|ing)(?: place)?|filmed|shot|recorded|played) ({_INDOORS}(?:,? or {_INDOORS})?)\W*",
+    re.IGNORECASE,
+)
 _NUMBER_SEEN = re.compile(
     r"(how many .+?) (?:did|have|can|do|could) (?:you|we) (?:see|seen|count|counted|notice|noticed|spot|spotted)\b(.*)",
     re.IGNORECASE | re.DOTALL,
@@ -61,7 +67,8 @@ def direct_question(question: str) -> str:
     """The question inside a polite frame, in the word order of a direct one; any other question as it is.
 
     One that cannot be turned around keeps the plain frame ``Tell me …``. ``Describe the scene`` asks for what is
-    happening now. What is left out of ``Indoors or outdoors?`` and of ``Any dogs?`` is put in.
+    happening now. What is left out of ``Indoors or outdoors?`` and of ``Any dogs?`` is put in, and ``Was this filmed
+    inside?`` asks whether it is inside.
 
     >>> direct_question("Could you tell me how many people there are?")
     'How many people are there?'
@@ -75,6 +82,8 @@ def direct_question(question: str) -> str:
     for half, whole in _HALVES:
         if match := half.fullmatch(question):
             return whole.format(match[1][0].lower() + match[1][1:])
+    if match := _PLACE.fullmatch(question):
+        return f"Is this {match[1]}?"
     framed = _FRAME.fullmatch(question.strip())
     if framed is None:
         return question

@@ -210,7 +210,8 @@ class AnswerGenerator:
         cache.batch_repeat_interleave(len(rows))
         generated: list[list[int]] = [[] for _ in rows]
         open_rows = set(range(len(rows)))
-        for _ in range(max_new_tokens):
+        openings = [self._opening(own) for own in hints]
+        for at in range(max_new_tokens):
             logits = self.model(
                 input_ids=ids.to(self.model.device),
                 memory_features=features,
@@ -221,6 +222,9 @@ class AnswerGenerator:
                 logits_to_keep=1,
             ).logits
             ids = logits[:, -1].argmax(-1, keepdim=True).cpu()
+            for row, own in enumerate(openings):
+                if at < len(own):
+                    ids[row] = own[at]
             for row in tuple(open_rows):
                 if int(ids[row]) in self._stops:
                     open_rows.remove(row)
@@ -231,6 +235,13 @@ class AnswerGenerator:
             mask = torch.cat([mask, torch.ones_like(ids)], 1)
             positions, features = positions[:, -1:] + 1, []
         return [self.processor.decode(row) for row in generated]
+
+    def _opening(self, hints: Hints) -> list[int]:
+        """The tokens that an answer begins with, whatever the language model makes of them: a verdict's."""
+        if hints.verdict is None:
+            return []
+        start = self.processor.template.answer.partition("{}")[0]
+        return self.processor.tokenize([start, Typed(hints.verdict.capitalize())], first=False)
 
     def drop_unused(self) -> None:
         """Free weights that the engine has a copy of, in a process that only answers."""
@@ -298,6 +309,7 @@ class AnswerGenerator:
         slot_of_token = torch.cat([prefix.slot_of_token, shown.slot_of_token])
         prefix = replace(prefix, ids=[*prefix.ids, *shown.ids], slot_of_token=slot_of_token, recalled=hints.recalled)
         guided = self.hinter.guidance(hints) if self.hinter is not None else None
+        opening = self._opening(hints)
         attention = torch.zeros(len(prefix.ids))
         generated: list[int] = []
         steps = 0  # after the first token
@@ -308,6 +320,8 @@ class AnswerGenerator:
             features = None
             logits = row.checked().logits[-1]
             token = int((guided.lean(logits, generated) if guided is not None else logits).argmax())
+            if len(generated) < len(opening):
+                token = opening[len(generated)]
             if row.attention is not None:
                 attention += row.attention[: len(attention)]
             if not generated:

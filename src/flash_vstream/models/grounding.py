@@ -99,8 +99,7 @@ class Mention:
 def annotate(question: str, mentions: Sequence[Mention]) -> str:
     """The question with a note after each of its events.
 
-    A question about presence is put into one of two forms, whatever its wording, which the language model always
-    answers by the note.
+    A question about presence is put into one of two forms, whatever its wording.
     """
     if len(mentions) == 1 and (thing := mentions[0].thing) is not None:
         form = IS_THERE if mentions[0].is_about_now else WAS_THERE
@@ -392,7 +391,7 @@ class Grounder:
         named = [text[begin:end] for text, own in zip(questions, spans, strict=True) for begin, end in own]
         matches: Iterator[tuple[str, Tensor]] = iter(())
         if named:
-            scores, times = self._compared(named, looked_at(snapshot))
+            scores, times = self.compared(named, looked_at(snapshot))
             matches = zip(named, scores, strict=True)
         past = len(snapshot.longterm)
         located: list[list[tuple[Mention, Tensor]]] = []
@@ -446,7 +445,7 @@ class Grounder:
         time = times[begin + best]
         return Mention(text, asked.begin, asked.end, time, round(score, 3), thing, asked.is_about_now)
 
-    def _compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
+    def compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""
         embeddings, there = self.words.embed([" " + text for text in named])
         events = self.grounding.read(embeddings, there)
