@@ -9,7 +9,7 @@ import torch
 from flash_vstream.memory import MemorySnapshot, Slots, StarConfig, StarMemory, pool_grid
 from flash_vstream.models.event_score import RARITY, EventScorer
 from flash_vstream.models.grounding import Grounder, Grounding, Mention, Words
-from flash_vstream.models.hints import Hinter, Hints, recall
+from flash_vstream.models.hints import Hinter, Hints, _likeliest, recall
 from flash_vstream.models.remembered import Remembered
 from flash_vstream.models.short_answers import NONE, ShortAnswers
 from flash_vstream.models.sight import Sight
@@ -110,6 +110,8 @@ def test_a_question_about_the_past_is_answered_from_the_frame_that_shows_it_best
         ("Where is the person?", "There is nobody."),
         ("What color is the grass?", None),
         ("Is the dog red?", None),
+        ("Is the dog red or blue?", "There is no dog."),
+        ("What is she wearing?", "There is nobody."),
         ("What happened to the dog first?", None),
         ("What is this?", None),
     ],
@@ -310,14 +312,22 @@ def test_alternatives_that_have_no_short_answer_are_compared(hinter, snapshot, m
     assert found.short_answer == choice
 
 
-def test_sight_and_short_answers_decide_what_is_answered_by_yes_or_no():
+def test_what_is_decided_begins_the_answer():
     dog = Mention("dog", 0, 3, 9.0, 1.0, "a dog")
     assert Hints([dog], direct="Is there a dog?").verdict == "yes"
     assert Hints([replace(dog, score=-1.0)], direct="Is there a dog?").verdict == "no"
     assert Hints([SEEN], direct="Did a dog run?").verdict is None
     assert Hints(short_answer="no", direct="Is it red?").verdict == "no"
-    assert Hints(short_answer="red", direct="Is it red or blue?").verdict is None
-    assert Hints(short_answer="no", direct="What does the sign say?").verdict is None
+    assert Hints(short_answer="red", direct="Is it red or blue?").verdict == "red"
+    assert Hints(short_answer="red", direct="What color is it?").verdict is None
+
+
+def test_a_choice_is_made_by_the_frame_more_than_by_the_question():
+    network = ShortAnswers(6, 8, [NONE, "sitting", "standing"], width=8, heads=2)
+    chances, blind = torch.tensor([0.1, 0.5, 0.4]), torch.tensor([0.1, 0.8, 0.1])
+    assert _likeliest(network, "Is she sitting or standing?", chances, blind) == "standing"
+    assert _likeliest(network, "Is she sitting or standing?", chances, chances) == "sitting"
+    assert _likeliest(network, "What is she doing?", chances, blind) == "sitting"
 
 
 def test_a_thing_that_is_waited_for_must_be_surer_than_one_that_is_asked_about(hinter, snapshot):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flash_vstream.models.presupposition import absence, kind_logits, presupposed
+from flash_vstream.models.presupposition import SURE, absence, doubt, kind_logits, presupposed
 from flash_vstream.models.sight import Sight
 from flash_vstream.synthetic.annotations import wordings
 
@@ -26,7 +26,10 @@ def sight() -> Sight:
         ("How many red cars are there?", {"car": "cars"}),
         ("How many people are there?", {}),
         ("What color is the top of the car?", {"car": "car"}),
-        ("What is in his hand?", {}),
+        ("What kind of animal is that?", {"animal": "animal"}),
+        ("What is he wearing?", {"person": "person"}),
+        ("What is in his hand?", {"person": "person"}),
+        ("What are they doing?", {}),
         ("What is the hand holding?", {}),
         ("What is a dog?", {}),
         ("Where is this?", {}),
@@ -42,6 +45,12 @@ def test_an_animal_is_there_where_a_dog_is_and_a_man_where_anybody_is(sight):
     logits[1, THINGS.index("person")] = 2.0
     for thing, expected in (("animal", [1.0, -5.0]), ("man", [-5.0, 2.0]), ("car", [-5.0, -5.0])):
         assert kind_logits(logits, THINGS.index(thing), sight).tolist() == expected
+
+
+def test_sight_is_surer_of_people_and_animals(sight):
+    doubts = {name: doubt(THINGS.index(name), sight) for name in THINGS}
+    assert {name for name, own in doubts.items() if own == 0} == {"person", "man", "animal", "dog"}
+    assert {own for own in doubts.values() if own} == {SURE}
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from flash_vstream.models.direct_question import direct_question, in_present
 from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate, looked_at
 from flash_vstream.models.guidance import Guide, Guided
 from flash_vstream.models.interface import Layout, StreamProcessor
-from flash_vstream.models.presupposition import SURE, absence, kind_logits, presupposed
+from flash_vstream.models.presupposition import SURE, absence, doubt, kind_logits, presupposed
 from flash_vstream.models.prompts import stamp
 from flash_vstream.models.question_times import in_stream_times, split_window
 from flash_vstream.models.short_answers import NO, NONE, YES, ShortAnswers
@@ -87,6 +87,7 @@ _LENGTH = re.compile(
     r"has (?:the|this) (?:video|stream|clip|recording) (?:lasted|been (?:running|going on)))\b.*",
     re.IGNORECASE,
 )
+_OR = re.compile(r"\bor\b", re.IGNORECASE)
 _SUBJECT = re.compile(r"^(?!an? ).*\b(?=(?:a|an|the) )", re.IGNORECASE)
 _PLACE = re.compile(r"\s(?:next|on|in|at|to|of|behind|beside|near|under|above|over|with)\b.*", re.IGNORECASE)
 _SOMEBODY = frozenset(("he", "she", "they", "him", "her", "them", "who", "anyone", "anybody", "someone", "somebody"))
@@ -114,14 +115,14 @@ class Hints:
 
     @property
     def verdict(self) -> str | None:
-        """``YES`` or ``NO`` where that is decided: sight tells whether a thing is there, or a short answer is one.
+        """The words that an answer begins with where they are decided: yes or no, or the one of two alternatives.
 
-        A language model of 135M parameters answers one of twelve such questions against its note.
+        Sight tells whether a thing is there, a short answer the rest. A language model of 135M parameters answers one
+        of twelve such questions against its note.
         """
         if len(self.mentions) == 1 and self.mentions[0].thing is not None:
             return YES if self.mentions[0].seen else NO
-        is_closed = self.short_answer in _FORMS and _CLOSED.match(self.direct or "")
-        return self.short_answer if is_closed else None
+        return self.short_answer if _CLOSED.match(self.direct or "") else None
 
     def annotate(self, question: str) -> str:
         """The question as the language model reads it."""
@@ -233,9 +234,10 @@ class Hinter:
         embeddings, there = self.grounder.words.embed(asked_now)
         frames = torch.cat([self._asked_about(questions[i], snapshot) for i in rows])
         found = self.short_answers(embeddings, there, frames).softmax(1)
-        for i, text, frame, chances in zip(rows, asked_now, frames, found, strict=True):
+        unseen = self.short_answers(embeddings, there, torch.zeros_like(frames)).softmax(1)
+        for i, text, frame, chances, blind in zip(rows, asked_now, frames, found, unseen, strict=True):
             numbers = self._numbers_of_people(text, frame)
-            answers[i] = _likeliest(self.short_answers, text, chances, numbers)
+            answers[i] = _likeliest(self.short_answers, text, chances, blind, numbers)
         return answers
 
     def _alternative(self, question: str, mentions: Sequence[Mention], snapshot: MemorySnapshot) -> str | None:
@@ -266,10 +268,11 @@ class Hinter:
 
     def _objection(self, question: str, snapshot: MemorySnapshot) -> str | None:
         """What is to be said of a thing that a question takes for granted and no frame shows; None if there is none."""
-        if self.sight is None or _CLOSED.match(question) or not looked_at(snapshot):
+        is_yes_or_no = _CLOSED.match(question) and not _OR.search(question)
+        if self.sight is None or is_yes_or_no or not looked_at(snapshot):
             return None
         for thing, noun in presupposed(question, self.sight):
-            if self._beyond_needed(thing, looked_at(snapshot)) < -SURE:
+            if self._beyond_needed(thing, looked_at(snapshot)) < -doubt(thing, self.sight):
                 return absence(noun)
         return None
 
@@ -318,20 +321,25 @@ def _at_size(frame: Tensor, tokens: int) -> Tensor:
     return grid.repeat_interleave(times, 1).repeat_interleave(times, 2).reshape(1, tokens, -1)
 
 
-def _likeliest(network: ShortAnswers, question: str, chances: Tensor, allowed: Sequence[int] = ()) -> str | None:
+def _likeliest(
+    network: ShortAnswers, question: str, chances: Tensor, blind: Tensor, allowed: Sequence[int] = ()
+) -> str | None:
     """The likeliest of the answers that a question allows, by their probabilities ``[V]``; None if it is no hint.
 
-    Those may be given as ``allowed``. A closed question allows yes and no, or the two answers that it names.
+    Those may be given as ``allowed``. A closed question allows yes and no, or the two answers that it names. Between
+    two that it names, only half of what the question itself suggests counts, which the probabilities of an empty frame,
+    ``blind``, tell (contextual calibration, Zhao et al. 2021, arXiv 2102.09690): else everybody would be sitting.
     """
     if allowed:
         return network.answers[allowed[int(chances[list(allowed)].argmax())]]
     if _CLOSED.match(question):
-        is_choice = bool(re.search(r"\bor\b", question))
+        is_choice = bool(_OR.search(question))
         yes_or_no = [network.numbers[word] for word in (YES, NO) if word in network.numbers]
         allowed = network.choice(question) if is_choice else yes_or_no
         if not allowed or (not is_choice and chances[allowed].sum() < YES_NO_SHARE):
             return None
-        return network.answers[allowed[int(chances[allowed].argmax())]]
+        likely = chances[allowed] / blind[allowed].sqrt() if is_choice else chances[allowed]
+        return network.answers[allowed[int(likely.argmax())]]
     chance, best = chances.max(0)
     answer = network.answers[int(best)]
     return answer if answer != NONE and chance >= LEAST_CONFIDENCE else None

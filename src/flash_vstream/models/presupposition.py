@@ -13,7 +13,10 @@ from torch import Tensor
 from flash_vstream.models.sight import PERSON, Sight
 
 SURE = 1.5
-"""How far a thing's logit must be below what sight needs for it to be surely absent."""
+"""How far a thing's logit must be below what sight needs for it to be surely absent.
+
+Of people, and of animals of any kind, sight is sure enough below that.
+"""
 _WORD = re.compile(r"[a-z]+")
 _PEOPLE = frozenset(
     _WORD.findall("""
@@ -38,22 +41,27 @@ _UNCERTAIN = frozenset(
 _PHRASE = r"((?:(?!(?:of|in|on|at|with|from|to|by|the|a|an|and|or|is|are|was|were)\b)[a-z'-]+ ?){1,3})"
 _DEFINITE = re.compile(rf"\bthe {_PHRASE}(?! ?of\b)", re.IGNORECASE)
 _KIND = re.compile(
-    r"\W*(?:what|which) (?:(?:kinds?|types?|sorts?) of )?([a-z'-]+) (?:do|can|did) (?:you|we|i) see\b", re.IGNORECASE
+    r"\W*(?:what|which) (?:(?:kinds?|types?|sorts?) of )?([a-z'-]+) (?:(?:do|can|did) (?:you|we|i) see|"
+    r"(?:is|are|was|were) (?:this|that|these|those|it|they|there|shown|visible))\b",
+    re.IGNORECASE,
 )
+_SOMEBODY = re.compile(r"\b(?:he|she|him|her|his)\b", re.IGNORECASE)
 _NUMBER = re.compile(rf"\W*how many {_PHRASE}(?! ?of\b)", re.IGNORECASE)
 
 
 def presupposed(question: str, sight: Sight) -> list[tuple[int, str]]:
     """The things that a question takes to be there: sight's number of each, and the noun that names it.
 
-    They are those with the definite article, as far as sight knows them, and that whose kind or number is asked for.
-    Not the number of people, which may be none.
+    They are those with the definite article, as far as sight knows them, that whose kind or number is asked for, and
+    somebody where he or she is spoken of. Not the number of people, which may be none.
     """
     phrases = [match[1] for pattern in (_KIND, _DEFINITE) for match in pattern.finditer(question)]
     found = [_named(phrase.split(), sight) for phrase in phrases]
     counted = _NUMBER.match(question)
     if counted and (one := _named(counted[1].split(), sight)) is not None and sight.names[one[0]] != PERSON:
         found.append(one)
+    if _SOMEBODY.search(question) and (person := sight.find(PERSON)) is not None:
+        found.append((person, PERSON))
     return [one for one in found if one is not None and sight.names[one[0]] not in _UNCERTAIN]
 
 
@@ -72,6 +80,12 @@ def kind_logits(things: Tensor, thing: int, sight: Sight) -> Tensor:
     names = (sight.find(name) for name in _KINDS.get(sight.names[thing], ()))
     kind = [thing, *(number for number in names if number is not None)]
     return things[:, kind].amax(1)
+
+
+def doubt(thing: int, sight: Sight) -> float:
+    """How far below what sight needs a thing still may be there: ``SURE``, or nothing for people and animals."""
+    name = sight.names[thing]
+    return 0.0 if name in (PERSON, "animal") or name in _PEOPLE or name in _ANIMALS else SURE
 
 
 def absence(noun: str) -> str:
