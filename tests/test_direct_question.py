@@ -25,6 +25,10 @@ from flash_vstream.models.direct_question import asks_about_model, direct_questi
         ("Was this picture taken inside?", "Is this inside?"),
         ("Does this happen indoors or outdoors?", "Is this indoors or outdoors?"),
         ("Is the dog running outside?", "Is the dog running outside?"),
+        ("Can you count the people?", "How many people are there?"),
+        ("Count the red cars.", "How many red cars are there?"),
+        ("What time of day is it?", "Is it day or night?"),
+        ("What time is it?", "What time is it?"),
     ],
 )
 def test_a_polite_frame_is_taken_off(asked, direct):

@@ -312,6 +312,32 @@ def test_alternatives_that_have_no_short_answer_are_compared(hinter, snapshot, m
     assert found.short_answer == choice
 
 
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("Are there two people in the picture?", "yes"),
+        ("Are there three people?", "no"),
+        ("Is there more than one person?", "yes"),
+        ("Are there more than two people?", "no"),
+        ("Are there at least two people?", "yes"),
+        ("Are there two people with hats?", None),
+    ],
+)
+def test_so_many_people_are_there_as_sight_sees(hinter, snapshot, question, said):
+    with torch.no_grad():
+        hinter.sight.people.bias[2] = 9.0
+        hinter.short_answers.answer[-1].bias[0] = 9.0  # none
+    assert hinter.hints([question], snapshot)[0].short_answer == said
+
+
+def test_who_is_answered_by_people_alone(hinter, snapshot):
+    with torch.no_grad():
+        hinter.sight.people.bias[2] = 9.0
+        hinter.short_answers.answer[-1].bias.copy_(torch.tensor([0.0, 5.0, 0.0]))  # red
+    assert hinter.hints(["Who is there?"], snapshot)[0].short_answer is None
+    assert hinter.hints(["What is there?"], snapshot)[0].short_answer == "red"
+
+
 def test_what_is_decided_begins_the_answer():
     dog = Mention("dog", 0, 3, 9.0, 1.0, "a dog")
     assert Hints([dog], direct="Is there a dog?").verdict == "yes"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flash_vstream.models.presupposition import SURE, absence, doubt, kind_logits, presupposed
+from flash_vstream.models.presupposition import SURE, absence, doubt, kind_logits, means_people, presupposed
 from flash_vstream.models.sight import Sight
 from flash_vstream.synthetic.annotations import wordings
 
@@ -28,6 +28,7 @@ def sight() -> Sight:
         ("What color is the top of the car?", {"car": "car"}),
         ("What kind of animal is that?", {"animal": "animal"}),
         ("What is he wearing?", {"person": "person"}),
+        ("Who is there?", {"person": "person"}),
         ("What is in his hand?", {"person": "person"}),
         ("What are they doing?", {}),
         ("What is the hand holding?", {}),
@@ -45,6 +46,13 @@ def test_an_animal_is_there_where_a_dog_is_and_a_man_where_anybody_is(sight):
     logits[1, THINGS.index("person")] = 2.0
     for thing, expected in (("animal", [1.0, -5.0]), ("man", [-5.0, 2.0]), ("car", [-5.0, -5.0])):
         assert kind_logits(logits, THINGS.index(thing), sight).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "means"), [("man", True), ("young man", True), ("crowd", True), ("car", False), ("man's car", False)]
+)
+def test_what_means_people(sight, answer, means):
+    assert means_people(answer, sight) is means
 
 
 def test_sight_is_surer_of_people_and_animals(sight):

@@ -56,6 +56,10 @@ _PLACE = re.compile(
     rf"(?:happen\w*|tak(?:e|es|en|ing)(?: place)?|filmed|shot|recorded|played) ({_INDOORS}(?:,? or {_INDOORS})?)\W*",
     re.IGNORECASE,
 )
+_COUNT = re.compile(
+    rf"{_PLEASE}(?:{_WOULD_YOU})?count (?:all )?(?:the |these |those )?([\w' -]+?)[?.!]*\s*", re.IGNORECASE
+)
+_TIME_OF_DAY = re.compile(r"\W*what time of (?:the )?day (?:is|was) (?:it|this)\W*", re.IGNORECASE)
 _NUMBER_SEEN = re.compile(
     r"(how many .+?) (?:did|have|can|do|could) (?:you|we) (?:see|seen|count|counted|notice|noticed|spot|spotted)\b(.*)",
     re.IGNORECASE | re.DOTALL,
@@ -68,7 +72,7 @@ def direct_question(question: str) -> str:
 
     One that cannot be turned around keeps the plain frame ``Tell me …``. ``Describe the scene`` asks for what is
     happening now. What is left out of ``Indoors or outdoors?`` and of ``Any dogs?`` is put in, and ``Was this filmed
-    inside?`` asks whether it is inside.
+    inside?`` asks whether it is inside, ``Count the dogs.`` how many there are.
 
     >>> direct_question("Could you tell me how many people there are?")
     'How many people are there?'
@@ -84,6 +88,10 @@ def direct_question(question: str) -> str:
             return whole.format(match[1][0].lower() + match[1][1:])
     if match := _PLACE.fullmatch(question):
         return f"Is this {match[1]}?"
+    if match := _COUNT.fullmatch(question):
+        return f"How many {match[1]} are there?"
+    if _TIME_OF_DAY.fullmatch(question):
+        return "Is it day or night?"
     framed = _FRAME.fullmatch(question.strip())
     if framed is None:
         return question

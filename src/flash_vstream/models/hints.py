@@ -28,7 +28,7 @@ from flash_vstream.models.direct_question import direct_question, in_present
 from flash_vstream.models.grounding import IS_THERE, Grounder, Mention, annotate, looked_at
 from flash_vstream.models.guidance import Guide, Guided
 from flash_vstream.models.interface import Layout, StreamProcessor
-from flash_vstream.models.presupposition import SURE, absence, doubt, kind_logits, presupposed
+from flash_vstream.models.presupposition import SURE, absence, doubt, kind_logits, means_people, presupposed
 from flash_vstream.models.prompts import stamp
 from flash_vstream.models.question_times import in_stream_times, split_window
 from flash_vstream.models.short_answers import NO, NONE, YES, ShortAnswers
@@ -60,6 +60,14 @@ _HOW_MANY_PEOPLE = re.compile(
     r"in|the|this|picture|image|photo|frame|view|video|scene))*\W*",
     re.IGNORECASE,
 )
+_SO_MANY = {"a": 1, "one": 1, "1": 1, "a single": 1, "two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4}
+_SO_MANY_PEOPLE = re.compile(
+    r"\W*(?:is|are|do you see|can you see) (?:there )?(?P<more>more than |at least )?"
+    rf"(?P<number>{'|'.join(sorted(_SO_MANY, key=len, reverse=True))}) (?:person|people|persons|humans)"
+    r"(?: (?:there|here|now|right|visible|present|in|the|this|picture|image|photo|frame|view|video|scene))*\W*",
+    re.IGNORECASE,
+)
+_WHO = re.compile(r"\W*(?:and |so )?who(?:'s)?\b", re.IGNORECASE)
 _TIME = re.compile(r"\b(\d+:[0-5]\d(?::[0-5]\d)?|\d+(?:\.\d+)?\s?s)\b")
 _BEFORE = re.compile(r"\bbefore\b", re.IGNORECASE)
 _AFTER = re.compile(r"\bafter\b", re.IGNORECASE)
@@ -237,7 +245,8 @@ class Hinter:
         unseen = self.short_answers(embeddings, there, torch.zeros_like(frames)).softmax(1)
         for i, text, frame, chances, blind in zip(rows, asked_now, frames, found, unseen, strict=True):
             numbers = self._numbers_of_people(text, frame)
-            answers[i] = _likeliest(self.short_answers, text, chances, blind, numbers)
+            answer = self._counted(text, frame) or _likeliest(self.short_answers, text, chances, blind, numbers)
+            answers[i] = answer if self._suits(text, answer) else None
         return answers
 
     def _alternative(self, question: str, mentions: Sequence[Mention], snapshot: MemorySnapshot) -> str | None:
@@ -255,6 +264,10 @@ class Hinter:
         scores, _ = self.grounder.compared(named, [snapshot.spatial[torch.tensor([len(snapshot.spatial) - 1])]])
         return named[int(scores[:, 0].argmax())]
 
+    def _suits(self, question: str, answer: str | None) -> bool:
+        """Whether a short answer means people where a question asks who."""
+        return answer is None or self.sight is None or not _WHO.match(question) or means_people(answer, self.sight)
+
     def _numbers_of_people(self, question: str, frame: Tensor) -> list[int]:
         """The answers to a question for the number of people that agree with sight; empty for any other question.
 
@@ -262,9 +275,25 @@ class Hinter:
         """
         if self.sight is None or self.short_answers is None or not _HOW_MANY_PEOPLE.fullmatch(question):
             return []
+        numbers = self.short_answers.numbers
+        return [numbers[name] for name in _NUMBERS[self._people(frame)] if name in numbers]
+
+    def _counted(self, question: str, frame: Tensor) -> str | None:
+        """Whether there are as many people as a question says, by sight; None for any other question."""
+        asked = _SO_MANY_PEOPLE.fullmatch(question)
+        if asked is None or self.sight is None:
+            return None
+        there, number = self._people(frame), _SO_MANY[asked["number"].lower()]
+        is_right = there > number if (asked["more"] or "").startswith("more") else there >= number
+        if not asked["more"]:  # two are not three, but "Is there one person?" may be said of two
+            is_right = there == number or (number == 1 and there > 0)
+        return YES if is_right else NO
+
+    def _people(self, frame: Tensor) -> int:
+        """The number of people in a frame ``[P², D]`` as sight sees it; four or more count as four."""
+        assert self.sight is not None
         self.sight.eval()
-        names = _NUMBERS[int(self.sight(frame[None]).people[0].argmax())]
-        return [self.short_answers.numbers[name] for name in names if name in self.short_answers.numbers]
+        return int(self.sight(frame[None]).people[0].argmax())
 
     def _objection(self, question: str, snapshot: MemorySnapshot) -> str | None:
         """What is to be said of a thing that a question takes for granted and no frame shows; None if there is none."""

@@ -25,6 +25,7 @@ _PEOPLE = frozenset(
     passenger driver kayaker dancer performer goalkeeper jockey racer
     """)
 )
+_GROUPS = ("crowd", "family", "team", "couple", "group of people", "crowd of people", "two people", "many people")
 _ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "elephant", "giraffe", "zebra", "bear", "bird", "pigeon")
 _VEHICLES = ("car", "bus", "truck", "van", "train", "bicycle", "motorcycle", "scooter", "boat", "airplane")
 _KINDS = {"animal": _ANIMALS, "vehicle": _VEHICLES} | dict.fromkeys(_PEOPLE, (PERSON,))
@@ -45,7 +46,7 @@ _KIND = re.compile(
     r"(?:is|are|was|were) (?:this|that|these|those|it|they|there|shown|visible))\b",
     re.IGNORECASE,
 )
-_SOMEBODY = re.compile(r"\b(?:he|she|him|her|his)\b", re.IGNORECASE)
+_SOMEBODY = re.compile(r"\b(?:he|she|him|her|his|who|whom|whose)\b", re.IGNORECASE)
 _NUMBER = re.compile(rf"\W*how many {_PHRASE}(?! ?of\b)", re.IGNORECASE)
 
 
@@ -53,7 +54,7 @@ def presupposed(question: str, sight: Sight) -> list[tuple[int, str]]:
     """The things that a question takes to be there: sight's number of each, and the noun that names it.
 
     They are those with the definite article, as far as sight knows them, that whose kind or number is asked for, and
-    somebody where he or she is spoken of. Not the number of people, which may be none.
+    somebody where he or she is spoken of, or who is asked. Not the number of people, which may be none.
     """
     phrases = [match[1] for pattern in (_KIND, _DEFINITE) for match in pattern.finditer(question)]
     found = [_named(phrase.split(), sight) for phrase in phrases]
@@ -82,10 +83,20 @@ def kind_logits(things: Tensor, thing: int, sight: Sight) -> Tensor:
     return things[:, kind].amax(1)
 
 
+def means_people(text: str, sight: Sight) -> bool:
+    """Whether a noun phrase means people, by its last word."""
+    named = _named(text.split()[-1:], sight)
+    return text in _GROUPS or (named is not None and _is_human(sight.names[named[0]]))
+
+
+def _is_human(name: str) -> bool:
+    return name == PERSON or name in _PEOPLE
+
+
 def doubt(thing: int, sight: Sight) -> float:
     """How far below what sight needs a thing still may be there: ``SURE``, or nothing for people and animals."""
     name = sight.names[thing]
-    return 0.0 if name in (PERSON, "animal") or name in _PEOPLE or name in _ANIMALS else SURE
+    return 0.0 if _is_human(name) or name in ("animal", *_ANIMALS) else SURE
 
 
 def absence(noun: str) -> str:
