@@ -29,6 +29,7 @@ from flash_vstream.models.direct_question import asks_about_model, direct_questi
         ("Count the red cars.", "How many red cars are there?"),
         ("What time of day is it?", "Is it day or night?"),
         ("What time is it?", "What time is it?"),
+        ("Count to ten.", "Count to ten."),
     ],
 )
 def test_a_polite_frame_is_taken_off(asked, direct):

@@ -29,6 +29,7 @@ def sight() -> Sight:
         ("What kind of animal is that?", {"animal": "animal"}),
         ("What is he wearing?", {"person": "person"}),
         ("Who is there?", {"person": "person"}),
+        ("Whose car is this?", {}),
         ("What is in his hand?", {"person": "person"}),
         ("What are they doing?", {}),
         ("What is the hand holding?", {}),

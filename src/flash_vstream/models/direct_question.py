@@ -57,7 +57,7 @@ _PLACE = re.compile(
     re.IGNORECASE,
 )
 _COUNT = re.compile(
-    rf"{_PLEASE}(?:{_WOULD_YOU})?count (?:all )?(?:the |these |those )?([\w' -]+?)[?.!]*\s*", re.IGNORECASE
+    rf"{_PLEASE}(?:{_WOULD_YOU})?count (?:all )?(?:the |these |those )?(?!to\b)([\w' -]+?)[?.!]*\s*", re.IGNORECASE
 )
 _TIME_OF_DAY = re.compile(r"\W*what time of (?:the )?day (?:is|was) (?:it|this)\W*", re.IGNORECASE)
 _NUMBER_SEEN = re.compile(

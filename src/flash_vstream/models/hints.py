@@ -254,7 +254,7 @@ class Hinter:
 
         It is for ``Is there a gate or a hill behind the man?``, where short answers do not know both.
         """
-        if len(mentions) != 2 or not _CLOSED.match(question):
+        if len(mentions) != 2 or not _CLOSED.match(question) or not len(snapshot.spatial):
             return None
         left, right = mentions
         if question[left.end : right.begin].strip(" ,").lower() != "or":

@@ -46,7 +46,7 @@ _KIND = re.compile(
     r"(?:is|are|was|were) (?:this|that|these|those|it|they|there|shown|visible))\b",
     re.IGNORECASE,
 )
-_SOMEBODY = re.compile(r"\b(?:he|she|him|her|his|who|whom|whose)\b", re.IGNORECASE)
+_SOMEBODY = re.compile(r"\b(?:he|she|him|her|his|who (?:is|are|was|were|do|did|can))\b|^\W*who's\b", re.IGNORECASE)
 _NUMBER = re.compile(rf"\W*how many {_PHRASE}(?! ?of\b)", re.IGNORECASE)
 
 
