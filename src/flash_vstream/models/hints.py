@@ -40,6 +40,11 @@ RECALLED = 2
 """The most frames that a question recalls."""
 LEAST_CONFIDENCE = 0.04
 """A short answer below this probability is no hint."""
+SUGGESTED = 0.3
+"""The power of what a question alone suggests that is taken off a choice: else almost everybody would be sitting.
+
+Contextual calibration (Zhao et al. 2021, arXiv 2102.09690), but not all of it: that it is rather day than night is so.
+"""
 YES_NO_SHARE = 0.5
 """A question is one to be answered by yes or no if short answers give the two at least this probability."""
 _CHOICE = "Is it {answer} or something else? ({answer})"
@@ -356,8 +361,7 @@ def _likeliest(
     """The likeliest of the answers that a question allows, by their probabilities ``[V]``; None if it is no hint.
 
     Those may be given as ``allowed``. A closed question allows yes and no, or the two answers that it names. Between
-    two that it names, only half of what the question itself suggests counts, which the probabilities of an empty frame,
-    ``blind``, tell (contextual calibration, Zhao et al. 2021, arXiv 2102.09690): else everybody would be sitting.
+    two that it names, what the question itself suggests, by the probabilities of an empty frame, ``blind``, counts less.
     """
     if allowed:
         return network.answers[allowed[int(chances[list(allowed)].argmax())]]
@@ -367,7 +371,7 @@ def _likeliest(
         allowed = network.choice(question) if is_choice else yes_or_no
         if not allowed or (not is_choice and chances[allowed].sum() < YES_NO_SHARE):
             return None
-        likely = chances[allowed] / blind[allowed].sqrt() if is_choice else chances[allowed]
+        likely = chances[allowed] / blind[allowed] ** SUGGESTED if is_choice else chances[allowed]
         return network.answers[allowed[int(likely.argmax())]]
     chance, best = chances.max(0)
     answer = network.answers[int(best)]
