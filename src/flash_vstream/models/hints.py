@@ -361,7 +361,7 @@ def _likeliest(
     """The likeliest of the answers that a question allows, by their probabilities ``[V]``; None if it is no hint.
 
     Those may be given as ``allowed``. A closed question allows yes and no, or the two answers that it names. Between
-    two that it names, what the question itself suggests, by the probabilities of an empty frame, ``blind``, counts less.
+    two that it names, what the question itself suggests counts less: the probabilities of an empty frame, ``blind``.
     """
     if allowed:
         return network.answers[allowed[int(chances[list(allowed)].argmax())]]
