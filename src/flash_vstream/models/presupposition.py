@@ -2,8 +2,9 @@
 
 Asked so, short answers name a color all the same, since their network has only learned questions about what its
 pictures show. Sight knows whether there is a car. It must be rather sure, since a false "There is no car." is worse
-than a wrong color: on COCO's 613 validation pictures it objects to 1.5% of the annotations' own questions, and to 66%
-of those with a thing when they are asked about another picture, of which no text names that thing.
+than a wrong color: on COCO's 613 validation pictures it objects to 2.2% of the annotations' own questions, most of
+which would be answered wrongly, and to 76% of those with a thing when they are asked about another picture, of which no
+text names that thing.
 """
 
 import re
