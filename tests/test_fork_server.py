@@ -11,6 +11,7 @@ import pytest
 
 SCRIPT = """
 import sys, time
+from multiprocessing import forkserver
 import psutil
 from flash_vstream.live import fork_server
 from flash_vstream.models.choice import ModelChoice
@@ -20,7 +21,7 @@ fork_server.WITH_TRANSFORMERS = "json"
 for _ in range(2):
     fork_server.ensure_fork_server(ModelChoice('nano'))
     print(*sorted(path.name for path in fork_server._sockets.iterdir()), flush=True)
-    (running,) = (child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline()))
+    running = psutil.Process(forkserver._forkserver._forkserver_pid)
     running.kill()
     while running.status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
