@@ -69,7 +69,7 @@ def test_memory_knows_tensors_only():
         modules = {
             n.module.split(".")[0] for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)
         }
-        assert modules <= {"flash_vstream", "torch", "importlib", "dataclasses", "collections", "typing"}, path
+        assert modules <= {"flash_vstream", "torch", "dataclasses", "collections", "typing"}, path
 
 
 def test_import_is_quick():

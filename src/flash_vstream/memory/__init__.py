@@ -3,9 +3,9 @@
 Public names are loaded on first use, so that its sizes and the names of its parts can be had without PyTorch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flash_vstream.imports import lazily
 from flash_vstream.memory.config import PARTS, StarConfig
 
 if TYPE_CHECKING:
@@ -34,8 +34,4 @@ _HOMES = {
     "pool_grid": "pooling",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazily(__name__, _HOMES)

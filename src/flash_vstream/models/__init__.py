@@ -4,8 +4,9 @@ Using any of these names imports PyTorch and Transformers and registers the clas
 Auto classes. Importing this package does neither, so that listing the models is fast.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flash_vstream.imports import lazily
 
 if TYPE_CHECKING:
     from flash_vstream.models.registry import (
@@ -26,8 +27,4 @@ __all__ = [
     "FrameProcessor",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.registry"), name)
+__getattr__ = lazily(__name__, dict.fromkeys(__all__, "registry"))

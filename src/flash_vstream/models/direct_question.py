@@ -60,6 +60,12 @@ _COUNT = re.compile(
     rf"{_PLEASE}(?:{_WOULD_YOU})?count (?:all )?(?:the |these |those )?(?!to\b)([\w' -]+?)[?.!]*\s*", re.IGNORECASE
 )
 _TIME_OF_DAY = re.compile(r"\W*what time of (?:the )?day (?:is|was) (?:it|this)\W*", re.IGNORECASE)
+_PLAINER = (
+    (_PLACE, "Is this {}?"),
+    (_COUNT, "How many {} are there?"),
+    (_TIME_OF_DAY, "Is it day or night?"),
+)
+"""Questions that short answers know in other words."""
 _NUMBER_SEEN = re.compile(
     r"(how many .+?) (?:did|have|can|do|could) (?:you|we) (?:see|seen|count|counted|notice|noticed|spot|spotted)\b(.*)",
     re.IGNORECASE | re.DOTALL,
@@ -86,12 +92,9 @@ def direct_question(question: str) -> str:
     for half, whole in _HALVES:
         if match := half.fullmatch(question):
             return whole.format(match[1][0].lower() + match[1][1:])
-    if match := _PLACE.fullmatch(question):
-        return f"Is this {match[1]}?"
-    if match := _COUNT.fullmatch(question):
-        return f"How many {match[1]} are there?"
-    if _TIME_OF_DAY.fullmatch(question):
-        return "Is it day or night?"
+    for form, plain in _PLAINER:
+        if match := form.fullmatch(question):
+            return plain.format(*match.groups())
     framed = _FRAME.fullmatch(question.strip())
     if framed is None:
         return question

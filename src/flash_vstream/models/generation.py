@@ -238,10 +238,12 @@ class AnswerGenerator:
 
     def _opening(self, hints: Hints) -> list[int]:
         """The tokens that an answer begins with, whatever the language model makes of them: a verdict's."""
-        if hints.verdict is None:
-            return []
+        return [] if hints.verdict is None else self._answer_ids(hints.verdict.capitalize())
+
+    def _answer_ids(self, text: str) -> list[int]:
+        """The tokens of an answer that follow its question."""
         start = self.processor.template.answer.partition("{}")[0]
-        return self.processor.tokenize([start, Typed(hints.verdict.capitalize())], first=False)
+        return self.processor.tokenize([start, Typed(text)], first=False)
 
     def drop_unused(self) -> None:
         """Free weights that the engine has a copy of, in a process that only answers."""
@@ -266,8 +268,7 @@ class AnswerGenerator:
         (hints,) = self.hints([question], prefix.snapshot, prefix.time_stamps)
         shown = self._lay_out_recalled(prefix.snapshot, hints, prefix.time_stamps)
         asked = [*shown.ids, *self.processor.question_ids(hints.annotate(question))]
-        start = self.processor.template.answer.partition("{}")[0]
-        rows = [self.processor.tokenize([start, Typed(answer.strip())], first=False) for answer in answers]
+        rows = [self._answer_ids(answer.strip()) for answer in answers]
         if all(len(row) == 1 for row in rows):  # such as yes and no: what may follow the question tells all
             (step,) = self.engine.step([Feed(self.engine.fork(prefix.sequence), asked, shown.features)])
             (log,) = step.checked().logits.log_softmax(-1)

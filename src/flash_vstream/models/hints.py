@@ -67,7 +67,7 @@ _HOW_MANY_PEOPLE = re.compile(
 )
 _SO_MANY = {"a": 1, "one": 1, "1": 1, "a single": 1, "two": 2, "2": 2, "three": 3, "3": 3, "four": 4, "4": 4}
 _SO_MANY_PEOPLE = re.compile(
-    r"\W*(?:is|are|do you see|can you see) (?:there )?(?P<more>more than |at least )?"
+    r"\W*(?:is|are|do you see|can you see) (?:there )?(?P<bound>more than |at least )?"
     rf"(?P<number>{'|'.join(sorted(_SO_MANY, key=len, reverse=True))}) (?:person|people|persons|humans)"
     r"(?: (?:there|here|now|right|visible|present|in|the|this|picture|image|photo|frame|view|video|scene))*\W*",
     re.IGNORECASE,
@@ -200,12 +200,10 @@ class Hinter:
             self._objection(text, snapshot) if own else None for text, own in zip(questions, asked, strict=True)
         ]
         asked = [own and objection is None for own, objection in zip(asked, objections, strict=True)]
-        short = [
-            self._alternative(text, [mention for mention, _ in events], snapshot) if own and answer is None else answer
-            for text, own, events, answer in zip(
-                questions, asked, located, self._short_answers(questions, asked, snapshot), strict=True
-            )
-        ]
+        short = self._short_answers(questions, asked, snapshot)
+        for i, wanted in enumerate(asked):
+            if wanted and short[i] is None:
+                short[i] = self._alternative(questions[i], [mention for mention, _ in located[i]], snapshot)
         found = []
         for question, own, answer, objection in zip(questions, located, short, objections, strict=True):
             if objection is not None:
@@ -247,10 +245,15 @@ class Hinter:
         embeddings, there = self.grounder.words.embed(asked_now)
         frames = torch.cat([self._asked_about(questions[i], snapshot) for i in rows])
         found = self.short_answers(embeddings, there, frames).softmax(1)
-        unseen = self.short_answers(embeddings, there, torch.zeros_like(frames)).softmax(1)
-        for i, text, frame, chances, blind in zip(rows, asked_now, frames, found, unseen, strict=True):
+        choices = [row for row, text in enumerate(asked_now) if _is_choice(text)]
+        if choices:
+            blind = self.short_answers(embeddings[choices], there[choices], torch.zeros_like(frames[choices])).softmax(
+                1
+            )
+            found[choices] /= blind**SUGGESTED
+        for i, text, frame, chances in zip(rows, asked_now, frames, found, strict=True):
             numbers = self._numbers_of_people(text, frame)
-            answer = self._counted(text, frame) or _likeliest(self.short_answers, text, chances, blind, numbers)
+            answer = self._counted(text, frame) or _likeliest(self.short_answers, text, chances, numbers)
             answers[i] = answer if self._suits(text, answer) else None
         return answers
 
@@ -289,10 +292,9 @@ class Hinter:
         if asked is None or self.sight is None:
             return None
         there, number = self._people(frame), _SO_MANY[asked["number"].lower()]
-        is_right = there > number if (asked["more"] or "").startswith("more") else there >= number
-        if not asked["more"]:  # two are not three, but "Is there one person?" may be said of two
-            is_right = there == number or (number == 1 and there > 0)
-        return YES if is_right else NO
+        bound = (asked["bound"] or "").strip().lower()
+        is_exact = there == number or there > number == 1  # "Is there a single person?" may be said of two
+        return YES if {"more than": there > number, "at least": there >= number, "": is_exact}[bound] else NO
 
     def _people(self, frame: Tensor) -> int:
         """The number of people in a frame ``[P², D]`` as sight sees it; four or more count as four."""
@@ -302,7 +304,7 @@ class Hinter:
 
     def _objection(self, question: str, snapshot: MemorySnapshot) -> str | None:
         """What is to be said of a thing that a question takes for granted and no frame shows; None if there is none."""
-        is_yes_or_no = _CLOSED.match(question) and not _OR.search(question)
+        is_yes_or_no = _CLOSED.match(question) and not _is_choice(question)
         if self.sight is None or is_yes_or_no or not looked_at(snapshot):
             return None
         for thing, noun in presupposed(question, self.sight):
@@ -355,24 +357,25 @@ def _at_size(frame: Tensor, tokens: int) -> Tensor:
     return grid.repeat_interleave(times, 1).repeat_interleave(times, 2).reshape(1, tokens, -1)
 
 
-def _likeliest(
-    network: ShortAnswers, question: str, chances: Tensor, blind: Tensor, allowed: Sequence[int] = ()
-) -> str | None:
+def _is_choice(question: str) -> bool:
+    """Whether a question is to be answered by one of two alternatives that it names."""
+    return bool(_CLOSED.match(question) and _OR.search(question))
+
+
+def _likeliest(network: ShortAnswers, question: str, chances: Tensor, allowed: Sequence[int] = ()) -> str | None:
     """The likeliest of the answers that a question allows, by their probabilities ``[V]``; None if it is no hint.
 
-    Those may be given as ``allowed``. A closed question allows yes and no, or the two answers that it names. Between
-    two that it names, what the question itself suggests counts less: the probabilities of an empty frame, ``blind``.
+    Those may be given as ``allowed``. A closed question allows yes and no, or the two answers that it names.
     """
     if allowed:
         return network.answers[allowed[int(chances[list(allowed)].argmax())]]
     if _CLOSED.match(question):
-        is_choice = bool(_OR.search(question))
+        is_choice = _is_choice(question)
         yes_or_no = [network.numbers[word] for word in (YES, NO) if word in network.numbers]
         allowed = network.choice(question) if is_choice else yes_or_no
         if not allowed or (not is_choice and chances[allowed].sum() < YES_NO_SHARE):
             return None
-        likely = chances[allowed] / blind[allowed] ** SUGGESTED if is_choice else chances[allowed]
-        return network.answers[allowed[int(likely.argmax())]]
+        return network.answers[allowed[int(chances[allowed].argmax())]]
     chance, best = chances.max(0)
     answer = network.answers[int(best)]
     return answer if answer != NONE and chance >= LEAST_CONFIDENCE else None
