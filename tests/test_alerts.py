@@ -3,14 +3,21 @@
 import base64
 import hashlib
 import hmac
+import socket
 import sqlite3
+import threading
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from flash_vstream.errors import UserError
 from flash_vstream.serve import alert_store, webhooks
 from flash_vstream.serve.schemas import WatchEdit
 from flash_vstream.serve.security import AccessRules, ApiError
+from flash_vstream.serve.store import StoreError
+from flash_vstream.video.gateway import pinned_request
 from helpers.waiting import until
+from helpers.web import raw_camera
 from helpers.webhooks import receiving
 
 
@@ -39,7 +46,7 @@ def test_a_webhook_is_signed_and_repeated_until_it_is_taken(open_server):
         signed = f"{alert.id}.{headers['webhook-timestamp']}.".encode() + body
         digest = hmac.new(b"hush", signed, hashlib.sha256).digest()
         assert headers["webhook-signature"] == "v1," + base64.b64encode(digest).decode()
-    assert (server.watches.webhooks.delivered, server.watches.webhooks.failed) == (1, 3)
+    assert server.watches.webhooks.failed == 3
 
 
 def test_a_target_that_is_down_delays_no_other(open_server):
@@ -51,6 +58,90 @@ def test_a_target_that_is_down_delays_no_other(open_server):
         until(lambda: len(receiver.requests) == 3)
         until(lambda: [own.target["url"] for own in server.store.deliveries()] == ["http://127.0.0.1:1/"] * 3)
         assert "webhook-signature" not in receiver.requests[0][0]
+
+
+@contextmanager
+def hanging():
+    """A target that takes connections and never answers; yields its URL."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+
+def test_a_target_that_hangs_with_many_alerts_delays_no_other(open_server):
+    server = open_server()
+    with receiving() as receiver, hanging() as url:
+        server.add(targets=[{"url": url}])
+        server.add("yard", "cat", targets=[{"url": receiver.url}])
+        for time in range(70):
+            server.report(time=float(time))
+        server.report("cat")
+        until(lambda: receiver.requests, 30)
+        server.watches.close()
+
+
+def test_many_targets_that_hang_delay_no_other(open_server, monkeypatch):
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.5)
+    server = open_server()
+    with receiving() as receiver, ExitStack() as targets:
+        urls = [targets.enter_context(hanging()) for _ in range(webhooks.AT_ONCE + 2)]
+        server.add(targets=[{"url": url} for url in urls])
+        server.add("yard", "cat", targets=[{"url": receiver.url}])
+        for time in range(10):
+            server.report(time=float(time))
+        server.report("cat")
+        until(lambda: receiver.requests, 30)
+        server.watches.close()
+
+
+def test_a_call_has_one_deadline_and_ends_with_the_server(open_server, monkeypatch):
+    """A target that sends a byte now and then never exceeds a limit on each read."""
+    monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 0.3)
+    server = open_server()
+    with raw_camera(b"HTTP/1.1 200 OK\r\n", lambda _: b"x: 1\r\n") as url:
+        server.add(targets=[{"url": url}])
+        server.report()
+        until(lambda: server.watches.webhooks.failed, 30)
+        monkeypatch.setattr(webhooks, "TIMEOUT_SECONDS", 600)
+        until(lambda: server.watches.webhooks._busy, 30)
+        closing = threading.Thread(target=server.watches.close, daemon=True)
+        closing.start()
+        closing.join(60)
+        assert not closing.is_alive()
+    assert open_server().store.deliveries()
+
+
+def test_an_unexpected_error_is_a_failed_try(open_server, monkeypatch):
+    errors = [KeyError("odd")]
+
+    def pinned(*arguments):
+        if errors:
+            raise errors.pop()
+        return pinned_request(*arguments)
+
+    monkeypatch.setattr(webhooks, "pinned_request", pinned)
+    server = open_server()
+    with receiving() as receiver:
+        server.add(targets=[{"url": receiver.url}])
+        server.report()
+        until(lambda: receiver.requests, 30)
+    assert server.watches.webhooks.failed == 1
+
+
+def test_the_oldest_delivery_to_each_target_comes_next(open_server):
+    server = open_server()
+    server.watches.webhooks.close()
+    server.add(targets=[{"url": "http://a.test/"}, {"url": "http://b.test/"}, {"url": "mqtt://c.test"}])
+    for time in (1.0, 2.0, 3.0):
+        server.report(time=time)
+
+    def coming(waiting=(), busy=()):
+        found = server.store.next_deliveries(waiting, busy)
+        return [(own.alert.body["time"], own.target["url"]) for own in found]
+
+    assert coming() == [(1, "http://a.test/"), (1, "http://b.test/")]
+    waiting = [(1, "http://a.test/"), (2, "http://a.test/")]
+    assert coming(waiting) == [(1, "http://b.test/"), (3, "http://a.test/")]
+    assert coming(waiting, {"http://b.test/"}) == [(3, "http://a.test/")]
 
 
 def test_a_target_is_given_up_after_many_tries(open_server, monkeypatch):
@@ -182,3 +273,26 @@ def test_a_damaged_watch_stops_no_other(open_server, tmp_path):
         db.execute("insert into watches values ('bad', 'door', 0, '{', '{}')")
     db.close()
     assert [watch.id for watch in open_server().store.watches()] == ["dog"]
+
+
+def test_a_database_that_cannot_be_read_any_more_is_told(open_server):
+    server = open_server()
+    server.watches.webhooks.close()
+    store = server.store
+    for table in ("watches", "alerts", "deliveries", "retained"):
+        store._db.execute(f"drop table {table}")
+    for read in (
+        store.watches,
+        store.alerts,
+        lambda: store.alert("a"),
+        lambda: store.number_of("a"),
+        lambda: store.picture("a"),
+        store.deliveries,
+        store.brokers,
+        lambda: store.retained("mqtt://c.test"),
+    ):
+        with pytest.raises(UserError, match="cannot be read"):
+            read()
+    with pytest.raises(StoreError):
+        store.remove_other_streams(())
+    server.watches.brokers.follow(set())

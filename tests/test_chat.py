@@ -519,3 +519,22 @@ def test_a_redirect_does_not_lead_a_guarded_server_to_a_closed_address(files, vi
     with pytest.raises(ApiError, match="private address") as refused:
         run_async(fetcher.fetch, f"http://localhost:{port}/moved")
     assert refused.value.status == 403
+
+
+def test_a_url_whose_host_is_not_ascii_is_fetched(files, video, monkeypatch):
+    resolved = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: resolved("127.0.0.1" if host == "bücher.test" else host, *rest, **more),
+    )
+    fetcher = fetching.Fetcher(SourceRules(hosts=frozenset({"bücher.test"})), 10**7)
+    url = f"http://bücher.test:{files.partition(':')[2]}/{video.name}"
+    assert run_async(fetcher.fetch, url) == video.read_bytes()
+
+
+def test_a_proxy_that_cannot_be_used_is_told(files, monkeypatch):
+    monkeypatch.setenv("http_proxy", "nonsense://127.0.0.1:1")
+    with pytest.raises(ApiError, match="could not be fetched") as refused:
+        run_async(fetching.Fetcher(None, 10**6).fetch, f"http://{files}/clip.mp4")
+    assert refused.value.status == 422

@@ -1,5 +1,6 @@
 """Requests that never arrive completely, against a real uvicorn in a thread."""
 
+import asyncio
 import contextlib
 import resource
 import socket
@@ -8,13 +9,14 @@ import urllib.request
 
 import pytest
 import uvicorn
+from starlette.responses import StreamingResponse
 
 from flash_vstream.serve.connections import PatientProtocol, connection_limit
 from helpers.waiting import until
 
 
 class Impatient(PatientProtocol):
-    head_seconds, body_seconds = 0.3, 0.3
+    head_seconds, body_seconds, send_seconds = 0.3, 0.3, 0.3
 
 
 class Crowded(PatientProtocol):
@@ -26,9 +28,18 @@ def protocol():
     return Impatient
 
 
+async def endless():
+    while True:
+        yield bytes(65536)
+        await asyncio.sleep(0)
+
+
 @pytest.fixture
-def address(protocol):
+def server(protocol):
     async def app(scope, receive, send):
+        if scope["path"] == "/endless":
+            await StreamingResponse(endless())(scope, receive, send)
+            return
         message = {"more_body": True}
         while message.get("more_body"):
             message = await receive()
@@ -41,9 +52,14 @@ def address(protocol):
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     until(lambda: server.started)
-    yield listener.getsockname()
+    yield server
     server.should_exit = True
     thread.join(timeout=30)
+
+
+@pytest.fixture
+def address(server):
+    return server.servers[0].sockets[0].getsockname()
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -104,6 +120,13 @@ def test_beyond_a_crowd_the_oldest_is_dropped(address, protocol):
         connections = [stack.enter_context(socket.create_connection(address)) for _ in range(100)]
         until(lambda: sum(is_closed(connection) for connection in connections) == 80)
         assert not is_closed(connections[-1])
+
+
+def test_a_caller_who_stops_reading_is_dropped(server, address):
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n")
+        until(lambda: server.server_state.connections)
+        until(lambda: not server.server_state.connections, 30)
 
 
 def test_descriptors_are_kept_back():

@@ -4,12 +4,14 @@ import http.server
 import socket
 import ssl
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import av
+import httpx
 import pytest
 import trustme
-from av.error import FFmpegError
+from av.error import ArgumentError, FFmpegError
 
 from flash_vstream.errors import UserError
 from flash_vstream.video.gateway import USER_AGENT, marked, reach, unmarked
@@ -29,12 +31,14 @@ class Site:
         self.pages: dict[str, bytes | str] = {}
         self.asked: list[str] = []
         self.agents: set[str] = set()
+        self.hosts: set[str] = set()
         site = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 site.asked.append(self.path)
                 site.agents.add(self.headers["user-agent"])
+                site.hosts.add(self.headers["host"])
                 page = site.pages.get(self.path)
                 self.send_response(404 if page is None else 200 if isinstance(page, bytes) else 302)
                 if isinstance(page, str):
@@ -45,6 +49,10 @@ class Site:
                 self.end_headers()
                 if isinstance(page, bytes):
                     self.wfile.write(page)
+
+            def do_CONNECT(self):
+                site.asked.append(self.path)
+                self.send_error(403)
 
             def log_message(self, *_):
                 pass
@@ -109,10 +117,19 @@ def test_redirects_do_not_lead_to_closed_addresses(sites, segment):
     assert frames(f"http://localhost:{site.port}/a.ts", rules=None)  # without rules, loopback is allowed
 
 
-def test_playlists_do_not_lead_to_closed_addresses(sites, segment):
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("http://127.0.0.1:{port}/a.ts", "tcp://127.0.0.1:{port}"),
+        ("httpproxy://127.0.0.1:{port}/a.ts",),
+        ('#EXT-X-KEY:METHOD=AES-128,URI="httpproxy://127.0.0.1:{port}/key"', "a.ts"),
+        ('#EXT-X-MAP:URI="httpproxy://127.0.0.1:{port}/a.ts"', "a.ts"),
+    ],
+)
+def test_playlists_do_not_lead_to_closed_addresses(sites, segment, lines):
     site, closed = sites(), sites()
-    closed.pages["/a.ts"] = segment
-    site.pages["/list.m3u8"] = playlist(f"http://127.0.0.1:{closed.port}/a.ts", f"tcp://127.0.0.1:{closed.port}")
+    closed.pages["/a.ts"] = site.pages["/a.ts"] = segment
+    site.pages["/list.m3u8"] = playlist(*(line.format(port=closed.port) for line in lines))
     with pytest.raises(REFUSED):
         frames(f"http://localhost:{site.port}/list.m3u8")
     assert "/list.m3u8" in site.asked
@@ -133,6 +150,58 @@ def test_lists_of_other_kinds_are_not_followed(sites, body):
     with pytest.raises(REFUSED):
         frames(f"http://localhost:{site.port}/list")
     assert not closed.asked
+
+
+@contextmanager
+def sending(data: bytes):
+    """Sends the same to everyone who connects over TCP; yields the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection, suppress(OSError):
+                    connection.sendall(data)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_what_a_tcp_sender_sends_opens_no_ports(segment):
+    """Only media is taken, not a description of the ports on which FFmpeg should listen."""
+    with sending(segment) as port:
+        assert frames(f"tcp://localhost:{port}", pace="fast")
+    description = (
+        b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=video 5004 RTP/AVP 26\r\n"
+    )
+    with sending(description) as port, reach(f"tcp://localhost:{port}", RULES) as (url, options):
+        assert options["protocol_whitelist"] == "tcp"
+        with pytest.raises(ArgumentError):  # at once; a port would be listened on until the timeout
+            av.open(url, options=options, timeout=20)
+
+
+def test_a_host_s_name_need_not_be_ascii(sites, segment, monkeypatch):
+    resolved = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: resolved(host.replace("bücher.test", "127.0.0.1"), *rest, **more),
+    )
+    site = sites()
+    site.pages["/a.ts"] = segment
+    assert frames(f"http://bücher.test:{site.port}/a.ts", SourceRules(hosts=frozenset({"bücher.test"})), pace="fast")
+    assert site.hosts == {f"xn--bcher-kva.test:{site.port}"}
+
+
+def test_a_header_that_cannot_be_sent_is_refused(sites):
+    site = sites()
+    with reach(f"http://localhost:{site.port}/a.ts", RULES) as (url, options):
+        answer = httpx.get(url, headers={"cookie": "é".encode("latin-1")}, proxy=options["http_proxy"])
+    assert (answer.status_code, site.asked) == (502, [])
 
 
 def test_a_no_proxy_setting_does_not_go_around_the_gateway(sites, segment, monkeypatch):
@@ -242,6 +311,12 @@ def test_closed_sources_are_refused_where_they_are_opened():
 def test_what_needs_no_gateway_is_opened_as_it_is():
     with reach("rtsp://cam/1", None) as opened:
         assert opened == ("rtsp://cam/1", {})
+
+
+def test_a_tls_camera_needs_tcp():
+    for rules in (None, RULES):
+        with pytest.raises(UserError, match="choose transport tcp"), reach("rtsps://localhost/1", rules, "udp"):
+            pass
 
 
 def test_a_tls_camera_s_certificate_is_verified(authority):

@@ -11,12 +11,14 @@ from flash_vstream.live.fork_server import PRELOADED, WITH_TRANSFORMERS
 
 SOURCE = Path(__file__).parent.parent / "src" / "flash_vstream"
 # The packages and modules that each may import from, besides itself and the shared leaves.
-SHARED = {"descriptors", "errors", "files", "imports", "timecode", "wheels", "__version__"}
+SHARED = {"backoff", "descriptors", "errors", "files", "imports", "json_log", "timecode", "wheels", "__version__"}
 ALLOWED: dict[str, set[str]] = {
+    "backoff": set(),
     "descriptors": set(),
     "errors": set(),
     "files": set(),
     "imports": set(),
+    "json_log": set(),
     "timecode": set(),
     "wheels": set(),
     "sample_clips": set(),

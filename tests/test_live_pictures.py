@@ -6,12 +6,17 @@ import signal
 import urllib.request
 from contextlib import contextmanager
 from email.parser import BytesHeaderParser
+from types import SimpleNamespace
 
+import anyio
 import numpy as np
 import pytest
 from PIL import Image
 from websockets.sync.client import connect
 
+from flash_vstream.live.published import Picture
+from flash_vstream.serve import live_pictures
+from helpers.asynchronous import run_async
 from helpers.server import Server, serving
 from helpers.videos import write_video
 
@@ -107,6 +112,24 @@ def test_it_ends_when_the_stream_is_deleted(server):
         assert next_picture(response) is not None
         server.call("DELETE", "/v1/streams/short")
         assert next_picture(response) is None
+
+
+def test_frames_that_are_counted_anew_are_shown(monkeypatch):
+    """As after a memory was lost: fewer frames are kept than before."""
+    status = SimpleNamespace(kept=5, time=1.0, state="live")
+    service = SimpleNamespace(status=lambda _: status, shared=lambda _: None)
+    monkeypatch.setattr(live_pictures, "read_picture", lambda _: Picture(b"%d" % status.kept, 1.0, status.kept))
+
+    async def show() -> list[bytes]:
+        parts = live_pictures._parts(service, "door", lambda: False)
+        shown = [await anext(parts)]
+        for status.kept in (5, 2, 3):
+            with anyio.fail_after(10):
+                shown.append(await anext(parts))
+        await parts.aclose()
+        return shown
+
+    assert [part.split()[-2] for part in run_async(show)[1:]] == [b"5", b"2", b"3"]
 
 
 def test_there_is_none_of_a_stream_that_is_not_there(server):

@@ -8,7 +8,7 @@ from fastapi import Body, FastAPI, Response, WebSocket
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from flash_vstream.serve.logging import JsonFormatter, RateLimit
+from flash_vstream.json_log import JsonFormatter, RateLimit
 from flash_vstream.serve.middleware import CallerCheck, add_middleware
 from flash_vstream.serve.security import AccessRules
 

@@ -92,3 +92,28 @@ def test_a_large_jpeg_is_decoded_small(monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda self, mode: sizes.append(self.size) or fit(self, mode))
     assert decode_picture(data, side=224).size == (224, 224)
     assert max(sizes[0]) <= 1000
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damaged_exif_costs_no_picture():
+    """Regression: Pillow raises struct.error, TypeError and others for it."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0131], exif[0x011A] = 6, "a camera", 72.0
+    data = encoded(Image.new("RGB", (60, 40), (9, 99, 9)), "JPEG", exif=exif)
+    begin = data.index(b"Exif")
+    sizes = set()
+    for at in range(begin, begin + len(exif.tobytes())):
+        for value in (0, 1, 128, 255):
+            damaged = data[:at] + bytes([value]) + data[at + 1 :]
+            sizes.add(decode_picture(damaged).size)
+    assert sizes == {(60, 40), (40, 60)}
+
+
+def test_whatever_pillow_raises_is_a_damaged_picture(monkeypatch):
+    def fail(*_):
+        raise AttributeError("of a codec")
+
+    data = encoded(Image.new("RGB", (8, 8)), "PNG")
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(UserError, match="damaged"):
+        decode_picture(data)

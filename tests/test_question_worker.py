@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 
 from flash_vstream.live.frame_worker import state_layout
-from flash_vstream.live.messages import Ask, Cancel
+from flash_vstream.live.messages import Ask, Cancel, Report, Watch
 from flash_vstream.live.question_client import HUNG, QuestionClient
 from flash_vstream.live.question_worker import QuestionWorker
 from flash_vstream.live.shared_tensors import SharedTensors
 from flash_vstream.live.stream_state import Pictures, empty_slots, stream_state
+from flash_vstream.live.watch_rules import WatchRule
 from flash_vstream.pipeline import FlashVStream
 from helpers.waiting import until
 
@@ -214,6 +216,23 @@ def test_a_memory_that_cannot_be_read_ahead_is_left_alone(worker, tmp_path):
 
 
 # --- a separate process
+
+
+def test_whoever_takes_a_report_may_wait_for_the_worker(tiny_folder):
+    client, taken = QuestionClient(str(tiny_folder)), threading.Event()
+
+    def take(report: Report) -> None:
+        taken.wait(60)
+
+    client.on_report = take
+    try:
+        client._watches["door"] = Watch("door", "nowhere", "a dog", WatchRule(), {})
+        client._take(Report("door", {"phase": "away"}))
+        assert list(client.ask(None, "hello", (), 1))[-1].kind == "done"
+    finally:
+        taken.set()
+        client.close()
+    assert not client._reporter.is_alive()
 
 
 def test_a_hung_worker_is_started_again(tiny_folder):

@@ -1,22 +1,32 @@
 """The HTTP API from the outside: real processes, real files, OpenAI's own client."""
 
 import base64
+import contextlib
 import io
 import json
 import socket
 import struct
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import anyio
+import numpy as np
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from flash_vstream.errors import UserError
-from flash_vstream.serve.app import pictures_of
+from flash_vstream.serve import app as app_module
+from flash_vstream.serve.app import _add_push, pictures_of
 from flash_vstream.serve.security import AccessRules, ApiError
+from flash_vstream.serve.service import Limits
+from flash_vstream.video.sources import Source
 from helpers.cli import run
 from helpers.server import serving
 from helpers.videos import write_video
@@ -200,6 +210,44 @@ def test_pictures_are_bounded():
     image, whole = pictures_of(encoded((9, 9, 9)), 16, 10_000)
     assert image.shape == (16, 16, 3)
     assert Image.open(io.BytesIO(whole)).size == (60, 40)
+
+
+@contextlib.contextmanager
+def pushing(senders: int, sink, decoding: int = 2):
+    """Senders of frames to one stream, in this process."""
+    source = Source("push", size=16)
+    live = SimpleNamespace(source=lambda _: source)
+    app = FastAPI()
+    _add_push(app, SimpleNamespace(live=live, sink=lambda _: sink, limits=Limits()), anyio.CapacityLimiter(decoding))
+    with TestClient(app) as client, contextlib.ExitStack() as sockets:
+        yield [sockets.enter_context(client.websocket_connect("/v1/streams/a/frames")) for _ in range(senders)]
+
+
+def test_a_sender_that_comes_back_skips_no_frame():
+    sink = SimpleNamespace(taken=5, numbers=[])
+    sink.write = lambda number, _: sink.numbers.append(number)
+    with pushing(1, sink) as (sender,):
+        for _ in range(2):
+            sender.send_bytes(encoded((0, 0, 0)))
+            assert "frame" in sender.receive_json()
+    assert sink.numbers == [6, 7]
+
+
+def test_few_pushed_pictures_are_decoded_at_once(monkeypatch):
+    three = threading.Barrier(3)
+
+    def decoded(*_):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            three.wait(1)
+        return np.zeros((16, 16, 3), np.uint8), b""
+
+    monkeypatch.setattr(app_module, "pictures_of", decoded)
+    sink = SimpleNamespace(taken=0, write=lambda *_: None)
+    with pushing(3, sink) as senders:
+        for sender in senders:
+            sender.send_bytes(b"a picture")
+        assert all("frame" in sender.receive_json() for sender in senders)
+    assert three.broken
 
 
 # --- what an operator sees

@@ -70,6 +70,18 @@ def test_https_with_ones_own_certificate(quick_folder, tmp_path):
         assert (done.returncode, message in done.stderr, "Traceback" in done.stderr) == (2, True, False)
 
 
+def test_what_a_worker_logs_is_json_too(quick_folder, video, tmp_path):
+    options = ("--stream", f"door={video}", "--fps", "5", "--state", str(tmp_path))
+    (tmp_path / "memories").mkdir()
+    with serving(str(quick_folder), *options) as server:
+        server.wait_for("/v1/streams/door", lambda _, body: body["time"] is not None)
+    (tmp_path / "memories" / "door.safetensors").write_bytes(b"damaged")
+    with serving(str(quick_folder), "--state", str(tmp_path)) as server:
+        until(lambda: "set aside" in server.log.read_text())
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if "set aside" in line]
+    assert any("set aside" in line["event"] and line["level"] == "warning" for line in lines)
+
+
 def test_two_streams_of_one_name_are_refused(quick_folder, video):
     done = run("serve", "--port", "0", "--model", quick_folder, "--stream", f"d={video}", "--stream", "d=push")
     assert (done.returncode, "two --stream options name 'd'" in done.stderr) == (2, True)

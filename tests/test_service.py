@@ -17,7 +17,7 @@ from flash_vstream.serve.app import make_app
 from flash_vstream.serve.in_progress import InProgress
 from flash_vstream.serve.security import AccessRules
 from flash_vstream.serve.service import Limits, NamedSource, Service
-from flash_vstream.serve.store import StateFolder
+from flash_vstream.serve.store import StateFolder, StoreError
 from helpers.asynchronous import run_async
 from helpers.videos import write_video
 from helpers.waiting import until
@@ -87,6 +87,7 @@ def test_what_is_in_progress_is_counted(service, client):
         service._questions.end()
     assert "flash_vstream_questions_in_progress 1.0" in text
     assert "flash_vstream_clips_in_progress 0.0" in text
+    assert "flash_vstream_webhooks_given_up 0.0" in text
     with pytest.raises(ValueError, match="more was ended"):
         InProgress(1).end()
 
@@ -228,9 +229,34 @@ def test_nothing_is_half_done_on_a_disk_that_cannot_be_written(service, client, 
         response = call()
         assert (response.status_code, "cannot be written" in response.json()["error"]["message"]) == (409, True)
     assert [stream["name"] for stream in client.get("/v1/streams").json()] == names
+    assert not service.store.memory_path("new").exists()  # or a later stream of that name would begin with it
     service.store._db.execute("pragma query_only = off")
     assert ask(client).status_code == 200
     until(lambda: service.saving_error is None)
+
+
+def test_a_database_that_cannot_be_read_is_told(service, client):
+    store, transcript = service.watches.store, service.descriptions.transcript
+    renamed = ((store, "alerts"), (transcript, "captions"))
+    for own, table in renamed:
+        with own._lock:
+            own._db.execute(f"alter table {table} rename to lost")
+    try:
+        for path in (
+            "/v1/streams/door/alerts",
+            "/v1/streams/door/transcript",
+            "/v1/alerts/none/picture",
+            "/v1/alerts/none/clip",
+        ):
+            response = client.get(path)
+            assert (response.status_code, "cannot be read" in response.json()["error"]["message"]) == (422, True)
+        with pytest.raises(StoreError):
+            transcript.remove_other_streams(())
+    finally:
+        for own, table in renamed:
+            with own._lock:
+                own._db.execute(f"alter table lost rename to {table}")
+    assert client.get("/v1/streams/door/alerts").json() == client.get("/v1/streams/door/transcript").json() == []
 
 
 def test_the_saver_outlives_what_safetensors_raises(service, client):

@@ -1,5 +1,7 @@
 """Tensors in shared memory: consistent reads, bounded size, and space reserved up front."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -269,6 +271,38 @@ def test_folders_of_killed_processes_are_removed_and_others_are_not(tmp_path):
     assert not os.path.exists(with_both.path)
     OwnedFolder("test-kind", str(tmp_path)).cleanup()
     assert [path.name for path in tmp_path.iterdir()] == ["test-kind-of-another-thing"]
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(errno.ENOSYS, f"another file system in {FOLDER_VARIABLE}"), (errno.EMFILE, "limit on open files")],
+)
+def test_a_folder_that_cannot_be_locked_is_told(tmp_path, monkeypatch, code, remedy):
+    calls = []
+
+    def fail(*_):
+        calls.append(code)
+        assert len(calls) < 5
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(UserError, match=f"{tmp_path}.*{remedy}"):
+        OwnedFolder("test-kind", str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_removes_is_made_again(tmp_path, monkeypatch):
+    lock, failures = fcntl.flock, [BlockingIOError(errno.EWOULDBLOCK, "locked by whoever removes it")]
+
+    def race(*arguments):
+        if failures:
+            raise failures.pop()
+        lock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", race)
+    folder = OwnedFolder("test-kind", str(tmp_path))
+    assert os.path.isdir(folder.path)
+    folder.cleanup()
 
 
 PARENT = """

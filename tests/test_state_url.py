@@ -4,6 +4,9 @@ import itertools
 import json
 import logging
 import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -21,6 +24,12 @@ from helpers.videos import write_video
 from helpers.waiting import until
 
 numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def nobody_else(monkeypatch):
+    """No other server starts at the same moment."""
+    monkeypatch.setattr(state_url, "SETTLE_SECONDS", 0.0)
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -65,6 +74,71 @@ def test_another_server_goes_on_from_what_one_has_uploaded(opened, url, monkeypa
         first.upload()
     found.close()
     store.close()
+
+
+def test_of_two_servers_that_start_at_once_only_one_does(opened, monkeypatch):
+    both_checked = threading.Barrier(2, timeout=10)
+    checked = StateUrl._check_free
+    monkeypatch.setattr(StateUrl, "_check_free", lambda self: (checked(self), both_checked.wait()))
+    monkeypatch.setattr(state_url, "SETTLE_SECONDS", 0.3)
+    outcomes = []
+
+    def start():
+        try:
+            opened()
+            outcomes.append("started")
+        except UserError as error:
+            outcomes.append("taken" if "taken by another server just now" in str(error) else str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["started", "taken"]
+
+
+def test_a_lease_is_taken_before_anything_is_downloaded_and_given_up_if_that_fails(opened, url, monkeypatch):
+    files, root = fsspec.url_to_fs(url)
+    seen = []
+
+    def fail(self):
+        seen.append(json.loads(files.cat_file(f"{root}/{state_url.LEASE}"))["id"] == self._id)
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(StateUrl, "_download", fail)
+    with pytest.raises(UserError, match="not yours"):
+        opened()
+    assert (seen, files.exists(f"{root}/{state_url.LEASE}")) == ([True], False)
+
+
+def test_uploads_take_turns(opened, monkeypatch):
+    state, at_work = opened(), []
+    fill(state.folder).close()
+    real = state._put
+
+    def put(name):
+        at_work.append(name)
+        assert len(at_work) == 1
+        time.sleep(0.05)
+        real(name)
+        at_work.remove(name)
+
+    monkeypatch.setattr(state, "_put", put)
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(state.upload) for _ in range(2)]:
+            done.result()
+
+
+def test_every_memory_that_was_kept_comes_back(opened):
+    first = opened()
+    fill(first.folder).close()
+    names = ["a..b.safetensors", "door.set-aside", "door.set-aside-2"]
+    for name in names:
+        (first.folder / "memories" / name).write_bytes(b"kept")
+    first.close()
+    found = {path.name for path in (opened().folder / "memories").iterdir()}
+    assert found >= set(names)
 
 
 def test_what_a_server_has_closed_is_free_again(opened):

@@ -83,6 +83,26 @@ def test_streams_are_changed_whole_or_not_at_all(store, tmp_path):
     assert [saved.name for saved in store.saved_streams()] == ["door"]
 
 
+def test_memories_that_were_set_aside_do_not_replace_one_another_and_go_with_their_stream(store):
+    store.add_stream("door", PUSH)
+    store.add_stream("doors", PUSH)
+    for number in range(3):
+        store.memory_path("door").write_text(str(number))
+        store.set_memory_aside("door")
+    store.memory_path("doors").write_text("another's")
+    store.set_memory_aside("doors")
+    folder = store.memory_path("door").parent
+    kept = {path.name: path.read_text() for path in folder.iterdir()}
+    assert kept == {
+        "door.set-aside": "0",
+        "door.set-aside-2": "1",
+        "door.set-aside-3": "2",
+        "doors.set-aside": "another's",
+    }
+    store.remove_stream("door")
+    assert [path.name for path in folder.iterdir()] == ["doors.set-aside"]
+
+
 def test_an_edited_stream_keeps_its_questions(store):
     store.add_stream("door", PUSH)
     done, under_way = store.ask("door", "what?"), store.ask("door", "and now?")

@@ -54,6 +54,19 @@ def test_a_flicker_is_neither_an_event_nor_the_end_of_one():
     assert told(rule, seconds((5, 10), (13, 20), until=40)) == ["start 8", "end 23"]
 
 
+def test_a_stream_that_starts_over_is_told_of_at_once():
+    rule, state = WatchRule("starts", min_seconds=2, cooldown_seconds=60), WatchState()
+    assert told(rule, [(t + 80_000, c) for t, c in seconds((5, 11), until=20)], state=state) == ["start 80007"]
+    assert told(rule, seconds((5, 11), until=20), state=state) == ["start 7"]
+
+
+def test_a_memory_restored_from_a_save_ten_seconds_old_tells_nothing_twice():
+    rule, state = WatchRule("starts", min_seconds=2, cooldown_seconds=60), WatchState()
+    looks = seconds((5, 30), until=40)
+    assert told(rule, looks[:15], state=state) == ["start 7"]
+    assert told(rule, looks[5:], state=state) == []
+
+
 def test_an_event_ends_only_below_the_hysteresis():
     rule = WatchRule("every", min_seconds=0, cooldown_seconds=0, threshold=0.5)
     assert told(rule, [(0, 0.49), (1, 0.5), (2, 0.4), (3, 0.36), (4, 0.34)]) == ["start 1", "end 4"]

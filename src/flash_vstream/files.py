@@ -48,6 +48,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a file out of the way, never onto another; returns its new path, ``NAME.set-aside`` or one numbered."""
+    number, aside = 1, path.with_suffix(".set-aside")
+    while aside.exists():
+        number += 1
+        aside = path.with_suffix(f".set-aside-{number}")
+    return path.replace(aside)
+
+
 def _scratch_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 

@@ -10,7 +10,6 @@ state after a delay that grows with each failure.
 import contextlib
 import logging
 import os
-import random
 import signal
 import time
 from collections.abc import Iterator
@@ -22,7 +21,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from flash_vstream.backoff import backoff_seconds
 from flash_vstream.errors import UserError
+from flash_vstream.files import set_aside
 from flash_vstream.live.messages import Add, Remove
 from flash_vstream.live.shared_tensors import Layout, SharedTensors, layout_of
 from flash_vstream.live.stream_state import (
@@ -142,10 +143,7 @@ class WatchedStream:
             self.memory.load_state_dict(memory_state(state))
             self.pictures.load_state_dict(state)
         except (SafetensorError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            number, aside = 1, saved.with_suffix(".set-aside")
-            while aside.exists():
-                number, aside = number + 1, saved.with_suffix(f".set-aside-{number + 1}")
-            saved.replace(aside)
+            aside = set_aside(saved)
             raise UserError(f"the saved memory cannot be used and is set aside as {aside} ({error})") from None
         return state, notes
 
@@ -315,8 +313,7 @@ class FrameWorker:
     def _fail(self, name: str, error: BaseException) -> None:
         """Stop a stream, publish the reason, and schedule its restart."""
         count = self.failures[name].count if name in self.failures else 0
-        first, longest = RETRY_SECONDS
-        wait = min(longest, first * 2.0 ** min(count, 10)) * random.uniform(0.7, 1.0)
+        wait = backoff_seconds(count + 1, *RETRY_SECONDS)
         failure = Failure(_reason(error), count + 1, time.monotonic() + wait)
         expected = isinstance(error, UserError | OSError)
         log.warning(

@@ -93,7 +93,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Describe:
-    """The wish to have a stream described: at most once in so many ``seconds`` of stream time, when it has changed."""
+    """A request to describe a stream at most once per ``seconds`` of stream time, and only when it has changed."""
 
     seconds: float
 

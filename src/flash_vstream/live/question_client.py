@@ -20,6 +20,8 @@ QUESTION_SECONDS = 120.0
 """The time limit for a question, from asking it to the end of its answer."""
 HANG_SECONDS = 30.0
 """How long the question worker may stay silent after that limit before it is killed and restarted."""
+END_SECONDS = 5.0
+"""How long closing waits for whoever takes the last reports."""
 log = logging.getLogger("flash_vstream.live")
 
 
@@ -52,11 +54,16 @@ class QuestionClient:
         self._events: dict[int, queue.SimpleQueue[Event]] = {}
         self._watches: dict[str, Watch] = {}
         self.on_report: Callable[[Report], None] = lambda report: None
-        """Called with each report of a watch, in the thread that listens to the worker."""
+        """Called with each report of a watch, in a thread of its own."""
         self._number = 0
         self._heard = time.monotonic()
         self._lock = threading.Lock()
+        # Whoever takes reports may hold what a sender to the worker waits for, so the thread that listens to the worker
+        # must not wait for them: the worker would wait for it.
+        self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
         self.worker = Supervisor(_answer, ModelChoice.of(model), "question worker", self._listen_to, self._fail_all)
+        self._reporter = threading.Thread(target=self._pass_on, name="reports", daemon=True)
+        self._reporter.start()
 
     def workers(self) -> dict[str, WorkerHealth]:
         """The question worker."""
@@ -131,14 +138,17 @@ class QuestionClient:
         """Keep a watch's newest state, and pass the report on."""
         with self._lock:  # not the worker's: whoever holds that may be waiting for the worker to read
             watch = self._watches.get(report.watch)
-            if watch is not None:
-                self._watches[report.watch] = replace(watch, state=report.state)
-        if watch is None:
-            return
-        try:
-            self.on_report(report)
-        except Exception as error:  # the thread that listens must survive: every answer comes through it
-            log.error("a watch's report was lost", exc_info=error)
+            if watch is None:
+                return
+            self._watches[report.watch] = replace(watch, state=report.state)
+        self._reports.put(report)
+
+    def _pass_on(self) -> None:
+        while (report := self._reports.get()) is not None:
+            try:
+                self.on_report(report)
+            except Exception as error:  # later reports must still come
+                log.error("a watch's report was lost", exc_info=error)
 
     def _listen_to(self, pipe: Connection) -> None:
         self._heard = time.monotonic()
@@ -163,8 +173,13 @@ class QuestionClient:
             events.put(DIED)
 
     def close(self) -> None:
-        """Stop the question worker; questions in progress end with an error. Safe to call twice."""
+        """Stop the question worker and pass on its last reports; questions in progress end with an error.
+
+        Safe to call twice.
+        """
         self.worker.close()
+        self._reports.put(None)
+        self._reporter.join(timeout=END_SECONDS)
 
 
 def _answer(model: ModelChoice, pipe: Connection) -> None:

@@ -8,7 +8,6 @@ read between two steps, one at a time. An error or a timeout ends only the quest
 Standing questions take their turns too (``standing_questions``); what they find is sent under the number ``WATCHES``.
 """
 
-import base64
 import logging
 import os
 import signal
@@ -28,6 +27,7 @@ from flash_vstream.live.stream_state import read_snapshot
 from flash_vstream.models.answer import Answer, Prefix
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.pipeline import FlashVStream
+from flash_vstream.video.pictures import data_url
 
 IDLE_SECONDS = 0.02
 WARM_SECONDS = 300.0
@@ -278,7 +278,7 @@ def _add_thumbnails(evidence: list[dict[str, Any]], shared: SharedTensors) -> No
     pictures = read_thumbnails(shared)
     for slot in sorted(evidence, key=lambda slot: -(slot["share"] or 0))[:EVIDENCE_THUMBNAILS]:
         if data := pictures.get(slot["exemplar"]):
-            slot["thumbnail"] = "data:image/jpeg;base64," + base64.b64encode(data).decode()
+            slot["thumbnail"] = data_url(data)
 
 
 def run_question_worker(model: str | ModelChoice, orders: Connection) -> None:

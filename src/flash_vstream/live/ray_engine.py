@@ -2,10 +2,11 @@
 
 Ray places the hosts of ``hosts`` on its machines and starts them again when they or their machines die; ``remote``
 gives them their streams again. They hold nothing that must live on. Frame workers belong to the server's process and
-end with it, like the local engine's: a camera must not be watched by what nobody serves any more.
+end with it, like the local engine's: nothing may go on watching a camera after its server has gone.
 """
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -23,6 +24,8 @@ from flash_vstream.live.question_worker import AT_ONCE, KEPT_STATES
 from flash_vstream.live.ray_actor import HostActor
 from flash_vstream.live.remote import AskHost, RemoteQuestions, RemoteStreams
 from flash_vstream.models.choice import ModelChoice
+
+log = logging.getLogger("flash_vstream.live")
 
 try:
     import ray
@@ -100,11 +103,14 @@ class QuestionReplica:
         loop, events, left = asyncio.get_running_loop(), asyncio.Queue[Event](), threading.Event()
 
         def pump() -> None:
-            asking = self._host.ask(about, *question)
-            for event in asking:
-                if left.is_set():
-                    break
-                loop.call_soon_threadsafe(events.put_nowait, event)
+            try:
+                for event in self._host.ask(about, *question):
+                    if left.is_set():
+                        break
+                    loop.call_soon_threadsafe(events.put_nowait, event)
+            except Exception as error:  # whatever happens, there is a last event
+                log.error("a question could not be asked", exc_info=error)
+                loop.call_soon_threadsafe(events.put_nowait, Event("error", _reason(error)))
 
         threading.Thread(target=pump, name="answer", daemon=True).start()
         event = Event("text", "")

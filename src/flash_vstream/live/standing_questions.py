@@ -112,7 +112,7 @@ class Narrator:
         features = newest.features[-1].float()
         if self._described is not None and _moved(features, self._described) < CHANGED:
             return
-        prefix = self.scorer.read(newest)
+        prefix = self.scorer.read_newest(snapshot, CONFIRMING_FRAMES)
         pieces = []
         for piece in _sentence(self.scorer, prefix):
             pieces.append(piece)

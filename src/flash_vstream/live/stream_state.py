@@ -57,7 +57,7 @@ class Thumbnails:
 
 
 class Pictures:
-    """JPEGs of a stream's frames, as the model saw them: those of its memory's slots, and the whole newest one.
+    """JPEGs of a stream's frames: thumbnails of its memory's slots, as the model saw them, and the whole newest frame.
 
     There is space for ``slots`` thumbnails of 8 kB, for ``longterm`` smaller ones of 2 kB, of the frames in the
     long-term memory, and for one picture of 64 kB.

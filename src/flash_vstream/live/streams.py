@@ -95,6 +95,14 @@ class WorkerHealth:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Watched:
+    """A watched stream: the order to watch it, and its shared state."""
+
+    order: Add
+    shared: SharedTensors
+
+
 class LiveStreams:
     """Any number of live streams, watched by one frame worker in its own process.
 
@@ -109,8 +117,7 @@ class LiveStreams:
 
     def __init__(self, model: str | ModelChoice):
         self._folder = OwnedFolder(FOLDER_KIND, shared_folder())
-        self._orders: dict[str, Add] = {}
-        self._shared_states: dict[str, SharedTensors] = {}
+        self._watched: dict[str, _Watched] = {}
         self._made = 0
         try:
             self.worker = Supervisor(
@@ -136,12 +143,12 @@ class LiveStreams:
         return {"frame": health(self.worker)}
 
     def _send_all(self, pipe: Connection) -> None:
-        for order in self._orders.values():
-            pipe.send(order)
+        for watched in self._watched.values():
+            pipe.send(watched.order)
 
     def _progress(self) -> tuple[int, ...] | None:
         """The streams' status versions, which change twice a second while the worker works; None without streams."""
-        return tuple(shared.status_version for shared in list(self._shared_states.values())) or None
+        return tuple(watched.shared.status_version for watched in list(self._watched.values())) or None
 
     def add(self, name: str, source: Source, saved: Path | None = None, carry: bool = False) -> None:
         """Start watching ``source`` as ``name``, resuming from ``saved`` (written by ``save_state``) if it exists.
@@ -151,14 +158,14 @@ class LiveStreams:
         machine.
         """
         with self.worker.lock:
-            if name in self._orders:
+            if name in self._watched:
                 raise UserError(f"there is a stream called {name!r} already; choose another name, or remove it first")
             source = replace(source, size=self.worker.info["size"])
             self._made += 1
             folder = os.path.join(self._folder.path, str(self._made))
             try:
                 os.mkdir(folder)
-                order, shared = self._reserved(name, source, folder, saved)
+                watched = self._reserved(name, source, folder, saved)
             except BaseException as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 if isinstance(error, OSError):
@@ -166,11 +173,11 @@ class LiveStreams:
                         f"shared memory cannot be written ({error}); name a folder in {FOLDER_VARIABLE}"
                     ) from None
                 raise
-            self._orders[name], self._shared_states[name] = order, shared
+            self._watched[name] = watched
             with contextlib.suppress(OSError):  # the worker just died; its successor gets all orders
-                self.worker.pipe.send(order)
+                self.worker.pipe.send(watched.order)
 
-    def _reserved(self, name: str, source: Source, folder: str, saved: Path | None) -> tuple[Add, SharedTensors]:
+    def _reserved(self, name: str, source: Source, folder: str, saved: Path | None) -> "_Watched":
         """The order to watch a stream, and its shared state, with all its shared memory reserved or checked for."""
         shared = SharedTensors.create(f"{folder}/state", self.worker.info["layout"])
         ring = None
@@ -179,13 +186,13 @@ class LiveStreams:
             FrameRing(ring, source.size, create=True)
         else:
             check_space(folder, ring_bytes(source.size))  # the frame worker creates the ring
-        return Add(name, source, shared.path, str(saved) if saved is not None else None, ring), shared
+        return _Watched(Add(name, source, shared.path, str(saved) if saved is not None else None, ring), shared)
 
     def remove(self, name: str) -> None:
         """Stop watching ``name`` and forget it; raises ``UserError`` when there is no such stream."""
         with self.worker.lock:
             order = self.order(name)
-            del self._orders[name], self._shared_states[name]
+            del self._watched[name]
             with contextlib.suppress(EOFError, OSError):  # dead; its successor does not get this order
                 self.worker.pipe.send(Remove(name))
                 deadline = time.monotonic() + REMOVE_SECONDS
@@ -196,14 +203,17 @@ class LiveStreams:
 
     def names(self) -> list[str]:
         """The names of the watched streams."""
-        return list(self._orders)
+        return list(self._watched)
+
+    def _of(self, name: str) -> "_Watched":
+        try:
+            return self._watched[name]
+        except KeyError:
+            raise UserError(f"no stream is called {name!r}") from None
 
     def order(self, name: str) -> Add:
         """The order that ``add`` made for the stream; raises ``UserError`` when there is no such stream."""
-        try:
-            return self._orders[name]
-        except KeyError:
-            raise UserError(f"no stream is called {name!r}") from None
+        return self._of(name).order
 
     def source(self, name: str) -> Source:
         """What the stream watches; raises ``UserError`` when there is no such stream."""
@@ -216,8 +226,7 @@ class LiveStreams:
 
     def shared_state(self, name: str) -> SharedTensors:
         """The stream's shared state; raises ``UserError`` when there is no such stream."""
-        self.order(name)
-        return self._shared_states[name]
+        return self._of(name).shared
 
     def snapshot(self, name: str, pipeline: "FlashVStream") -> "MemorySnapshot | None":
         """A snapshot of the stream's memory as of its newest frame; None before the first."""
@@ -227,7 +236,8 @@ class LiveStreams:
 
     def status(self, name: str) -> StreamStatus:
         """The stream's status."""
-        return StreamStatus.of(name, self.order(name).source, self.shared_state(name).read_status())
+        watched = self._of(name)
+        return StreamStatus.of(name, watched.order.source, watched.shared.read_status())
 
     def close(self) -> None:
         """Stop watching: end the frame worker and the readers and free shared memory. Safe to call twice."""

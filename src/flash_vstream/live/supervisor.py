@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +11,9 @@ from typing import Any
 
 import psutil
 
+from flash_vstream.backoff import backoff_seconds
 from flash_vstream.errors import UserError
+from flash_vstream.json_log import LogSettings, log_like, log_settings
 from flash_vstream.live.fork_server import ensure_fork_server
 
 START_SECONDS = 120.0
@@ -89,7 +90,8 @@ class Supervisor:
         with self.lock:
             self.pipe, child = context.Pipe()
             # Not a daemon: a worker may have children of its own.
-            process = context.Process(target=self._main, args=(self._argument, child), name=self._name, daemon=False)
+            arguments = (log_settings(), self._main, self._argument, child)
+            process = context.Process(target=_run, args=arguments, name=self._name, daemon=False)
             process.start()
             self._process = process
             child.close()
@@ -136,13 +138,13 @@ class Supervisor:
                 self._on_death()
                 lived = time.monotonic() - self._started_at
                 failures = failures + 1 if lived < SHORT_LIFE_SECONDS else 0
-                if not failures or not self._stopping.wait(_restart_seconds(failures)):
+                if not failures or not self._stopping.wait(backoff_seconds(failures, *RESTART_SECONDS)):
                     self._start()
             except Exception as error:  # never give up: every caller would be left without a worker
                 if not self._stopping.is_set():
                     log.warning("the %s could not be restarted: %s", self._name, error)
                 failures += 1
-                self._stopping.wait(_restart_seconds(failures))
+                self._stopping.wait(backoff_seconds(failures, *RESTART_SECONDS))
 
     def close(self) -> None:
         """End the process. Safe to call twice, and while the process is starting."""
@@ -161,6 +163,7 @@ class Supervisor:
         self._process.join(timeout=END_SECONDS)
 
 
-def _restart_seconds(failures: int) -> float:
-    first, longest = RESTART_SECONDS
-    return min(longest, first * 2.0 ** min(failures - 1, 10)) * random.uniform(0.7, 1.0)
+def _run(logged: LogSettings, main: Callable[[Any, Connection], None], argument: Any, pipe: Connection) -> None:
+    """The process's main function: ``main``, with its log like that of the parent."""
+    log_like(logged)
+    main(argument, pipe)

@@ -96,6 +96,8 @@ def step(rule: WatchRule, state: WatchState, time: float, confidence: float) -> 
 
     Returns what there is to tell, or a proposal, which ``confirmed`` must follow before the next look.
     """
+    if state.time is not None and time < state.time - rule.longest_gap:  # the stream has started over
+        state.phase, state.told, state.quiet = "away", None, False
     unseen = state.time is not None and time - state.time > rule.longest_gap
     if unseen and state.phase == "coming":
         state.phase = "away"

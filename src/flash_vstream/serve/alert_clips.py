@@ -27,9 +27,9 @@ from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.writer import write_clip
 
 AROUND_SECONDS = 5.0
-"""A clip is of the stream time from so long before an event's begin to so long after its alert."""
+"""A clip runs from this long before its event began to this long after its alert, in stream time."""
 EVENT_SECONDS = 20.0
-"""If the event began longer before the alert than this, the clip begins later than it did."""
+"""A clip shows at most this much of an event before its alert."""
 LATE_SECONDS = 5.0
 """How long the last frames of a clip are waited for beyond the time that they should take."""
 MOST_FPS = 25.0

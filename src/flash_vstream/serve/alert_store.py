@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flash_vstream.errors import UserError
-from flash_vstream.serve.store import StoreError, Writing, open_database
+from flash_vstream.serve.store import StoreError, Writing, open_database, read_rows
 
 KEPT_ALERTS = 1000
 """The newest alerts kept, with their pictures of up to 64 kB each; what was not delivered of older ones is lost."""
@@ -37,6 +37,7 @@ create table if not exists deliveries (
 create table if not exists retained (broker text not null, topic text not null, primary key (broker, topic));
 """
 _URL = "json_extract(d.target, '$.url')"
+_IS_WEBHOOK = f"{_URL} not like 'mqtt%'"
 log = logging.getLogger("flash_vstream.serve")
 
 
@@ -77,7 +78,10 @@ class Delivery:
 
 
 class AlertStore:
-    """Keeps watches and alerts in ``folder``, or with None in memory. Raises ``UserError`` if it cannot be used."""
+    """Keeps watches and alerts in ``folder``, or with None in memory.
+
+    Raises ``UserError`` if the folder cannot be used, as does whatever reads, once it cannot be read any more.
+    """
 
     def __init__(self, folder: Path | None):
         self._lock = threading.RLock()
@@ -121,7 +125,8 @@ class AlertStore:
     def remove_other_streams(self, streams: Sequence[str]) -> None:
         """Delete what belongs to streams that do not exist any more; raises ``StoreError``."""
         with self._lock:
-            rows = self._db.execute("select stream from watches union select stream from alerts").fetchall()
+            with Writing(self._db):
+                rows = self._db.execute("select stream from watches union select stream from alerts").fetchall()
             for (stream,) in rows:
                 if stream not in streams:
                     self.remove_stream(stream)
@@ -135,8 +140,7 @@ class AlertStore:
     def watches(self) -> list[SavedWatch]:
         """Every watch, oldest first; those that cannot be read are left out and logged."""
         found = []
-        with self._lock:
-            rows = self._db.execute("select id, stream, made, spec, state from watches order by made, rowid").fetchall()
+        rows = self._rows("select id, stream, made, spec, state from watches order by made, rowid")
         for watch, stream, made, spec, state in rows:
             try:
                 found.append(SavedWatch(watch, stream, made, dict(json.loads(spec)), dict(json.loads(state))))
@@ -224,52 +228,55 @@ class AlertStore:
             conditions.append(("number > ?", after))
         where = " and ".join(text for text, _ in conditions) or "1"
         order = "asc" if after is not None else "desc"
-        with self._lock:
-            rows = self._db.execute(
-                f"select number, id, watch, stream, body from alerts where {where} order by number {order} limit ?",
-                (*(value for _, value in conditions), limit),
-            ).fetchall()
+        rows = self._rows(
+            f"select number, id, watch, stream, body from alerts where {where} order by number {order} limit ?",
+            (*(value for _, value in conditions), limit),
+        )
         return sorted((_alert(row) for row in rows), key=lambda alert: alert.number)
 
     def alert(self, alert: str) -> SavedAlert | None:
         """The alert with an id; None if there is none."""
-        with self._lock:
-            row = self._db.execute(
-                "select number, id, watch, stream, body from alerts where id = ?", (alert,)
-            ).fetchone()
-        return _alert(row) if row is not None else None
+        rows = self._rows("select number, id, watch, stream, body from alerts where id = ?", (alert,))
+        return _alert(rows[0]) if rows else None
 
     def number_of(self, alert: str) -> int | None:
         """The number of the alert with an id; None if there is none."""
-        with self._lock:
-            row = self._db.execute("select number from alerts where id = ?", (alert,)).fetchone()
-        return int(row[0]) if row is not None else None
+        rows = self._rows("select number from alerts where id = ?", (alert,))
+        return int(rows[0][0]) if rows else None
 
     def picture(self, alert: str) -> bytes | None:
         """An alert's picture (JPEG); None if there is no such alert, or it has none."""
-        with self._lock:
-            row = self._db.execute("select picture from alerts where id = ?", (alert,)).fetchone()
-        return bytes(row[0]) if row is not None and row[0] is not None else None
+        rows = self._rows("select picture from alerts where id = ? and picture is not null", (alert,))
+        return bytes(rows[0][0]) if rows else None
 
     # --- deliveries
 
-    def deliveries(
-        self, limit: int = 64, skip: Sequence[tuple[int, str]] = (), broker: str | None = None
-    ) -> list[Delivery]:
-        """What is to be delivered to webhooks, or to a ``broker`` (its URL), oldest first.
+    def deliveries(self, limit: int = 64, broker: str | None = None) -> list[Delivery]:
+        """What is to be delivered to webhooks, or to a ``broker`` (its URL), oldest first."""
+        condition, values = (_IS_WEBHOOK, ()) if broker is None else (f"{_URL} = ?", (broker,))
+        return self._deliveries(f"{condition} order by d.number limit ?", (*values, limit))
 
-        Those in ``skip``, by number and target's URL, are left out.
+    def next_deliveries(self, waiting: Collection[tuple[int, str]], busy: Collection[str]) -> list[Delivery]:
+        """For each webhook's URL the oldest delivery, oldest first.
+
+        Deliveries in ``waiting``, by number and URL, and URLs in ``busy`` are left out.
         """
-        skipped = set(skip)
-        condition, values = (f"{_URL} not like 'mqtt%'", ()) if broker is None else (f"{_URL} = ?", (broker,))
-        with self._lock:
-            rows = self._db.execute(
-                "select a.number, a.id, a.watch, a.stream, a.body, a.picture, d.target, d.tries from deliveries d"
-                f" join alerts a on a.number = d.number where {condition} order by d.number limit ?",
-                (*values, limit + len(skipped)),
-            ).fetchall()
-        found = [Delivery(_alert(row[:5]), json.loads(row[6]), row[7], row[5]) for row in rows]
-        return [own for own in found if (own.alert.number, own.target["url"]) not in skipped][:limit]
+        left_out = "select json_extract(value, '$[0]'), json_extract(value, '$[1]') from json_each(?)"
+        oldest = (
+            f"select min(d.number), d.target from deliveries d where {_IS_WEBHOOK}"
+            f" and {_URL} not in (select value from json_each(?)) and (d.number, {_URL}) not in ({left_out})"
+            f" group by {_URL}"
+        )
+        values = json.dumps(list(busy)), json.dumps(list(waiting))
+        return self._deliveries(f"(d.number, d.target) in ({oldest}) order by d.number", values)
+
+    def _deliveries(self, which: str, values: Sequence[Any]) -> list[Delivery]:
+        rows = self._rows(
+            "select a.number, a.id, a.watch, a.stream, a.body, a.picture, d.target, d.tries from deliveries d"
+            f" join alerts a on a.number = d.number where {which}",
+            values,
+        )
+        return [Delivery(_alert(row[:5]), json.loads(row[6]), row[7], row[5]) for row in rows]
 
     def tried(self, delivery: Delivery, done: bool) -> None:
         """Note that a delivery was tried once more; ``done``: it need not be tried again. Raises ``StoreError``."""
@@ -284,17 +291,12 @@ class AlertStore:
 
     def brokers(self) -> set[str]:
         """The URLs of brokers that there is something to deliver to, or that retain something of ours."""
-        with self._lock:
-            rows = self._db.execute(
-                f"select broker from retained union select {_URL} from deliveries d where {_URL} like 'mqtt%'"
-            ).fetchall()
+        rows = self._rows(f"select broker from retained union select {_URL} from deliveries d where not {_IS_WEBHOOK}")
         return {url for (url,) in rows}
 
     def retained(self, broker: str) -> set[str]:
         """The topics that a broker may retain messages of."""
-        with self._lock:
-            rows = self._db.execute("select topic from retained where broker = ?", (broker,)).fetchall()
-        return {topic for (topic,) in rows}
+        return {topic for (topic,) in self._rows("select topic from retained where broker = ?", (broker,))}
 
     def note_retained(self, broker: str, added: Collection[str], removed: Collection[str]) -> None:
         """Note topics that a broker will retain, and others that it does not any more; raises ``StoreError``."""
@@ -302,6 +304,10 @@ class AlertStore:
             self._db.executemany("insert or ignore into retained values (?, ?)", [(broker, topic) for topic in added])
             rows = [(broker, topic) for topic in removed]
             self._db.executemany("delete from retained where broker = ? and topic = ?", rows)
+
+    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._lock:
+            return read_rows(self._db, query, values)
 
     def close(self) -> None:
         """Write what can be written, and close the database."""

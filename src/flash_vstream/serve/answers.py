@@ -23,6 +23,7 @@ from flash_vstream.video.pictures import decode_picture
 
 PICTURE_SIDE = 512
 DECODED_AT_ONCE = 2
+"""Pictures of callers decoded at once, those of chats and pushed frames together: each may take 48 MB and more."""
 PING_SECONDS = 15
 """How often a silent event stream gets a comment, so that proxies keep the connection open."""
 SEND_SECONDS = 30.0
@@ -39,7 +40,7 @@ class Answers:
         self.service = service
         self._fetcher = Fetcher(service.access.rules, service.limits.upload_bytes)
         self._waiting = anyio.CapacityLimiter(service.limits.questions_at_once)
-        self._decoding = anyio.CapacityLimiter(DECODED_AT_ONCE)
+        self.decoding = anyio.CapacityLimiter(DECODED_AT_ONCE)
 
     async def begin(
         self, conversation: Conversation, fps: float, max_tokens: int, stop: Sequence[str] = ()
@@ -88,7 +89,7 @@ class Answers:
 
     async def _picture(self, data: bytes, what: str) -> Any:
         try:
-            return await anyio.to_thread.run_sync(decode_picture, data, PICTURE_SIDE, limiter=self._decoding)
+            return await anyio.to_thread.run_sync(decode_picture, data, PICTURE_SIDE, limiter=self.decoding)
         except UserError as error:
             raise RequestError(f"{what} cannot be read: {error}", "messages", "invalid_image") from None
 

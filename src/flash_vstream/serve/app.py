@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from importlib.resources import files
 from typing import Annotated, Any
 
+import anyio
 import anyio.to_thread
 import numpy as np
 from fastapi import FastAPI, Path, Query, Request, Response, WebSocket, WebSocketDisconnect
@@ -25,10 +26,10 @@ from flash_vstream.serve.chat import add_chat
 from flash_vstream.serve.live_pictures import add_live_pictures
 from flash_vstream.serve.middleware import add_middleware, encoded_error
 from flash_vstream.serve.security import ApiError
-from flash_vstream.serve.service import Service, data_url
+from flash_vstream.serve.service import Service
 from flash_vstream.serve.watch_api import add_watches
 from flash_vstream.video import Frame
-from flash_vstream.video.pictures import centre_and_whole
+from flash_vstream.video.pictures import centre_and_whole, data_url
 from flash_vstream.video.sources import Source
 
 THREADS = 128
@@ -66,7 +67,7 @@ def make_app(service: Service) -> FastAPI:
     _add_streams(app, service)
     answers = Answers(service)
     _add_questions(app, service, answers)
-    _add_push(app, service)
+    _add_push(app, service, answers.decoding)
     add_live_pictures(app, service)
     add_watches(app, service)
     add_chat(app, service, answers)
@@ -208,7 +209,7 @@ async def _messages(events: AsyncIterator[Event]) -> AsyncIterator[dict[str, str
         yield {"event": event.kind, "data": json.dumps(value)}
 
 
-def _add_push(app: FastAPI, service: Service) -> None:
+def _add_push(app: FastAPI, service: Service, decoding: anyio.CapacityLimiter) -> None:
     @app.websocket("/v1/streams/{name}/frames")
     async def push(socket: WebSocket, name: str) -> None:
         """Accept frames (JPEG, PNG or WebP, one per message) for a stream whose source is ``push``.
@@ -221,7 +222,7 @@ def _add_push(app: FastAPI, service: Service) -> None:
             await socket.close(1008, str(error)[:120])
             return
         await socket.accept()
-        number = sink.taken + 1
+        number = sink.taken
         with contextlib.suppress(WebSocketDisconnect):  # the sender left
             while _is_watched(service, name, source):
                 message = await socket.receive()
@@ -230,7 +231,7 @@ def _add_push(app: FastAPI, service: Service) -> None:
                 data = message.get("bytes") or b""
                 try:
                     image, whole = await anyio.to_thread.run_sync(
-                        pictures_of, data, source.size, service.limits.frame_bytes
+                        pictures_of, data, source.size, service.limits.frame_bytes, limiter=decoding
                     )
                     number = max(number, sink.taken) + 1
                     # In a thread, since the frame may go to another machine.

@@ -1,6 +1,7 @@
-"""Limits on slow connections, so that half-sent requests cannot lock others out.
+"""Limits on slow connections, so that half-sent requests and unread responses cannot lock others out.
 
-uvicorn limits the number of connections and closes idle ones, but does not limit how long a request takes to arrive.
+uvicorn limits the number of connections and closes idle ones, but does not limit how long a request takes to arrive or
+a response to be read.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ from flash_vstream.descriptors import allow_open_files
 HEAD_SECONDS = 15.0
 BODY_SECONDS = 120.0
 """How long a request's head, and then its body, may take to arrive; 64 MiB in two minutes are 4.5 Mbit/s."""
+SEND_SECONDS = 30.0
+"""How long a caller may read nothing while the response waits for it."""
 MOST_ARRIVING, GRACE_SECONDS = 512, 1.0
 """Requests that may be arriving at once; beyond that the oldest is dropped once it has had a second."""
 HEADROOM = 256
@@ -28,13 +31,14 @@ def connection_limit() -> int:
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP protocol with a limit on how long a request may take to arrive."""
+    """uvicorn's HTTP protocol with limits on how long a request may take to arrive, and a response may wait unread."""
 
-    head_seconds, body_seconds = HEAD_SECONDS, BODY_SECONDS
+    head_seconds, body_seconds, send_seconds = HEAD_SECONDS, BODY_SECONDS, SEND_SECONDS
     most_arriving, grace_seconds = MOST_ARRIVING, GRACE_SECONDS
     arriving: "OrderedDict[PatientProtocol, asyncio.TimerHandle]" = OrderedDict()
     _phase: Any = None
     _since = 0.0
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -44,8 +48,18 @@ class PatientProtocol(H11Protocol):
         super().data_received(data)
         self._note()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        # Closing would wait until the rest has been sent.
+        self._unread = self.loop.call_later(self.send_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._forget_unread()
+        super().resume_writing()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        self._forget_unread()
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
@@ -80,6 +94,10 @@ class PatientProtocol(H11Protocol):
         self._phase = None
         if (timer := self.arriving.pop(self, None)) is not None:
             timer.cancel()
+
+    def _forget_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
 
     def _give_up(self) -> None:
         self._forget()

@@ -1,7 +1,5 @@
 """Fetches clips from URLs under the server's rules: every redirect is checked, and time and size are limited."""
 
-import ssl
-
 import anyio
 import anyio.to_thread
 import httpx
@@ -40,7 +38,7 @@ class Fetcher:
             raise ApiError(403, str(error)) from None
         except UserError as error:
             raise ApiError(422, f"the clip's URL cannot be fetched: {error}") from None
-        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise ApiError(422, f"the clip could not be fetched ({reason[:120]})") from None
 

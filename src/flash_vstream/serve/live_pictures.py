@@ -50,13 +50,14 @@ async def _parts(service: Service, name: str, ending: Callable[[], bool]) -> Asy
     while not ending():
         try:
             status = service.status(name)
-            due = status.kept > shown or time.monotonic() - sent > REPEAT_SECONDS
+            repeat = time.monotonic() - sent > REPEAT_SECONDS
             picture = None
-            if due and status.time is not None:  # read in a thread, since the stream may be on another machine
+            # Fewer frames than before are kept once a memory was lost. Read in a thread: it may be on another machine.
+            if status.time is not None and (status.kept != shown or repeat):
                 picture = await anyio.to_thread.run_sync(read_picture, service.shared(name))
         except (ApiError, UserError):  # deleted
             return
-        if picture is not None:
+        if picture is not None and (picture.kept != shown or repeat):
             shown, sent = picture.kept, time.monotonic()
             head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture.jpeg)}\r\n"
             head += f"X-Stream-Time: {picture.time}\r\n\r\n"

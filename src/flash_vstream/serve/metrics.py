@@ -57,7 +57,7 @@ class Metrics:
         """Count a finished question: an answer with its ``details``, or an ``error``."""
         self._questions.labels("failed" if error else "answered").inc()
         if error is None:
-            self._first.labels("warm" if details["warm"] else "fresh").observe(details["first_token_seconds"])
+            self._first.labels("warm" if details["warm"] else "cold").observe(details["first_token_seconds"])
             if details["tokens_per_second"]:
                 self._speed.observe(details["tokens_per_second"])
 

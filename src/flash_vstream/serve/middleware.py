@@ -7,7 +7,7 @@ HEAD, access checks, and limits on bodies. ``add_middleware`` wraps an applicati
 import json
 import logging
 import time
-from collections.abc import Collection, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -154,8 +154,8 @@ class HeadAsGet:
 class CallerCheck:
     """Rejects callers without a token, pages of other origins and DNS-rebound hosts, according to ``access``."""
 
-    def __init__(self, app: ASGIApp, access: AccessRules, open_paths: Collection[str] = OPEN):
-        self.app, self.access, self.open_paths = app, access, open_paths
+    def __init__(self, app: ASGIApp, access: AccessRules):
+        self.app, self.access = app, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -170,7 +170,7 @@ class CallerCheck:
         await self.app(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
-        if scope["path"] in self.open_paths or scope["path"].startswith("/page/"):
+        if scope["path"] in OPEN or scope["path"].startswith("/page/"):
             return
         headers = Headers(scope=scope)
         # CORS does not cover a picture or WebSocket embedded in a foreign page, and a picture has no Origin

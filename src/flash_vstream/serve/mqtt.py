@@ -6,7 +6,6 @@ the broker has acknowledged them, and what it retains is compared with what it s
 
 import json
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from flash_vstream.backoff import backoff_seconds
 from flash_vstream.errors import UserError
 from flash_vstream.serve.alert_store import AlertStore
 from flash_vstream.serve.home_assistant import topic_of
@@ -63,7 +63,7 @@ class Broker:
         if any(character in prefix for character in "+#$\0") or len(prefix.encode()) > 200:
             raise UserError("the path of an MQTT URL begins the topics; it must be short, without +, # and $")
         if find_spec("paho") is None:
-            raise UserError("MQTT needs a package more: pip install 'flash-vstream[mqtt]'")
+            raise UserError("MQTT needs an extra package: pip install 'flash-vstream[mqtt]'")
         for name, value in (("host", parts.hostname), ("port", parts.port or SCHEMES[scheme]), ("prefix", prefix)):
             object.__setattr__(self, name, value)
 
@@ -90,7 +90,7 @@ class _Connection:
 
     def __init__(self, broker: Broker, store: AlertStore, rules: SourceRules | None, retained: Retained):
         self._broker, self._store, self._rules, self._retained = broker, store, rules, retained
-        self.delivered = self.failures = 0
+        self.failures = 0
         self.error: str | None = NOT_YET
         self._shown: dict[str, bytes] = {}  # what the broker has acknowledged over this connection
         self._stopping, self._news = threading.Event(), threading.Event()
@@ -102,11 +102,11 @@ class _Connection:
         self._news.set()
 
     def _run(self) -> None:
-        wait, longest = RETRY_SECONDS
+        failures = 0  # in a row
         while not self._stopping.is_set():
             try:
                 with self._connected() as client:
-                    self.error, wait = None, RETRY_SECONDS[0]
+                    self.error, failures = None, 0
                     while not self._stopping.is_set():
                         self._bring_up_to_date(client)
                         self._news.wait(POLL_SECONDS)
@@ -119,8 +119,8 @@ class _Connection:
                 if self.error != reason:
                     log.warning("an MQTT broker cannot be used", extra={"reason": reason})
                 self.error = reason
-            self._stopping.wait(wait * random.uniform(0.7, 1.0))
-            wait = min(longest, 2 * wait)
+            failures += 1
+            self._stopping.wait(backoff_seconds(failures, *RETRY_SECONDS))
 
     @contextmanager
     def _connected(self) -> "Iterator[Client]":
@@ -167,7 +167,6 @@ class _Connection:
             alert = delivery.alert
             topic = topic_of(self._broker.prefix, alert.stream, alert.watch, "alert")
             _await(client, [client.publish(topic, json.dumps(alert.to_dict()), qos=1)])
-            self.delivered += 1
             with suppress(StoreError):  # then it is published again later: at least once
                 self._store.tried(delivery, done=True)
         if not client.is_connected():
@@ -190,7 +189,7 @@ class _Connection:
             self._store.note_retained(url, (), past)
 
     def stop(self) -> None:
-        """Begin to say farewell and to disconnect."""
+        """Start to publish ``offline`` and disconnect."""
         self._stopping.set()
         self._news.set()
 
@@ -237,7 +236,11 @@ class Brokers:
     def follow(self, urls: set[str]) -> None:
         """Connect to the brokers at ``urls`` and those with a past, disconnect from others, and look for news now."""
         with self._lock:
-            needed = urls | self._store.brokers()
+            try:
+                past = self._store.brokers()
+            except UserError:  # logged, and looked up again at the next save
+                past = set(self._connections)
+            needed = urls | past
             for url in self._connections.keys() - needed:
                 self._connections.pop(url).stop()
             for url in needed - self._connections.keys():

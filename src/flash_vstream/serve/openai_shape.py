@@ -51,7 +51,7 @@ HONOURED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """The values of OpenAI's settings that are accepted: greedy decoding, one answer, text only, nothing stored."""
-LABELS = frozenset(
+IGNORED = frozenset(
     ("user", "metadata", "seed", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key")
 )
 """Settings that are ignored since they do not affect the answer: labels, and the seed (decoding is greedy)."""
@@ -66,7 +66,7 @@ class _Settings(BaseModel):
     def refuse_others(self) -> None:
         """Raise ``RequestError`` for a setting that cannot be honoured."""
         for name, value in (self.model_extra or {}).items():
-            if value is None or name in LABELS:
+            if value is None or name in IGNORED:
                 continue
             if name not in HONOURED:
                 raise RequestError(f"the setting {name[:40]!r} is not known here", name[:40], "unknown_parameter")

@@ -28,7 +28,8 @@ LEAST_BYTES = 64_000_000
 RESERVE_BYTES = 256 * 2**20
 """With less than this free on the disk, recordings do not grow: memories, answers and alerts need it."""
 NEAR_SECONDS = 600.0
-"""Frames recorded longer before or after a moment (by the wall clock) show another moment of the same stream time."""
+"""Frames recorded further than this from a moment, by the wall clock, belong to another run with the same stream times.
+"""
 _NAME = re.compile(r"(\d{10})-(\d+\.\d{3})\.mjpeg")
 _HEAD = re.compile(
     rb"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: (\d+)\r\n"
@@ -58,7 +59,7 @@ class _Segment:
 
 @dataclass
 class Recording:
-    """The recording of one stream, kept when that is renamed and of no more use when it is deleted.
+    """One stream's recording. It survives a rename; once the stream is deleted it is no longer used.
 
     ``running`` is whether its last segment may be continued; ``newest`` is the stream time of its newest frame, if that
     came since the server started.
@@ -182,7 +183,7 @@ class Recordings:
     def frames_around(self, stream: str, begin: float, end: float, clock: float) -> list[RecordedFrame]:
         """A stream's frames between two stream times, in order of time, of about the Unix time ``clock``.
 
-        Stream times come again when a stream begins anew, or goes on from a memory that was saved earlier. So only
+        Stream times repeat when a stream starts over or resumes from an older save. So only
         frames that were recorded in one go are returned: the run that is nearest to ``clock``, if it is near.
         """
         with self._lock:
@@ -230,7 +231,7 @@ class Recordings:
             self._recordings[new_name] = self._recordings.pop(name)
 
     def remove_stream(self, stream: str) -> None:
-        """Delete a stream's recording; what a disk does not let go, the next server deletes."""
+        """Delete a stream's recording; what cannot be deleted now is deleted at the next start."""
         with self._lock:
             recording = self._recordings.pop(stream, None)
             if recording is None:

@@ -58,7 +58,7 @@ class AccessRules:
     def check_caller(self, headers: Mapping[str, str], query_token: str | None = None) -> None:
         """Raise ``ApiError`` for callers without the token, pages of other origins and DNS-rebound hosts.
 
-        ``query_token`` is for requests on which a browser cannot set headers (WebSockets, pictures).
+        ``query_token`` is for WebSockets, on which a browser cannot set headers.
         """
         named = _host_of(headers.get("host", ""))
         if self.local and not is_loopback(named):

@@ -3,7 +3,6 @@
 import logging
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +32,7 @@ from flash_vstream.serve.state_url import StateUrl, is_url
 from flash_vstream.serve.store import SavedStream, StateFolder, StoreError
 from flash_vstream.serve.transcript import MARK, Descriptions, Transcript
 from flash_vstream.serve.watches import Watches
+from flash_vstream.video.pictures import data_url
 from flash_vstream.video.shared_memory import OwnedFolder
 from flash_vstream.video.sources import Source, hide_secrets
 
@@ -121,6 +121,8 @@ class Service:
         self.metrics.gauge("alerts", "Alerts told since the server started", lambda: self.watches.alerts)
         failed_webhooks = "Tries to deliver a webhook that failed since the server started"
         self.metrics.gauge("webhook_failures", failed_webhooks, lambda: self.watches.webhooks.failed)
+        given_up = "Webhooks given up since the server started, each an alert that a target has missed"
+        self.metrics.gauge("webhooks_given_up", given_up, lambda: self.watches.webhooks.given_up)
         failed_brokers = "Connections to MQTT brokers that failed or broke since the server started"
         self.metrics.gauge("mqtt_failures", failed_brokers, lambda: self.watches.brokers.failures)
         self.recorder.report_to(self.metrics)
@@ -143,18 +145,19 @@ class Service:
             self._watch_saved(saved)
         for name, given in named.items():
             try:
-                self.add_stream(name, Source(given.source, given.fps or 1.0))
+                self.add_stream(name, Source(given.source, 1.0 if given.fps is None else given.fps))
             except ApiError as error:
                 raise UserError(f"--stream {name}: {error}") from None
 
     def _replace_saved(self, saved: SavedStream, given: NamedSource) -> SavedStream:
         """Replace a saved source with the command line's; a different source starts a new memory."""
         old_fields = saved.fields if saved.fields is not None and saved.fields["name"] == given.source else {}
-        values = {"fps": 1.0, **old_fields, "name": given.source} | ({"fps": given.fps} if given.fps else {})
+        values = {"fps": 1.0, **old_fields, "name": given.source}
+        values |= {"fps": given.fps} if given.fps is not None else {}
         try:
             if not old_fields:
                 self.store.set_memory_aside(saved.name)
-                log.warning("another source than before: its memory begins anew", extra={"stream": saved.name})
+                log.warning("the source has changed: its memory starts over", extra={"stream": saved.name})
             self.store.add_stream(saved.name, Source(**values))
         except StoreError as error:
             raise UserError(f"--stream {saved.name}: the state folder cannot be written ({error})") from None
@@ -242,15 +245,16 @@ class Service:
                 self._check_free(new_name)
             memory = self.store.memory_path(new_name) or Path(self._scratch.path) / f"{new_name}.safetensors"
             shared = self._shared_state(name)
-            with _disk_errors():
+            with _disk_errors(), ExitStack() as on_error:
+                if new_name != name:  # or a later stream of that name would inherit this memory
+                    on_error.callback(memory.unlink, missing_ok=True)
                 if shared is None or not _save(shared, memory):
                     raise ApiError(409, f"stream {name!r} is still starting; try again in a moment")
-                with ExitStack() as on_error:
-                    for own in (self.watches, self.descriptions.transcript, self.recordings):
-                        own.rename_stream(name, new_name)
-                        on_error.callback(own.rename_stream, new_name, name)
-                    self.store.edit_stream(name, new_name, edited)
-                    on_error.pop_all()
+                for renamed in (self.watches, self.descriptions.transcript, self.recordings):
+                    renamed.rename_stream(name, new_name)
+                    on_error.callback(renamed.rename_stream, new_name, name)
+                self.store.edit_stream(name, new_name, edited)
+                on_error.pop_all()
             self.descriptions.forget(name)
             self.live.remove(name)
             try:
@@ -471,11 +475,6 @@ class Service:
             self._far.close()
 
 
-def data_url(jpeg: bytes) -> str:
-    """A JPEG as a data URL."""
-    return "data:image/jpeg;base64," + b64encode(jpeg).decode()
-
-
 def _failed(waiting: SavedStream) -> StreamStatus:
     """The status of a saved stream that could not be started."""
     fields = waiting.fields or {"name": "", "fps": 1.0}
@@ -488,8 +487,6 @@ def _save(shared: PublishedState, path: Path) -> bool:
     try:
         return save_state(shared, path)
     except Exception as error:
-        with suppress(OSError):
-            path.with_suffix(".part").unlink(missing_ok=True)
         raise StoreError(str(error)) from error
 
 

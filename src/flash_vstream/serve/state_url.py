@@ -13,6 +13,7 @@ import shutil
 import socket
 import sqlite3
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from flash_vstream.video.shared_memory import OwnedFolder
 LEASE_SECONDS = 60.0
 """A server that has not renewed its lease for this long is dead, and another may take the state over."""
 RENEW_SECONDS = 10.0
-PARTS = ("*.sqlite", "memories/*.safetensors", "memories/*.set-aside")
+SETTLE_SECONDS = 0.5
+"""How long a server waits before it reads its new lease again, in case another wrote one at the same moment."""
+PARTS = ("*.sqlite", "memories/*.safetensors", "memories/*.set-aside*")
 """The files of a state folder that are kept."""
 LEASE = "server.json"
 
@@ -53,14 +56,17 @@ class StateUrl:
         self._own = OwnedFolder("flash-vstream-state")
         self.folder = Path(self._own.path)
         self._id, self._renewed = secrets.token_hex(8), 0.0
+        self._uploading = threading.Lock()
         self._known: dict[str, Version] = {}
         try:
             self._files, root = fsspec.url_to_fs(url)
             self._root = str(root).rstrip("/")
-            self._check_free()
+            self._take_lease()
             self._download()
-            self._renew()
         except BaseException as error:
+            if self._renewed:
+                with contextlib.suppress(Exception):
+                    self._files.rm_file(self._at(LEASE))
             self._own.cleanup()
             if isinstance(error, UserError) or not isinstance(error, Exception):
                 raise
@@ -70,25 +76,29 @@ class StateUrl:
             ) from None
 
     def upload(self) -> None:
-        """Upload what has changed, and remove what is gone; raises ``StoreError``."""
-        try:
-            self._check_lease()
-            versions = {name: _version(self.folder / name) for name in self._names()}
-            for name, version in versions.items():
-                if self._known.get(name) != version:
-                    self._put(name)
-                    self._known[name] = version
-                if time.monotonic() - self._renewed > RENEW_SECONDS:
-                    self._renew()
-            for name in self._known.keys() - versions.keys():
-                with contextlib.suppress(FileNotFoundError):
-                    self._files.rm_file(self._at(name))
-                del self._known[name]
-            self._renew()
-        except StoreError:
-            raise
-        except Exception as error:  # of any kind: every file system has its own
-            raise StoreError(f"{self.shown}: {_reason(error)}") from None
+        """Upload what has changed, and remove what is gone; raises ``StoreError``. Threads take turns."""
+        with self._uploading:
+            try:
+                self._upload()
+            except StoreError:
+                raise
+            except Exception as error:  # of any kind: every file system has its own
+                raise StoreError(f"{self.shown}: {_reason(error)}") from None
+
+    def _upload(self) -> None:
+        self._check_lease()
+        versions = {name: _version(self.folder / name) for name in self._names()}
+        for name, version in versions.items():
+            if self._known.get(name) != version:
+                self._put(name)
+                self._known[name] = version
+            if time.monotonic() - self._renewed > RENEW_SECONDS:
+                self._renew()
+        for name in self._known.keys() - versions.keys():
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(self._at(name))
+            del self._known[name]
+        self._renew()
 
     def close(self) -> None:
         """Upload what has changed, give the lease up and remove the copy; if that fails, keep it and log where."""
@@ -113,9 +123,11 @@ class StateUrl:
         for place in (self._root, self._at("memories")):
             for found in self._listed(place):
                 name = os.path.relpath(found, self._root)
-                if any(Path(name).match(pattern) for pattern in PARTS) and ".." not in name:
+                if any(Path(name).match(pattern) for pattern in PARTS) and ".." not in Path(name).parts:
                     self._files.get_file(found, str(self.folder / name))
                     self._known[name] = _version(self.folder / name)
+                if time.monotonic() - self._renewed > RENEW_SECONDS:
+                    self._renew()
 
     def _listed(self, place: str) -> list[str]:
         try:
@@ -151,6 +163,16 @@ class StateUrl:
         except (FileNotFoundError, ValueError):  # there is none, or it is damaged
             return None
         return lease if isinstance(lease, dict) else None
+
+    def _take_lease(self) -> None:
+        """Write the lease, unless another server has a valid one; of two that write at once, the later has it."""
+        self._check_free()
+        self._renew()
+        time.sleep(SETTLE_SECONDS)
+        lease = self._lease()
+        if lease is None or lease.get("id") != self._id:
+            self._renewed = 0.0  # the lease there is not this server's to remove
+            raise UserError(f"--state {self.shown} was taken by another server just now; stop one of them")
 
     def _check_free(self) -> None:
         lease = self._lease()

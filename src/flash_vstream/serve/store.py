@@ -4,12 +4,14 @@ Memories and the pictures of their slots are safetensors files; streams, questio
 SQLite. Only one server may use a folder at a time. This module is independent of processes and HTTP.
 """
 
+import glob
 import json
 import logging
 import os
 import sqlite3
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 
 from flash_vstream.errors import UserError
+from flash_vstream.files import set_aside
 from flash_vstream.video.sources import Source
 
 KEPT_DAYS = 30
@@ -140,13 +143,14 @@ class StateFolder:
             )
 
     def remove_stream(self, name: str) -> None:
-        """Delete a stream with its memory and questions."""
+        """Delete a stream with its memory, whatever of it was set aside, and its questions."""
         with self._lock:
             with Writing(self._db):
                 self._db.execute("delete from streams where name = ?", (name,))
                 self._db.execute("delete from questions where stream = ?", (name,))
-                if (path := self.memory_path(name)) is not None:
-                    path.unlink(missing_ok=True)  # an error here rolls the deletions back
+                if (path := self.memory_path(name)) is not None:  # an error here rolls the deletions back
+                    for own in (path, *path.parent.glob(f"{glob.escape(path.stem)}.set-aside*")):
+                        own.unlink(missing_ok=True)
             for rows in (self._unwritten, self._open):
                 for number in [row.id for row in rows.values() if row.stream == name]:
                     del rows[number]
@@ -173,7 +177,7 @@ class StateFolder:
         path = self.memory_path(name)
         if path is not None and path.exists():
             try:
-                path.replace(path.with_suffix(".set-aside"))
+                set_aside(path)
             except OSError as error:
                 raise StoreError(str(error)) from None
 
@@ -292,6 +296,15 @@ def open_database(folder: Path | None, file: str, tables: str) -> sqlite3.Connec
         if folder is not None:
             db.execute("pragma journal_mode = wal")
     return db
+
+
+def read_rows(db: sqlite3.Connection, query: str, values: Sequence[Any] = ()) -> list[Any]:
+    """The rows of a query; raises ``UserError`` if the database cannot be read."""
+    try:
+        return db.execute(query, values).fetchall()
+    except sqlite3.Error as error:
+        log.error("the state folder cannot be read", extra={"reason": str(error)})
+        raise UserError(f"the state folder cannot be read ({error})") from None
 
 
 class Writing:

@@ -11,11 +11,11 @@ from typing import Any
 from flash_vstream.errors import UserError
 from flash_vstream.live.engine import Questions
 from flash_vstream.live.messages import Describe, Report, Watch
-from flash_vstream.serve.store import StoreError, Writing, open_database
+from flash_vstream.serve.store import StoreError, Writing, open_database, read_rows
 
 KEPT_CAPTIONS = 100_000
 MARK = "describe "
-"""Begins the ids of the wishes to describe a stream; a space is in no watch's id."""
+"""Prefix of the ids under which streams are described; no watch's id contains a space."""
 FILE = "transcript.sqlite"
 _TABLES = """
 create table if not exists captions (
@@ -71,7 +71,8 @@ class Transcript:
     ) -> list[Caption]:
         """The newest ``limit`` captions before the id ``before``, or the next ones ``after`` an id; oldest first.
 
-        Of one stream or all; those that hold every one of ``words``, whatever their case.
+        Of one stream or all; those that hold every one of ``words``, whatever their case. Raises ``UserError`` if the
+        folder cannot be read any more.
         """
         conditions: list[tuple[str, Any]] = []
         if stream is not None:
@@ -84,10 +85,11 @@ class Transcript:
         where = " and ".join(text for text, _ in conditions) or "1"
         order = "asc" if after is not None else "desc"
         with self._lock:
-            rows = self._db.execute(
+            rows = read_rows(
+                self._db,
                 f"select id, stream, time, clock, text from captions where {where} order by id {order} limit ?",
                 (*(value for _, value in conditions), limit),
-            ).fetchall()
+            )
         return sorted((Caption(*row) for row in rows), key=lambda caption: caption.id)
 
     def remove_stream(self, stream: str) -> None:
@@ -102,7 +104,7 @@ class Transcript:
 
     def remove_other_streams(self, streams: Sequence[str]) -> None:
         """Delete the captions of streams that do not exist any more; raises ``StoreError``."""
-        with self._lock:
+        with self._lock, Writing(self._db):
             rows = self._db.execute("select distinct stream from captions").fetchall()
         for (stream,) in rows:
             if stream not in streams:
@@ -115,7 +117,7 @@ class Transcript:
 
 
 class Descriptions:
-    """Has every stream described each ``seconds`` of its time, or with None not at all.
+    """Describes every stream once per ``seconds`` of stream time; None turns this off.
 
     ``place`` tells the path of a stream's shared state and its frame rate, or None while it is not watched.
     """
@@ -142,12 +144,12 @@ class Descriptions:
         self._client.set_watch(Watch(MARK + stream, place[0], "", Describe(self._seconds), state))
 
     def forget(self, stream: str) -> None:
-        """Describe a stream no more."""
+        """Stop describing a stream."""
         self._states.pop(stream, None)
         self._client.drop_watch(MARK + stream)
 
     def remove_stream(self, stream: str) -> None:
-        """Describe a stream no more and delete its captions; what a disk does not let go, the next server deletes."""
+        """Forget a stream and delete its captions; what cannot be deleted now is deleted at the next start."""
         self.forget(stream)
         with suppress(StoreError):
             self.transcript.remove_stream(stream)

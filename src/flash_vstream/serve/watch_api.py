@@ -53,7 +53,7 @@ def add_watches(app: FastAPI, service: Service) -> None:
 
     @app.delete("/v1/streams/{name}/watches/{watch}", tags=["watches"], status_code=204)
     def delete_watch(name: Name, watch: WatchId) -> None:
-        """Stop being told; alerts told so far stay."""
+        """Delete a watch; its past alerts are kept."""
         with service.changing(name):
             watches.remove(name, watch)
 

@@ -22,13 +22,13 @@ from flash_vstream.video.network import ForbiddenSourceError, parse_url
 
 MOST_WATCHES = 64
 FRAMES_UNSEEN = 3.0
-"""An event's time counts while no more than so many frames in a row are missing, but for at least ten seconds."""
+"""An event's time keeps counting across at most this many missing frames in a row, or ten seconds if that is longer."""
 RULE_FIELDS = ("when", "min_seconds", "cooldown_seconds", "threshold")
 log = logging.getLogger("flash_vstream.serve")
 
 
 class Watches:
-    """The watches of all ``streams``; those of other streams, which a full disk left over, are deleted.
+    """The watches of all ``streams``. Those of other streams, which a full disk kept from being deleted, are deleted.
 
     ``place`` tells where a stream is now: the path of its shared state and its frame rate, or None while it is not
     watched. Watches wait for it then. ``is_live`` tells whether frames of it arrive, ``is_recorded`` whether they are
@@ -141,7 +141,7 @@ class Watches:
             if scheme in SCHEMES:
                 Broker(url)
                 if target.get("secret"):
-                    raise ApiError(422, "a secret signs webhooks; an MQTT broker's password belongs into its url")
+                    raise ApiError(422, "a secret signs webhooks; put an MQTT broker's password in its URL")
             elif scheme not in ("http", "https"):
                 raise ApiError(422, "a target's url must begin with http://, https://, mqtt:// or mqtts://")
             if rules is None:
@@ -205,7 +205,7 @@ class Watches:
                     self._send(watch)
 
     def remove_stream(self, stream: str) -> None:
-        """Delete a stream's watches and alerts; what a disk does not let go, the next server deletes."""
+        """Delete a stream's watches and alerts; what cannot be deleted now is deleted at the next start."""
         with self._lock:
             with suppress(StoreError):
                 self.store.remove_stream(stream)

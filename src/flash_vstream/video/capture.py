@@ -7,19 +7,18 @@ parent takes the newest frame, counts the frames it skipped, and replaces a read
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
+from flash_vstream.backoff import backoff_seconds
 from flash_vstream.video.reader import Frame, FrameRate
 from flash_vstream.video.reader_process import Broken, Ended, Note, Opened, run_reader
 from flash_vstream.video.ring import FrameRing
-from flash_vstream.video.shared_memory import shared_folder
 from flash_vstream.video.sources import ARRIVAL_SLACK, SILENCE_SECONDS, Source
 
-__all__ = ["RESUME_AFTER", "Capture", "FrameRing", "PushedFrames", "SourceStatus", "shared_folder", "wait_for_any"]
+__all__ = ["RESUME_AFTER", "Capture", "FrameRing", "PushedFrames", "SourceStatus", "wait_for_any"]
 
 RESUME_AFTER = 1e-3
 """A recording resumes this many seconds after its newest frame."""
@@ -206,8 +205,7 @@ class Capture:
             self._patience = min(2 * self._patience, MOST_PATIENCE * self._silence)
         self.status.state = "reconnecting"
         self.status.restarts += 1
-        first, longest = RESTART_SECONDS
-        self._start_at = now + min(longest, first * 2.0 ** min(self._failures - 1, 10)) * random.uniform(0.7, 1.0)
+        self._start_at = now + backoff_seconds(self._failures, *RESTART_SECONDS)
 
     def _end_reader(self) -> None:
         if self._process is not None:

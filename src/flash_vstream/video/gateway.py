@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import httpx
 from av.error import FFmpegError
@@ -43,6 +43,8 @@ PASSED_BACK = (
     "set-cookie",
     "icy-metaint",
 )
+FAULTS = (OSError, httpx.HTTPError, httpx.InvalidURL, ValueError, RuntimeError)
+"""What forwarding a request raises, also for headers that cannot be encoded and after the client was closed."""
 
 
 @contextmanager
@@ -61,9 +63,12 @@ def reach(url: str, rules: SourceRules | None, transport: str = "tcp") -> Iterat
         rules.check_options(parts, transport)
     if scheme in ("http", "https"):
         with _proxy(rules) as proxy:
-            options = {"http_proxy": proxy, "protocol_whitelist": "http,httpproxy,tcp,crypto,data"}
+            # Without httpproxy, which would let a playlist choose a proxy of its own.
+            options = {"http_proxy": proxy, "protocol_whitelist": "http,tcp,crypto,data"}
             yield marked(url), options | {"format_whitelist": f"hls,{CONTAINERS}", "user_agent": USER_AGENT}
-    elif scheme in ("rtsp", "rtsps", "rtmp", "rtmps") and transport == "tcp":
+    elif scheme == "rtsps" and transport == "udp":
+        raise UserError("rtsps sends everything over one TLS connection; choose transport tcp")
+    elif scheme in PORTS and (scheme, transport) != ("rtsp", "udp"):
         with _relay(parts, rules) as port:
             plain = scheme.removesuffix("s")
             options = {"protocol_whitelist": f"{plain},tcp", "format_whitelist": "rtsp,flv,live_flv,mpegts"}
@@ -72,7 +77,9 @@ def reach(url: str, rules: SourceRules | None, transport: str = "tcp") -> Iterat
         assert rules is not None
         address = rules.addresses(parts.hostname or "", parts.port)[0]
         pinned = parts._replace(netloc=_netloc(parts, address, parts.port)).geturl()
-        yield pinned, {"protocol_whitelist": "rtsp,rtp,tcp,udp,srt", "format_whitelist": f"rtsp,rtp,sdp,{CONTAINERS}"}
+        # RTSP over UDP opens a port for each of the camera's tracks; nothing else may open one.
+        protocols, formats = ("rtsp,rtp,tcp,udp", "rtsp") if scheme == "rtsp" else (scheme, CONTAINERS)
+        yield pinned, {"protocol_whitelist": protocols, "format_whitelist": formats}
 
 
 def _netloc(parts: SplitResult, host: str, port: int | None) -> str:
@@ -122,6 +129,7 @@ def pinned_request(
         return httpx.Request(method, url, headers=sent, content=content)
     rules.check_options(parts)
     address = rules.addresses(host, parts.port)[0]
+    host = host.encode("ascii" if ":" in host else "idna").decode()
     sent["host"] = _netloc(parts, host, parts.port).rpartition("@")[2]
     if parts.username is not None and "authorization" not in {name.lower() for name in headers}:
         request = httpx.Request("GET", url)
@@ -196,19 +204,24 @@ class _Forward(BaseHTTPRequestHandler):
     rules: SourceRules | None
     refusals: list[str]
 
+    @property
+    def url(self) -> str:
+        """The requested URL; FFmpeg has escaped a host that is not ASCII."""
+        parts = urlsplit(self.path)
+        return unmarked(parts._replace(netloc=_netloc(parts, unquote(parts.hostname or ""), parts.port)).geturl())
+
     def do_GET(self) -> None:
-        url = unmarked(self.path)
         headers = {name: value for name, value in self.headers.items() if name.lower() in PASSED_ON}
         try:
-            request = pinned_request(url, self.rules, headers)
+            request = pinned_request(self.url, self.rules, headers)
             response = self.client.send(request, stream=True)
         except UserError as error:
             self._refuse(403, str(error))
             return
-        except (httpx.HTTPError, httpx.InvalidURL, ssl.SSLError, RuntimeError) as error:  # or the client is closed
+        except FAULTS as error:
             self._refuse(502, str(error))
             return
-        with contextlib.closing(response), contextlib.suppress(OSError, httpx.HTTPError):
+        with contextlib.closing(response), contextlib.suppress(*FAULTS):
             self._pass_back(response)
 
     def _refuse(self, status: int, reason: str) -> None:
@@ -238,8 +251,8 @@ class _Forward(BaseHTTPRequestHandler):
         if playlist:  # FFmpeg takes a body without a length for one that broke off
             self.send_header("content-length", str(len(first)))
         if "location" in response.headers:
-            base = httpx.URL(unmarked(self.path))
-            self.send_header("location", marked(str(base.join(response.headers["location"]))))
+            location = httpx.URL(self.url).join(response.headers["location"])
+            self.send_header("location", marked(str(location)))
         self.end_headers()
         self.wfile.write(first)
         for chunk in chunks if not playlist else ():

@@ -4,6 +4,7 @@ A model sees the centre square of a frame. People see all of it: a small JPEG th
 """
 
 import io
+from base64 import b64encode
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def decode_picture(
     """
     try:
         picture: Image.Image = Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=formats)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Exception:  # Pillow raises many kinds of error for damaged files, here and below
         raise UserError(f"this is not a {', '.join(formats[:-1])} or {formats[-1]} picture") from None
     with picture:
         width, height = picture.size
@@ -50,8 +51,8 @@ def decode_picture(
         try:
             if (least := draft or side) is not None:
                 picture.draft("RGB", (least, least))
-            picture = ImageOps.exif_transpose(_rgb(picture))
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError):
+            picture = _upright(_rgb(picture))
+        except Exception:
             raise UserError(f"the {picture.format or 'picture'} file is damaged; it cannot be decoded") from None
         return picture if side is None else ImageOps.fit(picture, (side, side))
 
@@ -85,6 +86,14 @@ def encode_jpeg(picture: Image.Image, most_bytes: int) -> bytes:
     return b""
 
 
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says; as it is if that is damaged."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:
+        return picture
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
     """The picture as 8-bit RGB; ``Image.convert`` alone would clip 16-bit grey to white."""
     if picture.mode not in HIGH_GREY:
@@ -95,3 +104,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if exif:
         converted.info["exif"] = exif
     return converted
+
+
+def data_url(jpeg: bytes) -> str:
+    """A JPEG as a data URL."""
+    return f"data:image/jpeg;base64,{b64encode(jpeg).decode()}"

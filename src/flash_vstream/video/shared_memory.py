@@ -4,6 +4,7 @@ Deals with space and ownership, independent of the files' contents.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -84,20 +85,26 @@ class OwnedFolder:
 
     The owner holds a lock (flock) on the folder. The kernel releases it however the process ends, so an unlocked folder
     is abandoned. Unlike a process id, a lock also works between containers that share the parent folder. Creating one
-    first removes the abandoned folders of the same ``kind``.
+    first removes the abandoned folders of the same ``kind``. Raises ``UserError`` if it cannot be locked.
     """
 
     def __init__(self, kind: str, within: str | None = None):
+        variable = "TMPDIR" if within is None else FOLDER_VARIABLE
         within = within or tempfile.gettempdir()
         remove_abandoned(kind, within)
         while True:
             self.path = tempfile.mkdtemp(prefix=f"{kind}-", dir=within)
-            descriptor = _locked(self.path)
-            # Before it was locked, another process may have taken it for an abandoned one and removed it.
-            if descriptor is not None and os.path.isdir(self.path):
+            # Before it is locked, another process may take it for an abandoned one and remove it.
+            try:
+                descriptor = _locked(self.path)
+            except (BlockingIOError, FileNotFoundError):
+                continue
+            except OSError as error:
+                shutil.rmtree(self.path, ignore_errors=True)
+                raise UserError(_not_locked(self.path, error, variable)) from None
+            if os.path.isdir(self.path):
                 break
-            if descriptor is not None:
-                os.close(descriptor)
+            os.close(descriptor)
         self._remove = weakref.finalize(self, _removed, self.path, descriptor)
 
     def detach(self) -> Callable[[], None]:
@@ -115,25 +122,34 @@ class OwnedFolder:
 def remove_abandoned(kind: str, within: str) -> None:
     """Remove the folders of a kind whose owners are dead, except other users' folders."""
     for path in Path(within).glob(f"{kind}-*"):
-        descriptor = _locked(str(path))
-        if descriptor is not None:
-            if os.fstat(descriptor).st_uid == os.geteuid():
-                shutil.rmtree(path, ignore_errors=True)
-            os.close(descriptor)
+        try:
+            descriptor = _locked(str(path))
+        except OSError:
+            continue
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
 
 
-def _locked(path: str) -> int | None:
-    """A descriptor that holds the folder's lock; None if it is locked elsewhere, gone, or may not be opened."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return None
+def _locked(path: str) -> int:
+    """A descriptor that holds the folder's lock.
+
+    Raises ``OSError``: ``BlockingIOError`` if the folder is locked elsewhere, ``FileNotFoundError`` if it is gone.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BaseException:
         os.close(descriptor)
-        return None
+        raise
     return descriptor
+
+
+def _not_locked(path: str, error: OSError, variable: str) -> str:
+    remedy = f"name a folder on another file system in {variable}"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = "raise the limit on open files (ulimit -n)"
+    return f"the folder {path} cannot be locked ({error.strerror}); {remedy}"
 
 
 def _removed(path: str, descriptor: int) -> None:
