@@ -9,11 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from itertools import chain
-from typing import TypeAlias, cast
+from typing import cast
 
 import av
 from av.error import FFmpegError
 from av.format import Flags
+
+from flash_vstream.video.packet_gate import Packet, PacketGate, Window
 
 MAX_BROKEN_PACKETS = 300
 """After this many consecutive packets that do not decode, a recording counts as broken from there on."""
@@ -21,9 +23,6 @@ JUMP_SECONDS = 10.0
 """Where the clock may restart, a larger step counts as a jump, not a pause; the ffmpeg command's own threshold."""
 MAX_HELD_BYTES = 64 * 2**20
 """The most bytes of packets to hold while looking for the key frame before a position."""
-
-
-Packet: TypeAlias = "av.Packet[av.VideoStream]"
 
 
 def clock_may_jump(container: av.container.InputContainer) -> bool:
@@ -62,6 +61,21 @@ class Playback:
         self._last_dts: int | None = None
         self._end = 0.0  # the latest end of any packet, in seconds of the container's clock
         self._held: deque[Packet] = deque()  # packets already read, to be delivered again
+        self._origin: Fraction | None = None  # the time stamp of stream time 0, in seconds
+        self._gate: PacketGate | None = None
+
+    def decode_for(self, window: Window, clock: Callable[[], float | None] | None = None) -> None:
+        """From now on, decode only what frames picked in ``window`` need (see ``PacketGate``).
+
+        Its times are those of the recording, or of ``clock`` when packets arrive.
+        """
+        time_of = self._time_of if clock is None else lambda _: clock()
+        self._gate = PacketGate(window, time_of, self._step, self.stream.codec_context.flush_buffers)
+
+    def _time_of(self, packet: Packet) -> float | None:
+        if self._origin is None or packet.pts is None or packet.time_base is None:
+            return None
+        return float(packet.pts * packet.time_base - self._origin)
 
     def timed(self, begin: float = 0.0) -> Iterator[tuple[float, av.VideoFrame]]:
         """Yield decoded frames with times that never decrease, from 0 at the recording's first frame.
@@ -73,19 +87,20 @@ class Playback:
         head = next(frames, None)
         if head is None:
             return
-        origin = head.pts * head.time_base if head.pts is not None and head.time_base is not None else None
+        if head.pts is not None and head.time_base is not None:
+            self._origin = head.pts * head.time_base
         frames = chain([head], frames)
-        if begin > 0 and origin is not None:
-            frames = self._from_key_frame(frames, packets, float(origin) + begin)
+        if begin > 0 and self._origin is not None:
+            frames = self._from_key_frame(frames, packets, float(self._origin) + begin)
         last = -math.inf
         for frame in frames:
             moment = 0.0 if last == -math.inf else last + self._step
             if frame.pts is not None and frame.time_base is not None:
                 stamped = frame.pts * frame.time_base
-                if origin is None:
-                    origin = stamped - Fraction(moment).limit_denominator(10**6)
-                if float(stamped - origin) > last:
-                    moment = max(float(stamped - origin), 0.0)
+                if self._origin is None:
+                    self._origin = stamped - Fraction(moment).limit_denominator(10**6)
+                if float(stamped - self._origin) > last:
+                    moment = max(float(stamped - self._origin), 0.0)
             last = moment
             yield moment, frame
 
@@ -109,7 +124,8 @@ class Playback:
         only twice a minute, and nothing decodes before it.
         """
         broken, broken_since = 0, 0.0
-        for packet in packets if packets is not None else self._packets():
+        packets = packets if packets is not None else self._packets()
+        for packet in self._gate.passed(packets) if self._gate is not None else packets:
             try:
                 frames = packet.decode()
             except (FFmpegError, ValueError):
@@ -121,7 +137,8 @@ class Playback:
                 continue
             for frame in frames:
                 broken = 0
-                if frame.width and frame.height:
+                is_whole = self._gate is None or self._gate.accepts(frame)
+                if is_whole and frame.width and frame.height:
                     yield frame
 
     def _packets(self) -> Iterator[Packet]:
@@ -170,6 +187,8 @@ class Playback:
         Seeks by the container's index. Where clocks may jump that does not work, so packets are skipped without being
         decoded. Falls back to reading from the start.
         """
+        if self._gate is not None:
+            self._gate.forget()
         if self._clock_may_jump:
             self._skip(packets, target)
             return frames

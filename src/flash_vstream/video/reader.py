@@ -75,11 +75,21 @@ class FrameRate:
         self._slack = slack / fps if fps is not None else 0.0
         self._due = -math.inf
 
+    @property
+    def earliest(self) -> float:
+        """The time before which no frame is picked; -inf if the next one is, whenever it comes."""
+        return self._due - self._slack - 1e-6
+
+    @property
+    def latest(self) -> float:
+        """Until when a key frame is worth waiting for, being cheaper to decode."""
+        return self._due + self._slack
+
     def picks(self, time: float) -> bool:
         """Whether the frame at ``time`` is picked; times must not decrease."""
         if self._fps is None:
             return True
-        if time < self._due - self._slack - 1e-6:
+        if time < self.earliest:
             return False
         next_tick = (math.floor((time + self._slack) * self._fps + 1e-6) + 1) / self._fps
         self._due = max(next_tick, time + 0.5 / self._fps)
@@ -139,6 +149,7 @@ def play(
     if fps is not None and not fps > 0:
         raise UserError(f"the frame rate must be above 0, not {fps:g}")
     rate, decoded_one = FrameRate(fps), False
+    playback.decode_for(rate)
     # Start a few ticks early, so that the rate is in step by the first wanted frame.
     for time, frame in playback.timed(begin - 4 / fps if fps is not None else begin):
         if until is not None and time > until + 1e-6:

@@ -285,6 +285,7 @@ def _arriving(address: _Address, container: InputContainer, beat: Callable[[], N
     with container:
         playback = Playback(container, video_stream(container, source.shown), beat)
         rate, first = FrameRate(source.fps, ARRIVAL_SLACK), None
+        playback.decode_for(rate, lambda: time.monotonic() - first if first is not None else None)
         for frame in playback.decoded(patience_seconds=KEY_FRAME_SECONDS):
             now = time.monotonic()
             first = now if first is None else first
