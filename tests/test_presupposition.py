@@ -68,6 +68,8 @@ def test_sight_is_surer_of_people_and_animals(sight):
         ("car", "There is no car."),
         ("Animals", "There are no animals."),
         ("glass", "There is no glass."),
+        ("bus", "There is no bus."),
+        ("buses", "There are no buses."),
         ("people", "There is nobody."),
         ("men", "There are no men."),
     ],

@@ -11,6 +11,7 @@ from flash_vstream.models.question_times import in_stream_times, split_window
         ("What happened at 5 seconds?", "What happened at 5s?"),
         ("What happened at 1:05?", "What happened at 65s?"),
         ("What happened at 1:00:10?", "What happened at 3610s?"),
+        ("What happened at 90:30?", "What happened at 5430s?"),
         ("What happened ten seconds ago?", "What happened at 190s?"),
         ("Who was there about 2 minutes ago?", "Who was there at 80s?"),
         ("What happened an hour ago?", "What happened at 0s?"),

@@ -1,6 +1,8 @@
 """Questions about composed streams: correct by construction, balanced and checkable."""
 
+import math
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -16,10 +18,10 @@ OF_EVENT = {as_event(text): key for key, texts in CAPTIONS.items() for text in t
 OF_CAPTION = {text: key for key, texts in CAPTIONS.items() for text in texts}
 
 
-def asked(kind: str, count: int = 300):
+def asked(kind: str, count: int = 300, style: StreamStyle = STYLE):
     for seed in range(count):
         rng = random.Random(seed)
-        plan = plan_stream(EVENTS.keys, STYLE, rng)
+        plan = plan_stream(EVENTS.keys, style, rng)
         question = ASKERS[kind](plan, EVENTS, rng)
         if question is not None:
             yield plan, question
@@ -33,6 +35,14 @@ def named(text: str) -> list[str]:
 
 def scene_at(plan, time):
     return next(scene for scene in plan.scenes if scene.start <= time <= scene.end)
+
+
+def test_a_time_that_is_asked_about_shows_its_scene():
+    half_seconds = StreamStyle(scenes=(3, 8), frames=(2, 8), interval=0.5)
+    for plan, question in asked("at", style=half_seconds):
+        time = int(re.search(r"(\d+)s", question.text)[1])
+        (scene,) = [scene for scene in plan.scenes if (scene.start, scene.end) == question.span]
+        assert scene.start <= time <= scene.end or scene.end < math.ceil(scene.start)
 
 
 def test_events_are_captions_inside_a_sentence():

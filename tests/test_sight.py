@@ -21,7 +21,7 @@ from flash_vstream.evaluate.pictures import (
 from flash_vstream.memory import StarConfig, StarMemory
 from flash_vstream.models.grounding import Grounder, annotate
 from flash_vstream.models.remembered import Remembered
-from flash_vstream.models.sight import Seen, Sight
+from flash_vstream.models.sight import Seen, Sight, number_of_people
 from flash_vstream.models.small_networks import add_configs, load_networks
 from flash_vstream.synthetic.annotations import (
     MANY_PEOPLE,
@@ -77,6 +77,8 @@ def test_phrases_and_sentences_name_things():
         ("Can you see somebody?", "person", True),
         ("Did you see any dogs so far?", "dog", False),
         ("Have you seen a bus?", "bus", False),
+        ("Is there a single dog?", "dog", True),
+        ("Is there at least one dog in the picture?", "dog", True),
         ("was there a puppy", "dog", False),
         ("Tell me if there is a pair of glasses.", None, None),
         ("Do you see glasses right now?", "glasses", True),
@@ -148,12 +150,12 @@ def test_a_person_is_there_where_somebody_is_counted():
     frames = torch.randn(3, 4, 8)
     with torch.no_grad():
         sight.people.weight.zero_()
-        for somebody in (True, False):
-            sight.people.bias.copy_(torch.tensor([1.0, 0.0, 1.5 if somebody else 0.5, 0.0, 0.0]))
-            sight.things.bias[person] = -9.0 if somebody else 9.0
-            counted = sight(frames).people.argmax(1) > 0
-            assert ((sight.shown(frames)[:, person] > sight.needed(1)) == counted).all()
-            assert bool(counted.all()) == somebody
+        # Two are likelier than none; somebody is, though no single number; nobody is.
+        for logits, number in (([1.0, 0, 1.5, 0, 0], 2), ([1.0, 0, 0, 0.5, 0], 3), ([3.0, 0, 0.5, 0, 0], 0)):
+            sight.people.bias.copy_(torch.tensor(logits))
+            sight.things.bias[person] = -9.0 if number else 9.0
+            assert number_of_people(sight(frames).people).tolist() == [number] * 3
+            assert (sight.shown(frames)[:, person] > sight.needed(1)).tolist() == [number > 0] * 3
 
 
 # --- training
@@ -264,4 +266,7 @@ def test_scores_are_balanced_over_yes_and_no():
     assert summary(rows)["thing"] == 0.5
     assert summary([{**row, "kind": "yes or no"} for row in rows])["yes or no"] == 0.5
     assert said_count("no one, then 3") == 0
+    assert said_count("There is a person.") == 1
+    assert said_count("A man and two dogs.") == 1
+    assert said_count("A dog.") is None
     assert key_words("The two Dogs") == {"two", "dog"}

@@ -175,7 +175,7 @@ def build_mini(folder: Path | None = None, report: Callable[[str], object] = lam
 
     Raises ``UserError`` if the pictures cannot be fetched or the folder cannot be written.
     """
-    built = folder or cache_dir() / "vstream-qa-mini-1"
+    built = folder or cache_dir() / "vstream-qa-mini-2"
     if (built / QUESTIONS_FILE).exists():
         return built
     paths = fetch([file for file, _ in SCENES.values()], report)

@@ -31,7 +31,8 @@ from flash_vstream.synthetic.texts import yes_or_no
 LEAST_PICTURES = 12
 """A thing is asked about when so many annotated pictures have it."""
 _NUMBERS = {"no": 0, "none": 0, "nobody": 0, "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6}
-_NUMBERS |= {"seven": 7, "eight": 8, "nine": 9, "ten": 10, "many": 11, "several": 4, "a person": 1, "a man": 1}
+_NUMBERS |= {"seven": 7, "eight": 8, "nine": 9, "ten": 10, "many": 11, "several": 4}
+_SOMEBODY = re.compile(r"\ba (?:single )?(?:person|man|woman|boy|girl|child|baby)\b")
 _FILLERS = frozenset(
     ["a", "an", "the", "is", "are", "of", "it", "they", "he", "she", "on", "in", "at", "with", "and", "to"]
 )
@@ -87,8 +88,8 @@ class PictureQuestions:
 
 
 def said_count(reply: str) -> int | None:
-    """The first number in a reply, as digits or as a word; None when it says none."""
-    for word in re.findall(r"[a-z]+|\d+", reply.lower()):
+    """The first number in a reply, as digits or as a word ("a person" is one); None when it says none."""
+    for word in re.findall(r"[a-z]+|\d+", _SOMEBODY.sub("one", reply.lower())):
         if word.isdigit():
             return int(word)
         if word in _NUMBERS:

@@ -4,9 +4,9 @@ nano's language model has 135M parameters. It follows what it reads far more sur
 networks look for it: grounding finds the events that a question names, sight the things and the number of people in a
 frame, and short answers what a few words can answer. Their findings stand in the prompt as text:
 
-- a cue behind the newest frame, and behind each recalled one: ``2 people; dog, grass``;
-- a note behind each event of a question: ``Did you see a dog run (12s)?``;
-- a short answer behind the question: ``What color is the bus? (red)``. A question to be answered by yes or no, or by
+- a cue after the newest frame, and after each recalled one: ``2 people; dog, grass``;
+- a note after each event of a question: ``Did you see a dog run (12s)?``;
+- a short answer after the question: ``What color is the bus? (red)``. A question to be answered by yes or no, or by
   one of two alternatives, is put into a form that the language model answers by the note.
 
 A question recalls frames of the long-term memory: those at the times it names, those that show its events, or
@@ -32,7 +32,7 @@ from flash_vstream.models.presupposition import SURE, absence, doubt, kind_logit
 from flash_vstream.models.prompts import stamp
 from flash_vstream.models.question_times import in_stream_times, split_window
 from flash_vstream.models.short_answers import NO, NONE, YES, ShortAnswers
-from flash_vstream.models.sight import PERSON, Sight
+from flash_vstream.models.sight import PERSON, Sight, number_of_people
 from flash_vstream.models.story import asks_for_story
 from flash_vstream.timecode import parse_time
 
@@ -51,12 +51,14 @@ _CHOICE = "Is it {answer} or something else? ({answer})"
 _FORMS = {YES: IS_THERE.format(thing="it", note=" (0s)"), NO: IS_THERE.format(thing="it", note=" (0s?)")}
 """How the language model reads a closed question, whatever its wording.
 
-It was not trained on closed questions and often does not follow a note behind one, but it follows these.
+It was not trained on closed questions and often does not follow a note after one, but it follows these.
 """
 CUE_THINGS = 5
 CUE_PROBABILITY = 0.35
 """A cue names up to so many things that are at least so likely."""
 _PEOPLE = ("nobody", "1 person", "2 people", "3 people", "many people")
+MOST_PEOPLE = len(_PEOPLE) - 1
+"""As many or more are one class of sight's."""
 _NUMBERS = (("none",), ("one",), ("two",), ("three",), ("four", "five", "six", "seven", "eight", "nine", "ten", "many"))
 """How short answers call each number of people that sight tells."""
 _HOW_MANY_PEOPLE = re.compile(
@@ -225,8 +227,8 @@ class Hinter:
         seen = self.sight(features)
         likely = (seen.things + self.sight.prior).sigmoid()
         values, numbers = likely.topk(min(CUE_THINGS, likely.shape[1]), 1)
-        cues = []
-        for count, own, chances in zip(seen.people.argmax(1).tolist(), numbers.tolist(), values.tolist(), strict=True):
+        counts, cues = number_of_people(seen.people).tolist(), []
+        for count, own, chances in zip(counts, numbers.tolist(), values.tolist(), strict=True):
             names = [self.sight.names[i] for i, p in zip(own, chances, strict=True) if p >= CUE_PROBABILITY]
             things = ", ".join(name for name in names if name != PERSON)
             cues.append(f" {_PEOPLE[count]}" + (f"; {things}" if things else ""))
@@ -247,10 +249,9 @@ class Hinter:
         found = self.short_answers(embeddings, there, frames).softmax(1)
         choices = [row for row, text in enumerate(asked_now) if _is_choice(text)]
         if choices:
-            blind = self.short_answers(embeddings[choices], there[choices], torch.zeros_like(frames[choices])).softmax(
-                1
-            )
-            found[choices] /= blind**SUGGESTED
+            empty = torch.zeros_like(frames[choices])
+            suggested = self.short_answers(embeddings[choices], there[choices], empty).softmax(1)
+            found[choices] /= suggested**SUGGESTED
         for i, text, frame, chances in zip(rows, asked_now, frames, found, strict=True):
             numbers = self._numbers_of_people(text, frame)
             answer = self._counted(text, frame) or _likeliest(self.short_answers, text, chances, numbers)
@@ -293,6 +294,8 @@ class Hinter:
             return None
         there, number = self._people(frame), _SO_MANY[asked["number"].lower()]
         bound = (asked["bound"] or "").strip().lower()
+        if number == MOST_PEOPLE and bound != "at least":
+            return None  # sight does not tell four from more
         is_exact = there == number or there > number == 1  # "Is there a single person?" may be said of two
         return YES if {"more than": there > number, "at least": there >= number, "": is_exact}[bound] else NO
 
@@ -300,7 +303,7 @@ class Hinter:
         """The number of people in a frame ``[P², D]`` as sight sees it; four or more count as four."""
         assert self.sight is not None
         self.sight.eval()
-        return int(self.sight(frame[None]).people[0].argmax())
+        return int(number_of_people(self.sight(frame[None]).people))
 
     def _objection(self, question: str, snapshot: MemorySnapshot) -> str | None:
         """What is to be said of a thing that a question takes for granted and no frame shows; None if there is none."""

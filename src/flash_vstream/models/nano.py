@@ -37,7 +37,7 @@ LANGUAGE = WheelFile(
 
 # The memory holds 16 scenes before merging any. 2x2 tokens distinguish scenes; the newest four frames and
 # the two retrieved ones keep the full 4x4 grid. 168 visual tokens and their time stamps make a prompt
-# of about 260 tokens, most of which is read before a question comes.
+# of about 300 tokens, most of which is read before a question comes.
 MEMORY = StarConfig(
     spatial_size=4,
     temporal_size=2,

@@ -30,7 +30,7 @@ _GROUPS = ("crowd", "family", "team", "couple", "group of people", "crowd of peo
 _ANIMALS = ("dog", "cat", "horse", "cow", "sheep", "elephant", "giraffe", "zebra", "bear", "bird", "pigeon")
 _VEHICLES = ("car", "bus", "truck", "van", "train", "bicycle", "motorcycle", "scooter", "boat", "airplane")
 _KINDS = {"animal": _ANIMALS, "vehicle": _VEHICLES} | dict.fromkeys(_PEOPLE, (PERSON,))
-"""What else may be meant where one of others is: an animal where a dog is, and a man where anybody is."""
+"""What else confirms a thing: a dog confirms an animal, and anybody confirms a man."""
 _UNCERTAIN = frozenset(
     _WORD.findall("""
     photo screen frame line number letter object piece cover edge control stand can tan group view top back side
@@ -95,9 +95,15 @@ def _is_human(name: str) -> bool:
 
 
 def doubt(thing: int, sight: Sight) -> float:
-    """How far below what sight needs a thing still may be there: ``SURE``, or nothing for people and animals."""
+    """How far a thing's logit may fall below what sight needs before it counts as absent.
+
+    It is ``SURE``, or 0 for people and animals.
+    """
     name = sight.names[thing]
     return 0.0 if _is_human(name) or name in ("animal", *_ANIMALS) else SURE
+
+
+_SINGULAR_IN_S = frozenset(("bus", "gas", "canvas", "tennis", "iris", "cactus", "octopus", "lens"))
 
 
 def absence(noun: str) -> str:
@@ -106,4 +112,5 @@ def absence(noun: str) -> str:
     if noun in ("person", "people", "persons"):
         return "There is nobody."
     is_plural = (noun.endswith("s") and not noun.endswith("ss")) or noun in ("men", "women", "children")
+    is_plural = is_plural and noun.split()[-1] not in _SINGULAR_IN_S
     return f"There {'are' if is_plural else 'is'} no {noun}."

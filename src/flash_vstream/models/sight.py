@@ -18,7 +18,7 @@ PERSON = "person"
 PEOPLE_CLASSES = 5
 """None, one, two, three, and four or more people."""
 _DETERMINERS = re.compile(
-    r"^(?:(?:a|an|the|any|some|no|one|at least one|a single|another|this|that|these|those|my|your|his|her)\s+)+",
+    r"^(?:(?:at least one|a single|a|an|the|any|some|no|one|another|this|that|these|those|my|your|his|her)\s+)+",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[A-Za-z][A-Za-z'-]*")
@@ -56,6 +56,12 @@ class Seen:
 
     things: Tensor
     people: Tensor
+
+
+def number_of_people(logits: Tensor) -> Tensor:
+    """The classes ``[n]`` of the numbers of people, from logits ``[n, 5]``: none only if that is likelier than not."""
+    somebody = logits[:, 1:].logsumexp(1) > logits[:, 0]
+    return torch.where(somebody, 1 + logits[:, 1:].argmax(1), 0)
 
 
 class Sight(nn.Module):
@@ -96,10 +102,10 @@ class Sight(nn.Module):
     def shown(self, features: Tensor) -> Tensor:
         """Logits ``[n, V]`` of the things in feature maps, to be compared with ``needed``.
 
-        They are those of ``forward``, except that a person is there where nobody is not the likeliest number of people.
+        They are those of ``forward``, except that a person is there where somebody is likelier than nobody.
         """
         seen = self(features)
-        somebody = seen.people[:, 1:].amax(1) - seen.people[:, 0]
+        somebody = seen.people[:, 1:].logsumexp(1) - seen.people[:, 0]
         things: Tensor = seen.things.clone()
         if (person := self.find(PERSON)) is not None:
             things[:, person] = somebody + self.threshold[0]
@@ -112,7 +118,7 @@ class Sight(nn.Module):
         return self.aliases.get(plain, self.aliases.get(plain.replace(" ", "-")))
 
     def presence(self, question: str) -> Presence | None:
-        """What a question asks the presence of, None for any other question.
+        """The thing whose presence a question asks about; None for any other question.
 
         It is one if it can be answered yes or no, names one known thing, and is otherwise made of function words:
         ``Is there a dog?``, ``Did you see any people so far?``, but not ``Is the dog asleep?``.
@@ -120,7 +126,7 @@ class Sight(nn.Module):
         if not _YES_OR_NO.match(question):
             return None
         words = [(match[0].lower(), match.start(), match.end()) for match in _WORD.finditer(question)]
-        for length in (3, 2, 1):
+        for length in (4, 3, 2, 1):  # of "at least one dog", say
             for first in range(len(words) - length + 1):
                 rest = [word for word, _, _ in (*words[:first], *words[first + length :])]
                 begin, end = words[first][1], words[first + length - 1][2]

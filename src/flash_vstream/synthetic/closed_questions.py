@@ -219,7 +219,9 @@ def _of_people(annotation: Annotation, rng: random.Random) -> Iterator[tuple[str
     other = rng.choice([n for n in (1, 2, 3, 4) if n != count])
     for number in {count, other} - {0} if count < 5 else {other}:
         phrase = f"{number_name(number)} {'person' if number == 1 else 'people'}"
-        yield f"{_be(phrase)} there {rng.choice(['', 'exactly ', 'only '])}{phrase}?", _said(number == count)
+        # Of two people one may say that there is one person.
+        bounds = ("exactly ", "only ") if number == 1 else ("", "exactly ", "only ")
+        yield f"{_be(phrase)} there {rng.choice(bounds)}{phrase}?", _said(number == count)
 
 
 def _recolored(phrase: str, named: set[str], rng: random.Random) -> str | None:

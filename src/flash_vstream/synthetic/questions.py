@@ -4,6 +4,7 @@ Every question carries what is needed to check its answer, so training, the scor
 benchmark share one source.
 """
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,7 +102,9 @@ def ask_now(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
 def ask_at(plan: StreamPlan, events: Events, rng: random.Random) -> Question:
     """Action description: what was shown at a given time."""
     scene = rng.choice(plan.scenes)
-    time = rng.randint(int(scene.start), int(scene.end))
+    drawn = rng.randint(int(scene.start), int(scene.end))
+    whole = math.ceil(scene.start)  # the first second that shows the scene
+    time = max(drawn, whole) if whole <= scene.end else drawn
     answers = (events.describe(scene.key, rng),)
     return Question("at", rng.choice(AT).format(t=stamp(time)), answers, scene.key, (scene.start, scene.end))
 
@@ -220,8 +223,8 @@ def caption_questions(plan: StreamPlan, events: Events, rng: random.Random, past
         Question("now", rng.choice(NOW), tuple(events.captions[now.key]), now.key, (now.start, now.end)),
     ]
     for scene in plan.scenes[:-1]:
-        text = rng.choice(AT).format(t=stamp(rng.uniform(scene.start, scene.end)))
-        answers = tuple(rng.sample(events.captions[scene.key], past_answers))
+        text, captions = rng.choice(AT).format(t=stamp(rng.uniform(scene.start, scene.end))), events.captions[scene.key]
+        answers = tuple(rng.sample(captions, min(past_answers, len(captions))))
         questions.append(Question("at", text, answers, scene.key, (scene.start, scene.end)))
     return questions
 

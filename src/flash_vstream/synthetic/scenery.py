@@ -17,7 +17,7 @@ DAY_WORDS = ("day", "daytime", "light outside", "bright", "daytime now")
 DAY_OR_NIGHT = (("day", "night"), ("daytime", "nighttime"), ("light", "dark"))
 EMPTY = ("Is this place empty?", "Is the place empty?", "Is nobody there?", "Is there nobody?", "Is it deserted?")
 SEVERAL = ("Is there more than one person?", "Are there several people?", "Are there at least two people?")
-ALONE = ("Is there only one person?", "Is somebody alone?", "Is there a single person?", "Is the person alone?")
+ALONE = ("Is there only one person?", "Is somebody alone?", "Is the person alone?")
 CROWD = ("Is there a crowd?", "Is it crowded?", "Are there many people?", "Are there a lot of people?")
 ANYTHING = ("Is there anything {x}?", "Is there something {x}?", "Do you see anything {x}?", "Is anything {x}?")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from flash_vstream.memory import pool_grid
-from flash_vstream.models.sight import PERSON, Seen, Sight
+from flash_vstream.models.sight import PERSON, Seen, Sight, number_of_people
 from flash_vstream.models.small_networks import save_network
 from flash_vstream.synthetic.annotations import frequent_things, head_noun, wordings
 from flash_vstream.train.annotated import AnnotatedFeatures, AnnotatedPictures, grid_sides
@@ -114,7 +114,8 @@ def calibrate(sight: Sight, unseen: AnnotatedPictures, maps: Tensor, seed: int =
     single = [(float(seen.things[row, name]), there) for row, name, there in pairs]
     base, presence = _threshold(single)
     several = []
-    for row, name, there in pairs:  # among 16 pictures, of which the others are not named after the thing
+    for row, name, there in pairs:
+        # among up to 16 pictures: this one, and others whose texts do not name the thing
         others = rng.sample(range(len(unseen.keys)), min(15, len(unseen.keys) - 1))
         rows = [row, *(other for other in others if not labels[other, name])]
         several.append((float(seen.things[rows, name].max()), there))
@@ -124,7 +125,7 @@ def calibrate(sight: Sight, unseen: AnnotatedPictures, maps: Tensor, seed: int =
     somebody = [unseen.annotations[key].people > 0 for key in unseen.keys]
     logits = sight.shown(maps)[:, sight.names.index(PERSON)].tolist()
     person = _balanced([logit > sight.needed(1) for logit in logits], somebody)
-    counts = (seen.people.argmax(1).clamp(max=3) == unseen.people().clamp(max=3)).float().mean()
+    counts = (number_of_people(seen.people).clamp(max=3) == unseen.people().clamp(max=3)).float().mean()
     return Check(round(presence, 4), round(person, 4), round(float(counts), 4), round(streams, 4))
 
 
