@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
+from flash_vstream.errors import UserError
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
-from flash_vstream.evaluate.generation import KINDS, filter_by_rules, read_questions, segments
+from flash_vstream.evaluate.generation import KINDS, Building, filter_by_rules, read_questions, segments
 from flash_vstream.evaluate.loading import load_items
 from flash_vstream.video import Frame
 from helpers.cli import run
@@ -87,6 +89,20 @@ def test_segments_end_at_cuts_and_are_neither_short_nor_long():
     assert all(1 <= len(part["pictures"]) <= 4 for part in found)
 
 
+def test_frames_of_earlier_segments_are_not_kept():
+    seen, alive = [], []
+
+    def frames():
+        for second in range(300):
+            image = np.zeros((32, 32, 3), np.uint8)
+            seen.append(weakref.ref(image))
+            yield Frame(float(second), image)
+            alive.append(sum(ref() is not None for ref in seen))
+
+    assert len(segments(frames())) == 5
+    assert max(alive) < 70
+
+
 @pytest.mark.parametrize(
     ("reply", "count"),
     [
@@ -127,6 +143,40 @@ def test_doubles_and_too_many_a_yes_are_dropped():
     rows += [question(KINDS[2], f"Is thing {i} there?", "Yes.") for i in range(4)]
     filter_by_rules(rows)
     assert [row["status"] for row in rows] == ["new", "dropped", "new", "new", "dropped", "dropped"]
+
+
+class Doubting:
+    """An endpoint that asks ten questions to be answered by yes or no, and finds two answers wrong.
+
+    It does not answer any more after ``patience`` replies.
+    """
+
+    def __init__(self, patience=10**9):
+        self.patience = patience
+
+    def complete(self, system, user, limit=0):
+        self.patience -= 1
+        if self.patience < 0:
+            raise UserError("the model did not answer")
+        if "JSON list" in system:
+            answers = ("Yes.", "Yes.", "No.", "Yes.", "No.", "No.", "No.", "Yes.", "No.", "No.")
+            texts = [f"Did somebody open box number {i}?" for i in range(len(answers))]
+            rows = [{"kind": KINDS[2], "question": q, "answer": a} for q, a in zip(texts, answers, strict=True)]
+            return json.dumps(rows), {}
+        return ("No." if "number 1?" in user or "number 4?" in user else "Yes."), {}
+
+
+@pytest.mark.parametrize("patience", [2, 5, 8])
+def test_a_resumed_build_keeps_the_same_questions(video, tmp_path, patience):
+    folders = [tmp_path / name for name in ("whole", "stopped")]
+    for folder in folders:
+        folder.mkdir()
+    with pytest.raises(UserError, match="did not answer"):
+        Building(video, folders[1], Doubting(patience)).run(str)
+    built = [Building(video, folder, Doubting()) for folder in folders]
+    for building in built:
+        building.run(str)
+    assert built[0].record["questions"] == built[1].record["questions"]
 
 
 def test_a_benchmark_is_built_resumed_and_exported(video, teacher, tmp_path):

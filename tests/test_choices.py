@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from flash_vstream.evaluate.choices import LONG, parse_choice, read_choice
+from flash_vstream.evaluate.choices import LONG, read_choice
 from flash_vstream.synthetic.texts import words
 
 # Options in the style of EgoSchema, where the camera wearer is called C.
@@ -118,17 +118,17 @@ def generated(forms: tuple[str, ...], count: int, seed: int):
 
 @pytest.mark.parametrize("choices", EVERY)
 def test_every_option_is_read_as_itself(choices):
-    assert [parse_choice(choice, choices) for choice in choices] == list(range(len(choices)))
+    assert [read_choice(choice, choices).index for choice in choices] == list(range(len(choices)))
 
 
 def test_two_hundred_ugly_replies_are_read():
     for reply, choices, index in generated(RIGHT, 200, seed=1):
-        assert parse_choice(reply, choices) == index, (reply, choices)
+        assert read_choice(reply, choices).index == index, (reply, choices)
 
 
 def test_a_hundred_unreadable_replies_are_abstentions():
     for reply, choices, _ in generated(UNREADABLE, 100, seed=2):
-        assert parse_choice(reply, choices) is None, (reply, choices)
+        assert read_choice(reply, choices).index is None, (reply, choices)
 
 
 @pytest.mark.parametrize("choices", WEARER)
@@ -139,7 +139,7 @@ def test_options_cut_short_by_the_token_limit_are_read(choices):
             beginning = " ".join(words(choice[:length], frozenset()))
             shared = any(" ".join(other).startswith(beginning) for other in others)
             if len(beginning.split()) >= LONG:
-                assert parse_choice(choice[:length], choices) == (None if shared else index), choice[:length]
+                assert read_choice(choice[:length], choices).index == (None if shared else index), choice[:length]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_options_cut_short_by_the_token_limit_are_read(choices):
     ],
 )
 def test_what_stands_in_a_phrase_or_is_denied_is_not_chosen(reply, choices, index):
-    assert parse_choice(reply, choices) == index
+    assert read_choice(reply, choices).index == index
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,20 @@ def test_weights_keep_their_size_in_8_bits():
     assert quantized(torch.randn(4, 7))[0].shape == (4, 1, 7)
 
 
+@pytest.mark.parametrize("largest", [1.0, 0.0077, 0.001])
+def test_small_weights_keep_their_size_too(largest):
+    weight = torch.linspace(-largest, largest, 64)[None]
+    values, scales = quantized(weight)
+    back = (values.float() * scales.float()).view_as(weight)
+    assert (back - weight).abs().max() <= largest / 250
+
+
+def test_weights_too_small_for_a_scale_are_zero():
+    values, scales = quantized(torch.full((1, 64), 3e-6))
+    assert not values.any()
+    assert not scales.any()
+
+
 def test_only_llamas_of_the_plain_kind_are_built(model):
     config = model.language_model.config
     assert is_supported(config)

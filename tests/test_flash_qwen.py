@@ -11,9 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from flash_vstream.cli.ask import Session
 from flash_vstream.errors import UserError
+from flash_vstream.live.messages import Describe
+from flash_vstream.live.standing_questions import Lookout, Narrator
+from flash_vstream.live.watch_rules import WatchRule
 from flash_vstream.memory.flash import FlashMemory, split_resolutions
 from flash_vstream.memory.flash_release import ReleaseFlashMemory
 from flash_vstream.models import download, hub
+from flash_vstream.models.event_score import EventScorer
 from flash_vstream.models.flash_qwen import FlashQwenProcessor, visual_positions
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.video import read_frames
@@ -166,6 +170,25 @@ def test_is_loaded_by_its_name(folder, tmp_path, monkeypatch):
     assert config.star.temporal_length == 8
     assert isinstance(processor, FlashQwenProcessor)
     assert hub.pull("flash-vstream-qwen-7b").parent == tmp_path / "models"
+
+
+# --- watches
+
+
+def test_a_watch_reads_the_whole_memory_since_no_slot_is_a_frame(pipeline):
+    scorer, stream = EventScorer(pipeline.generator), pipeline.new_stream()
+    for second, frame in enumerate(clip(12)):
+        stream.write([frame], [float(second)])
+    snapshot = stream.snapshot()
+    event = scorer.event("a dog")
+    expected = scorer.likelihood(event, pipeline.generator.read(snapshot))
+    assert scorer.score(event, snapshot) == expected
+    assert scorer.confirm(event, snapshot)[0] == expected
+    lookout = Lookout(scorer, "a dog", WatchRule(min_seconds=0, threshold=1e-9))
+    (alert,) = [alert for alert in lookout.look(snapshot) if alert is not None]
+    assert (alert.kind, alert.time) == ("start", 11.0)
+    (caption,) = [said for said in Narrator(scorer, Describe(10.0)).look(snapshot) if said is not None]
+    assert (caption.kind, caption.time) == ("caption", 11.0)
 
 
 # --- pairs of frames, as the tower was trained

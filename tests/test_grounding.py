@@ -1,6 +1,7 @@
 """Grounding: events in a question are marked, looked up in the memory, and annotated in the question."""
 
 import json
+import random
 import re
 from types import SimpleNamespace
 
@@ -16,11 +17,13 @@ from flash_vstream.memory import StarMemory
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.grounding import Mention, _runs, annotate
 from flash_vstream.models.guidance import Guided
-from flash_vstream.models.hints import Hinter
+from flash_vstream.models.hints import Hinter, Hints
 from flash_vstream.models.small_networks import load_networks, weights_file
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.captions import PictureSet
+from flash_vstream.synthetic.events import Events
 from flash_vstream.synthetic.questions import Turn
+from flash_vstream.train import fitting
 from flash_vstream.train import grounding as training
 from flash_vstream.train.config import Lora, StageConfig, Tune
 from flash_vstream.train.datasets import Collator, Sample
@@ -218,6 +221,22 @@ def test_asking_together_notes_as_asking_alone_does(pipeline, pictures):
     assert pipeline.generator.ask_many(pipeline.generator.read(snapshot), []) == []
 
 
+class Insisting:
+    """Guidance that allows one token."""
+
+    def lean(self, logits, generated):
+        return torch.full_like(logits, -torch.inf).index_fill(0, torch.tensor([100]), 0.0)
+
+
+def test_an_answer_in_a_batch_is_guided_and_objects_as_alone(pipeline, pictures, monkeypatch):
+    snapshot, hinter = colour_memory(pipeline, pictures, [(3, "red")]), pipeline.generator.hinter
+    monkeypatch.setattr(hinter, "guidance", lambda hints: Insisting())
+    guided = pipeline.ask_batch([snapshot], ["What is happening now?"], max_new_tokens=3)
+    assert guided == [pipeline.processor.decode([100] * 3)]
+    monkeypatch.setattr(hinter, "hints", lambda questions, snapshot: [Hints(objection="There is no dog.")])
+    assert pipeline.ask_batch([snapshot], ["What color is the dog?"]) == ["There is no dog."]
+
+
 def test_an_answer_in_a_batch_ends_where_it_ends_alone(pipeline, pictures):
     snapshot = colour_memory(pipeline, pictures, [(3, "red"), (8, "blue")])
     questions = ["When did this happen: all blue?", "Hello?", "Did you see all white before all red?"]
@@ -243,12 +262,33 @@ def test_training_reads_questions_as_answering_does(pipeline, pictures):
     assert "Did you see all blue (8s)?" in shown
 
 
+def test_rivals_are_different_other_pictures_and_the_same_each_time():
+    of = torch.tensor([0, 0, 3, 9])
+    torch.manual_seed(1)
+    others = training._others(of, 10, seed=0)
+    assert others.shape == (4, 7)
+    assert all(len(set(row)) == 7 and own not in row for own, row in zip(of.tolist(), others.tolist(), strict=True))
+    torch.manual_seed(2)
+    assert torch.equal(training._others(of, 10, seed=0), others)
+    assert training._others(of[:3], 4, seed=0).sort().values.tolist() == [[1, 2, 3], [1, 2, 3], [0, 1, 2]]
+    assert training._others(of[:2], 1, seed=0).shape == (2, 0)
+
+
+def test_a_batch_may_be_all_pictures():
+    captions = {f"{i}.jpg": ["a dog runs"] for i in range(14)} | {"x.jpg": ["rain falls"]}  # which none is similar to
+    pictures = training.DescribedPictures.__new__(training.DescribedPictures)
+    pictures.keys = sorted(captions)
+    pictures.index, pictures.events = {key: row for row, key in enumerate(pictures.keys)}, Events(captions)
+    for seed in range(5):
+        assert sorted(pictures.batch(64, random.Random(seed))) == list(range(15))
+
+
 @pytest.mark.parametrize("stopped_after", [6, 13])
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(
     grounded_folder, pictures, tmp_path, monkeypatch, stopped_after
 ):
     """The run is interrupted during training of the first member, or of the second."""
-    monkeypatch.setattr(training, "SAVE_EVERY", 4)
+    monkeypatch.setattr(fitting, "SAVE_EVERY", 4)
     monkeypatch.setattr(training, "LEAST_CAPTIONS", 1)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     config = config_of(tmp_path, steps=8)

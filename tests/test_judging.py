@@ -12,7 +12,7 @@ import pytest
 
 from flash_vstream.errors import UserError
 from flash_vstream.evaluate.benchmarks import BENCHMARKS
-from flash_vstream.evaluate.choices import letter_bias, parse_choice
+from flash_vstream.evaluate.choices import letter_bias, read_choice
 from flash_vstream.evaluate.endpoint import ChatEndpoint
 from flash_vstream.evaluate.items import Item
 from flash_vstream.evaluate.judges import EndpointJudge, Judgement, OfflineJudge, read_judgement
@@ -58,7 +58,7 @@ UGLY = {
 
 @pytest.mark.parametrize(("index", "reply"), [(index, reply) for index, replies in UGLY.items() for reply in replies])
 def test_ugly_replies(index, reply):
-    assert parse_choice(reply, OPTIONS) == index
+    assert read_choice(reply, OPTIONS).index == index
 
 
 @pytest.mark.parametrize("letter", "ABCD")
@@ -77,12 +77,12 @@ def test_hundreds_of_decorated_letters(letter):
     ]
     for form, before, after in itertools.product(forms, befores, ("", "\n", " ", "\n\n")):
         reply = before + form.format(letter) + after
-        assert parse_choice(reply, ("w", "x", "y", "z")) == "ABCD".index(letter), reply
+        assert read_choice(reply, ("w", "x", "y", "z")).index == "ABCD".index(letter), reply
 
 
 def test_an_option_within_an_option_is_told_apart():
-    assert parse_choice("It is dark blue", ("blue", "dark blue")) == 1
-    assert parse_choice("blue", ("blue", "dark blue")) == 0
+    assert read_choice("It is dark blue", ("blue", "dark blue")).index == 1
+    assert read_choice("blue", ("blue", "dark blue")).index == 0
 
 
 def test_letter_bias_counts_abstentions_as_nothing_chosen():
@@ -128,6 +128,13 @@ def test_word_f1_by_hand():
         ("Sure! {'pred': 'no', 'score': 1} Bye", False, 1, True),
         ('```json\n{"correct": False, "score": 0}\n```', False, 0, True),
         ('{"correct": true, "score": 9}', True, 5, True),
+        ('{"correct": true, "score": 5, "reason": "it\'s the same"}', True, 5, True),
+        ("{'correct': True, 'score': 5, 'reason': \"it's the same\"}", True, 5, True),
+        ("{'correct': true, 'score': 4}", True, 4, True),
+        ('{"correct": true,\n\t"score": 4}', True, 4, True),
+        ('{"correct": true, "score": }', False, 0, False),
+        ("{correct}: ]", False, 0, False),
+        ("{[1]: 2}", False, 0, False),
         ('{"correct": true}', False, 0, False),
         ("It is right.", False, 0, False),
         ('{"correct": "maybe", "score": 3}', False, 0, False),

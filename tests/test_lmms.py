@@ -1,18 +1,24 @@
 """lmms-eval with our model, in a separate environment: ``pytest -m slow tests/test_lmms.py``.
 
-Not part of the default suite, because it installs about forty packages. To reuse an environment that
+That is not part of the default suite, because it installs about forty packages. To reuse an environment that
 already has them, set ``FLASH_VSTREAM_LMMS`` to its Python.
 """
 
+import gc
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
+from flash_vstream.pipeline import FlashVStream
 from helpers.videos import write_video
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +92,35 @@ def run_task(python: str, task: str, folder: Path, model: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     (samples,) = (tmp_path / "out").rglob("*samples*.jsonl")
     return [json.loads(line) for line in samples.read_text().splitlines()]
+
+
+@pytest.fixture
+def adapter(tiny, monkeypatch):
+    """Our model for lmms-eval, without lmms-eval."""
+    for name, value in (("lmms_eval.api.model", "lmms"), ("lmms_eval.models.registry_v2", "ModelManifest")):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**{value: object}))
+    name = "flash_vstream.evaluate.lmms"
+    monkeypatch.setitem(sys.modules, name, None)  # what is imported now is forgotten afterwards
+    del sys.modules[name]
+    made = object.__new__(importlib.import_module(name).FlashVStreamLmms)
+    made._pipeline, made._read = FlashVStream(*tiny), None
+    return made
+
+
+def test_pictures_are_read_once_and_kept_as_long_as_they_are_known(adapter):
+    picture = Image.new("RGB", (32, 32))
+    prefix, kept = adapter._prefix([[picture]]), weakref.ref(picture)
+    assert adapter._prefix([[picture]]) is prefix
+    del picture
+    gc.collect()
+    assert kept() is not None  # otherwise the next picture may get its id, and be taken for it
+
+
+def test_an_answer_ends_before_the_first_of_its_stops(adapter, monkeypatch):
+    answer = SimpleNamespace(finish=lambda: SimpleNamespace(text=" A dog. It runs.\n\nQ: "))
+    monkeypatch.setattr(adapter._pipeline, "ask", lambda *_, **__: answer)
+    texts = [adapter._answer([], "what?", {"until": until}) for until in ("It", ["\n\n", "."], [""], None)]
+    assert texts == ["A dog.", "A dog", "A dog. It runs.\n\nQ:", "A dog. It runs.\n\nQ:"]
 
 
 @pytest.mark.slow

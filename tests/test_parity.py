@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flash_vstream.memory import StarConfig, abstract_memory, pool_grid
-from flash_vstream.memory.release import REDUCERS, ReleaseMemory, kmeans_feature
+from flash_vstream.memory.release import ReleaseMemory, kmeans_feature
 from flash_vstream.models.image_processing import FrameProcessor
 from flash_vstream.models.processing import FlashVStreamProcessor
 from flash_vstream.models.prompt_layout import pad_rows
@@ -27,8 +27,6 @@ def drawn(notes: dict) -> Iterator[int]:
 
 
 KMEANS = ["wkm_scene_40to8_weighted", "wkm_duplicates_26to12", "wkm_two_clusters_12to2"]
-REDUCED = ["merge_20to6", "merge_iid_30to7", "drop_20to6", "drop_iid_30to7"]
-REDUCED += ["kmerge_20to6", "kmerge_iid_30to7", "kdrop_20to6", "kdrop_iid_30to7"]
 
 
 @pytest.mark.parametrize("case", KMEANS)
@@ -47,15 +45,6 @@ def test_weighted_kmeans(goldens, golden_notes, case):
     )
     close(centroids, tensors["output"], EVERY)
     close(weights, tensors["output_2nd"])
-
-
-@pytest.mark.parametrize("case", REDUCED)
-def test_other_reducers(goldens, golden_notes, case):
-    notes = golden_notes["compress"][case]
-    coins = drawn(notes)
-    reduce = REDUCERS[case.split("_")[0]]
-    ours = reduce(goldens[f"compress.{case}.input"], notes["video_max_frames"], lambda: next(coins))
-    close(ours, goldens[f"compress.{case}.output"], EVERY)
 
 
 @pytest.mark.parametrize("case", ["att_60to25_P1", "att_20to6_P4"])

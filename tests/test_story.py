@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flash_vstream.memory import Slots
+from flash_vstream.models import story
 from flash_vstream.models.answer import Answer, Evidence
 from flash_vstream.models.engines import Feed
 from flash_vstream.models.story import asks_for_story, scene_starts, tell
@@ -121,6 +122,14 @@ def test_each_scene_is_asked_about_and_told_with_its_time():
     assert found.answer.text == "".join(found.pieces) == "0s: A dog runs. 4s: A cat sleeps. 70s: Rain falls."
     assert (found.answer.tokens, found.feeds, found.answer.finish_reason) == (8, 8, "stop")
     assert [(slot.start, slot.share) for slot in found.answer.evidence] == [(0.0, 0.5), (4.0, pytest.approx(1 / 6))]
+
+
+def test_the_speed_is_that_after_the_first_token(monkeypatch):
+    monkeypatch.setattr(story, "time", SimpleNamespace(perf_counter=iter([10.0, 14.0]).__next__))
+    answer = told(Speaker("A dog runs.", "A cat sleeps.", "Rain falls.")).answer
+    assert (answer.first_token_seconds, answer.tokens_per_second) == (10.0, 7 / 4)
+    monkeypatch.setattr(story, "time", SimpleNamespace(perf_counter=iter([10.0, 14.0]).__next__))
+    assert told(Speaker("A dog runs."), most=1).answer.tokens_per_second is None
 
 
 def test_what_goes_on_is_told_once():

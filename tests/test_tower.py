@@ -17,6 +17,7 @@ from flash_vstream.models.engines.openvino_tower import OpenVinoTower
 from flash_vstream.models.small_networks import TOWER, add_configs, load_networks, weights_file
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.views import picture_crops
+from flash_vstream.train import fitting
 from flash_vstream.train import tower as training
 from flash_vstream.train.prepare import prepare
 from flash_vstream.train.tower import TowerConfig, train_tower
@@ -107,7 +108,8 @@ def test_a_tower_of_other_weights_is_refused_by_name(folder, tmp_path):
 
 
 def test_a_run_goes_on_where_it_was_stopped(data, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SAVE_EVERY", 2)
+    for module in (fitting, training):
+        monkeypatch.setattr(module, "SAVE_EVERY", 2)
     settings = config(steps=4)
     whole = train_tower(settings, folder, data, tmp_path / "whole")
     lesson, steps = training.Lesson.loss, []

@@ -51,10 +51,12 @@ def features(goldens):
 def asked_alone(model, processor, view, turns, history=()):
     """The log-probability of each answer when its question is asked separately, as at inference."""
     scores = []
+    template = processor.template
+    answer_form = template.answer.partition(template.stop)[0] + template.stop
     for turn in turns:
         for answer in turn.answers:
             prompt = processor.prefix_ids(view) + processor.question_ids(turn.question, history)
-            ids = processor.tokenize(processor.template.answer.format(answer), first=False)
+            ids = processor.tokenize(answer_form.format(answer), first=False)
             with torch.inference_mode():
                 logits = model(input_ids=torch.tensor([prompt + ids]), memory_features=[view.tokens()]).logits[0]
             rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
@@ -76,8 +78,10 @@ def test_packed_answers_are_trained_as_they_are_asked(tiny, features):
     assert rows.sum().item() == pytest.approx(sum(asked_alone(model, processor, view, TURNS)), rel=1e-4)
 
 
-def test_dialogues_see_the_answer_before(tiny, features):
+@pytest.mark.parametrize("template", ["vicuna_v1", "chatml"])
+def test_dialogues_see_the_answer_before(tiny, features, monkeypatch, template):
     model, processor = tiny
+    monkeypatch.setattr(processor, "prompt_template", template)
     memory = model.new_memory()
     memory.write(features[:5], torch.arange(5))
     view = memory.read()

@@ -13,6 +13,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, SiglipConfig, Siglip
 from flash_vstream.errors import UserError
 from flash_vstream.models import hub
 from flash_vstream.models.adapters import read_adapter_settings
+from flash_vstream.models.hints import Hints
 from flash_vstream.models.joining import join
 from flash_vstream.models.processing import FlashVStreamProcessor
 from flash_vstream.pipeline import FlashVStream
@@ -116,6 +117,29 @@ def test_what_is_too_long_loses_answers_and_never_memory(tiny, snapshot, indepen
     with pytest.raises(UserError, match="max_length 40 leaves no room"):
         pack(processor, snapshot, turns, independent, max_length=40)
     collate([packed], 0)
+
+
+class Recalling:
+    """Stands in for a hinter: every question recalls the newest frame."""
+
+    def cue(self, snapshot):
+        return ""
+
+    def hints(self, questions, snapshot):
+        return [Hints(recalled=snapshot.spatial) for _ in questions]
+
+
+def test_what_a_turn_recalls_is_left_out_with_it(tiny, goldens):
+    model, processor = tiny
+    turns = tuple(Turn(f"what {i}?", ("a dog",)) for i in range(3))
+    sample = Sample(goldens["offline.features"][:5], torch.arange(5.0), turns)
+    whole = Collator(processor, model.config.star, Recalling())([sample])
+    length = whole["input_ids"].shape[1] - 8  # which is a multiple of 8, so the last answer does not fit
+    cut = Collator(processor, model.config.star, Recalling(), length)([sample])
+    frame = model.config.star.spatial_size**2
+    assert len(whole["memory_features"][0]) - len(cut["memory_features"][0]) == frame
+    assert (whole["input_ids"] == -200).sum() - (cut["input_ids"] == -200).sum() == frame
+    assert cut["truncated"] == 1
 
 
 def test_the_log_says_how_many_were_cut_and_left_out(tiny_folder, data, tmp_path):

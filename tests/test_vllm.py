@@ -147,6 +147,21 @@ def test_every_status_is_an_error_with_a_remedy(generator, vllm, snapshot, statu
         generator.read(snapshot)
 
 
+def test_tokens_that_vllm_had_generated_too_are_read_before_others(pipeline, engine, vllm):
+    """An answer that begins with given tokens, of which vLLM chose the first as well and the second not."""
+    sequence = engine.new_sequence()
+    (row,) = engine.step([Feed(sequence, [1, 100, 101], ahead=8)])
+    first = int(row.checked().logits.argmax())
+    (row,) = engine.step([Feed(sequence, [first], ahead=7)])
+    second = 100 + (int(row.checked().logits.argmax()) == 100)
+    (row,) = engine.step([Feed(sequence, [second], ahead=0)])
+    own = PyTorchEngine(pipeline.model)
+    (expected,) = own.step([Feed(own.new_sequence(), [1, 100, 101, first, second])])
+    assert len(vllm.prompts[-1]) == 5
+    best = expected.logits[0].topk(LOGPROBS).indices
+    assert torch.allclose(row.logits[0, best], expected.logits[0].log_softmax(-1)[best], atol=1e-4)
+
+
 def test_an_error_ends_its_own_question_alone(pipeline, engine, vllm, snapshot, monkeypatch):
     worker = Worker(pipeline)
     monkeypatch.setattr(worker.worker.generator, "engine", engine)

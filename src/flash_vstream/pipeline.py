@@ -339,18 +339,19 @@ class FlashVStream:
         max_new_tokens: int = MAX_NEW_TOKENS,
         beams: int = 1,
     ) -> list[str]:
-        """Answer ``questions``, each about its own snapshot (or None), in one batch.
+        """Answer ``questions``, each about its own snapshot (or None), together.
 
-        Up to rounding, the texts are the same as from ``ask``; for many short prompts this is several
-        times as fast. With ``beams`` above 1, uses beam search instead of greedy decoding. Transformers' own
-        vision-language models answer one question after the other, without beams.
+        Up to rounding, the texts are the same as from ``ask``. With ``beams`` above 1, the language model's own beam
+        search answers from the same prompts, without what else shapes an answer of ``ask``: guidance, verdicts,
+        objections and stories. Raises ``UserError`` for beams of a Transformers vision-language model.
         """
+        pairs = list(zip(snapshots, questions, strict=True))
+        if beams == 1:
+            answers = [self.generator.ask(*pair, max_new_tokens=max_new_tokens) for pair in pairs]
+            return self.generator.finish_together(answers)
         if not hasattr(self.model, "generate"):
-            if beams > 1:
-                raise UserError("beam search is for this project's own models; this one decodes greedily")
-            pairs = zip(snapshots, questions, strict=True)
-            return [self.ask(*pair, max_new_tokens=max_new_tokens).finish().text for pair in pairs]
-        prompts = [self.generator.prompt(snapshot, text) for text, snapshot in zip(questions, snapshots, strict=True)]
+            raise UserError("beam search is for this project's own models; this one decodes greedily")
+        prompts = [self.generator.prompt(*pair) for pair in pairs]
         batch = pad_rows([ids for ids, _ in prompts], self.processor.tokenizer.pad_token_id or 0, "left")
         model: Any = self.model
         rows = model.generate(

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def bleu4(predictions: list[str], references: list[list[str]]) -> float:
 
 
 def caption_features(pipeline: FlashVStream, features: list[Tensor], beams: int = 1) -> list[str]:
-    """Captions for pictures, each a stream of one frame ``[1, P², D]``, in one batch."""
+    """Captions for pictures, each a stream of one frame ``[1, P², D]``, generated together."""
     snapshots = []
     for frame in features:
         memory = pipeline.model.new_memory(torch.float32)
@@ -47,13 +48,14 @@ def caption_features(pipeline: FlashVStream, features: list[Tensor], beams: int 
 def score_captions(data: Path, model_name: str, split: str, limit: int | None, beams: int = 1) -> dict[str, Any]:
     """Caption every picture of a split and compute BLEU-4 against all of its captions.
 
-    One beam decodes greedily, like streamed answers; more beams match how papers score captions.
+    One beam gives the answers that users get. More beams decode as papers do that score captions, and the answers are
+    not guided (``FlashVStream.ask_batch``).
     """
     pictures = PictureSet.load(data, split)
     pipeline = FlashVStream.from_pretrained(model_name)
     keys = sorted(pictures.captions)[:limit]
     predictions: list[str] = []
-    for begin in track(range(0, len(keys), BATCH), "captioning"):
+    for begin in track(range(0, len(keys), BATCH), "captioning", console=Console(stderr=True)):
         batch = keys[begin : begin + BATCH]
         predictions += caption_features(pipeline, [pictures.features(key)[:1] for key in batch], beams)
     references = [pictures.captions[key] for key in keys]

@@ -60,13 +60,8 @@ class Reading:
 ABSTAINED = Reading(None, "none")
 
 
-def parse_choice(reply: str, choices: Sequence[str]) -> int | None:
-    """The index of the option that ``reply`` chose; None when it chose none or several."""
-    return read_choice(reply, choices).index
-
-
 def read_choice(reply: str, choices: Sequence[str]) -> Reading:
-    """Parse a reply with the first rule that matches.
+    """Parse a reply with the first rule that matches; it abstains when the reply chose none or several.
 
     1. a bare letter
     2. exactly one option's text, or the beginning of it when the reply was truncated

@@ -55,25 +55,25 @@ def segments(frames: Iterator[Frame]) -> list[dict[str, Any]]:
 
     Each has ``start`` and ``end`` in seconds and up to four evenly spaced ``pictures`` (base64 JPEGs).
     """
-    found: list[list[Frame]] = []
+    found: list[dict[str, Any]] = []
+    part: list[Frame] = []
     before: np.ndarray | None = None
     for frame in frames:
         small = np.asarray(Image.fromarray(frame.image).convert("L").resize((32, 32)), float) / 255
-        length = frame.time - found[-1][0].time if found else 0.0
+        length = frame.time - part[0].time if part else 0.0
         changed = before is not None and float(np.abs(small - before).mean()) > CUT
-        if not found or length >= LONGEST or (changed and length >= SHORTEST):
-            found.append([])
-        found[-1].append(frame)
+        if length >= LONGEST or (changed and length >= SHORTEST):
+            found.append(_segment(part))
+            part = []
+        part.append(frame)
         before = small
-    return [
-        {"start": part[0].time, "end": part[-1].time, "pictures": [_jpeg(frame) for frame in _spread(part)]}
-        for part in found
-    ]
+    return [*found, _segment(part)] if part else found
 
 
-def _spread(frames: list[Frame]) -> list[Frame]:
+def _segment(frames: list[Frame]) -> dict[str, Any]:
     rows = np.linspace(0, len(frames) - 1, min(PICTURES, len(frames))).round().astype(int)
-    return [frames[row] for row in rows]
+    pictures = [_jpeg(frames[row]) for row in rows]
+    return {"start": frames[0].time, "end": frames[-1].time, "pictures": pictures}
 
 
 def _jpeg(frame: Frame) -> str:
@@ -118,8 +118,7 @@ class Building:
             self.record["summary"] = self._ask(_SUMMARY, self._notes(0, len(self.record["segments"])), 300)
             self.save()
         self._question(report)
-        filter_by_rules(self.record["questions"])
-        self.save()
+        self._filter()
         self._check(report)
 
     def _caption(self, report: Report) -> None:
@@ -150,6 +149,15 @@ class Building:
                 times = {"start_time": first["start"], "end_time": segment["end"], "segment": i}
                 self.record["questions"].append({**question, **times, "status": "new", "why": None})
             segment["asked"] = True
+            self.save()
+
+    def _filter(self) -> None:
+        """Apply the rules once: without the questions that the second pass dropped, the balance would be another."""
+        questions = self.record["questions"]
+        is_filtered = any("checked" in question for question in questions)  # by a version that did not say so
+        if not self.record.get("filtered", is_filtered):
+            filter_by_rules(questions)
+            self.record["filtered"] = True
             self.save()
 
     def _check(self, report: Report) -> None:
@@ -219,7 +227,7 @@ def filter_by_rules(questions: list[dict[str, Any]]) -> None:
         why = _broken_rule(question, seen)
         seen.add(_plain(question["question"]))
         said = yes_or_no(question["answer"])
-        if why is None and said is not None and "checked" not in question:
+        if why is None and said is not None:
             if balance[said] > balance["no" if said == "yes" else "yes"] + 1:
                 why = f"too many answers are {said}"
             else:

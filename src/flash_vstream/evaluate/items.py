@@ -246,18 +246,18 @@ def options_in_text(kind: str) -> Callable[[Any], list[Item]]:
         for number, row in enumerate(rows):
             with record(number, row):
                 question, choices = split_options(row["question"])
-                of = row.get(kind, "all")
-                if not 0 <= int(row["answer"]) < len(choices):
+                of, correct = row.get(kind, "all"), int(row["answer"])
+                if not 0 <= correct < len(choices):
                     raise ValueError(f"the answer {row['answer']} is none of its {len(choices)} options")
                 items.append(
                     Item(
                         id=str(row["id"]),
                         video=str(row["video_id"]),
                         question=question,
-                        answer=choices[row["answer"]],
+                        answer=choices[correct],
                         kind=", ".join(of) if isinstance(of, list) else str(of),
                         choices=choices,
-                        correct=int(row["answer"]),
+                        correct=correct,
                     )
                 )
         return items

@@ -8,7 +8,10 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any, Protocol
+
+import yaml
 
 from flash_vstream.evaluate.endpoint import ChatEndpoint
 from flash_vstream.synthetic.texts import word_f1, words, yes_or_no
@@ -96,14 +99,13 @@ class EndpointJudge:
 
 def read_judgement(reply: str) -> Judgement:
     """Parse a judge's reply, which may have prose around the JSON object or use Python literals."""
-    match = re.search(r"\{[^{}]*\}", reply)
-    if match:
-        text = re.sub(r"\bTrue\b", "true", re.sub(r"\bFalse\b", "false", match[0].replace("'", '"')))
+    objects = re.findall(r"\{[^{}]*\}", reply)
+    for text, parse in product(objects, (json.loads, yaml.safe_load)):  # YAML has Python's quotes and literals, too
         try:
-            verdict = json.loads(text)
+            verdict = parse(text)
             right = verdict.get("correct", verdict.get("pred"))
             correct = right if isinstance(right, bool) else {"yes": True, "no": False}[str(right).lower().strip()]
             return Judgement(correct, min(5.0, max(0.0, float(verdict["score"]))), reply)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, yaml.YAMLError):
             pass  # not a verdict
     return Judgement(False, 0.0, reply, parsed=False)

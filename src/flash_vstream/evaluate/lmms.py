@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from flash_vstream.errors import UserError
-from flash_vstream.models.answer import Prefix
+from flash_vstream.models.answer import Prefix, cut
 from flash_vstream.models.prompt_limit import MAX_NEW_TOKENS
 from flash_vstream.pipeline import FlashVStream
 
@@ -40,7 +40,7 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
         super().__init__()
         self._pipeline = FlashVStream.from_pretrained(model, device)
         self._fps = float(fps)
-        self._read: tuple[Any, Prefix] | None = None
+        self._read: tuple[Any, list[Any], Prefix] | None = None
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         answers = []
@@ -70,15 +70,18 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
     def _answer(self, visuals: Any, context: str, settings: dict[str, Any]) -> str:
         limit = int(settings.get("max_new_tokens") or MAX_NEW_TOKENS)
         text = self._pipeline.ask(self._prefix(visuals), context, max_new_tokens=limit).finish().text
-        return cut(text, settings.get("until") or ())
+        until = settings.get("until") or ()
+        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+        return cut(text, stops, whole=True)[0].strip()
 
     def _prefix(self, visuals: Any) -> Prefix:
         """The prefix for a document's visuals; the last one is cached."""
         flat = [item for visual in visuals or [] for item in (visual if isinstance(visual, list | tuple) else [visual])]
         key = tuple(item if isinstance(item, str) else id(item) for item in flat)
         if self._read is None or self._read[0] != key:
-            self._read = (key, self._pipeline.generator.read(self._watched(flat)))
-        return self._read[1]
+            # The visuals are kept with it, so that no other picture gets the id of one of them.
+            self._read = (key, flat, self._pipeline.generator.read(self._watched(flat)))
+        return self._read[2]
 
     def _watched(self, visuals: Sequence[Any]) -> Any:
         if not visuals:
@@ -94,10 +97,3 @@ class FlashVStreamLmms(lmms):  # type: ignore[misc]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         raise NotImplementedError("flash_vstream answers by generating text; use a generate_until task")
-
-
-def cut(text: str, stops: str | Sequence[str]) -> str:
-    """``text`` up to the earliest of the ``stops``."""
-    for stop in [stops] if isinstance(stops, str) else stops:
-        text = text.partition(stop)[0] if stop else text
-    return text.strip()

@@ -103,6 +103,6 @@ def sharded(items: Sequence[Item], shard: str | None, limit: int | None) -> list
         number, slash, count = shard.partition("/")
         if not (slash and number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
             raise UserError(f"--shard {shard} must be i/n with i from 1 to n, such as 2/4")
-        videos = sorted({item.video for item in kept})[int(number) - 1 :: int(count)]
-        kept = [item for item in kept if item.video in set(videos)]
+        videos = set(sorted({item.video for item in kept})[int(number) - 1 :: int(count)])
+        kept = [item for item in kept if item.video in videos]
     return kept[:limit]

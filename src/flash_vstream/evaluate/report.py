@@ -241,7 +241,7 @@ def _print_notes(console: Console, reports: Sequence[dict[str, Any]]) -> None:
 
 
 def total_name(report: dict[str, Any]) -> str:
-    """How a table calls the headline, where it is not the mean over questions."""
+    """What a table calls the headline figure."""
     return {"questions": "all", "kinds": "all (mean of kinds)", "categories": "all (mean of categories)"}[
         report["total"]
     ]

@@ -47,7 +47,7 @@ class AlertScore:
 def score_alerts(
     told: Sequence[float], expected: Sequence[tuple[float, float]], at_end: bool = False, moment: float = 1.0
 ) -> AlertScore:
-    """Score alerts at stream times ``told`` for events with the begins and ends ``expected``.
+    """Score alerts at stream times ``told`` for events with the start and end times ``expected``.
 
     An alert is right if it is the first one between an event's begin and ``TOLERANCE_SECONDS`` after its end;
     ``at_end``: not before the event's end. ``moment`` is the interval between frames: an alert may be that early.

@@ -21,7 +21,7 @@ class StarConfig:
 
     - ``consolidation``: ``"merge"`` merges the cheapest pair at every frame (exact streaming
       weighted k-means); ``"lloyd"`` runs Lloyd's algorithm over the clusters and the new frames.
-    - ``retrieval``: ``"exemplar"`` keeps the real frame nearest to each centroid;
+    - ``retrieval``: ``"exemplar"`` keeps a real frame near each centroid: of every two that are merged, the nearer one;
       ``"buffer"`` searches the newest ``buffer_length`` frames, as the paper does.
     - ``compat="release"`` reproduces the authors' released code, quirks included.
     - ``longterm_length`` real frames of ``longterm_size`` are kept beside the four parts, in half precision, for a

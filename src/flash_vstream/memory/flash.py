@@ -44,10 +44,10 @@ class SynopsisMemory(ClusterMemory):
 class FlashMemory(StarMemory):
     """The Context Synopsis and Detail Augmentation Memory of one stream, as its temporal and retrieved memory.
 
-    ``temporal_length`` centroids are kept of low-resolution maps, merged exactly, and with each the real frame nearest
-    to it; the ``retrieved_length`` heaviest show theirs in high resolution. The released code keeps
-    every frame in two growing banks for that (``ReleaseFlashMemory``). Raises ``ValueError`` for a configuration with
-    other parts, or with a low resolution that is not half of the high one.
+    ``temporal_length`` centroids are kept of low-resolution maps, merged exactly, and with each a real frame near it:
+    of every two that are merged, the nearer one. The ``retrieved_length`` heaviest show theirs in high resolution. The
+    released code keeps every frame in two growing banks for that (``ReleaseFlashMemory``). Raises ``ValueError`` for a
+    configuration with other parts, or with a low resolution that is not half of the high one.
     """
 
     def __init__(

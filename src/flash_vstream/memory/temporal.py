@@ -17,11 +17,12 @@ _START, _END, _MEAN, _EXEMPLAR, _WEIGHT = range(5)
 
 
 class ClusterMemory:
-    """``length`` weighted centroids ``[side², D]``, each with its times and the real frame nearest to it.
+    """``length`` weighted centroids ``[side², D]``, each with its times and a real frame near it.
 
     The paper's temporal memory (section 3.2): weighted k-means over all frames so far. The rows of
     the state are in no particular order, so that a merge changes only one row; ``read`` sorts them
-    by their first frames. Real frames are kept at ``exemplar_side``, unless that is 0.
+    by their first frames. Real frames are kept at ``exemplar_side``, unless that is 0: of every two that are merged,
+    the one nearer to the new centroid.
 
     A centroid is the sum of two float32 rows: a mean over n frames moves by 1/n of a difference, which
     plain float32 loses after 2^24 frames. Distances, which are most of

@@ -40,9 +40,10 @@ def name_base(folder: Path, base: str) -> None:
 
 
 def merge_adapter(base: Path, adapter: Path, output: Path, dtype: torch.dtype = torch.float32) -> None:
-    """Write the model in ``base`` with ``adapter``, and its small networks merged in, but no processor.
+    """Write the model in ``base`` to ``output``, with ``adapter`` and its small networks merged in.
 
-    The sum is taken in float32. Raises ``UserError`` when the adapter does not fit the model.
+    The processor is not written. The sum is taken in float32. Raises ``UserError`` when the adapter does not fit the
+    model.
     """
     from peft import PeftModel  # slow to import
 

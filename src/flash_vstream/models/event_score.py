@@ -34,7 +34,7 @@ _PEOPLE = re.compile(r"^(?:somebody|someone|anybody|anyone|some people|any peopl
 
 
 @dataclass(frozen=True)
-class Event:
+class EventQuery:
     """An event as it was typed, as a question to be answered yes or no, and the thing that sight knows it by."""
 
     text: str
@@ -55,33 +55,33 @@ class EventScorer:
         """Whether ``score`` costs so little that every frame can be looked at."""
         return self.hinter is not None
 
-    def event(self, text: str) -> Event:
+    def event(self, text: str) -> EventQuery:
         """The event in a phrase (``a dog on a lawn``), a sentence (``somebody is at the door``) or a question."""
         text = " ".join(text.split())
         sight = self.hinter.sight if self.hinter is not None else None
         if text.endswith("?"):
             asked = sight.presence(text) if sight is not None else None
-            return Event(text, text, asked.thing if asked is not None else None)
+            return EventQuery(text, text, asked.thing if asked is not None else None)
         what = _THERE_IS.sub("", text).rstrip(" .!")
         if self.hinter is None:
-            return Event(what, f"Look at the newest frame. Is this true of it: {what}? Answer yes or no.")
+            return EventQuery(what, f"Look at the newest frame. Is this true of it: {what}? Answer yes or no.")
         thing = None
         if sight is not None:
             thing = sight.find(PERSON if _PEOPLE.match(what) else what)
-        return Event(what, f"Is there {what}?" if thing is not None else f"Did you see {what}?", thing)
+        return EventQuery(what, f"Is there {what}?" if thing is not None else f"Did you see {what}?", thing)
 
     @torch.inference_mode()
-    def score(self, event: Event, snapshot: MemorySnapshot) -> float:
+    def score(self, event: EventQuery, snapshot: MemorySnapshot) -> float:
         """How well the newest frame of a memory shows the event."""
-        newest = newest_frames(snapshot, 1)
         if self.hinter is None:
-            return self.likelihood(event, self.read(newest))
+            return self.likelihood(event, self.read_newest(snapshot, 1))
+        newest = newest_frames(snapshot, 1)
         sight = self.hinter.sight
         is_rare = sight is not None and event.thing not in (None, sight.find(PERSON))
         return float((self._above(event, newest.features, 1)[0] - RARITY * is_rare).sigmoid())
 
     @torch.inference_mode()
-    def scores(self, event: Event, slots: Slots, among: int) -> tuple[Tensor, bool]:
+    def scores(self, event: EventQuery, slots: Slots, among: int) -> tuple[Tensor, bool]:
         """How well each of n slots shows the event ``[n]``, and whether above 0 means that it does; none is read.
 
         ``among`` is how many slots are compared in all. Without grounding, the scores only rank them. Raises
@@ -98,7 +98,7 @@ class EventScorer:
             raise UserError(f"{event.text!r} names nothing that a frame could show; name a thing or what happens")
         return found.float().cpu(), False
 
-    def _above(self, event: Event, features: Tensor, among: int) -> Tensor:
+    def _above(self, event: EventQuery, features: Tensor, among: int) -> Tensor:
         """How far above the bar for ``among`` slots the small networks find feature maps ``[n, P², D]``, as logits."""
         assert self.hinter is not None
         sight, grounder = self.hinter.sight, self.hinter.grounder
@@ -109,22 +109,25 @@ class EventScorer:
         found = grounder.grounding.compare_sights(self._read[event.text], [grounder.sights(features)])
         return found[0] - grounder.grounding.needed(among)
 
-    def confirm(self, event: Event, snapshot: MemorySnapshot) -> tuple[float, Prefix]:
+    def confirm(self, event: EventQuery, snapshot: MemorySnapshot) -> tuple[float, Prefix]:
         """How likely the language model finds it that the newest frames show the event, and those frames, read."""
-        prefix = self.read(newest_frames(snapshot, CONFIRMING_FRAMES))
+        prefix = self.read_newest(snapshot, CONFIRMING_FRAMES)
         return self.likelihood(event, prefix), prefix
 
-    def read(self, frames: Slots) -> Prefix:
-        """A few frames, read by the language model."""
+    def read_newest(self, snapshot: MemorySnapshot, count: int) -> Prefix:
+        """The newest ``count`` frames of a memory, read by the language model; all of a memory without real frames."""
+        if not len(snapshot.spatial):  # such as that of Flash-VStream-Qwen
+            return self.generator.read(snapshot)
+        frames = newest_frames(snapshot, count)
         return self.generator.read(self.generator.model.snapshot_of(frames.features, frames.start.tolist(), True))
 
-    def likelihood(self, event: Event, prefix: Prefix) -> float:
+    def likelihood(self, event: EventQuery, prefix: Prefix) -> float:
         """How likely the language model finds it that frames which were read show the event."""
         logs = torch.tensor(self.generator.likelihoods(prefix, event.question, ["Yes", "No"]))
         return float(logs.softmax(0)[0])
 
 
 def newest_frames(snapshot: MemorySnapshot, count: int) -> Slots:
-    """The newest ``count`` real frames of a memory that has seen one, as far as it has them, oldest first."""
+    """The newest ``count`` frames of a memory that has seen one, oldest first; its newest slots if it keeps none."""
     frames = snapshot.spatial if len(snapshot.spatial) else snapshot.temporal
     return frames[torch.arange(max(0, len(frames) - count), len(frames))]

@@ -25,7 +25,7 @@ from flash_vstream.models.question_fit import fit_of, recalled
 from flash_vstream.models.story import say, tell
 
 TOGETHER = 32
-"""How many questions about one memory are answered in one batch."""
+"""How many answers are generated in one batch."""
 
 
 class AnswerGenerator:
@@ -189,12 +189,12 @@ class AnswerGenerator:
         if not questions:
             return []
         if not isinstance(self.engine, PyTorchEngine):
-            return self._finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
+            return self.finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
         hints = self.hints(questions, prefix.snapshot, prefix.time_stamps)
         # A story is made of several answers, a description guided by a frame of its own, and an objection no answer.
         alone = [any(part is not None for part in (own.scenes, own.frame, own.objection)) for own in hints]
         if any(alone) or any(asks_about_model(text) for text in questions):
-            return self._finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
+            return self.finish_together([self.ask(prefix, text, (), max_new_tokens) for text in questions])
         shown = [self._lay_out_recalled(prefix.snapshot, own, prefix.time_stamps) for own in hints]
         rows = [
             [*recalled.ids, *self.processor.question_ids(own.annotate(text))]
@@ -250,7 +250,7 @@ class AnswerGenerator:
         if not isinstance(self.engine, PyTorchEngine) and hasattr(self.model.language_model, "get_decoder"):
             self.model.language_model.get_decoder().layers = nn.ModuleList()
 
-    def _finish_together(self, answers: Sequence[Answer]) -> list[str]:
+    def finish_together(self, answers: Sequence[Answer]) -> list[str]:
         """The texts of answers, generated as many at a time as ``TOGETHER``."""
         for start in range(0, len(answers), TOGETHER):
             batch = answers[start : start + TOGETHER]

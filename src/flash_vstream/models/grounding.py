@@ -162,23 +162,23 @@ class Member(nn.Module):
         )
         self.scales = nn.Parameter(torch.tensor([14.0, 8.0]).log())  # inverse temperatures of whole events and of words
 
-    def read(self, embeddings: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens ``[B, L, width]`` without and with context; ``there [B, L]`` is False for padding."""
+    def read(self, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens ``[B, L, width]`` without and with context; ``mask [B, L]`` is False for padding."""
         words = self.words(embeddings.to(self.words.weight))
         placed = words + self.places[: embeddings.shape[1]]
-        return words, self.context(placed, src_key_padding_mask=~there)
+        return words, self.context(placed, src_key_padding_mask=~mask)
 
-    def marks(self, embeddings: Tensor, there: Tensor) -> Tensor:
+    def marks(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Logits ``[B, L]`` that each token of a question is part of an event."""
-        logits: Tensor = self.mark(self.read(embeddings, there)[1])[..., 0]
+        logits: Tensor = self.mark(self.read(embeddings, mask)[1])[..., 0]
         return logits
 
-    def events(self, embeddings: Tensor, there: Tensor) -> Event:
+    def events(self, embeddings: Tensor, mask: Tensor) -> Event:
         """Encodings of texts, each of which is one event."""
-        words, states = self.read(embeddings, there)
-        shares = self.attend(states)[..., 0].masked_fill(~there, -torch.inf).softmax(1)
+        words, states = self.read(embeddings, mask)
+        shares = self.attend(states)[..., 0].masked_fill(~mask, -torch.inf).softmax(1)
         whole = self.whole((shares[..., None] * states).sum(1))
-        counts = functional.softplus(self.count(states))[..., 0] * there
+        counts = functional.softplus(self.count(states))[..., 0] * mask
         return Event(functional.normalize(whole, dim=-1), self._as_words(states + words), counts)
 
     def vocabulary(self, embeddings: Tensor) -> Tensor:
@@ -242,24 +242,24 @@ class Grounding(nn.Module):
         """What an event's best similarity among so many slots must exceed for it to count as seen."""
         return float(self.threshold) + float(self.slope) * math.log(max(slots, FEW_SLOTS) / FEW_SLOTS)
 
-    def marks(self, embeddings: Tensor, there: Tensor) -> Tensor:
+    def marks(self, embeddings: Tensor, mask: Tensor) -> Tensor:
         """Logits ``[B, L]`` that each token of a question is part of an event."""
-        return torch.stack([member.marks(embeddings, there) for member in self.each()]).mean(0)
+        return torch.stack([member.marks(embeddings, mask) for member in self.each()]).mean(0)
 
-    def compare(self, embeddings: Tensor, there: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    def compare(self, embeddings: Tensor, mask: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """Similarity ``[m, n]`` of events, embedded as ``[m, L, text_width]``, and slots.
 
         ``parts`` are the slots' features ``[n', P², channels]``, one tensor for each grid size.
         """
-        return self.compare_sights(self.read(embeddings, there), [self.sights(part) for part in parts])
+        return self.compare_sights(self.read(embeddings, mask), [self.sights(part) for part in parts])
 
     def sights(self, features: Tensor) -> list[Tensor]:
         """What each member sees in slots ``[n, P², channels]``, as unit vectors ``[n, P², width]``."""
         return [member.sights(features) for member in self.each()]
 
-    def read(self, embeddings: Tensor, there: Tensor) -> ReadEvents:
+    def read(self, embeddings: Tensor, mask: Tensor) -> ReadEvents:
         """What each member makes of events, embedded as ``[m, L, text_width]``."""
-        events = [member.events(embeddings, there) for member in self.each()]
+        events = [member.events(embeddings, mask) for member in self.each()]
         pairs = zip(self.each(), events, self.common, strict=True)
         usual = [member.compare(own, seen.to(own.whole) / 127) for member, own, seen in pairs]
         return ReadEvents(events, _log_mean_exp(torch.stack(usual).mean(0)))
@@ -341,8 +341,8 @@ class Words:
         longest = max(1, *(len(row) for row in rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         # A softmax over nothing is NaN.
-        there = torch.arange(longest) < torch.tensor([max(1, len(row)) for row in rows])[:, None]
-        return self._scaled(self.table[ids.to(self.table.device)]), there.to(self.table.device)
+        mask = torch.arange(longest) < torch.tensor([max(1, len(row)) for row in rows])[:, None]
+        return self._scaled(self.table[ids.to(self.table.device)]), mask.to(self.table.device)
 
     def embed_words(self, words: Sequence[str]) -> Tensor:
         """Embeddings ``[W, width]`` of single words, each the mean over its tokens."""
@@ -407,8 +407,8 @@ class Grounder:
 
     def spans(self, questions: Sequence[str]) -> list[list[tuple[int, int]]]:
         """The character spans of the events in each question."""
-        embeddings, there, offsets = self.words.embed_with_spans(questions)
-        marked = (self.grounding.marks(embeddings, there) > 0).tolist()
+        embeddings, mask, offsets = self.words.embed_with_spans(questions)
+        marked = (self.grounding.marks(embeddings, mask) > 0).tolist()
         return [_runs(text, *row) for text, *row in zip(questions, marked, offsets, strict=True)]
 
     @torch.inference_mode()
@@ -447,8 +447,8 @@ class Grounder:
 
     def compared(self, named: Sequence[str], parts: Sequence[Slots]) -> tuple[Tensor, list[float]]:
         """The similarity ``[m, n]`` of m events and n slots, minus the threshold, and the slots' start times."""
-        embeddings, there = self.words.embed([" " + text for text in named])
-        events = self.grounding.read(embeddings, there)
+        embeddings, mask = self.words.embed([" " + text for text in named])
+        events = self.grounding.read(embeddings, mask)
         scores = self.grounding.compare_sights(events, [self.sights(slots.features) for slots in parts])
         times = [time for slots in parts for time in slots.start.tolist()]
         return scores - self.grounding.needed(len(set(times))), times

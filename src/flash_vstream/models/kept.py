@@ -1,4 +1,4 @@
-"""Where it is kept what a model of Transformers leaves for ``models/light.py``. Needs no PyTorch."""
+"""Where the files that a Transformers model leaves for ``models/light.py`` are kept. Needs no PyTorch."""
 
 import hashlib
 from importlib.metadata import PackageNotFoundError, version
@@ -9,12 +9,12 @@ from flash_vstream.models.catalog import MODELS, model_folder
 from flash_vstream.models.choice import ModelChoice
 from flash_vstream.wheels import cache_dir
 
-GRAPH_FORMAT = 2
+GRAPH_FORMAT = 3
 """To be raised with every change of what ``engines.openvino_graph`` and ``engines.openvino_tower`` build."""
 FORMAT = 1
 """To be raised with every change of what ``light.keep`` writes."""
 KEPT_MODELS = 8
-"""How many models something is kept of; nano's takes 22 MB, and its language model's graph 145 MB."""
+"""The number of models for which files are kept; nano's take 22 MB, and its language model's graph 145 MB."""
 SETTINGS = "settings.json"
 
 
@@ -37,7 +37,7 @@ def kept_folder(choice: ModelChoice) -> Path | None:
 
 
 def place_for(folder: Path) -> Path | None:
-    """Where it is kept what was made of a model's folder as it is now; None without OpenVINO."""
+    """The cache folder for what was made from a model's folder in its present state; None without OpenVINO."""
     try:
         state = [*folder_state(folder), str(FORMAT), str(GRAPH_FORMAT), version("openvino")]
     except PackageNotFoundError:

@@ -151,7 +151,7 @@ class LightModel(StreamParts, nn.Module):
 
 
 def _weights(folder: Path, wanted: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors of a model's folder that are ``wanted``, in the same dtypes; raises ``KeyError`` if one lacks."""
+    """The ``wanted`` tensors of a model's folder, in the same dtypes; raises ``KeyError`` if one is missing."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:

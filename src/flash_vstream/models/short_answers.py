@@ -3,7 +3,7 @@
 What color the bus is, how many dogs there are, what he is holding: a language model of 135M parameters guesses such
 answers from projected features no better than from the question alone. A network with cross-attention from the question
 to the frame's tokens, trained as a classifier over frequent answers (as in the first systems for visual question
-answering), does better. The language model reads its likeliest answer as a note behind the question, and may know
+answering), does better. The language model reads its likeliest answer as a note after the question, and may know
 better. The paper has nothing like it; models without ``short_answers_config`` go without.
 """
 
@@ -22,7 +22,7 @@ LONGEST = 32
 """Questions are truncated to this many tokens."""
 SIDE = 4
 """The side of the grid on which places in a frame are learned."""
-_ARTICLE = re.compile(r"^(?:a|an|the|some|in a|in the|on a|on the) ")
+_ARTICLE = re.compile(r"^(?:a|an|the|some|in a|in the|on a|on the|at a) ")
 _CHOICE = re.compile(r"(.+?),? or (.+)", re.DOTALL)
 _LONGEST_CHOICE = 4
 
@@ -66,24 +66,26 @@ class ShortAnswers(nn.Module):
         left, right = match[1].split(), match[2].split()
         lengths = range(_LONGEST_CHOICE, 0, -1)
         sides = ([" ".join(left[-n:]) for n in lengths], [" ".join(right[:n]) for n in lengths])
-        found = [next((self.numbers[x] for x in map(_plain, side) if x in self.numbers), None) for side in sides]
+        plain = [map(without_article, side) for side in sides]
+        found = [next((self.numbers[x] for x in side if x in self.numbers), None) for side in plain]
         return [number for number in found if number is not None] if None not in found else []
 
-    def forward(self, embeddings: Tensor, there: Tensor, features: Tensor) -> Tensor:
-        """Logits ``[B, V]``; ``there [B, L]`` is False for padding."""
-        embeddings, there = embeddings[:, :LONGEST].to(self.words.weight), there[:, :LONGEST]
-        words = self.context(self.words(embeddings) + self.places[: embeddings.shape[1]], src_key_padding_mask=~there)
+    def forward(self, embeddings: Tensor, mask: Tensor, features: Tensor) -> Tensor:
+        """Logits ``[B, V]``; ``mask [B, L]`` is False for padding."""
+        embeddings, mask = embeddings[:, :LONGEST].to(self.words.weight), mask[:, :LONGEST]
+        words = self.context(self.words(embeddings) + self.places[: embeddings.shape[1]], src_key_padding_mask=~mask)
         side = math.isqrt(features.shape[1])
         places = self.grid.T.unflatten(1, (SIDE, SIDE))[None]
         grid = nn.functional.adaptive_avg_pool2d(places, side)[0].flatten(1).T
         seen = nn.functional.gelu(self.sight(features.to(self.words.weight)) + grid)
         found, _ = self.look(words, seen, seen, need_weights=False)
-        shares = self.pool(words).masked_fill(~there[..., None], -torch.inf).softmax(1)
+        shares = self.pool(words).masked_fill(~mask[..., None], -torch.inf).softmax(1)
         asked = torch.einsum("blk,blc->bkc", shares, torch.stack([words, found]).sum(0)).flatten(1)
         looked = torch.einsum("blk,blc->bkc", shares, found).flatten(1)
         logits: Tensor = self.answer(torch.cat([asked, looked, seen.mean(1), seen.amax(1)], -1))
         return logits
 
 
-def _plain(text: str) -> str:
+def without_article(text: str) -> str:
+    """A short answer in lower case without the article, and the preposition before it, that it begins with."""
     return _ARTICLE.sub("", text)

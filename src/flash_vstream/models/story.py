@@ -96,7 +96,9 @@ def tell(
     if not stopped:  # say what was held back, since it could have been the start of a stop string
         yield from say(answer, story, (), True)
     answer.prompt_tokens = parts[0].prompt_tokens
-    answer.tokens_per_second = answer.tokens / (time.perf_counter() - started)
+    if answer.tokens > 1 and answer.first_token_seconds is not None:
+        after_first = time.perf_counter() - started - answer.first_token_seconds
+        answer.tokens_per_second = (answer.tokens - 1) / after_first
     answer.evidence = _mean([part.evidence for part in parts])
 
 

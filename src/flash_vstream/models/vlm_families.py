@@ -228,10 +228,6 @@ class InternVl(Family):
 
     title = "InternVL3"
 
-    @property
-    def pixels(self) -> int:
-        return _square(self.config.vision_config.image_size)
-
     def _native_side(self) -> int:
         vision = self.config.vision_config
         return int(_square(vision.image_size) // _square(vision.patch_size) * self.config.downsample_ratio)

@@ -16,7 +16,7 @@ from flash_vstream.models.prompts import LONGEST_STAMP_SECONDS, PromptTemplate
 from flash_vstream.models.vlm_families import Family, Piece
 
 _QUESTION, _ANSWER, _NEXT = "QUESTIONONE", "ANSWERONE", "QUESTIONTWO"
-RECALLED = "Earlier:\n"
+EARLIER = "Earlier:\n"
 """What stands before the frames that a question recalls."""
 
 
@@ -116,7 +116,7 @@ class VlmProcessor(FlashVStreamProcessor):
     ) -> Layout:
         """Frames of the long-term memory as a piece of a prompt, in time order; slots count from ``first_slot``."""
         shown = self._laid_out([recalled], time_stamps, first_slot)
-        opening = self.tokenize(RECALLED, first=False)
+        opening = self.tokenize(EARLIER, first=False)
         slots = torch.cat([torch.full((len(opening),), -1), shown.slot_of_token])
         return Layout([*opening, *shown.ids], shown.features, slots)
 
@@ -157,4 +157,4 @@ class VlmProcessor(FlashVStreamProcessor):
             if isinstance(piece, str) or piece < 0
         )
         slots: int = sum(length * (side**2 + marks) for length, side in kinds)
-        return opening + slots + len(RECALLED)
+        return opening + slots + len(EARLIER)

@@ -28,7 +28,7 @@ MANY_PEOPLE = 11
 class Annotation:
     """What is known of one picture or clip.
 
-    ``people`` is their number, ``MANY_PEOPLE`` for a crowd. ``action`` and ``change`` are given for clips alone.
+    ``people`` is their number, ``MANY_PEOPLE`` for a crowd. ``action`` is given for clips alone.
     """
 
     key: str
@@ -39,7 +39,6 @@ class Annotation:
     objects: tuple[str, ...]
     qa: tuple[tuple[str, str], ...]
     action: str | None = None
-    change: str | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -73,7 +72,6 @@ def _annotation(row: dict[str, Any]) -> Annotation:
         objects=tuple(map(str, row["objects"])),
         qa=tuple((str(question), str(answer)) for question, answer in row["qa"]),
         action=row.get("action"),
-        change=row.get("change"),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from flash_vstream.errors import UserError
 from flash_vstream.synthetic.plans import Scene, StreamPlan
 
 NEIGHBOURS = 24
@@ -68,14 +69,22 @@ class Events:
         return nearest
 
     def absent(self, plan: StreamPlan, rng: random.Random, hard: bool) -> str:
-        """A picture that the stream has not shown; with ``hard``, one similar to a picture it has shown."""
+        """A picture that the stream has not shown; with ``hard``, one similar to a picture it has shown.
+
+        Raises ``UserError`` if it has shown them all.
+        """
         shown = {scene.key for scene in plan.scenes}
+        if shown.issuperset(self.keys):
+            raise UserError(
+                f"a stream shows all {len(self.keys)} pictures, so nothing is left to ask about that it does not show;"
+                " use more pictures, or streams of fewer scenes"
+            )
         if hard:
             like = rng.choice(plan.scenes).key
             candidates = [key for key in self.likely(like) if key not in shown]
             if candidates:
                 return rng.choice(candidates[: NEIGHBOURS // 2])
-        while True:
+        while True:  # drawn again, since benchmarks are composed by these draws
             key = rng.choice(self.keys)
             if key not in shown:
                 return key

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Sequence
 
+from flash_vstream.models.short_answers import without_article
 from flash_vstream.synthetic.annotations import (
     MANY_PEOPLE,
     Annotation,
@@ -93,12 +94,13 @@ def object_questions(phrase: str) -> Sequence[tuple[str, str]]:
 
 def short_answer(text: str) -> str:
     """An answer in its shortest form: lower case, no full stop, no article."""
-    return re.sub(r"^(?:a|an|the|some|in a|in the|on a|on the|at a) ", "", text.lower().strip(" ."))
+    return without_article(text.lower().strip(" ."))
 
 
 def picture_turns(annotation: Annotation, captions: Sequence[str], rng: random.Random, count: int) -> list[Turn]:
-    """What to train on about the picture that is seen: two descriptions, and up to ``count`` short questions."""
-    described = rng.sample(sorted({*captions, sentence(annotation.caption)}), 2 if captions else 1)
+    """What to train on about the picture that is seen: up to two descriptions, and up to ``count`` short questions."""
+    different = sorted({*captions, sentence(annotation.caption)})
+    described = rng.sample(different, min(2, len(different)))
     short = short_questions(annotation, rng)
     asked = rng.sample(short, min(count, len(short)))
     answered = [Turn(question, (sentence(answer),)) for question, answer in asked]

@@ -200,7 +200,8 @@ class Collator:
             self.hinter.cue(snapshot),
             [line.ids for line in lines],
         )
-        seen = [line.features.to(snapshot.spatial.features) for line in lines if line.features is not None]
+        packed = lines[: sequence.turns]
+        seen = [line.features.to(snapshot.spatial.features) for line in packed if line.features is not None]
         return sequence, torch.cat([snapshot.tokens(), *seen]), pooled
 
     def _hinted(

@@ -17,15 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoProcessor
 
 from flash_vstream.errors import UserError
-from flash_vstream.files import atomic_write
 from flash_vstream.memory import pool_grid
 from flash_vstream.models import FlashVStreamForConditionalGeneration
 from flash_vstream.models.grounding import (
@@ -40,6 +37,7 @@ from flash_vstream.synthetic import questions
 from flash_vstream.synthetic.captions import PictureSet
 from flash_vstream.synthetic.events import Events, as_event, content_words
 from flash_vstream.train.config import load_settings
+from flash_vstream.train.fitting import run_steps
 
 PARTS_OF_CAPTIONS = 0.3
 """The share of events that are only part of a caption."""
@@ -49,9 +47,10 @@ DROPPED_WORDS = 0.1
 LEAST_CAPTIONS = 8
 """The number of captions a word must appear in to be in the vocabulary."""
 WORDS_WEIGHT = 0.05
+RIVALS = 7
+"""How many other pictures an event's own is compared with in a check."""
 NEAR = 12
 """How many of a picture's most similar pictures count as near."""
-SAVE_EVERY = 250
 FEW, MANY = 16, 128
 """The most scenes of a short stream and those of a long one, for which thresholds are measured."""
 MEAN_FEW = (1 + FEW) / 2
@@ -175,7 +174,8 @@ class DescribedPictures:
         rows = rng.sample(range(len(self.keys)), round(size * (1 - HARD)))
         while len(rows) < size:
             like = [self.index[key] for key in self.events.likely(self.keys[rng.choice(rows)])[:NEAR]]
-            rows.append(rng.choice(like))
+            # Few pictures may be similar to none that is not in the batch already.
+            rows.append(rng.choice(like if set(like) - set(rows) else range(len(self.keys))))
             rows = list(dict.fromkeys(rows))
         return rows
 
@@ -291,7 +291,7 @@ def question_with_events(data: DescribedPictures, rng: random.Random) -> tuple[s
 class Check:
     """Grounding quality on pictures that were not trained on.
 
-    - ``picked``: how often an event's own picture scores higher than seven others.
+    - ``picked``: how often an event's own picture scores higher than ``RIVALS`` others.
     - ``occurrence``, ``hard``: balanced accuracy at deciding whether any of 1 to 16 pictures shows an
       event. In ``hard``, absent events come from a picture similar to one of those shown.
     - ``marked``: the share of questions whose events are marked exactly.
@@ -319,8 +319,7 @@ def check(grounding: Grounding, words: Words, data: DescribedPictures, shown: Te
     of = torch.tensor([data.index[key] for key in data.keys for _ in data.captions[key]])
     scores = torch.cat([_scores(grounding, words, part, slots) for part in _chunks(events, 128)])
     own = scores[torch.arange(len(of)), of]
-    others = torch.stack([torch.randint(0, len(slots), (7,)) for _ in of]) if len(slots) > 1 else of[:, None]
-    rivals = scores.gather(1, others).masked_fill(others == of[:, None], -torch.inf)
+    rivals = scores.gather(1, _others(of, len(slots), seed))
     best = {hard: _tell_apart(scores, of, data, rng, hard) for hard in (False, True)}
     seen, unseen = (torch.cat([best[hard][i] for hard in best]) for i in (0, 1))
     threshold = _best_threshold(seen, unseen)
@@ -332,7 +331,7 @@ def check(grounding: Grounding, words: Words, data: DescribedPictures, shown: Te
     generated = [question_with_events(data, rng) for _ in range(200)]
     spans = Grounder(grounding, words).spans([text for text, _ in generated])
     marked = sum(found == list(true) for found, (_, true) in zip(spans, generated, strict=True)) / len(generated)
-    picked = float((rivals.max(1).values < own).float().mean())
+    picked = float((rivals < own[:, None]).all(1).float().mean())
     return Check(picked, occurrence, look_alike, marked, threshold, _balanced(*long, high), slope)
 
 
@@ -344,6 +343,13 @@ def _balanced(seen: Tensor, unseen: Tensor, threshold: float) -> float:
 def _best_threshold(seen: Tensor, unseen: Tensor) -> float:
     candidates = torch.cat([seen, unseen]).unique().tolist()
     return float(max(candidates, key=lambda at: _balanced(seen, unseen, at)))
+
+
+def _others(of: Tensor, pictures: int, seed: int) -> Tensor:
+    """For each row in ``of [n]``, the rows of up to ``RIVALS`` different other pictures ``[n, k]``."""
+    chances = torch.rand(len(of), pictures, generator=torch.Generator().manual_seed(seed))
+    chances.scatter_(1, of[:, None], -1.0)
+    return chances.topk(min(RIVALS, pictures - 1)).indices
 
 
 def _chunks(texts: list[str], size: int) -> Iterator[list[str]]:
@@ -382,8 +388,8 @@ def _tell_apart(
 def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, output: Path) -> dict[str, Any]:
     """Train a model's grounding on a prepared folder; write ``grounding.safetensors`` and ``check.json``.
 
-    The ensemble members are trained one after another, each with its own seed. A checkpoint is saved
-    every ``SAVE_EVERY`` steps, and rerunning the same command resumes from it.
+    The ensemble members are trained one after another, each with its own seed. Rerunning the same command goes on
+    from the last checkpoint.
     """
     torch.manual_seed(config.seed)
     processor: Any = AutoProcessor.from_pretrained(model_folder)
@@ -394,10 +400,9 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
     shown, unseen = (LoadedPictures(PictureSet.load(data, split), words) for split in (config.split, config.checked_on))
     grounding = model.grounding.requires_grad_(True)
     output.mkdir(parents=True, exist_ok=True)
-    with Progress(console=Console(stderr=True)) as progress:
-        for number, member in enumerate(grounding.each()):
-            kept = output / f"checkpoint-{number + 1}.pt"
-            _fit(member, words, shown, replace(config, seed=config.seed + number), kept, progress)
+    for number, member in enumerate(grounding.each()):
+        kept = output / f"checkpoint-{number + 1}.pt"
+        _fit(member, words, shown, replace(config, seed=config.seed + number), kept)
     grounding.eval()
     grounding.choose_common(shown.features[:, 0], words, shown.vocabulary.words)
     result = check(grounding, words, unseen, unseen.features[:, 0].float())
@@ -409,51 +414,23 @@ def train_grounding(config: GroundingConfig, model_folder: Path, data: Path, out
     return asdict(result)
 
 
-def _fit(
-    member: Member, words: Words, data: LoadedPictures, config: GroundingConfig, kept: Path, progress: Progress
-) -> None:
+def _fit(member: Member, words: Words, data: LoadedPictures, config: GroundingConfig, kept: Path) -> None:
     """Train one member, resuming from the checkpoint ``kept`` if it exists."""
     vocabulary = copy.deepcopy(data.vocabulary)
-    optimizer, schedule = _optimizer(member, vocabulary, config)
-    parts: dict[str, Any] = {
-        "member": member,
-        "vocabulary": vocabulary,
-        "optimizer": optimizer,
-        "schedule": schedule,
-    }
-    done = 0
-    if kept.exists():
-        saved = torch.load(kept, weights_only=True)
-        done = saved["step"]
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-    task = progress.add_task("grounding", total=config.steps, completed=done)
-    member.train()
-    for step in range(done, config.steps):
-        # Seeded per step, so that a resumed run draws the same samples as an uninterrupted one.
-        rng = random.Random(f"{config.seed}/{step}")
-        torch.manual_seed(rng.getrandbits(63))
-        rows = data.batch(config.batch_size, rng)
-        loss = comparison_loss(member, vocabulary, words, data, rows, data.draw(rows), rng)
-        loss = loss + marking_loss(member, words, data, max(1, config.batch_size // 4), rng)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_([*member.parameters(), *vocabulary.parameters()], 1.0)
-        optimizer.step()
-        schedule.step()
-        progress.update(task, advance=1, description=f"grounding, loss {loss.item():.2f}")
-        if (step + 1) % SAVE_EVERY == 0 or step + 1 == config.steps:
-            with atomic_write(kept) as scratch:
-                torch.save({"step": step + 1} | {name: part.state_dict() for name, part in parts.items()}, scratch)
-
-
-def _optimizer(
-    member: Member, vocabulary: Vocabulary, config: GroundingConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     groups = [
         {"params": [*member.parameters()], "weight_decay": config.weight_decay},
         {"params": [*vocabulary.parameters()], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))
     rate, steps = config.learning_rate, config.steps
-    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
+    parts = {"member": member, "vocabulary": vocabulary, "optimizer": optimizer, "schedule": schedule}
+    member.train()
+
+    def loss(rng: random.Random) -> Tensor:
+        torch.manual_seed(rng.getrandbits(63))
+        rows = data.batch(config.batch_size, rng)
+        compared = comparison_loss(member, vocabulary, words, data, rows, data.draw(rows), rng)
+        return compared + marking_loss(member, words, data, max(1, config.batch_size // 4), rng)
+
+    run_steps("grounding", config, kept, parts, loss, clip=1.0)

@@ -23,7 +23,10 @@ IGNORE = -100
 
 @dataclass
 class Packed:
-    """One training sequence: ``ids``, ``labels`` and ``positions`` of length L, plus the segment tree."""
+    """One training sequence: ``ids``, ``labels`` and ``positions`` of length L, plus the segment tree.
+
+    It holds the first ``turns`` turns of those that were to be packed.
+    """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
@@ -31,6 +34,7 @@ class Packed:
     segments: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+    turns: int = 0
     truncated: bool = False
 
     @property
@@ -85,16 +89,17 @@ def pack(
     """
     template = processor.template
     opening, _, _ = template.first_question.partition("{}")
-    answer_form = template.answer[: template.answer.index(template.stop) + len(template.stop)]
+    answer_form, stop, after_stop = template.answer.partition(template.stop)
     packed = Packed()
     before = processor.tokenize(opening) if snapshot is None else processor.prefix_ids(snapshot, cue=cue)
     root = packed.add(before, -1)
     parent = root
     for i, turn in enumerate(turns):
-        form = template.first_question[len(opening) :] if independent or i == 0 else template.question
+        is_first = independent or i == 0
+        form = template.first_question[len(opening) :] if is_first else after_stop + template.question
         text = "" if template.is_caption else form.format(turn.question)
         question = [*(recalled[i] if recalled else ()), *processor.tokenize(text, first=False)]
-        answers = [processor.tokenize(answer_form.format(answer), first=False) for answer in turn.answers]
+        answers = [processor.tokenize((answer_form + stop).format(answer), first=False) for answer in turn.answers]
         room = None if max_length is None else max_length - len(packed.ids) - len(question)
         fitting = _fitting(answers, room, whole=i > 0)
         packed.truncated |= fitting != answers
@@ -106,6 +111,7 @@ def pack(
                 )
             break
         parent = _add_turn(packed, question, fitting, root if independent else parent)
+        packed.turns += 1
     return packed
 
 

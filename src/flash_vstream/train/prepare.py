@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor
@@ -48,7 +49,8 @@ def prepare(pictures: Path, output: Path, model_name: str) -> None:
         target = output / f"{split}.safetensors"
         if target.exists():
             continue
-        shown = track(pictures_in(pictures, set(keys)), f"encoding {split}", total=len(keys))
+        found, console = pictures_in(pictures, set(keys)), Console(stderr=True)
+        shown = track(found, f"encoding {split}", total=len(keys), console=console)
         features = {key: views for part in batched(shown, TOGETHER) for key, views in _encode(pipeline, part)}
         if len(features) < len(keys):
             raise UserError(f"{pictures} lacks {len(keys) - len(features)} of the {len(keys)} pictures of {split}")

@@ -140,8 +140,8 @@ def train_short_answers(
     def loss(rng: random.Random, generator: torch.Generator) -> Tensor:
         chosen = asked.pairs[torch.randint(0, len(asked.pairs), (config.batch_size,), generator=generator)]
         frames = pool_grid(shown.draw(chosen[:, 0], generator), rng.choice(sides))
-        embeddings, there = words.embed([asked.texts[text] for text in chosen[:, 1].tolist()])
-        return short_answers_loss(network, embeddings, there, frames, chosen[:, 2])
+        embeddings, mask = words.embed([asked.texts[text] for text in chosen[:, 1].tolist()])
+        return short_answers_loss(network, embeddings, mask, frames, chosen[:, 2])
 
     fit(network, "short answers", config, output / "short-answers-checkpoint.pt", loss)
     result = check(network, unseen, unseen.whole(torch.arange(len(unseen.keys))), words, config.seed)
@@ -151,10 +151,10 @@ def train_short_answers(
 
 
 def short_answers_loss(
-    network: ShortAnswers, embeddings: Tensor, there: Tensor, frames: Tensor, answers: Tensor
+    network: ShortAnswers, embeddings: Tensor, mask: Tensor, frames: Tensor, answers: Tensor
 ) -> Tensor:
     """Cross entropy of the ``answers [n]`` to questions (see ``ShortAnswers.forward``)."""
-    return functional.cross_entropy(network(embeddings, there, frames), answers, label_smoothing=0.05)
+    return functional.cross_entropy(network(embeddings, mask, frames), answers, label_smoothing=0.05)
 
 
 @torch.inference_mode()
@@ -174,8 +174,8 @@ def check(network: ShortAnswers, unseen: AnnotatedPictures, maps: Tensor, words:
         keys = list(enumerate(unseen.keys))[at : at + 64]
         asked = [(row, *pair) for row, key in keys for pair in short_questions(unseen.annotations[key], rng)]
         extra = [(row, *pair) for row, key in keys for pair in closed.draw(key, rng, CLOSED)]
-        embeddings, there = words.embed([question for _, question, _ in asked + extra])
-        best = network(embeddings, there, maps[[row for row, _, _ in asked + extra]]).argmax(1).tolist()
+        embeddings, mask = words.embed([question for _, question, _ in asked + extra])
+        best = network(embeddings, mask, maps[[row for row, _, _ in asked + extra]]).argmax(1).tolist()
         for (row, question, answer), found in zip(asked, best, strict=False):
             own = {text for text, _ in unseen.annotations[unseen.keys[row]].qa}
             hit = number.get(answer) == found

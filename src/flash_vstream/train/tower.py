@@ -6,7 +6,7 @@ which sentence or phrase describes which picture of a batch (grounding, contrast
 Batch norm keeps its statistics, and what is saved is a moving average of the weights.
 
 What the blocks before them make of several views of each picture is computed once and kept on disk, so that two cores
-train in half an hour. From there it is also but a short way to the features that the stages are trained on.
+train in half an hour. The features that the stages train on are then cheap to compute as well.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, track
+from rich.progress import track
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -42,12 +42,12 @@ from flash_vstream.train import grounding as grounding_training
 from flash_vstream.train import short_answers as short_answers_training
 from flash_vstream.train.annotated import AnnotatedPictures, grid_sides
 from flash_vstream.train.config import load_settings
+from flash_vstream.train.fitting import SAVE_EVERY, run_steps
 from flash_vstream.train.gallery import TOGETHER, Encode, Gallery
 from flash_vstream.train.grounding import comparison_loss, marking_loss
 from flash_vstream.train.short_answers import asked_of, frequent_answers, short_answers_loss
 from flash_vstream.train.sight import calibrate, sight_loss, untrained_sight
 
-SAVE_EVERY = 100
 QUESTIONS = 3
 """Questions with short answers about each picture of a batch."""
 MARKED = 32
@@ -154,10 +154,10 @@ class Lesson:
             total = total + comparison_loss(member, vocabulary, self.words, self.described, rows, maps, rng)
             total = total + marking_loss(member, self.words, self.described, MARKED, rng)
         places, texts, answers = self.questions.draw(rows, rng)
-        embeddings, there = self.words.embed(texts)
+        embeddings, mask = self.words.embed(texts)
         frames = pool_grid(maps, rng.choice(sides))[places]
         targets = torch.tensor(answers, device=self.device)
-        return total + short_answers_loss(learner.short_answers, embeddings, there, frames, targets)
+        return total + short_answers_loss(learner.short_answers, embeddings, mask, frames, targets)
 
 
 def train_tower(config: TowerConfig, model_folder: Path, data: Path, output: Path) -> dict[str, Any]:
@@ -263,33 +263,20 @@ def _fit(learner: Learner, lesson: Lesson, config: TowerConfig, output: Path, me
         "schedule": schedule,
         "averaged": averaged,
     }
-    kept, begin = output / "tower-checkpoint.pt", 0
-    if kept.exists():
-        saved = torch.load(kept, weights_only=True, map_location=lesson.device)
-        begin = saved["step"]
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task("tower", total=config.steps, completed=begin)
-        for step in range(begin, config.steps):
-            rng = random.Random(f"{config.seed}/{step}")
-            torch.manual_seed(rng.getrandbits(63))
-            for network in (learner.grounding, learner.sight, learner.short_answers):
-                network.train()
-            learner.tower.eval()  # batch norm keeps its statistics
-            loss = lesson.loss(learner, rng)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 5.0)
-            optimizer.step()
-            schedule.step()
-            averaged.update_parameters(learner)
-            if step % 10 == 0:
-                progress.update(task, completed=step, description=f"tower, loss {loss.item():.2f}")
-            if (step + 1) % SAVE_EVERY == 0 and step + 1 < config.steps:
-                measure(averaged.module, step + 1)
-                with atomic_write(kept) as scratch:
-                    torch.save({"step": step + 1} | {n: part.state_dict() for n, part in parts.items()}, scratch)
+
+    def loss(rng: random.Random) -> Tensor:
+        torch.manual_seed(rng.getrandbits(63))
+        for network in (learner.grounding, learner.sight, learner.short_answers):
+            network.train()
+        learner.tower.eval()  # batch norm keeps its statistics
+        return lesson.loss(learner, rng)
+
+    def after_step(step: int) -> None:
+        averaged.update_parameters(learner)
+        if step % SAVE_EVERY == 0 and step < config.steps:
+            measure(averaged.module, step)
+
+    run_steps("tower", config, output / "tower-checkpoint.pt", parts, loss, 5.0, after_step)
     module: Learner = averaged.module
     return module
 

@@ -1,7 +1,8 @@
 """A Llama as an OpenVINO graph with 8-bit weights and paged attention.
 
 Weights are rounded to 8 bits in groups of up to 64 along the input, each group with a float16 scale: less than one
-part in 250 of a group's largest weight. Embeddings come in and logits go out, so the vision side does not matter here.
+part in 250 of a group's largest weight, if that is at least 0.001. Embeddings come in and logits go out, so the vision
+side does not matter here.
 """
 
 from typing import Any
@@ -57,7 +58,7 @@ class _Builder:
         self.op: Any = import_openvino("opset13")
         self.language_model = language_model
         config = language_model.config
-        self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.epsilon = config.rms_norm_eps
         self.base = (getattr(config, "rope_parameters", None) or {}).get("rope_theta") or config.rope_theta
@@ -71,7 +72,7 @@ class _Builder:
         beams = self._input("beam_idx", [-1], np.int32)
         rows = self._input("rows", [-1], np.int64)
         batch = op.gather(op.shape_of(embeds), self._ints([0]), self._ints(0))
-        turns = self._turns(positions)
+        rotary = self._rotary(positions)
         # The replacement reads the mask only to find the pattern; PagedAttention is causal by itself.
         bias = op.select(
             op.convert(op.unsqueeze(op.unsqueeze(mask, self._ints(1)), self._ints(1)), "boolean"),
@@ -81,7 +82,7 @@ class _Builder:
         hidden = embeds
         for i, layer in enumerate(decoder.layers):
             inner = self._norm(hidden, layer.input_layernorm)
-            hidden = op.add(hidden, self._attention(inner, layer.self_attn, turns, bias, (batch, beams), i))
+            hidden = op.add(hidden, self._attention(inner, layer.self_attn, rotary, bias, (batch, beams), i))
             inner = self._norm(hidden, layer.post_attention_layernorm)
             gate = op.swish(self._linear(inner, layer.mlp.gate_proj))
             inner = op.multiply(gate, self._linear(inner, layer.mlp.up_proj))
@@ -93,17 +94,17 @@ class _Builder:
         result.output(0).get_tensor().set_names({"logits"})
         return self.ov.Model([result], self.assigns, [embeds, mask, positions, beams, rows], "language_model")
 
-    def _attention(self, x: Any, layer: Any, turns: Any, bias: Any, state: Any, index: int) -> Any:
+    def _attention(self, x: Any, layer: Any, rotary: Any, bias: Any, state: Any, index: int) -> Any:
         op = self.op
-        query = self._turned(self._split(self._linear(x, layer.q_proj), self.heads), *turns)
-        key = self._turned(self._split(self._linear(x, layer.k_proj), self.groups), *turns)
-        value = self._split(self._linear(x, layer.v_proj), self.groups)
+        query = self._rotated(self._split(self._linear(x, layer.q_proj), self.heads), *rotary)
+        key = self._rotated(self._split(self._linear(x, layer.k_proj), self.kv_heads), *rotary)
+        value = self._split(self._linear(x, layer.v_proj), self.kv_heads)
         key, value = self._kept(key, f"key.{index}", *state), self._kept(value, f"value.{index}", *state)
         seen = op.scaled_dot_product_attention(query, self._repeated(key), self._repeated(value), bias)
         seen = op.transpose(seen, self._ints([0, 2, 1, 3]))
         return self._linear(op.reshape(seen, self._ints([0, 0, self.heads * self.size]), True), layer.o_proj)
 
-    def _turns(self, positions: Any) -> tuple[Any, Any]:
+    def _rotary(self, positions: Any) -> tuple[Any, Any]:
         """Cosine and sine ``[B, 1, L, size]`` of the rotary embedding's angles."""
         op = self.op
         rates = 1.0 / self.base ** (np.arange(0, self.size, 2, dtype=np.float32) / self.size)
@@ -111,7 +112,7 @@ class _Builder:
         both = op.unsqueeze(op.concat([angles, angles], -1), self._ints(1))
         return op.cos(both), op.sin(both)
 
-    def _turned(self, x: Any, cosine: Any, sine: Any) -> Any:
+    def _rotated(self, x: Any, cosine: Any, sine: Any) -> Any:
         op = self.op
         halves = op.variadic_split(x, self._ints(-1), self._ints([self.size // 2] * 2))
         swapped = op.concat([op.multiply(halves.output(1), self._floats(-1.0)), halves.output(0)], -1)
@@ -126,10 +127,10 @@ class _Builder:
         """``new`` keys or values after those of earlier calls."""
         op, util = self.op, self.ov.op.util
         info = util.VariableInfo()
-        info.data_shape = self.ov.PartialShape([-1, self.groups, -1, self.size])
+        info.data_shape = self.ov.PartialShape([-1, self.kv_heads, -1, self.size])
         info.data_type, info.variable_id = self.ov.Type.f32, name
         variable = util.Variable(info)
-        shape = op.concat([batch, self._ints([self.groups]), self._ints([0]), self._ints([self.size])], 0)
+        shape = op.concat([batch, self._ints([self.kv_heads]), self._ints([0]), self._ints([self.size])], 0)
         past = op.read_value(op.broadcast(self._floats(0.0), shape), variable)
         kept = op.concat([op.gather(past, beams, self._ints(0)), new], 2)
         self.assigns.append(op.assign(kept, variable))
@@ -142,7 +143,7 @@ class _Builder:
             op.gather(shape, self._ints([0, 1]), self._ints(0)),
             op.gather(shape, self._ints([2, 3]), self._ints(0)),
         )
-        target = op.concat([start, self._ints([self.heads // self.groups]), end], 0)
+        target = op.concat([start, self._ints([self.heads // self.kv_heads]), end], 0)
         wide = op.broadcast(op.unsqueeze(x, self._ints(2)), target, "BIDIRECTIONAL")
         return op.reshape(wide, self._ints([0, self.heads, -1, self.size]), True)
 
@@ -176,7 +177,7 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     outputs, inputs = weight.shape
     size = next((size for size in GROUPS if inputs % size == 0), inputs)
     groups = weight.float().view(outputs, inputs // size, size)
-    # A scale that float16 rounds to zero belongs to weights that are zero in float16 as well.
     scales = (groups.abs().amax(-1, keepdim=True) / 127).half()
-    values = (groups / scales.float().clamp_min(torch.finfo(torch.float16).tiny)).round_().clamp_(-127, 127)
+    # Float16 rounds a scale to zero if no weight of its group exceeds 4e-6: these weights all become zero.
+    values = (groups / scales.float().where(scales > 0, 1.0)).round_().clamp_(-127, 127)
     return values.to(torch.int8), scales

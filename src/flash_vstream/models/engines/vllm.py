@@ -27,7 +27,7 @@ from flash_vstream.models.interface import StreamModel, StreamProcessor
 from flash_vstream.models.modeling import FlashVStreamForConditionalGeneration
 
 KEY_VARIABLE = "VLLM_API_KEY"
-"""Names vLLM's own variable for the key that it wants."""
+"""The environment variable from which vLLM itself reads its API key."""
 CONNECT_SECONDS, READ_SECONDS = 5.0, 120.0
 log = logging.getLogger("flash_vstream.models")
 
@@ -175,11 +175,11 @@ class VllmEngine:
     def _send(self, feed: Feed) -> UserError | None:
         """See that ``feed``'s token is generated; returns why it cannot be."""
         sequence = feed.sequence
-        if sequence.generating is not None and list(feed.ids) == [sequence.last]:
-            return None  # it is on its way
         if feed.keep > 1:
             return UserError("vLLM tells what may follow a prompt, and not what may follow each of its tokens")
         sequence.parts.append(self._prompts.part(feed))
+        if sequence.generating is not None and list(feed.ids) == [sequence.last]:
+            return None  # it is on its way
         try:
             body = self._body(sequence.parts, feed.ahead)
         except UserError as error:

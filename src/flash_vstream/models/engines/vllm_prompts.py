@@ -1,8 +1,8 @@
 """What vLLM is sent: a prompt as embeddings, or as text with the tokens of its pictures.
 
 Embeddings are read as they are, at the positions of text. The Qwen families give pictures positions of their own
-(M-RoPE), which vLLM computes where it is told which tokens are a picture's, and their grid. Both were written by vLLM
-0.32.
+(M-RoPE), which vLLM computes where it is told which tokens are a picture's, and their grid. Both formats are those of
+vLLM 0.32.
 """
 
 import base64
