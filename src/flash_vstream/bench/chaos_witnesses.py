@@ -78,12 +78,12 @@ class Witness:
 
 
 class Witnesses:
-    """Polls the witnesses' statuses in a thread of its own, and the server's health with them."""
+    """Polls the witnesses' statuses in a thread of its own, and times the requests."""
 
     def __init__(self, server: ServerUnderTest, rates: dict[str, float]):
         self._server = server
         self.streams = {name: Witness(name, fps) for name, fps in rates.items()}
-        self.health_seconds: list[float] = []
+        self.status_seconds: list[float] = []
         self.broken: list[str] = []
         self.unsaved_since: float | None = None
         """Since when (monotonic seconds) the state folder could not be written."""
@@ -116,7 +116,7 @@ class Witnesses:
                     self.broken.append(f"GET /v1/streams was lost: {error!r}")
                 continue
             now = time.monotonic()
-            self.health_seconds.append(now - started)
+            self.status_seconds.append(now - started)
             if life is not self._server.life:
                 continue
             for status in statuses:

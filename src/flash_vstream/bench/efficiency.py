@@ -18,9 +18,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from flash_vstream.errors import UserError
 from flash_vstream.evaluate.baselines import MemoryMethod
-from flash_vstream.evaluate.plots import pyplot
+from flash_vstream.evaluate.plots import check_plot, pyplot
 from flash_vstream.pipeline import FlashVStream
 
 MEMORY_METHODS = ("star", "uniform:8", "all")
@@ -33,8 +32,7 @@ CELL_SECONDS = 240.0
 
 def run_efficiency(model: str, most: int, output: Path | None) -> None:
     """Measure, print a table, plot to ``output``; JSON on the last line of stdout."""
-    if output is not None and output.suffix not in (".png", ".svg"):
-        raise UserError(f"--output {output} must end in .png or .svg")
+    check_plot(output)
     FlashVStream.from_pretrained(model)  # fail here, before any process starts, if the model does not load
     counts = [count for count in COUNTS if count <= most]
     rows: list[dict[str, Any]] = []
@@ -46,9 +44,9 @@ def run_efficiency(model: str, most: int, output: Path | None) -> None:
             given_up.add(method)
         rows.append({"memory": method, "frames": count, **(figures or {"measured": False})})
     _print_table(rows)
+    print(json.dumps({"efficiency": rows, "question_tokens": TOKENS}), flush=True)
     if output is not None:
         plot(rows, output)
-    print(json.dumps({"efficiency": rows, "question_tokens": TOKENS}))
 
 
 def _in_own_process(model: str, method: str, count: int) -> dict[str, Any] | None:

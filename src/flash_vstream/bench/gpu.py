@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from flash_vstream.errors import UserError
-from flash_vstream.evaluate.plots import pyplot
+from flash_vstream.evaluate.plots import check_plot, pyplot
 from flash_vstream.memory import StarConfig
 from flash_vstream.models import FlashVStreamConfig, FlashVStreamForConditionalGeneration, FlashVStreamProcessor
 from flash_vstream.models.flash_qwen import SIDE, FlashQwenFamily, FlashQwenProcessor, FlashVStreamQwen, flash_star
@@ -78,13 +78,14 @@ def run_gpu_bench(model: str, most: int, device: str | None, output: Path | None
     chosen = {"all": [name for name in SIZES if name not in tiny], "tiny": tiny}.get(model, [model])
     if unknown := [name for name in chosen if name not in SIZES]:
         raise UserError(f"bench gpu has no sizes called {unknown[0]!r}; choose from {', '.join(SIZES)}, tiny or all")
+    check_plot(output)
     device = device or "cuda"
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     rows = [row for name in chosen for row in bench_sizes(name, most, device, dtype)]
+    _print_table(rows)
+    print(json.dumps({"gpu": rows, "device": _device_name(device), "question_tokens": TOKENS}), flush=True)
     if output is not None:
         plot(rows, output)
-    _print_table(rows)
-    print(json.dumps({"gpu": rows, "device": _device_name(device), "question_tokens": TOKENS}))
 
 
 def bench_sizes(name: str, most: int, device: str, dtype: torch.dtype) -> list[dict[str, Any]]:

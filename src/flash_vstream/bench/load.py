@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -38,7 +39,8 @@ class _Load:
         # Callers are many and patient: nothing here may limit how many questions are under way.
         limits = httpx.Limits(max_connections=None)
         self.client = httpx.AsyncClient(base_url=f"{server}/v1", headers=headers, timeout=180, limits=limits)
-        self.names = [f"{PREFIX}{number}" for number in range(streams)]
+        self.streams = streams
+        self.names: list[str] = []  # of the streams that were created here
         self.fps = fps
         self.outcomes: Counter[str] = Counter()
         self.firsts: list[float] = []
@@ -62,13 +64,17 @@ class _Load:
 
     async def _begin(self) -> None:
         clips = fetch(list(CLIPS))
-        for number, name in enumerate(self.names):
-            source = {"source": str(clips[number % len(clips)]), "fps": self.fps, "loop": True}
+        for number in range(self.streams):
+            name, source = (
+                f"{PREFIX}{number}",
+                {"source": str(clips[number % len(clips)]), "fps": self.fps, "loop": True},
+            )
             response = await self.client.post("/streams", json={"name": name, **source})
             if response.is_error:
                 raise UserError(
                     f"the server refuses stream {name} (status {response.status_code}: {response.text[:300]})"
                 )
+            self.names.append(name)
         deadline = time.monotonic() + START_SECONDS
         while waiting := [each for each in (await self._statuses()).values() if each["time"] is None]:
             if failed := [each for each in waiting if each["state"] == "failed"]:
@@ -92,6 +98,12 @@ class _Load:
                     asking.start_soon(self._ask, self.names[number % len(self.names)])
 
     async def _ask(self, name: str) -> None:
+        try:
+            await self._answered(name)
+        except httpx.HTTPError as error:  # one lost connection must not end the others
+            self.outcomes[f"lost ({type(error).__name__})"] += 1
+
+    async def _answered(self, name: str) -> None:
         started = time.monotonic()
         body = {"question": QUESTION, "max_new_tokens": 40, "stream": True}
         async with self.client.stream("POST", f"/streams/{name}/questions", json=body) as response:
@@ -111,7 +123,8 @@ class _Load:
     async def _look_often(self, seconds: float) -> None:
         started = time.monotonic()
         while time.monotonic() - started < seconds:
-            self.lags += [status["lag"] for status in (await self._statuses()).values() if status["lag"] is not None]
+            with suppress(httpx.HTTPError):
+                self.lags += [each["lag"] for each in (await self._statuses()).values() if each["lag"] is not None]
             await anyio.sleep(POLL_SECONDS)
 
     def _result(self, before: dict[str, Any], after: dict[str, Any], seconds: float) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def run_bench(what: str, frames: int, seconds: float, model: str = "nano") -> No
     }
     if what not in (*benches, "all"):
         raise UserError(
-            f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency, gpu, compare, agreement or all"
+            f"no bench is called {what!r}; choose from {', '.join(benches)}, efficiency, gpu, compare, agreement,"
+            " chaos, load, scale or all"
         )
     if frames < 4 * WINDOW:
         raise UserError(f"--frames must be at least {4 * WINDOW} to compare early frames with late ones")

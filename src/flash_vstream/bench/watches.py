@@ -29,7 +29,7 @@ from flash_vstream.live.standing_questions import Lookout
 from flash_vstream.live.watch_rules import WatchRule, WatchState, confirmed, step
 from flash_vstream.memory import MemorySnapshot
 from flash_vstream.models.answer import Prefix
-from flash_vstream.models.event_score import CONFIRMING_FRAMES, EventScorer, newest_frames
+from flash_vstream.models.event_score import CONFIRMING_FRAMES, EventScorer
 from flash_vstream.pipeline import FlashVStream
 from flash_vstream.synthetic.annotations import Annotation, article, read_annotations
 from flash_vstream.synthetic.captions import pictures_in
@@ -152,7 +152,7 @@ def watch_stream(
         for _, watching, told in watches:
             told += watching.look(snapshot)
         between = time.perf_counter()
-        prefix = scorer.read(newest_frames(snapshot, CONFIRMING_FRAMES))
+        prefix = scorer.read_newest(snapshot, CONFIRMING_FRAMES)
         for _, asking, told in askings:
             told += asking.look(prefix, snapshot.time)
         seconds[METHODS[0]] += between - started

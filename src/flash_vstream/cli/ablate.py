@@ -62,12 +62,12 @@ def run_ablation(
 ) -> None:
     """Run every variant on the same questions and print them side by side; resumable like ``eval``."""
     from flash_vstream.evaluate.loading import load_items, sharded
+    from flash_vstream.evaluate.plots import check_plot
     from flash_vstream.evaluate.report import judged, summary
     from flash_vstream.evaluate.runner import Run, run_benchmark, weights_hash
     from flash_vstream.evaluate.selection import DEFAULT_FPS, data_folder, file_name, find_benchmark, find_judge
 
-    if output is not None and output.suffix not in (".png", ".svg"):
-        raise UserError(f"--output {output} must end in .png or .svg")
+    check_plot(output)
     benchmark = find_benchmark(name)
     folder = data_folder(benchmark, data)
     items = sharded(load_items(benchmark, folder), None, limit)
@@ -86,12 +86,12 @@ def run_ablation(
         path = Path("runs/ablate") / f"{file_name(name, model_name, variant)}.jsonl"
         rows = run_benchmark(run, benchmark, items, folder, pipeline, path)
         reports[variant] = summary(judged(rows, judge), judge, benchmark)
-    if output is not None:
-        plot(reports, output)
     if as_json:
-        print(json.dumps(reports))
+        print(json.dumps(reports), flush=True)
     else:
         tell(reports)
+    if output is not None:
+        plot(reports, output)
 
 
 def tell(reports: dict[str, dict[str, Any]]) -> None:

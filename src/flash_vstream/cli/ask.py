@@ -84,7 +84,7 @@ class Session:
     def __init__(self, pipeline: "FlashVStream", as_json: bool):
         self.pipeline = pipeline
         self.as_json = as_json
-        self.out = Console(highlight=False)
+        self.out = Console(highlight=False, emoji=False)
         self.err = Console(stderr=True)
 
     def run(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flash_vstream.cli.options import Device, Model
+from flash_vstream.cli.options import Model
 from flash_vstream.cli.terminal import clean_end_on_signals
 from flash_vstream.errors import UserError
 
@@ -39,7 +39,7 @@ def bench(
         Path | None, typer.Option("--data", help="Annotated pictures for agreement, as for eval pictures.")
     ] = None,
     pictures: Annotated[int, typer.Option("--pictures", min=1, help="How many of them agreement asks about.")] = 20,
-    device: Device = None,
+    device: Annotated[str | None, typer.Option("--device", help="Where gpu and scale run: cpu, cuda, cuda:1.")] = None,
 ) -> None:
     """Measure speed and memory, or (chaos) what a server survives; the last line on stdout is JSON.
 
@@ -49,6 +49,10 @@ def bench(
     agreement asks the default engine and PyTorch in float32 the same questions about annotated pictures.
     chaos starts a server of its own and exits with code 1 if a promise of docs/reliability.md was broken.
     """
+    if device is not None and what not in ("gpu", "scale"):
+        raise UserError(f"--device is for bench gpu and bench scale; bench {what} runs where the model runs by default")
+    if model != "nano" and what in ("compare", "memory", "nano", "all"):
+        raise UserError(f"bench {what} measures nano alone; leave --model out")
     if what == "chaos":
         from flash_vstream.bench.chaos import run_chaos
 

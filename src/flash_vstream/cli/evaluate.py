@@ -162,7 +162,7 @@ def eval_captions(
     data: Annotated[Path, typer.Option("--data", help="A prepared folder.")],
     model: Model = "nano",
     split: Annotated[str, typer.Option("--split")] = "test",
-    limit: Annotated[int | None, typer.Option("--limit", help="Score only this many pictures.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Score only this many pictures.")] = None,
     beams: Annotated[int, typer.Option("--beams", min=1, help="Beams of the search; 1 is greedy.")] = 1,
     as_json: Json = False,
 ) -> None:

@@ -12,9 +12,10 @@ import typer
 from flash_vstream.cli import ablate, ask, bench, demo, evaluate, models, search, serve, train, vstream_qa, watch
 from flash_vstream.errors import UserError
 
-USERS_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
-USERS_ERRORS |= {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT}
-"""What the disk may say to a file or folder that a user named."""
+DISK_ERRORS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+"""What the disk says where there is no room, or nothing may be written."""
+NAME_ERRORS = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENOTEMPTY}
+"""What it says to a file or folder that a user should name differently."""
 
 app = typer.Typer(
     name="flash-vstream",
@@ -52,10 +53,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in USERS_ERRORS:
+        if error.errno not in DISK_ERRORS | NAME_ERRORS:
             raise
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        print(f"flash-vstream: {what}; make room or make it writable, or name another", file=sys.stderr)
+        name = error.filename2 or error.filename  # of a file that was to be renamed, its new name
+        what = f"{name}: {error.strerror}" if name else str(error.strerror)
+        remedy = "make room or make it writable, or name another" if error.errno in DISK_ERRORS else "name another path"
+        print(f"flash-vstream: {what}; {remedy}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -12,12 +12,12 @@ from flash_vstream.timecode import parse_time
 Model = Annotated[
     str, typer.Option("--model", help="A model's name, a model folder or a hub id: ORG/MODEL or ORG/MODEL@REVISION.")
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, …  [default: a GPU if there is one]")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1.  \\[default: a GPU if there is one]")]
 Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.  [default: the device's fastest]")
+    str | None, typer.Option("--dtype", help="float32, bfloat16 or float16.  \\[default: the device's fastest]")
 ]
 Attn = Annotated[
-    str | None, typer.Option("--attn", help="sdpa, flash_attention_2 or eager, which alone shows evidence.")
+    str | None, typer.Option("--attn", help="sdpa, flash_attention_2 or eager; only eager shows evidence.")
 ]
 Bits = Annotated[int | None, typer.Option("--bits", help="4 or 8: quantized weights, by bitsandbytes or torchao.")]
 Memory = Annotated[str, typer.Option("--memory", help="star (the model's own), recent:N, uniform:N or all.")]
@@ -27,11 +27,11 @@ Pair = Annotated[
 LanguageEngine = Annotated[
     str | None, typer.Option("--language-engine", help="vllm=http://HOST:PORT/v1: vLLM runs the language model.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Fps = Annotated[float, typer.Option("--fps", help="Frames per second of stream time to look at.")]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder with the annotations and media.")]
 Describe = Annotated[
-    str | None, typer.Option("--describe", help="Describe what happens at most this often, such as 10s, on changes.")
+    str | None, typer.Option("--describe", help="Describe changes, at most once per this interval, such as 10s.")
 ]
 
 
@@ -62,5 +62,5 @@ def describe_seconds(text: str | None) -> float | None:
         return None
     seconds = parse_time(text)
     if seconds <= 0:
-        raise UserError(f"--describe {text} must be more than nothing; say how often, such as 10s")
+        raise UserError(f"--describe {text} must be above 0; say how often, such as 10s")
     return seconds

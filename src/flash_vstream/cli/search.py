@@ -2,7 +2,6 @@
 
 import json
 import time
-from base64 import b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,11 +70,13 @@ def _shown(own: "Found", file: Path | None) -> str | None:
     """A picture for JSON: its file, or without one a data URL."""
     if file is not None or own.picture is None:
         return str(file) if file is not None else None
-    return "data:image/jpeg;base64," + b64encode(own.picture).decode()
+    from flash_vstream.video.pictures import data_url
+
+    return data_url(own.picture)
 
 
 def _print(found: "list[Found]", files: list[Path | None], captions: "list[Caption]") -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not any(own.seen for own in found) and found[0].seen is not None:
         console.print("Nothing shows it for certain; the nearest:", style="dim")
     for own, file in zip(found, files, strict=True):

@@ -50,7 +50,7 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Beyond loopback FLASH_VSTREAM_TOKEN must be set.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     fps: Annotated[
-        float | None, typer.Option("--fps", help="Frames per second of stream time to look at.  [default: as saved, 1]")
+        float | None, typer.Option("--fps", help="Frames a second of stream time to look at.  \\[default: as saved, 1]")
     ] = None,
     state: Annotated[
         str | None,
@@ -69,9 +69,11 @@ def serve(
     engine: Annotated[
         str, typer.Option("--engine", help="local (two processes), or ray (workers on a Ray cluster).")
     ] = "local",
-    frame_workers: Annotated[int, typer.Option(min=1, help="With ray: share the streams among so many.")] = 1,
+    frame_workers: Annotated[
+        int, typer.Option(min=1, help="With ray: number of workers the streams are shared among.")
+    ] = 1,
     question_workers: Annotated[int, typer.Option(min=1, help="With ray: answer with at most so many.")] = 1,
-    spare_workers: Annotated[int, typer.Option(min=0, help="With ray: so many stand by for a dead frame worker.")] = 1,
+    spare_workers: Annotated[int, typer.Option(min=0, help="With ray: number of standby frame workers.")] = 1,
     worker_gpus: Annotated[float, typer.Option(min=0, help="With ray: GPUs for each worker, such as 0.25.")] = 0.0,
     worker_cpus: Annotated[float, typer.Option(min=0, help="With ray: cores for each worker.")] = 1.0,
     memory: Memory = "star",
@@ -98,7 +100,7 @@ def serve(
     )
     placed = Placed(frame_workers, question_workers, spare_workers, worker_gpus, worker_cpus)
     start_engine = engine_of(engine, state, placed)
-    from flash_vstream.serve.logging import log_to_stderr
+    from flash_vstream.json_log import log_to_stderr
 
     named = command_line_streams(stream or [], fps)
     listener = listen(host, port)
@@ -225,7 +227,7 @@ def listen(host: str, port: int) -> socket.socket:
             listener.listen()  # callers may connect as soon as the address is printed
             on_error.pop_all()
         return listener
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"cannot listen on {host}:{port} ({error}); choose another --host or --port") from None
 
 
@@ -253,7 +255,7 @@ def command_line_streams(texts: Iterable[str], fps: float | None) -> "dict[str, 
         name, equals, source = text.partition("=")
         if not equals or not name or not source:
             raise UserError(f"--stream {text!r} must be NAME=SOURCE, such as door=rtsp://camera.local/1")
-        Source(source, fps or 1.0).checked()
+        Source(source, 1.0 if fps is None else fps).checked()
         if not re.fullmatch(NAME, name):
             raise UserError(f"{name!r} cannot name a stream; use letters, digits, '.', '_' and '-'")
         if name in named:

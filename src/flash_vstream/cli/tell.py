@@ -73,7 +73,7 @@ def dry_run(source: str, fps: float, pipeline: "FlashVStream", tell: Tell) -> No
     from flash_vstream.evaluate.watching import score_alerts
 
     rule, expected = tell.rule(fps), tell.intervals()
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     told: list[float] = []
     kind = "end" if tell.when == "ends" else "start"
     seconds: list[float] = []
@@ -91,7 +91,7 @@ def dry_run(source: str, fps: float, pipeline: "FlashVStream", tell: Tell) -> No
         summary += f"; precision {_share(score.precision)}, recall {_share(score.recall)}"
         if score.median_delay is not None:
             summary += f", median delay {score.median_delay:.1f} s"
-    console.print(json.dumps(scored) if tell.as_json else summary, markup=False, soft_wrap=True)
+    print(json.dumps(scored) if tell.as_json else summary, flush=True)
 
 
 def _share(value: float | None) -> str:
@@ -143,7 +143,7 @@ def tell_live(live: "LiveStreams", name: str, fps: float, pipeline: "FlashVStrea
         standing.set(Watch(event, live.shared_state(name).path, event, rule))
     if tell.describe is not None:
         standing.set(Watch("", live.shared_state(name).path, "", Describe(tell.describe)))
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     ended = False
     for reports in standing.turns():
         for report in reports or ():
@@ -163,12 +163,12 @@ def _print(event: str, alert: "Alert", console: Console, as_json: bool) -> None:
     if alert.kind == "caption":
         if as_json:
             said = {"state": alert.kind, "time": alert.time, "clock": alert.clock, "text": alert.sentence}
-            console.print(json.dumps(said), markup=False, soft_wrap=True)
+            print(json.dumps(said), flush=True)
             return
         console.print(f"[bold]{format_time(alert.time)}[/bold]  {escape(alert.sentence)}", soft_wrap=True)
         return
     if as_json:
-        console.print(json.dumps({"event": event, **alert.to_dict()}), markup=False, soft_wrap=True)
+        print(json.dumps({"event": event, **alert.to_dict()}), flush=True)
         return
     sentence = f": {escape(alert.sentence)}" if alert.sentence else ""
     line = f"[bold]{format_time(alert.time)}[/bold]  {alert.kind}  {escape(event)} ({alert.confidence:.0%}){sentence}"

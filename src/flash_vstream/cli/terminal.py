@@ -45,9 +45,7 @@ def describe_evidence(answer: "Answer") -> str:
     ranked = sorted(answer.evidence, key=lambda slot: -(slot.share or 0.0))[:SHOWN_EVIDENCE]
     slots = []
     for slot in ranked:
-        span = format_time(slot.start)
-        if slot.end > slot.start:
-            span += f"-{format_time(slot.end)}"
+        span = "-".join(dict.fromkeys((format_time(slot.start), format_time(slot.end))))
         share = f", {slot.share:.0%}" if slot.share is not None else ""
         slots.append(f"{span} ({slot.part}{share})")
     named = [

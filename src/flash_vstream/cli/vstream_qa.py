@@ -103,9 +103,9 @@ def run_build(videos: Sequence[Path], url: str, model: str, output: Path, as_jso
         print(json.dumps(reports))
         return
     for row in reports:
-        cost = row["cost"]
+        cost, counts = row["cost"], ", ".join(f"{count} {state}" for state, count in row["questions"].items())
         print(
-            f"{row['video']}: {row['segments']} segments, questions {row['questions'] or 'none'},"
+            f"{row['video']}: {row['segments']} segments, questions: {counts or 'none'},"
             f" {row['unreadable_replies']} unreadable replies; {cost['calls']} calls,"
             f" {cost['prompt_tokens']:,} + {cost['completion_tokens']:,} tokens"
         )

@@ -61,17 +61,20 @@ def watch(
     language_engine: LanguageEngine = None,
     tell: Annotated[
         list[str] | None,
-        typer.Option("--tell", help="Say when this happens; takes no questions (repeatable)."),
+        typer.Option("--tell", help="Alert when this happens, instead of taking questions (repeatable)."),
     ] = None,
-    when: Annotated[str, typer.Option("--when", help="Tell of what starts, ends, every time of both, or lasts.")] = (
+    when: Annotated[str, typer.Option("--when", help="When to alert: starts, ends, every (both) or lasts.")] = (
         "starts"
     ),
-    min_seconds: Annotated[float, typer.Option("--min-seconds", help="How long it must be there to be told.")] = 2.0,
-    cooldown: Annotated[float, typer.Option("--cooldown", help="Seconds after an alert without another.")] = 60.0,
-    threshold: Annotated[float, typer.Option("--threshold", help="The confidence from which it is there.")] = 0.5,
+    min_seconds: Annotated[float, typer.Option("--min-seconds", help="How long it must last.")] = 2.0,
+    cooldown: Annotated[float, typer.Option("--cooldown", help="Minimum seconds between alerts.")] = 60.0,
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Confidence above which the event counts as present.")
+    ] = 0.5,
     describe: Describe = None,
     rehearse: Annotated[
-        bool, typer.Option("--dry-run", help="Print when a recording's events would have been told, at full speed.")
+        bool,
+        typer.Option("--dry-run", help="Read a recording at full speed and print the alerts it would have raised."),
     ] = False,
     expect: Annotated[
         list[str] | None,
@@ -79,7 +82,7 @@ def watch(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Watch a live source: answer questions as you type them, or say when something happens or what."""
+    """Watch a live source: answer questions as you type them, or print alerts and descriptions."""
     choice = ModelChoice(model, device, dtype, attn, bits, memory, pair=pair, language_engine=language_engine)
     told = None
     if tell or describe:
@@ -87,6 +90,8 @@ def watch(
             tuple(tell or ()), when, min_seconds, cooldown, threshold, tuple(expect or ()), as_json,
             describe_seconds(describe),
         )  # fmt: skip
+    if told is None and as_json:
+        raise UserError('--json prints alerts and descriptions; add --tell, such as --tell "a dog", or --describe 10s')
     if told is None and rehearse:
         raise UserError('--dry-run belongs to --tell and --describe; say what to look out for, such as --tell "a dog"')
     if expect and not (rehearse and tell):
@@ -136,9 +141,12 @@ def watch_source(
             if tell is not None:
                 tell_live(live, STREAM, fps, pipeline, tell)
                 return
-            console = Console(highlight=False)
+            console = Console(highlight=False, emoji=False)
             for question in _questions(live, piped):
-                _answer(live, pipeline, question, console)
+                try:
+                    _answer(live, pipeline, question, console)
+                except UserError as error:  # the next question may do better
+                    Console(stderr=True).print(str(error), markup=False)
 
 
 def _pump_stdin(folder: Path) -> str:
