@@ -48,6 +48,8 @@ def test_the_memory_is_shown_with_its_parts(page: Page, server):
     assert f"of {capacity['parts']['temporal']['slots']} · {fine}" in temporal
     shares = re.findall(r"(\d+)%", page.locator("#budget").get_attribute("aria-label"))
     assert 98 <= sum(map(int, shares)) <= 102
+    shot = page.locator(".slot .shot").first.bounding_box()
+    assert shot["width"] == pytest.approx(shot["height"])  # the square that the model sees, in square cells
     expect(page.locator(".part[data-part=temporal] .age").first).to_contain_text("earlier")
 
 
@@ -89,12 +91,35 @@ def test_the_chat_opens_on_its_newest_turn_and_goes_back_to_the_oldest(page: Pag
     expect(turns.last).to_have_text("question 25")
     expect(turns.last).to_be_in_viewport()
     expect(turns.first).not_to_be_in_viewport()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "before=" in request.url else None)
     for _ in range(2):  # there may be earlier turns from other tests
         if page.locator("#older").is_visible():
-            page.click("#older")
+            page.locator("#older").evaluate("button => { button.click(); button.click(); }")
             expect(turns.filter(has_text=re.compile("^question 1$"))).to_have_count(1)
     assert turns.all_inner_texts()[-25:] == questions
+    assert len(asked) == len(set(asked)), "a double click asked twice"
     expect(page.locator("#older")).to_be_hidden()
+
+
+def test_the_evidence_of_an_answer_that_came_after_the_page_can_be_reached(page: Page):
+    slot = {"part": "temporal", "start": 0, "end": 1, "mean": 0.5, "exemplar": 0.5, "weight": 2, "share": 0.5}
+    turn = {"id": 1, "question": "what was that?", "answer": None, "error": None, "details": {}}
+    page.route("**/history?limit=20", lambda route: route.fulfill(json=[turn]))
+    later = {**turn, "answer": "A dog.", "details": {"stream_time": 2.0, "evidence": [slot]}}
+    page.route("**/history?limit=1&before=2", lambda route: route.fulfill(json=[later]))
+    page.reload()
+    expect(page.locator("#log .answered")).to_have_text("A dog.")
+    expect(page.locator("#log .evidence button")).to_have_attribute("tabindex", "0")
+
+
+def test_arrow_keys_with_a_modifier_are_left_to_the_browser(page: Page):
+    hints = page.locator("#hints button")
+    hints.first.focus()
+    page.keyboard.press("Alt+ArrowRight")
+    expect(hints.first).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(hints.nth(1)).to_be_focused()
 
 
 def test_an_open_page_asks_for_nothing_but_the_streams_while_nothing_changes(page: Page, server):
@@ -158,8 +183,8 @@ def test_the_form_for_editing_knows_the_stream(page: Page):
 def test_a_server_that_is_away_turns_the_dot_and_comes_back(page: Page):
     expect(page.locator("#state")).to_have_text("ended")
     page.route("**/v1/streams", lambda route: route.abort())
-    expect(page.locator("#state")).to_have_text("server away")
-    expect(page.locator("#connection")).to_contain_text("does not answer")
+    expect(page.locator("#state")).to_have_text("offline")
+    expect(page.locator("#connection")).to_contain_text("not responding")
     red = page.evaluate("getComputedStyle(document.getElementById('state'), '::before').backgroundColor")
     assert red == "rgb(255, 107, 107)"
     page.unroute("**/v1/streams")

@@ -50,7 +50,7 @@ def test_a_watch_is_added_paused_and_deleted_by_keyboard(page: Page, server):
     page.focus("#watches button >> text=Pause")
     page.keyboard.press("Enter")
     expect(item.locator(".phase")).to_have_text("paused")
-    expect(page.get_by_role("button", name="Go on: somebody is at the door")).to_be_focused()
+    expect(page.get_by_role("button", name="Resume: somebody is at the door")).to_be_focused()
     assert watches(server)[0]["paused"]
     page.keyboard.press("Enter")
     expect(item.locator(".phase")).not_to_have_text("paused")
@@ -66,6 +66,12 @@ def test_a_watch_is_added_paused_and_deleted_by_keyboard(page: Page, server):
     assert watches(server) == []
 
 
+def test_a_watch_that_is_added_elsewhere_appears_on_a_page_without_one(page: Page, server):
+    expect(page.locator("#memory-body")).to_be_visible()
+    assert server.call("POST", "/v1/streams/door/watches", {"event": "a dog"})[0] == 201
+    expect(page.locator("#watches li")).to_contain_text("a dog")
+
+
 def test_where_and_how_long_can_be_said_and_mistakes_are_named(page: Page, server):
     page.fill("#event", "a dog")
     page.click("#tell summary")
@@ -78,7 +84,7 @@ def test_where_and_how_long_can_be_said_and_mistakes_are_named(page: Page, serve
     page.fill("#tell [name=url]", "http://127.0.0.1:1/hook")
     page.fill("#tell [name=secret]", "hush")
     page.click("#tell [type=submit]")
-    expect(page.locator("#watches li")).to_contain_text("sent on")
+    expect(page.locator("#watches li")).to_contain_text("forwarded")
     expect(page.locator("#alerts-error")).to_be_hidden()
     (watch,) = watches(server)
     assert (watch["min_seconds"], watch["cooldown_seconds"]) == (0, 300)
@@ -110,9 +116,11 @@ def test_alerts_appear_with_their_picture_and_older_ones_on_demand(page: Page, s
     page.click("#older-alerts")
     expect(page.locator("#alerts-list li")).to_have_count(min(40, len(newest)))
     page.wait_for_selector("#alerts-list li:first-child img[src^='blob:']")
-    page.locator("#alerts-list .shot").first.click()
+    shot = page.locator("#alerts-list .shot").first
+    assert shot.evaluate("shot => getComputedStyle(shot, '::after').content") == "none"  # no grid of tokens on it
+    shot.click()
     expect(page.locator("#moment-picture")).to_be_visible()
-    expect(page.locator(".caption.only-past")).to_contain_text("Told: anything at all, still there at")
+    expect(page.locator(".caption.only-past")).to_contain_text("Alert: anything at all, still there at")
     expect(page.locator("#show-in-memory")).to_be_hidden()
     page.click("#back-to-live")
     expect(page.locator("#alerts-list .shot").first).to_be_focused()
@@ -130,7 +138,7 @@ def test_an_alert_s_clip_is_played(page: Page, server):
     assert clip.evaluate("clip => clip.error") is None
     assert clip.evaluate("clip => clip.videoWidth / clip.videoHeight") == pytest.approx(64 / 48, rel=0.02)
     assert clip.evaluate("clip => clip.duration") > 4
-    expect(page.locator(".caption.only-past")).to_contain_text("Told: something to play, started at")
+    expect(page.locator(".caption.only-past")).to_contain_text("Alert: something to play, started at")
     expect(page.locator("#moment-none")).to_be_hidden()
     over, shown = page.locator("#moment .over").bounding_box(), clip.bounding_box()
     assert over["y"] + over["height"] < shown["y"] + shown["height"] / 2  # its controls can be reached
@@ -154,6 +162,24 @@ def test_why_a_clip_cannot_be_played_is_said(page: Page, server):
     play.click()
     expect(page.locator("#alerts-error")).to_have_text("the frames are not kept any more")
     expect(play).to_have_text("Play")
+
+
+def test_a_picture_that_is_gone_leaves_no_button_and_one_that_failed_is_fetched_again(page: Page, server):
+    new = {"event": "something seen", "threshold": ANYTHING, "min_seconds": 0, "cooldown_seconds": 3600}
+    page.route("**/picture", lambda route: route.fulfill(status=404, json={"error": {"message": "gone"}}))
+    assert server.call("POST", "/v1/streams/door/watches", new)[0] == 201
+    seen = page.locator("#alerts-list li").filter(has_text="something seen")
+    expect(seen.locator(".shot")).to_have_text("No picture")
+    expect(seen.locator("button.shot")).to_have_count(0)
+    page.unroute("**/picture")
+    page.route("**/picture", lambda route: route.abort())
+    page.reload()
+    shot = seen.locator("button.shot:not([aria-busy])")
+    shot.click()
+    expect(page.locator("#alerts-error")).to_have_text("The server is not responding.")
+    page.unroute("**/picture")
+    shot.click()
+    expect(page.locator("#moment-picture")).to_be_visible()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -181,8 +207,14 @@ def test_nothing_of_one_stream_is_shown_at_another(page: Page, server, tmp_path)
     assert server.call("POST", "/v1/streams", {"name": "hall", "source": "push"})[0] == 201
     page.goto(f"{server.url}/#/door")
     expect(page.locator("#watches li")).to_have_count(1)
+    page.fill("#event", "a cat")
+    page.click("#tell summary")
+    page.fill("#tell [name=url]", "https://hooks.test/door")
+    page.fill("#tell [name=secret]", "hush")
     page.click("[role=tab] >> text=hall")
     expect(page.locator("#stream-name")).to_have_text("hall")
     expect(page.locator("#watches li")).to_have_count(0)
     expect(page.locator("#alerts-list li")).to_have_count(0)
+    for name in ("event", "url", "secret"):
+        expect(page.locator(f"#tell [name={name}]")).to_have_value("")
     server.call("DELETE", "/v1/streams/hall")

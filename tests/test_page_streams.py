@@ -124,7 +124,7 @@ def test_a_stream_that_is_deleted_elsewhere_says_so_and_keeps_its_question_to_it
     page.click("[role=tab] >> text=door")
     expect(page.locator("#question")).to_have_value("who left the")
     server.call("DELETE", "/v1/streams/door")
-    expect(page.locator("#gone")).to_contain_text("door is not watched any more")
+    expect(page.locator("#gone")).to_contain_text("door is no longer being watched")
     expect(page.locator("#gone-draft")).to_contain_text("who left the")
     page.click("[role=tab] >> text=hall")
     expect(page.locator("#stream-name")).to_have_text("hall")
@@ -149,13 +149,15 @@ def test_a_stream_is_edited_while_its_camera_sends(page: Page, server):
     start_camera(page)
     before = server.wait_for("/v1/streams/camera-1", has_frames)["kept"]
     page.fill("#question", "who is")
+    page.fill("#event", "somebody sits")
     page.click("#edit-stream")
     page.fill("#edit [name=name]", "desk")
     page.fill("#edit [name=fps]", "5")
     page.press("#edit [name=fps]", "Enter")
     expect(page.locator("#stream-name")).to_have_text("desk")
     expect(page.locator("#question")).to_have_value("who is")
-    expect(page.locator("#summary")).to_contain_text("5 frames a second")
+    expect(page.locator("#event")).to_have_value("somebody sits")
+    expect(page.locator("#summary")).to_contain_text("5 frames per second")
     server.wait_for("/v1/streams/desk", lambda _, body: body["kept"] > before + 1)
     expect(page.locator("#camera-name")).to_have_text("desk")
     page.click("#stop-camera")
@@ -187,10 +189,31 @@ def test_the_camera_is_sent_on_after_its_connection_broke(page: Page, server):
     page.click("#stop-camera")
 
 
-def test_the_camera_is_sent_on_after_the_server_was_started_again(browser, quick_folder):
+@pytest.fixture
+def port() -> str:
+    """A port at which a server can be started twice."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def test_the_camera_goes_off_with_a_stream_that_outlived_a_restart(browser, quick_folder, port, tmp_path):
+    page = browser.new_page()
+    options = ("--port", port, "--state", str(tmp_path / "state"))
+    with serving(str(quick_folder), *options) as first:
+        page.goto(first.url)
+        start_camera(page)
+        first.wait_for("/v1/streams/camera-1", has_frames)
+    with serving(str(quick_folder), *options) as second:  # it still has the stream
+        second.wait_for("/v1/streams/camera-1", lambda _, body: body["came"] > 0 and body["state"] == "live", 60)
+        second.call("DELETE", "/v1/streams/camera-1")
+        expect(page.locator("#notice")).to_contain_text("its stream camera-1 was removed")
+        expect(page.locator("#camera")).to_be_hidden()
+        assert second.call("GET", "/v1/streams")[1] == []
+        page.close()
+
+
+def test_the_camera_is_sent_on_after_the_server_was_started_again(browser, quick_folder, port):
     page = browser.new_page()
     with serving(str(quick_folder), "--port", port) as first:
         page.goto(first.url)
@@ -218,6 +241,19 @@ def test_a_token_is_asked_for_once(browser, guarded):
         page.reload()
         expect(page.locator("#empty h2")).to_be_visible()
         expect(page.locator("#token-dialog")).to_be_hidden()
+
+
+def test_a_page_that_loses_its_token_no_longer_says_that_the_server_is_away(browser, guarded):
+    for page in opened(browser, guarded.url):
+        page.fill("#token-form [name=token]", "secret-token")
+        page.press("#token-form [name=token]", "Enter")
+        expect(page.locator("#empty h2")).to_be_visible()
+        page.route("**/v1/streams", lambda route: route.abort())
+        expect(page.locator("#connection")).to_be_visible()
+        page.evaluate("sessionStorage.setItem('token', 'old')")
+        page.unroute("**/v1/streams")
+        expect(page.locator("#token-form .error")).to_have_text("The server no longer accepts this token.")
+        expect(page.locator("#connection")).to_be_hidden()
 
 
 def test_a_token_that_is_wrong_or_odd_says_so_and_the_page_is_never_blank(browser, guarded):

@@ -1,25 +1,31 @@
-// What one stream is watched for, and the newest alerts about it.
+// The watches of one stream, and its newest alerts.
 import { call, streamPath } from "/page/api.js";
 import { openDelete } from "/page/dialogs.js";
-import { $, calmly, clock, count, el, reconcile, setText } from "/page/dom.js";
+import { $, calmly, clock, count, el, once, reconcile, setText } from "/page/dom.js";
 import { showClip, showMoment } from "/page/stage.js";
 
 const PAGE = 20;
-const WHEN = { starts: "when it starts", ends: "when it ends", every: "when it starts and ends", lasts: "while it lasts" };
-const PHASES = { away: "not seen now", coming: "seen just now", asking: "looking closely", there: "there now", refused: "not sure enough", paused: "paused" };
+const WHEN = { starts: "when it starts", ends: "when it ends", every: "when it starts or ends", lasts: "while it lasts" };
+const PHASES = { away: "not there now", coming: "just seen", asking: "taking a closer look", there: "there now", refused: "not sure enough", paused: "paused" };
 const DOTS = { coming: "starting", asking: "starting", there: "live" };
 const STATES = { start: "started", update: "still there", end: "ended" };
 const AFTERWARDS = 10; // polls after the newest frame, for what is found in it later
-const shown = { name: null, kept: null, polls: 0, newest: null, older: null, told: false };
-const pictures = new Map(); // alert -> the address of its picture, or a promise of it
+const IDLE_SECONDS = 10; // between two requests for the watches while there are none: one may be added elsewhere
+const shown = { name: null, kept: null, polls: 0, asked: 0, newest: null, older: null, told: false };
+let drafted = null; // the stream for which the form is filled in
 
 export function openAlerts(name) {
+  if (drafted !== name) $("tell").reset(); // its secret and its webhook are of another stream
+  drafted = name;
   Object.assign(shown, { name, kept: null, polls: 0, newest: null, older: null, told: false });
+  for (const picture of $("alerts-list").querySelectorAll("img[src]")) URL.revokeObjectURL(picture.src);
   for (const id of ["watches", "alerts-list"]) $(id).replaceChildren();
   for (const id of ["alerts-error", "alert-announcement"]) setText($(id), "");
-  for (const picture of pictures.values()) picture.then((url) => url && URL.revokeObjectURL(url));
-  pictures.clear();
   $("older-alerts").hidden = true;
+}
+
+export function renameWatchDraft(before, after) {
+  if (drafted === before) drafted = after;
 }
 
 // Called on every poll: asks for the watches if there were new frames lately, and for alerts if there are new ones.
@@ -28,8 +34,10 @@ export async function updateAlerts(stream) {
   const isFirst = shown.kept === null;
   if (shown.kept !== stream.kept) shown.polls = AFTERWARDS;
   shown.kept = stream.kept;
-  if (!isFirst && (!shown.polls || !$("watches").children.length)) return;
+  if (!isFirst && !shown.polls) return;
   shown.polls = Math.max(0, shown.polls - 1);
+  const isIdle = !$("watches").children.length && performance.now() - shown.asked < 1000 * IDLE_SECONDS;
+  if (!isFirst && isIdle) return;
   try {
     await refresh();
   } catch (error) {
@@ -40,6 +48,7 @@ export async function updateAlerts(stream) {
 
 async function refresh() {
   const { name } = shown;
+  shown.asked = performance.now();
   const watches = await call(`${streamPath(name)}/watches`);
   if (name !== shown.name) return;
   reconcile($("watches"), watches, (watch) => watch.id, createWatch, updateWatch);
@@ -71,11 +80,11 @@ function updateWatch(item, watch) {
   setText(item.querySelector("b"), watch.event);
   item.querySelector(".dot").dataset.state = DOTS[watch.phase] ?? "";
   setText(item.querySelector(".phase span"), PHASES[watch.phase] ?? watch.phase);
-  const targets = watch.targets.length ? " · sent on" : "";
-  setText(item.querySelector(".rule"), `Told ${WHEN[watch.when]} · ${watch.events ? `seen ${count(watch.events, "time")}` : "not seen yet"}${targets}`);
+  const targets = watch.targets.length ? " · forwarded" : "";
+  setText(item.querySelector(".rule"), `Alerts ${WHEN[watch.when]} · ${watch.events ? `seen ${count(watch.events, "time")}` : "not seen yet"}${targets}`);
   setText(item.querySelector(".error"), watch.error ?? watch.targets.map((target) => target.error).find(Boolean) ?? "");
-  setText(pause, watch.paused ? "Go on" : "Pause");
-  pause.setAttribute("aria-label", `${watch.paused ? "Go on" : "Pause"}: ${watch.event}`);
+  setText(pause, watch.paused ? "Resume" : "Pause");
+  pause.setAttribute("aria-label", `${watch.paused ? "Resume" : "Pause"}: ${watch.event}`);
   remove.setAttribute("aria-label", `Delete: ${watch.event}`);
   pause.onclick = () => change(pause, () => call(watchPath(watch.id), { method: "PATCH", body: { paused: !watch.paused } }));
   remove.onclick = () => openDelete(watch.event, async () => {
@@ -87,22 +96,18 @@ function updateWatch(item, watch) {
 
 const watchPath = (id) => `${streamPath(shown.name)}/watches/${encodeURIComponent(id)}`;
 
-// Does something to the watches, once however often `button` is pressed, and shows what came of it. A button that was
-// disabled would lose the focus.
-async function change(button, work) {
-  if (button.ariaBusy) return;
-  button.ariaBusy = "true";
+// Does something to the watches and shows the outcome, unless another stream is shown by then.
+const change = (button, work) => once(button, async () => {
+  const { name } = shown;
   setText($("alerts-error"), "");
   try {
-    await work();
+    await work(name);
     await refresh();
     shown.polls = AFTERWARDS;
   } catch (error) {
-    setText($("alerts-error"), error.message);
-  } finally {
-    button.ariaBusy = null;
+    if (name === shown.name) setText($("alerts-error"), error.message);
   }
-}
+});
 
 $("tell").onsubmit = (event) => {
   event.preventDefault();
@@ -110,9 +115,9 @@ $("tell").onsubmit = (event) => {
   const { event: what, when, least, quiet, url, secret } = form.elements;
   const body = { event: what.value.trim(), when: when.value, min_seconds: Number(least.value), cooldown_seconds: Number(quiet.value) };
   if (url.value.trim()) body.targets = [{ url: url.value.trim(), ...(secret.value ? { secret: secret.value } : {}) }];
-  change(form.querySelector("[type=submit]"), async () => {
-    await call(`${streamPath(shown.name)}/watches`, { method: "POST", body });
-    form.reset();
+  change(form.querySelector("[type=submit]"), async (name) => {
+    await call(`${streamPath(name)}/watches`, { method: "POST", body });
+    if (name === drafted) form.reset();
   });
 };
 
@@ -137,18 +142,11 @@ function add(alerts) {
 
 function createAlert(alert) {
   const about = `${alert.event}, ${STATES[alert.state]} at ${clock(alert.time)}`;
-  const picture = el("img", { alt: "" });
-  const button = el("button", { type: "button", class: "shot", "aria-label": `Show ${about}` }, picture);
-  load(alert.id).then((url) => {
-    if (!url) return;
-    picture.src = url;
-    button.onclick = () => {
-      showMoment(url, about, false);
-      scrollToStage();
-    };
-  });
+  const button = el("button", { type: "button", class: "shot", "aria-label": `Show ${about}` }, el("img", { alt: "" }));
+  button.onclick = () => once(button, () => showPicture(button, alert, about));
+  once(button, () => load(button, alert)).catch(() => {}); // a click tries again
   const play = alert.clip ? el("button", { type: "button", class: "small play", "aria-label": `Play ${about}` }, "Play") : null;
-  if (play) play.onclick = () => playClip(play, alert, about);
+  if (play) play.onclick = () => once(play, () => playClip(play, alert, about));
   return el("li", {}, button, el("div", { class: "about" },
     el("p", {}, el("b", {}, alert.event), " ", el("span", { class: "what" }, STATES[alert.state])),
     el("p", { class: "quiet" }, `${clock(alert.time)} · ${dayAndTime(alert.clock)}`),
@@ -157,9 +155,7 @@ function createAlert(alert) {
 
 // Fetches an alert's clip, for which the server may have to wait, and plays it unless another stream is shown by then.
 async function playClip(button, alert, about) {
-  if (button.ariaBusy) return;
-  button.ariaBusy = "true";
-  setText(button, "Getting it…");
+  setText(button, "Loading…");
   setText($("alerts-error"), "");
   try {
     const clip = await call(alert.clip, { blob: true });
@@ -169,20 +165,34 @@ async function playClip(button, alert, about) {
   } catch (error) {
     if (button.isConnected) setText($("alerts-error"), error.message);
   } finally {
-    button.ariaBusy = null;
     setText(button, "Play");
   }
 }
 
 const scrollToStage = () => $("stage").scrollIntoView({ block: "nearest", behavior: calmly() });
 
-// The address of an alert's picture; null if it has none any more.
-function load(id) {
-  if (!pictures.has(id)) {
-    const picture = call(`/v1/alerts/${encodeURIComponent(id)}/picture`, { blob: true });
-    pictures.set(id, picture.then((blob) => URL.createObjectURL(blob), () => null));
+// Fetches an alert's picture into its button; if the picture is gone for good, so is the button.
+async function load(button, { id }) {
+  try {
+    const picture = await call(`/v1/alerts/${encodeURIComponent(id)}/picture`, { blob: true });
+    if (button.isConnected) button.firstElementChild.src = URL.createObjectURL(picture);
+  } catch (error) {
+    if (error.status === 404) button.replaceWith(el("span", { class: "shot" }, "No picture"));
+    throw error;
   }
-  return pictures.get(id);
+}
+
+async function showPicture(button, alert, about) {
+  const picture = button.firstElementChild;
+  setText($("alerts-error"), "");
+  try {
+    if (!picture.src) await load(button, alert);
+    if (!button.isConnected) return;
+    showMoment(picture.src, about, false);
+    scrollToStage();
+  } catch (error) {
+    if (button.isConnected) setText($("alerts-error"), error.message);
+  }
 }
 
 function dayAndTime(seconds) {
@@ -193,9 +203,8 @@ function dayAndTime(seconds) {
 }
 
 $("older-alerts").onclick = async () => {
-  const { name } = shown;
   const oldest = $("alerts-list").lastElementChild.dataset.key;
-  await change($("older-alerts"), async () => {
+  await change($("older-alerts"), async (name) => {
     const alerts = await call(`${streamPath(name)}/alerts?limit=${PAGE}&before=${oldest}`);
     if (name !== shown.name) return;
     shown.older = oldest;

@@ -23,10 +23,10 @@ async function send(path, options) {
     response = await fetch(path, { cache: "no-store", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw Object.assign(new Error("The server does not answer."), { away: true });
+    throw Object.assign(new Error("The server is not responding."), { away: true });
   }
   if (response.ok) return response;
-  let message = `The server answered ${response.status}.`;
+  let message = `The server answered with status ${response.status}.`;
   try {
     message = (await response.json()).error.message;
   } catch { /* no body to read */ }

@@ -1,5 +1,5 @@
 // The page: chooses the view, and polls the streams once a second.
-import { openAlerts, updateAlerts } from "/page/alerts.js";
+import { openAlerts, renameWatchDraft, updateAlerts } from "/page/alerts.js";
 import { call, streamPath } from "/page/api.js";
 import { cameraObstacle, cameraStream, renameCamera, setCameraRate, startCamera, stopCamera } from "/page/camera.js";
 import { draftOf, dropDraft, openChat, renameDraft, updateChat } from "/page/chat.js";
@@ -7,7 +7,7 @@ import { askForToken, openAdd, openEdit, openRemove, setUpAdd, setUpEdit, setUpR
 import { $, clock, count, el, reconcile, rove, setText } from "/page/dom.js";
 import { openMemory, updateMemory } from "/page/memory.js";
 import { showOverview } from "/page/overview.js";
-import { closeStage, openStage, stopLive, updateStage } from "/page/stage.js";
+import { openStage, stopLive, updateStage } from "/page/stage.js";
 
 const LOOK_SECONDS = 1;
 const state = { streams: [], name: null, view: null, known: false, locked: false, removing: null };
@@ -42,7 +42,7 @@ function show() {
 }
 
 function open(view, name) {
-  closeStage();
+  stopLive();
   for (const id of ["locked", "watching", "gone", "overview", "empty"]) $(id).hidden = id !== view;
   document.title = name && view === "watching" ? `${name} – flash-vstream` : "flash-vstream";
   $("to-question").hidden = view !== "watching";
@@ -52,7 +52,7 @@ function open(view, name) {
   }
   if (view !== "watching") return;
   setText($("stream-name"), name);
-  openStage(name);
+  openStage();
   openMemory(name);
   openAlerts(name);
   openChat(name);
@@ -83,13 +83,13 @@ function drawStream(stream) {
   if (stream.time === null || stream.state !== "live") setText($("clock"), clock(stream.time));
   setText($("source"), stream.source);
   setText($("trouble"), stream.error && stream.state !== "live" ? stream.error : "");
-  setText($("summary"), `${count(stream.fps, "frame")} a second · ${stream.kept.toLocaleString("en")} remembered · ${stream.skipped.toLocaleString("en")} skipped${stream.recorded ? " · recorded" : ""}`);
+  setText($("summary"), `${count(stream.fps, "frame")} per second · ${stream.kept.toLocaleString("en")} remembered · ${stream.skipped.toLocaleString("en")} skipped${stream.recorded ? " · recorded" : ""}`);
   const ms = (seconds) => (seconds === null ? "–" : `${Math.round(1000 * seconds)} ms`);
   const facts = [
-    ["Behind the source", stream.state === "live" && stream.lag !== null ? `${stream.lag.toFixed(1)} s` : "–"],
-    ["Encoding a frame", ms(stream.encode_seconds)],
+    ["Lag", stream.state === "live" && stream.lag !== null ? `${stream.lag.toFixed(1)} s` : "–"],
+    ["Encoding one frame", ms(stream.encode_seconds)],
     ["Writing it to memory", ms(stream.write_seconds)],
-    ["Source opened again", count(stream.restarts, "time")],
+    ["Reconnects", stream.restarts.toLocaleString("en")],
   ];
   reconcile($("numbers"), facts, ([name]) => name, ([name]) => el("div", {}, el("dt", {}, name), el("dd")),
     (row, [, value]) => setText(row.lastChild, value));
@@ -128,6 +128,7 @@ setUpRemove(async (name) => {
 setUpEdit(async (before, after) => {
   if (before !== after) {
     renameDraft(before, after);
+    renameWatchDraft(before, after);
     if (cameraStream() === before) renameCamera(after);
     history.replaceState(null, "", `#/${after}`);
   }
@@ -160,7 +161,7 @@ function drawConnection(message) {
   $("connection").hidden = !message;
   document.body.classList.toggle("away", Boolean(message));
   if (!message) return;
-  for (const pill of document.querySelectorAll(".state")) setText(pill, "server away");
+  for (const pill of document.querySelectorAll(".state")) setText(pill, "offline");
 }
 
 async function look() {
@@ -181,7 +182,7 @@ async function look() {
     await updateAlerts(stream);
   } catch (error) {
     if (error.status === 401) lock();
-    else if (error.away) drawConnection("The server does not answer. Trying again…");
+    else if (error.away) drawConnection("The server is not responding. Trying again…");
     else if (error.status === 404) return; // removed during the poll; the next one shows that
     else if (error.status) drawConnection(error.message);
     else throw error;
@@ -191,6 +192,7 @@ async function look() {
 function lock() {
   Object.assign(state, { locked: true, streams: [] });
   stopLive();
+  drawConnection("");
   show();
   askForToken();
 }

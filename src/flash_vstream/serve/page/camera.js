@@ -9,16 +9,16 @@ let camera = null; // { name, fps, media, video, canvas, socket, timer, since, f
 // The reason this page cannot use a camera; null if it can.
 export function cameraObstacle() {
   if (!window.isSecureContext) {
-    return `Browsers give a page the camera only over HTTPS or on localhost, and this page came over plain HTTP from ${location.host}. `
+    return `Browsers let a page use the camera only over HTTPS or on localhost, but this page came over plain HTTP from ${location.host}. `
       + "Open it over https:// (docs/server.md says how), or on the machine that runs the server.";
   }
-  return navigator.mediaDevices?.getUserMedia ? null : "This browser gives pages no camera.";
+  return navigator.mediaDevices?.getUserMedia ? null : "This browser does not let pages use a camera.";
 }
 
 function reasonOf(error) {
   const reasons = {
-    NotAllowedError: "You, or your browser's settings, did not allow it.",
-    NotFoundError: "There is no camera.",
+    NotAllowedError: "You or your browser's settings denied access to it.",
+    NotFoundError: "No camera was found.",
     NotReadableError: "Another program is using it.",
   };
   return `Your camera could not be used. ${reasons[error.name] ?? error.message}`;
@@ -28,7 +28,7 @@ function reasonOf(error) {
 export async function startCamera(names, create) {
   const obstacle = cameraObstacle();
   if (obstacle) throw new Error(obstacle);
-  if (camera) throw new Error(`Your camera is on already, as ${camera.name}.`);
+  if (camera) throw new Error(`Your camera is already on as ${camera.name}.`);
   const media = await navigator.mediaDevices.getUserMedia({ video: { width: 640, height: 480 } })
     .catch((error) => { throw new Error(reasonOf(error)); });
   let number = 1;
@@ -83,7 +83,7 @@ function connect(own) {
   const socket = openFrames(own.name);
   own.socket = socket;
   socket.onopen = () => {
-    Object.assign(own, { failures: 0, missed: 0 });
+    Object.assign(own, { failures: 0, missed: 0, since: performance.now() });
     sendFrame(own);
   };
   // The server acknowledges each frame, so a slow server gets fewer.

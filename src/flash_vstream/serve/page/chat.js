@@ -1,12 +1,12 @@
 // Questions and answers about one stream. Shows the newest turns; fetches older ones on demand.
 import { ask, call, streamPath } from "/page/api.js";
-import { $, clock, el, rove, setText } from "/page/dom.js";
+import { $, clock, el, once, rove, setText } from "/page/dom.js";
 import { describe, look, pictureOf } from "/page/memory.js";
 
 const PAGE = 20;
 const EVIDENCE = 6;
 const PENDING_SECONDS = 1;
-const HINTS = ["What is happening now?", "What happened first?", "What have you seen until now?"];
+const HINTS = ["What is happening now?", "What happened first?", "What have you seen so far?"];
 const chat = { name: null, loaded: false, oldest: null };
 const drafts = new Map(); // stream -> its half-typed question
 const evidenceRope = rove($("log"), ".evidence button");
@@ -68,24 +68,26 @@ async function settle(turn, entry, name) {
     await new Promise((resolve) => setTimeout(resolve, 1000 * PENDING_SECONDS));
     if (!turn.isConnected) return;
     const [again] = await call(`${streamPath(name)}/history?limit=1&before=${entry.id + 1}`).catch(() => [entry]);
-    await settle(turn, again ?? { ...entry, error: "This question is gone." }, name);
+    await settle(turn, again ?? { ...entry, error: "This question no longer exists." }, name);
   }
 }
 
-$("older").onclick = async () => {
+$("older").onclick = () => once($("older"), async () => {
+  const { name } = chat;
   const scroller = $("turns");
   try {
     setText($("chat-error"), "");
     const turns = await page(chat.oldest);
+    if (name !== chat.name) return;
     const fromEnd = scroller.scrollHeight - scroller.scrollTop;
     $("log").prepend(...turns);
     scroller.scrollTop = scroller.scrollHeight - fromEnd; // keep the same turns in view
     evidenceRope.refresh();
     if ($("older").hidden) scroller.focus({ preventScroll: true });
   } catch (error) {
-    setText($("chat-error"), error.message);
+    if (name === chat.name) setText($("chat-error"), error.message);
   }
-};
+});
 
 // --- turns
 
@@ -114,11 +116,12 @@ function finish(turn, answer) {
   }
   const meta = turn.querySelector(".meta");
   meta.textContent = facts.join(" · ");
-  if (answer.first_token_seconds) meta.title = `The first word came after ${answer.first_token_seconds.toFixed(1)} s`;
+  if (answer.first_token_seconds) meta.title = `First word after ${answer.first_token_seconds.toFixed(1)} s`;
   const shown = mostLookedAt(answer.evidence ?? []);
   const place = turn.querySelector(".evidence");
   place.replaceChildren(...shown.map(evidence));
   if (shown.length) place.prepend(el("span", { class: "quiet" }, "Looked at"));
+  evidenceRope.refresh();
 }
 
 // The slots with the largest shares, at most one per frame, whichever part of the memory it is in. Prefers slots
@@ -133,23 +136,13 @@ function mostLookedAt(evidence) {
 }
 
 function evidence(slot) {
-  const picture = el("img", { alt: "", width: 60, height: 60 });
+  const url = slot.thumbnail ?? pictureOf(slot);
+  const picture = el("img", { alt: "", width: 60, height: 60, src: url });
   const button = el("button", { type: "button", tabindex: -1 }, picture, el("span", {}, clock(slot.exemplar)));
-  const shown = showPicture(picture, slot);
   button.title = `${describe(slot)}, ${Math.round(100 * slot.share)}% of the attention`;
   button.setAttribute("aria-label", `${clock(slot.exemplar)}, show this moment: ${button.title}`);
-  button.onclick = async () => look(slot, await shown);
+  button.onclick = () => look(slot, url);
   return button;
-}
-
-// Evidence either contains its picture or names its URL on the server.
-async function showPicture(picture, slot) {
-  let url = slot.thumbnail ?? pictureOf(slot);
-  if (url && !url.startsWith("data:")) {
-    url = await call(url, { blob: true }).then(URL.createObjectURL, () => pictureOf(slot));
-  }
-  if (url) picture.src = url;
-  return url;
 }
 
 function fail(turn, message) {
@@ -175,9 +168,9 @@ async function answer(question) {
       else if (event === "error") fail(turn, data.message);
       if (following) toNewest();
     }
-    if (said.classList.contains("waiting")) fail(turn, "The answer broke off; ask again.");
+    if (said.classList.contains("waiting")) fail(turn, "The answer was cut off; please ask again.");
   } catch (error) {
-    fail(turn, error.status || error.away ? error.message : "The connection broke off; ask again.");
+    fail(turn, error.status || error.away ? error.message : "The connection was lost; please ask again.");
   }
   if (name === chat.name) setText($("announcement"), said.textContent);
 }

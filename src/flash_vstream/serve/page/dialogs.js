@@ -53,7 +53,7 @@ export function openEdit(stream) {
   edited = stream;
   const { name, fps } = $("edit").querySelector("form").elements;
   name.value = stream.name;
-  fps.value = stream.fps ?? "";
+  fps.value = stream.fps;
   open($("edit"));
 }
 
@@ -63,7 +63,7 @@ export function setUpEdit(done) {
     const { name, fps } = form.elements;
     const change = {};
     if (name.value !== edited.name) change.name = name.value;
-    if (fps.value && Number(fps.value) !== edited.fps) change.fps = Number(fps.value);
+    if (Number(fps.value) !== edited.fps) change.fps = Number(fps.value);
     if (!Object.keys(change).length) return;
     await call(streamPath(edited.name), { method: "PATCH", body: change });
     await done(edited.name, name.value);
@@ -94,13 +94,13 @@ export function openDelete(event, remove) {
 export function askForToken() {
   if ($("token-dialog").open) return;
   open($("token-dialog"));
-  if (getToken()) showError($("token-dialog"), "The server does not take this token any more.");
+  if (getToken()) showError($("token-dialog"), "The server no longer accepts this token.");
 }
 
 export function setUpToken(unlocked) {
   onSubmit($("token-dialog"), async (form) => {
     const token = form.elements.token.value.trim();
-    if (!canBeSent(token)) throw new Error("A token is made of letters, digits and simple signs; this one cannot be sent.");
+    if (!canBeSent(token)) throw new Error("This token contains characters that cannot be sent.");
     const before = getToken();
     setToken(token);
     try {

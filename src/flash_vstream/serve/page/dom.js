@@ -59,6 +59,17 @@ export function reconcile(parent, items, keyOf, create, update) {
   });
 }
 
+// Does `work` unless what `button` did last is still going on. A button that was disabled would lose the focus.
+export async function once(button, work) {
+  if (button.ariaBusy) return;
+  button.ariaBusy = "true";
+  try {
+    await work();
+  } finally {
+    button.ariaBusy = null;
+  }
+}
+
 // A single Tab stop for the elements matching `selector` in `group`; arrow keys, Home and End move between them.
 export function rove(group, selector) {
   const members = () => [...group.querySelectorAll(selector)];
@@ -70,6 +81,7 @@ export function rove(group, selector) {
     if (member) choose(member);
   });
   group.addEventListener("keydown", (event) => {
+    if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return; // the browser's
     const all = members();
     const at = all.indexOf(document.activeElement);
     const last = all.length - 1;

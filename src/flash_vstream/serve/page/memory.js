@@ -16,16 +16,20 @@ const pictures = new Map(); // exemplar -> data URL
 let chosen = null; // the highlighted slot
 
 export function openMemory(name) {
-  Object.assign(known, { name, kept: null, memory: null });
+  Object.assign(known, { name, kept: null, memory: null, ended: false });
   pictures.clear();
   chosen = null;
   $("memory-body").hidden = true;
-  setText($("memory-lead"), "Nothing yet: the memory fills with the first frames.");
+  setText($("memory-lead"), "Nothing yet. The memory fills as frames arrive.");
   for (const id of ["lanes", "budget", "parts"]) $(id).replaceChildren();
 }
 
 // Fetches the memory only after new frames were written, and only pictures not fetched before.
 export async function updateMemory(stream) {
+  const ended = stream.state === "ended";
+  const isOutdated = ended !== known.ended;
+  known.ended = ended;
+  if (isOutdated && known.memory) draw(known.memory);
   if (stream.time === null || (stream.kept === known.kept && known.memory)) return;
   const { name } = known;
   const newest = Math.max(-1, ...pictures.keys());
@@ -34,7 +38,7 @@ export async function updateMemory(stream) {
     throw error;
   });
   if (!memory || name !== known.name) return;
-  Object.assign(known, { kept: stream.kept, memory, ended: stream.state === "ended" });
+  Object.assign(known, { kept: stream.kept, memory });
   for (const slot of memory.slots) if (slot.thumbnail) pictures.set(slot.exemplar, slot.thumbnail);
   const wanted = new Set(memory.slots.map((slot) => slot.exemplar));
   for (const exemplar of pictures.keys()) if (!wanted.has(exemplar)) pictures.delete(exemplar);
@@ -74,8 +78,8 @@ function draw(memory) {
   $("memory-lead").replaceChildren(
     el("b", {}, `${duration(memory.time - first)} of video`), ` (${count(memory.frames, "frame")}) in `,
     el("b", {}, `${count(tokens, "token")}, ${megabytes(capacity.bytes)}`),
-    ". It stays this size however long it watches.",
-    memory.longterm.length ? ` ${count(memory.longterm.length, "more moment")} of up to ${capacity.longterm.slots} are kept for questions to recall.` : "",
+    ". It stays this size no matter how long it watches.",
+    memory.longterm.length ? ` ${count(memory.longterm.length, "more moment")} (at most ${capacity.longterm.slots}) can be recalled for questions.` : "",
   );
   drawBudget(shown, tokens);
   drawLanes(shown, first, memory.time);
@@ -97,7 +101,8 @@ function drawBudget(shown, tokens) {
 function drawLanes(shown, first, last) {
   const length = Math.max(last - first, 1e-6);
   reconcile($("lanes"), shown, (row) => row.part, (row) => el("div", { class: "lane", "data-part": row.part }), (lane, row) => {
-    reconcile(lane, row.slots, keyOf, (slot) => el("i", { onclick: () => look(slot) }), (bar, slot) => {
+    reconcile(lane, row.slots, keyOf, createBar, (bar, slot) => {
+      bar.piece = slot; // so that a click shows what the bar says
       Object.assign(bar.dataset, { part: slot.part, exemplar: slot.exemplar, start: slot.start, end: slot.end });
       bar.style.left = `${(100 * (slot.start - first)) / length}%`;
       bar.style.width = `${(100 * (slot.end - slot.start)) / length}%`;
@@ -107,6 +112,12 @@ function drawLanes(shown, first, last) {
   });
   setText($("lanes-first"), clock(first));
   setText($("lanes-last"), known.ended ? `${clock(last)}, the end` : `${clock(last)}, now`);
+}
+
+function createBar() {
+  const bar = el("i");
+  bar.onclick = () => look(bar.piece);
+  return bar;
 }
 
 const ropes = new WeakMap(); // a strip of slots -> its roving Tab stop

@@ -2,25 +2,19 @@
 import { livePictures } from "/page/api.js";
 import { $, clock, setText } from "/page/dom.js";
 
-const live = { name: null, abort: null, shownKept: null, url: null };
+const live = { abort: null, shownKept: null, url: null };
 let cameFrom = null; // the element focused before a moment was shown
 
-export function openStage(name) {
+export function openStage() {
   stopLive();
-  Object.assign(live, { name, shownKept: null });
   showLive();
   draw(null);
-}
-
-export function closeStage() {
-  stopLive();
-  live.name = null;
 }
 
 // Called on every poll: connects to the live pictures if there are new frames and no connection is open.
 export function updateStage(stream) {
   $("no-frame").hidden = stream.time !== null;
-  setText($("no-frame"), stream.error && stream.state !== "live" ? "No frame has come yet; see below why." : "Waiting for the first frame…");
+  setText($("no-frame"), stream.error && stream.state !== "live" ? "No frames yet; see the reason below." : "Waiting for the first frame…");
   if (stream.time === null || live.abort || document.hidden || stream.kept === live.shownKept) return;
   live.shownKept = stream.kept;
   play(stream.name);
@@ -65,7 +59,7 @@ export function showMoment(url, about, isRemembered = true) {
   $("moment-picture").hidden = !url;
   $("moment-none").hidden = Boolean(url);
   setText($("moment-about"), about);
-  setText($("moment-kind"), isRemembered ? "Remembered" : "Told");
+  setText($("moment-kind"), isRemembered ? "Remembered" : "Alert");
   $("show-in-memory").hidden = !isRemembered;
   $("moment").hidden = false;
   $("stage").classList.add("past");
