@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from contextlib import ExitStack, contextmanager
 
+import anyio
 import pytest
 
 from flash_vstream.errors import UserError
@@ -15,6 +16,7 @@ from flash_vstream.serve import alert_store, webhooks
 from flash_vstream.serve.schemas import WatchEdit
 from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import StoreError
+from flash_vstream.serve.watch_api import _following
 from flash_vstream.video.gateway import pinned_request
 from helpers.waiting import until
 from helpers.web import raw_camera
@@ -296,3 +298,9 @@ def test_a_database_that_cannot_be_read_any_more_is_told(open_server):
     with pytest.raises(StoreError):
         store.remove_other_streams(())
     server.watches.brokers.follow(set())
+    store.newest = 1
+
+    async def followed() -> list[dict[str, str]]:
+        return [event async for event in _following("alert", store, store.alerts, 0, "number", lambda: False)]
+
+    assert anyio.run(followed) == []  # ends, so that callers come back

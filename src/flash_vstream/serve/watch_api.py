@@ -10,6 +10,7 @@ import anyio.to_thread
 from fastapi import FastAPI, Header, Path, Query, Request, Response
 from sse_starlette import EventSourceResponse
 
+from flash_vstream.errors import UserError
 from flash_vstream.serve import schemas
 from flash_vstream.serve.alert_store import AlertStore
 from flash_vstream.serve.answers import PING_SECONDS, SEND_SECONDS
@@ -159,7 +160,10 @@ async def _following(
     while not ending():
         if store.newest > number:
             newest = store.newest
-            entries = await anyio.to_thread.run_sync(partial(read, after=number))
+            try:
+                entries = await anyio.to_thread.run_sync(partial(read, after=number))
+            except UserError:  # the database cannot be read, which is logged; a caller that comes back misses nothing
+                return
             for entry in entries:
                 yield {"event": kind, "id": str(entry.id), "data": json.dumps(entry.to_dict())}
             number = getattr(entries[-1], counted_by) if len(entries) == AT_ONCE else newest
