@@ -8,7 +8,6 @@ import sqlite3
 import threading
 from contextlib import ExitStack, contextmanager
 
-import anyio
 import pytest
 
 from flash_vstream.errors import UserError
@@ -18,6 +17,7 @@ from flash_vstream.serve.security import AccessRules, ApiError
 from flash_vstream.serve.store import StoreError
 from flash_vstream.serve.watch_api import _following
 from flash_vstream.video.gateway import pinned_request
+from helpers.asynchronous import run_async
 from helpers.waiting import until
 from helpers.web import raw_camera
 from helpers.webhooks import receiving
@@ -303,4 +303,4 @@ def test_a_database_that_cannot_be_read_any_more_is_told(open_server):
     async def followed() -> list[dict[str, str]]:
         return [event async for event in _following("alert", store, store.alerts, 0, "number", lambda: False)]
 
-    assert anyio.run(followed) == []  # ends, so that callers come back
+    assert run_async(followed) == []  # ends, so that callers come back
