@@ -156,3 +156,25 @@ def test_key_frames_of_a_camera_are_waited_for_but_not_for_long(tmp_path, delays
     settled = [(time, is_key) for time, is_key in found if 2.5 < time < 7.5]
     assert sum(not is_key for _, is_key in settled) == others
     assert all(after - before <= 1.65 for before, after in pairwise(time for time, _ in found))
+
+
+@pytest.mark.parametrize("at", [160, 200, 201])
+def test_a_camera_whose_time_stamps_jump_back_is_still_watched(tmp_path, at):
+    """In the middle of a group, at a key frame, and between that and when it shows."""
+    video, rate, clock = write(tmp_path / "camera.ts", seconds=16, g="50", bf="0"), FrameRate(1.0, 0.25), Clock({})
+
+    def jumping(packets):
+        for number, packet in enumerate(packets):
+            if number >= at and packet.pts is not None:
+                packet.pts -= 5 * 90_000
+                packet.dts -= 5 * 90_000
+            yield packet
+
+    with opened(video) as (container, stream):
+        playback = Playback(container, stream)
+        playback.decode_for(rate, lambda: clock.now)
+        found = [
+            clock.now for _ in playback.decoded(jumping(clock.arriving(playback._packets()))) if rate.picks(clock.now)
+        ]
+    assert max(after - before for before, after in pairwise(found)) < 2.5
+    assert found[-1] > 14

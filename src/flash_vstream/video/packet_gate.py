@@ -48,7 +48,7 @@ class PacketGate:
         self._key_times: tuple[float, float] | None = None  # of the newest two
         self._key_frames: set[int] = set()  # time stamps of key frames that are being decoded
         self._passed_over: set[int] = set()  # and of frames that are decoded only because later ones refer to them
-        self._restarted_at = -math.inf  # the time stamp of the key frame after the last dropped packets
+        self._restarted_at = -math.inf  # the time stamp of the key frame after dropped packets, until it shows
         self._trusted, self._is_deceived = 0, False
 
     def passed(self, packets: Iterator[Packet]) -> Iterator[Packet]:
@@ -78,11 +78,19 @@ class PacketGate:
         if frame.pts in self._passed_over:
             self._passed_over.discard(frame.pts)
             return False
-        return frame.pts >= self._restarted_at
+        if frame.pts < self._restarted_at:
+            return False
+        self._restarted_at = -math.inf  # from here on time stamps may run backwards, as those of cameras do
+        return True
 
     def forget(self) -> None:
         """Forget where in the recording it is: another place was sought."""
-        self._held, self._newest_passed, self._key_times, self._restarted_at = [], -math.inf, None, -math.inf
+        self._drop()
+        self._newest_passed, self._key_times, self._restarted_at = -math.inf, None, -math.inf
+
+    def _drop(self) -> None:
+        """Drop what is held, and what is still in the decoder."""
+        self._held = []
         self._key_frames.clear()
         self._passed_over.clear()
 
@@ -91,10 +99,9 @@ class PacketGate:
         return self._trusted >= TRUSTED_KEY_FRAMES and not self._is_deceived
 
     def _meet_key_frame(self, packet: Packet, time: float) -> None:
+        self._restarted_at = -math.inf
         if self._held and self._can_drop:
-            self._held = []
-            self._key_frames.clear()
-            self._passed_over.clear()
+            self._drop()
             self._restart()
             assert packet.pts is not None
             self._restarted_at = packet.pts
