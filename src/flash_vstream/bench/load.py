@@ -65,10 +65,8 @@ class _Load:
     async def _begin(self) -> None:
         clips = fetch(list(CLIPS))
         for number in range(self.streams):
-            name, source = (
-                f"{PREFIX}{number}",
-                {"source": str(clips[number % len(clips)]), "fps": self.fps, "loop": True},
-            )
+            name = f"{PREFIX}{number}"
+            source = {"source": str(clips[number % len(clips)]), "fps": self.fps, "loop": True}
             response = await self.client.post("/streams", json={"name": name, **source})
             if response.is_error:
                 raise UserError(

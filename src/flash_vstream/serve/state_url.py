@@ -92,8 +92,7 @@ class StateUrl:
             if self._known.get(name) != version:
                 self._put(name)
                 self._known[name] = version
-            if time.monotonic() - self._renewed > RENEW_SECONDS:
-                self._renew()
+            self._keep_lease()
         for name in self._known.keys() - versions.keys():
             with contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(self._at(name))
@@ -126,8 +125,7 @@ class StateUrl:
                 if any(Path(name).match(pattern) for pattern in PARTS) and ".." not in Path(name).parts:
                     self._files.get_file(found, str(self.folder / name))
                     self._known[name] = _version(self.folder / name)
-                if time.monotonic() - self._renewed > RENEW_SECONDS:
-                    self._renew()
+                self._keep_lease()
 
     def _listed(self, place: str) -> list[str]:
         try:
@@ -187,6 +185,11 @@ class StateUrl:
         if lease is not None and lease.get("id") != self._id:
             holder = f"process {lease.get('pid')} on {lease.get('host')}"
             raise StoreError(f"{self.shown} is used by another server now ({holder}); stop one of them")
+
+    def _keep_lease(self) -> None:
+        """Renew the lease if that is due, during what may take long."""
+        if time.monotonic() - self._renewed > RENEW_SECONDS:
+            self._renew()
 
     def _renew(self) -> None:
         lease = {"id": self._id, "pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
